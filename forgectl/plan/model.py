@@ -1,0 +1,135 @@
+"""What a plan says: every rank with its host, GPUs and environment. Pure data, standard library only.
+
+The same objects are printed by `forgectl plan`, stored in the run's directory and sent to agents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+MeshKind = Literal["actor", "service", "script", "driver"]
+StartMethod = Literal["fork", "spawn"]
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU of a host.
+
+    `visible` is what CUDA_VISIBLE_DEVICES must say for it (an index in PCI order, or a MIG UUID);
+    `uuid` names it for leases and is the same for every run and user of the machine;
+    `holder` says who has it now, in words, or is None where it is free.
+    """
+
+    visible: str
+    uuid: str
+    name: str = ""
+    holder: str | None = None
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What planning has to know about a host. Hosts with the same `machine` share its cores and GPUs."""
+
+    name: str
+    machine: str
+    cores: int
+    gpus: tuple[Gpu, ...] = ()
+    declared_gpus: bool = False  # GPUs were named by the spec, not found by NVML
+
+
+@dataclass(frozen=True)
+class HostPlan:
+    """One host of the run and how it is reached."""
+
+    name: str
+    local: bool
+    python: str
+    address: str  # where other hosts of the run reach it; 127.0.0.1 while all are one machine
+    ssh: str | None = None
+    env: dict[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Program:
+    """What each rank of a mesh runs.
+
+    file: a Python file, `target` its path; module: as `python -m target`; command: any program, `target`
+    looked up in PATH; actor: `target` is module:Class (its constructor arguments are the driver's business).
+    """
+
+    kind: Literal["file", "module", "command", "actor"]
+    target: str
+    args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RestartPolicy:
+    """Restart the whole mesh at most `max` times `within` so many seconds (None: ever)."""
+
+    max: int = 0
+    within: float | None = None
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """One process of a mesh. `env` holds what differs from rank to rank and is known before launch."""
+
+    rank: int
+    local_rank: int
+    host: str
+    gpus: tuple[str, ...]  # this rank's own GPUs, as CUDA_VISIBLE_DEVICES would name them
+    env: dict[str, str]
+
+
+@dataclass(frozen=True)
+class MeshPlan:
+    """One mesh: `procs` ranks over `hosts`, in the order of their group ranks.
+
+    `env` is common to all ranks of a host and is what its fork server starts with, by host name. `secrets` are
+    names whose values agents were given apart from the plan. `gpus` are leased per host for the whole mesh.
+    """
+
+    mesh: str
+    kind: MeshKind
+    program: Program
+    workdir: str
+    hosts: tuple[str, ...]
+    ranks: tuple[RankPlan, ...]
+    env: dict[str, dict[str, str]]
+    gpus: dict[str, tuple[Gpu, ...]]
+    python: dict[str, str]
+    preload: tuple[str, ...] = ("torch",)
+    start_method: StartMethod = "fork"
+    restart: RestartPolicy = RestartPolicy()
+    secrets: tuple[str, ...] = ()
+
+    @property
+    def procs(self) -> int:
+        """World size: the number of ranks in all."""
+        return len(self.ranks)
+
+    def ranks_on(self, host: str) -> tuple[RankPlan, ...]:
+        """The ranks of this mesh on one host, by local rank."""
+        return tuple(r for r in self.ranks if r.host == host)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run before it has an id. `lease` in seconds."""
+
+    name: str
+    spec: str  # path of the spec file, or "" for one made on the spot
+    workdir: str
+    lease: float
+    log_limit: int  # bytes that one rank's log may take on disk
+    hosts: tuple[HostPlan, ...]
+    meshes: tuple[MeshPlan, ...]
+    secrets: tuple[str, ...] = ()
+
+    def mesh(self, name: str) -> MeshPlan:
+        """The mesh of that name; KeyError where there is none."""
+        for mesh in self.meshes:
+            if mesh.mesh == name:
+                return mesh
+        raise KeyError(name)

@@ -1,0 +1,1 @@
+"""What a launched process runs first."""
