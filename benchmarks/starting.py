@@ -1,0 +1,94 @@
+"""How long until ranks work together: from nothing, and again after one of them was killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from argparse import Namespace
+from collections import defaultdict
+from collections.abc import Iterator
+
+from forge import Forge, ranks_of
+from measure import BIN, PROGRAMS, Row, Stamps, environment, python, seconds_of, started
+
+BESIDE_IMPORT = 1.0  # seconds
+RESTART_RANKS = 8
+
+
+def torchrun(*options: str) -> list[str]:
+    """The start of a torchrun command for one machine."""
+    return [str(BIN / "torchrun"), "--standalone", *options]
+
+
+def first_all_reduce(argv: list[str], env: dict[str, str], stamps: Stamps, ranks: int) -> tuple[float, float]:
+    """Seconds from a command's start to the last rank's all_reduce, and to the command's end."""
+    began = time.monotonic()
+    with started(argv, env, stamps.folder / "log") as process:
+        reduced = stamps.last(ranks, process=process) - began
+        process.wait(120)
+        return reduced, time.monotonic() - began
+
+
+def launch(forge: Forge, options: Namespace) -> Iterator[Row]:
+    """From the command to the first all_reduce done on every rank, cold, forgectl and torchrun by turns."""
+    meet = str(PROGRAMS / "meet.py")
+    for n in options.n:
+        samples: dict[str, list[float]] = defaultdict(list)
+        for _ in range(options.repeat):
+            stamps = Stamps(forge.folder())
+            argv = [*torchrun("--nproc-per-node", str(n)), meet, str(stamps.folder)]
+            reduced, ended = first_all_reduce(argv, environment(), stamps, n)
+            samples["torchrun"].append(reduced)
+            samples["torchrun, whole command"].append(ended)
+            stamps = Stamps(forge.folder())
+            argv = forge.argv("run", "-n", str(n), meet, str(stamps.folder))
+            reduced, ended = first_all_reduce(argv, forge.env, stamps, n)
+            samples["forgectl"].append(reduced)
+            samples["forgectl, whole command"].append(ended)
+            samples["bare import torch"].append(seconds_of(python("import torch")))
+        bare = Row("launch", f"{n} ranks: bare import torch", "s", tuple(samples.pop("bare import torch")))
+        yield bare
+        for side, values in samples.items():
+            limited = side == "forgectl"
+            yield Row(
+                "launch",
+                f"{n} ranks: {side}",
+                "s",
+                tuple(values),
+                limit=bare.value + BESIDE_IMPORT if limited else None,
+                because="proposed: one import of torch and 1 s" if limited else "",
+            )
+
+
+def restart(forge: Forge, options: Namespace) -> Iterator[Row]:
+    """From the SIGKILL of one rank of 8 to the all_reduce of all ranks of the next generation."""
+    n, most = RESTART_RANKS, options.repeat
+    rival = Stamps(forge.folder())
+    argv = torchrun("--nproc-per-node", str(n), "--max-restarts", str(most), str(PROGRAMS / "meet.py"))
+    argv += [str(rival.folder), "--stay"]
+    ours: list[float] = []
+    theirs: list[float] = []
+    bare: list[float] = []
+    with (
+        started(argv, environment(), rival.folder / "log") as process,
+        forge.running("meet.py", "--stay", procs=n, restart={"max": most}) as (name, stamps),
+    ):
+        rival.last(n, process=process)
+        stamps.last(n)
+        for generation in range(1, options.repeat + 1):
+            bare.append(seconds_of(python("import torch")))
+            theirs.append(_again(rival.read(generation - 1)[3][1], rival, generation))
+            ours.append(_again(ranks_of(forge.status(name))[3]["pid"], stamps, generation))
+    yield Row("restart", "bare import torch", "s", tuple(bare))
+    yield Row("restart", f"{n} ranks: torchrun", "s", tuple(theirs))
+    yield Row("restart", f"{n} ranks: forgectl", "s", tuple(ours))
+    beyond = tuple(a - b for a, b in zip(ours, bare, strict=True))
+    what = f"{n} ranks: forgectl beyond one bare import"
+    yield Row("restart", what, "s", beyond, BESIDE_IMPORT, "proposed")
+
+
+def _again(pid: int, stamps: Stamps, generation: int) -> float:
+    killed = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    return stamps.last(RESTART_RANKS, generation) - killed

@@ -1,0 +1,102 @@
+"""What controller and agent weigh: with many ranks, and while a rank floods its log."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from forge import Forge, ranks_of
+from measure import PROGRAMS, BenchmarkError, Row, environment, memory_of, started, wait_for
+
+RANKS = 64
+PSS_LIMIT = 64.0  # MiB
+SLOWER = 1.1
+
+
+def memory(forge: Forge, options: Namespace) -> Iterator[Row]:
+    """Controller and agent of 64 ranks that stay."""
+    samples: dict[str, list[float]] = defaultdict(list)
+    for _ in range(options.repeat):
+        with forge.running("stay.py", procs=RANKS) as (name, stamps):
+            stamps.last(RANKS)
+            for what, mebi in weights(forge.status(name)).items():
+                samples[what].append(mebi)
+    for what, values in samples.items():
+        limit = PSS_LIMIT if what.endswith("pss") else None
+        yield Row(
+            "memory", f"{RANKS} ranks: {what}", "MiB", tuple(values), limit, "proposed" if limit else ""
+        )
+
+
+def weights(run: dict[str, Any]) -> dict[str, float]:
+    """MiB of a run's controller and agent, such as {"controller rss": 30.1, …}."""
+    pids = {"controller": run["controller"]["pid"], "agent": run["hosts"][0]["agent_pid"]}
+    return {f"{who} {kind}": mebi for who, pid in pids.items() for kind, mebi in memory_of(pid).items()}
+
+
+def flood(forge: Forge, options: Namespace) -> Iterator[Row]:
+    """A rank that writes 1 GB, against the same program with a plain file for its output, by turns."""
+    for how in ("lines", "chunks"):
+        samples: dict[str, list[float]] = defaultdict(list)
+        for _ in range(options.repeat):
+            samples["plain file"].append(_plain(forge, options.flood_bytes, how))
+            _rank(forge, options.flood_bytes, how, samples)
+        yield from _flood_rows(how, samples)
+
+
+def _flood_rows(how: str, samples: dict[str, list[float]]) -> Iterator[Row]:
+    plain = Row("flood", f"{how}: plain file", "s", tuple(samples.pop("plain file")))
+    yield plain
+    idle = Row("flood", f"{how}: status before", "s", tuple(samples.pop("status before")))
+    yield idle
+    limits = {
+        "rank": (SLOWER * plain.value, "proposed: a tenth more than a plain file"),
+        "status meanwhile": (2 * idle.value + 0.1, "proposed: twice as before and 0.1 s"),
+        "controller pss, most": (PSS_LIMIT, "proposed"),
+        "agent pss, most": (PSS_LIMIT, "proposed"),
+    }
+    for what, values in samples.items():
+        unit = "s" if what in ("rank", "status meanwhile") else "MiB"
+        limit, because = limits.get(what, (None, ""))
+        yield Row("flood", f"{how}: {what}", unit, tuple(values), limit, because)
+
+
+def _plain(forge: Forge, size: int, how: str) -> float:
+    folder = forge.folder()
+    argv = [sys.executable, str(PROGRAMS / "flood.py"), str(folder), str(size), how]
+    with started(argv, environment(), folder / "log") as process:
+        (folder / "go").touch()
+        process.wait(300)
+    _check_and_remove(folder / "log", size)
+    return _seconds(folder)
+
+
+def _rank(forge: Forge, size: int, how: str, samples: dict[str, list[float]]) -> None:
+    with forge.running("flood.py", str(size), how, procs=1) as (name, stamps):
+        run = forge.status(name)
+        samples["status before"].append(forge.seconds("status", "--json"))
+        (stamps.folder / "go").touch()
+        most: dict[str, float] = {}
+        while not (stamps.folder / "seconds").exists() or not most:
+            most = {k: max(v, most.get(k, 0)) for k, v in weights(run).items()}
+            samples["status meanwhile"].append(forge.seconds("status", "--json"))
+        samples["rank"].append(_seconds(stamps.folder))
+        for what, mebi in most.items():
+            samples[f"{what}, most"].append(mebi)
+    _check_and_remove(Path(ranks_of(run)[0]["log"]), size)
+
+
+def _seconds(folder: Path) -> float:
+    path = folder / "seconds"
+    wait_for(path.exists, f"the end of the flood in {folder}", timeout=300)
+    return float(path.read_text())
+
+
+def _check_and_remove(log: Path, size: int) -> None:
+    if not 0.99 * size <= log.stat().st_size <= size + 4096:
+        raise BenchmarkError(f"{log} has {log.stat().st_size} bytes, not {size}")
+    log.unlink()

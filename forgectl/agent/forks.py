@@ -1,0 +1,200 @@
+"""The agent's end of a fork server: start it, ask it for forks, hear of exits."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forgectl.agent.forkserver import PACKET
+from forgectl.agent.reaper import Reaper
+from forgectl.rank.title import PADDING
+
+BOOT = str(Path(__file__).resolve().parent.parent / "boot.py")
+
+
+class ForkServerError(Exception):
+    """The fork server cannot serve; `detail` is a traceback or its output, where there is one."""
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail
+
+
+@dataclass
+class Child:
+    """A process that a fork server forked. `exited` resolves to (wait status, unix time)."""
+
+    pid: int
+    pidfd: int
+    exited: asyncio.Future[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What makes two meshes share a fork server: equal settings."""
+
+    python: str
+    workdir: str
+    preload: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+
+
+class ForkServer:
+    """One running fork server. Its children live no longer than it does."""
+
+    def __init__(self, setting: Setting, log: Path, reaper: Reaper) -> None:
+        self.setting = setting
+        self._log = log
+        self._reaper = reaper
+        self._loop = asyncio.get_running_loop()
+        self._tokens = 0
+        self._asked: dict[int, asyncio.Future[Child]] = {}
+        self._children: dict[int, Child] = {}
+        self._outbox: list[tuple[bytes, list[int]]] = []
+        self.warm: asyncio.Future[None] = self._loop.create_future()
+        self.warm.add_done_callback(lambda f: f.cancelled() or f.exception())  # read or not, never logged
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._process = self._start(theirs)
+        except OSError:
+            self._socket.close()
+            raise
+        finally:
+            theirs.close()
+        reaper.claim(self._process.pid, self._on_end)
+        self._socket.setblocking(False)
+        self._loop.add_reader(self._socket, self._on_message)
+        setup = {"workdir": setting.workdir, "preload": list(setting.preload)}
+        self._socket.send(json.dumps(setup).encode())
+
+    def _start(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as log:
+            return subprocess.Popen(
+                [self.setting.python, BOOT, "forkserver", str(theirs.fileno()), PADDING],
+                env=dict(self.setting.env),
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[theirs.fileno()],
+            )
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server can still be asked."""
+        return self._socket.fileno() >= 0
+
+    async def fork(self, request: dict[str, Any], fds: Sequence[int]) -> Child:
+        """Have a child forked once the server is warm; raises ForkServerError."""
+        await asyncio.shield(self.warm)
+        if not self.alive:
+            raise ForkServerError("the fork server is gone")
+        self._tokens += 1
+        token = self._tokens
+        asked: asyncio.Future[Child] = self._loop.create_future()
+        self._asked[token] = asked
+        data = json.dumps({"fork": token, **request}).encode()
+        if len(data) > PACKET:
+            del self._asked[token]
+            raise ForkServerError(f"environment and arguments of a rank take {len(data)} bytes; {PACKET} fit")
+        self._outbox.append((data, list(fds)))
+        self._flush()
+        return await asked
+
+    def _flush(self) -> None:
+        while self._outbox and self.alive:
+            data, fds = self._outbox[0]
+            try:
+                socket.send_fds(self._socket, [data], fds)
+            except BlockingIOError:
+                self._loop.add_writer(self._socket, self._flush)
+                return
+            except OSError:
+                self._outbox.clear()
+                return
+            self._outbox.pop(0)
+        if self.alive:
+            self._loop.remove_writer(self._socket)
+
+    def _on_message(self) -> bool:
+        """Take one message; False when there is none left."""
+        try:
+            data, fds, _, _ = socket.recv_fds(self._socket, PACKET, 4)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data, fds = b"", []
+        if not data:
+            self._hang_up()
+            return False
+        message = json.loads(data)
+        if "warm" in message:
+            self.warm.set_result(None)
+        elif "cold" in message:
+            self.warm.set_exception(ForkServerError(_last_line(message["cold"]), message["cold"]))
+        elif "forked" in message:
+            self._on_forked(message["forked"], message["pid"], fds[0])
+        elif "refused" in message:
+            self._asked.pop(message["refused"]).set_exception(ForkServerError(message["why"]))
+        elif child := self._children.pop(message["exited"], None):
+            self._reaper.disclaim(child.pid)
+            child.exited.set_result((message["status"], message["time"]))
+        return True
+
+    def _on_forked(self, token: int, pid: int, pidfd: int) -> None:
+        child = self._children[pid] = Child(pid, pidfd, self._loop.create_future())
+        self._reaper.claim(pid, functools.partial(self._on_orphan, child))
+        self._asked.pop(token).set_result(child)
+
+    def _hang_up(self) -> None:
+        if self.alive:
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            self._socket.close()
+            self.stop()
+
+    def _on_end(self, status: int) -> None:
+        """The server is gone, and its children with it (PR_SET_PDEATHSIG): they fall to the agent's reaper."""
+        self._process.returncode = os.waitstatus_to_exitcode(status)  # collected: there is nothing to wait for
+        while self.alive and self._on_message():  # what it still said, such as why it could not get warm
+            pass
+        self._hang_up()
+        error = ForkServerError(f"the fork server ended by {_how(self._process.returncode)}", self._log_end())
+        if not self.warm.done():
+            self.warm.set_exception(error)
+        for asked in self._asked.values():
+            asked.set_exception(error)
+        self._asked.clear()
+
+    def _on_orphan(self, child: Child, status: int) -> None:
+        self._children.pop(child.pid, None)
+        if not child.exited.done():
+            child.exited.set_result((status, time.time()))
+
+    def _log_end(self) -> str:
+        try:
+            return self._log.read_bytes()[-4000:].decode(errors="replace")
+        except OSError:
+            return ""
+
+    def stop(self) -> None:
+        """End the server at once; it holds nothing worth a farewell."""
+        if self._process.returncode is None:
+            self._process.kill()
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1] if text.strip() else "it said nothing"
+
+
+def _how(returncode: int) -> str:
+    return f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"

@@ -1,0 +1,303 @@
+"""The agent: a daemon per host and run that starts, watches and ends processes, and fences itself when left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from forgectl import __version__
+from forgectl.agent import logs
+from forgectl.agent.enclosure import sweep_run
+from forgectl.agent.events import EventLog
+from forgectl.agent.forks import ForkServer, Setting
+from forgectl.agent.mesh import HostMesh
+from forgectl.agent.processes import become_subreaper, boot_id
+from forgectl.agent.reaper import Reaper
+from forgectl.agent.stats import UseMeter
+from forgectl.codec import CodecError, from_json
+from forgectl.plan.model import MeshPlan
+from forgectl.protocol import (
+    CONTROLLER_TO_AGENT,
+    Ack,
+    AgentConfig,
+    Event,
+    GetStats,
+    Hello,
+    MeshGone,
+    Notice,
+    OpenStore,
+    Ping,
+    Pong,
+    Prepare,
+    ProtocolError,
+    Quit,
+    Release,
+    Start,
+    Stats,
+    Stop,
+    Synced,
+    Welcome,
+)
+from forgectl.wire import HANDSHAKE_SECONDS, Stream, listen, wrong_version
+
+LOG_CHECK_SECONDS = 1.0
+
+
+class Agent:
+    """Everything of one run on one host."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self.config = config
+        self.run_dir = Path(config.run_dir)
+        self.events = EventLog()
+        self.meshes: dict[str, HostMesh] = {}
+        self.reaper = Reaper(asyncio.get_running_loop())
+        self.use = UseMeter()
+        self.log_cap = logs.LogCap(config.log_limit)
+        self.heard = time.monotonic()
+        self.done = asyncio.Event()
+        self._servers: dict[Setting, ForkServer] = {}
+        self._stream: Stream | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._quitting: asyncio.Task[None] | None = None
+        self.events.listener = self._pass_on
+
+    async def serve(self) -> None:
+        """Serve controllers until told to quit or fenced."""
+        path = Path(self.config.socket)
+        sock = listen(path)
+        server = await asyncio.start_unix_server(self._on_connection, sock=sock, limit=4 << 20)
+        keepers = [asyncio.create_task(k) for k in (self._keep_lease(), self._keep_logs())]
+        await self.done.wait()
+        for keeper in keepers:
+            keeper.cancel()
+        server.close()
+        if self._stream is not None:
+            await self._stream.close()
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+
+    # ------------------------------------------------------------ the controller's connection
+
+    async def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        stream = Stream(reader, writer, CONTROLLER_TO_AGENT)
+        try:
+            if stream.is_ours() and await self._greet(stream):
+                await self._obey(stream)
+        except (ProtocolError, asyncio.TimeoutError, ConnectionError) as e:
+            log(f"connection dropped: {e!r}")
+        finally:
+            if self._stream is stream:
+                self._stream = None
+            stream.abort()
+
+    async def _greet(self, stream: Stream) -> bool:
+        hello = await stream.receive(HANDSHAKE_SECONDS)
+        if not isinstance(hello, Hello) or hello.run != self.config.run:
+            return False
+        if refusal := wrong_version(hello.version):
+            stream.send(refusal)
+            await stream.close()
+            return False
+        if self._stream is not None:
+            self._stream.abort()  # the newest controller is the one that counts
+        self._stream = stream
+        self.heard = time.monotonic()
+        stream.send(Welcome(__version__, self.config.host, os.getpid(), boot_id()))
+        for event in self.events.after(hello.since if hello.of == os.getpid() else 0):
+            stream.send(event)
+        stream.send(Synced())
+        return True
+
+    async def _obey(self, stream: Stream) -> None:
+        while (command := await stream.receive()) is not None and self._stream is stream:
+            self.heard = time.monotonic()
+            self._carry_out(command)
+
+    def _pass_on(self, event: Event) -> None:
+        if self._stream is not None:
+            self._stream.send(event)
+
+    def _answer(self, message: Any) -> None:
+        if self._stream is not None:
+            self._stream.send(message)
+
+    # ------------------------------------------------------------ commands
+
+    def _carry_out(self, command: Any) -> None:
+        if isinstance(command, Ping):
+            self._answer(Pong())
+        elif isinstance(command, Ack):
+            self.events.acknowledge(command.seq)
+        elif isinstance(command, GetStats):
+            ranks = {name: mesh.rank_identities() for name, mesh in self.meshes.items()}
+            self._answer(Stats(self.use.measure(ranks)))
+        elif isinstance(command, Prepare):
+            self._mesh(command.mesh).prepare()
+        elif isinstance(command, Quit):
+            self.quit("told to")
+        elif isinstance(command, (OpenStore, Start, Stop, Release)):
+            self._command_mesh(command)
+
+    def _command_mesh(self, command: OpenStore | Start | Stop | Release) -> None:
+        mesh = self.meshes.get(command.mesh)
+        if mesh is None:
+            if isinstance(command, Stop):
+                self.events.emit(MeshGone(command.mesh, command.generation))  # it was never prepared here
+        elif isinstance(command, OpenStore):
+            mesh.open_store(command.generation, command.address)
+        elif isinstance(command, Start):
+            mesh.start(command)
+        elif isinstance(command, Stop):
+            mesh.stop(command.generation, command.grace)
+        else:
+            self._tasks.add(task := asyncio.create_task(self._release(mesh)))
+            task.add_done_callback(self._tasks.discard)
+
+    async def _release(self, mesh: HostMesh) -> None:
+        await mesh.release()
+        self._let_servers_go()
+
+    def _mesh(self, plan: MeshPlan) -> HostMesh:
+        if plan.mesh not in self.meshes:
+            self.meshes[plan.mesh] = HostMesh(
+                plan,
+                run=self.config.run,
+                host=self.config.host,
+                run_dir=self.run_dir,
+                emit=self.events.emit,
+                fork_server=self._fork_server,
+                redact=self._redact,
+            )
+        return self.meshes[plan.mesh]
+
+    # ------------------------------------------------------------ fork servers
+
+    def _setting(self, plan: MeshPlan) -> Setting:
+        env = {k: v for k, v in os.environ.items() if k not in NOT_FOR_RANKS}
+        env |= plan.env[self.config.host]
+        env |= {name: self.config.secrets[name] for name in plan.secrets}
+        env |= {
+            "FORGE_RUN_ID": self.config.run,
+            "FORGE_HOST": self.config.host,
+            "FORGE_ROLE": "forkserver",
+        }
+        preload = plan.preload if plan.start_method == "fork" and plan.program.kind != "command" else ()
+        return Setting(plan.python[self.config.host], plan.workdir, preload, tuple(sorted(env.items())))
+
+    def _fork_server(self, plan: MeshPlan) -> ForkServer:
+        """The living fork server of a mesh's setting, started if need be; raises OSError."""
+        setting = self._setting(plan)
+        server = self._servers.get(setting)
+        if server is None or not server.alive:
+            log_file = self.run_dir / "agents" / f"{self.config.host}.forkserver-{len(self._servers)}.log"
+            server = self._servers[setting] = ForkServer(setting, log_file, self.reaper)
+        return server
+
+    def _let_servers_go(self) -> None:
+        wanted = {self._setting(m.plan) for m in self.meshes.values() if m.preparing is not None}
+        for setting in [s for s in self._servers if s not in wanted]:
+            self._servers.pop(setting).stop()
+
+    # ------------------------------------------------------------ keeping and ending
+
+    async def _keep_lease(self) -> None:
+        while True:
+            left = self.heard + self.config.lease - time.monotonic()
+            if left <= 0:
+                self.quit(f"no controller for {self.config.lease:g} s")
+                return
+            await asyncio.sleep(left)
+
+    async def _keep_logs(self) -> None:
+        while True:
+            await asyncio.sleep(LOG_CHECK_SECONDS)
+            owners = {p: m for m in self.meshes.values() for p in m.log_files()}
+            for dropped in self.log_cap.check(list(owners)):
+                self.events.emit(Notice(owners[dropped.path].plan.mesh, logs.describe(dropped)))
+
+    def quit(self, why: str) -> None:
+        """End everything that is left, then the agent."""
+        if self._quitting is None:
+            log(f"quitting: {why}")
+            self._quitting = asyncio.get_running_loop().create_task(self._quit())
+
+    async def _quit(self) -> None:
+        for mesh in self.meshes.values():
+            if mesh.generation is not None:
+                mesh.stop(mesh.generation.number, 0.0)
+        endings = [m.generation.ending for m in self.meshes.values() if m.generation and m.generation.ending]
+        await asyncio.gather(*endings, return_exceptions=True)
+        for mesh in self.meshes.values():
+            await self._release(mesh)
+        await sweep_run(self.config.run, self.config.host)
+        self.done.set()
+
+    def _redact(self, text: str) -> str:
+        for value in self.config.secrets.values():
+            if value:
+                text = text.replace(value, "***")
+        return text
+
+
+NOT_FOR_RANKS = frozenset({"FORGE_ROLE"})
+
+
+def log(text: str) -> None:
+    """A line in the agent's own log file."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def main(arguments: list[str]) -> None:
+    """Read an AgentConfig from standard input, become a daemon, print its pid once it listens."""
+    line = sys.stdin.buffer.readline()
+    try:
+        config = from_json(AgentConfig, json.loads(line))
+    except (ValueError, CodecError) as e:
+        sys.exit(f"forgectl agent: bad configuration: {e}")
+    if refusal := wrong_version(config.version):
+        sys.exit(f"forgectl agent: {refusal.message}")
+    ready, announce = os.pipe()
+    if os.fork() > 0:
+        os.close(announce)
+        answer = os.read(ready, 4096)
+        sys.stdout.buffer.write(answer)
+        sys.stdout.flush()
+        sys.exit(0 if answer else 1)
+    os.close(ready)
+    _daemonize(Path(config.run_dir) / "agents" / f"{config.host}.log")
+    asyncio.run(_serve(config, lambda: _announce(announce)))
+
+
+async def _serve(config: AgentConfig, announce: Callable[[], None]) -> None:
+    if config.sweep:
+        for found in (await sweep_run(config.run, config.host)).found:
+            log(f"ended what an earlier agent had left: {found}")
+    agent = Agent(config)
+    serving = asyncio.create_task(agent.serve())
+    await asyncio.sleep(0)  # its socket is bound before its first wait
+    announce()
+    await serving
+
+
+def _announce(fd: int) -> None:
+    os.write(fd, json.dumps({"pid": os.getpid()}).encode() + b"\n")
+    os.close(fd)
+
+
+def _daemonize(log_file: Path) -> None:
+    os.setsid()
+    become_subreaper()
+    os.chdir("/")
+    log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    null = os.open(os.devnull, os.O_RDONLY)
+    out = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    for source, target in ((null, 0), (out, 1), (out, 2)):
+        os.dup2(source, target)

@@ -1,0 +1,302 @@
+"""The share of one mesh that runs on this host: its GPU leases, its generation, its ranks, its store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from forgectl.agent import gpu_leases, logs, store
+from forgectl.agent.enclosure import Enclosure
+from forgectl.agent.forks import Child, ForkServer, ForkServerError
+from forgectl.agent.oom import OomWitness
+from forgectl.agent.processes import Identity, identify
+from forgectl.agent.reports import exit_report
+from forgectl.plan.environment import launch_environment
+from forgectl.plan.model import Gpu, MeshPlan, RankPlan
+from forgectl.protocol import (
+    Happening,
+    MeshGone,
+    Prepared,
+    RankStarted,
+    Refusal,
+    Refused,
+    Start,
+    StartFailed,
+    StoreOpened,
+)
+
+
+class Generation:
+    """One start of the mesh on this host, from its store's socket to its last process."""
+
+    def __init__(self, number: int, enclosure: Enclosure) -> None:
+        self.number = number
+        self.enclosure = enclosure
+        self.oom = OomWitness(enclosure.cgroup.path if enclosure.cgroup else None)
+        self.oom.note()
+        self.listener: socket.socket | None = None
+        self.store: Child | None = None
+        self.starting: asyncio.Task[None] | None = None
+        self.ending: asyncio.Task[None] | None = None
+        self.stopping = asyncio.Event()
+        self.ranks: dict[int, Child] = {}
+        self.watchers: list[asyncio.Task[None]] = []
+        self.log_files: list[Path] = []
+
+
+class HostMesh:
+    """Carries out what the controller commands for one mesh; every command may come twice."""
+
+    def __init__(
+        self,
+        plan: MeshPlan,
+        *,
+        run: str,
+        host: str,
+        run_dir: Path,
+        emit: Callable[[Happening], None],
+        fork_server: Callable[[MeshPlan], ForkServer],
+        redact: Callable[[str], str],
+    ) -> None:
+        self.plan = plan
+        self.run = run
+        self.host = host
+        self._logs = run_dir / "logs" / plan.mesh
+        self._emit = emit
+        self._fork_server = fork_server
+        self._redact = redact
+        self._lease: gpu_leases.GpuLease | None = None
+        self.preparing: asyncio.Task[None] | None = None
+        self.generation: Generation | None = None
+
+    # ------------------------------------------------------------ prepare and release
+
+    def prepare(self) -> None:
+        """Lease the GPUs and start warming the fork server, or say why not."""
+        if self.preparing is None:
+            self.preparing = asyncio.create_task(self._prepare())
+
+    async def _prepare(self) -> None:
+        try:
+            self._fork_server(self.plan)  # first: it warms while we wait for GPUs
+            if gpus := self.plan.gpus.get(self.host):
+                self._lease = await asyncio.to_thread(self._acquire, gpus)
+        except gpu_leases.GpuTaken as e:
+            hint = "wait, or end the holder; `forgectl status` shows the runs of this user"
+            await self._refuse(75, f"on host {self.host}: {e}", hint)
+        except KeyError as e:
+            hint = "a controller that took over does not know secrets; launch the run anew"
+            await self._refuse(69, f"on host {self.host}: the secret {e.args[0]} is not known any more", hint)
+        except OSError as e:
+            python = self.plan.python[self.host]
+            await self._refuse(66, f"on host {self.host}: cannot start {python}: {e.strerror}", "check `python:`")
+        else:
+            self._emit(Prepared(self.plan.mesh))
+
+    def _acquire(self, gpus: tuple[Gpu, ...]) -> gpu_leases.GpuLease:
+        directory = gpu_leases.lock_dir(os.environ)
+        return gpu_leases.acquire(gpus, run=self.run, mesh=self.plan.mesh, host=self.host, directory=directory)
+
+    async def _refuse(self, code: int, message: str, hint: str) -> None:
+        await self.release()
+        self._emit(Refused(self.plan.mesh, Refusal(code, message, hint)))
+
+    async def release(self) -> None:
+        """Give the GPUs back and do without a fork server. Only once everything of the mesh is gone."""
+        if self.preparing is not None and self.preparing is not asyncio.current_task():
+            await self.preparing
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
+        self.preparing = None
+
+    # ------------------------------------------------------------ a generation
+
+    def _enter(self, number: int) -> Generation | None:
+        """The generation `number`, made where it is new; None where it is over already."""
+        now = self.generation
+        if now is None or now.number < number:
+            enclosure = Enclosure.create(self.run, self.host, self.plan.mesh, number)
+            self.generation = now = Generation(number, enclosure)
+        return now if now.number == number else None
+
+    def open_store(self, number: int, address: str) -> None:
+        """Bind the rendezvous socket of a generation and say where it is."""
+        generation = self._enter(number)
+        if generation is None or generation.listener is not None or generation.stopping.is_set():
+            return
+        try:
+            generation.listener = store.bind(address)
+        except OSError as e:
+            message = f"cannot bind a port on {address} of host {self.host}: {e.strerror}"
+            self._emit(StartFailed(self.plan.mesh, number, message))
+            return
+        self._emit(StoreOpened(self.plan.mesh, number, generation.listener.getsockname()[1]))
+
+    def start(self, order: Start) -> None:
+        """Fork this host's ranks."""
+        generation = self._enter(order.generation)
+        if generation is None or generation.starting is not None or generation.stopping.is_set():
+            return
+        generation.starting = asyncio.create_task(self._start(generation, order))
+
+    async def _start(self, generation: Generation, order: Start) -> None:
+        try:
+            server = self._fork_server(self.plan)
+            if not await self._warm(server, generation):
+                return
+            if generation.listener is not None:
+                await self._serve_store(server, generation, order.master_addr)
+            await asyncio.gather(
+                *(self._start_rank(server, generation, order, rank) for rank in self.plan.ranks_on(self.host))
+            )
+        except ForkServerError as e:
+            what = f"could not start on host {self.host}: {e}"
+            self._emit(StartFailed(self.plan.mesh, generation.number, what, self._redact(e.detail)))
+        except OSError as e:
+            what = f"could not start on host {self.host}: {e}"
+            self._emit(StartFailed(self.plan.mesh, generation.number, self._redact(what)))
+
+    @staticmethod
+    async def _warm(server: ForkServer, generation: Generation) -> bool:
+        """Wait until the server is warm; False when the generation is stopped meanwhile."""
+        stopped = asyncio.ensure_future(generation.stopping.wait())
+        either: set[asyncio.Future[Any]] = {server.warm, stopped}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        return not generation.stopping.is_set()
+
+    async def _serve_store(self, server: ForkServer, generation: Generation, address: str) -> None:
+        """Have the store served: now by a server that has torch, else when somebody first dials it."""
+        if "torch" in self.plan.preload and self.plan.start_method == "fork":
+            await self._fork_store(server, generation, address)
+            return
+        assert generation.listener is not None
+        loop = asyncio.get_running_loop()
+
+        def on_dial() -> None:
+            assert generation.listener is not None
+            loop.remove_reader(generation.listener)
+            generation.watchers.append(loop.create_task(self._fork_store(server, generation, address)))
+
+        generation.listener.setblocking(False)
+        loop.add_reader(generation.listener, on_dial)
+
+    async def _fork_store(self, server: ForkServer, generation: Generation, address: str) -> None:
+        listener = generation.listener
+        if listener is None or generation.stopping.is_set():
+            return
+        listener.setblocking(True)
+        request = {"what": "store", "address": address, "world_size": self.plan.procs}
+        generation.store = await server.fork(request, [listener.fileno()])
+        listener.close()
+
+    async def _start_rank(self, server: ForkServer, generation: Generation, order: Start, rank: RankPlan) -> None:
+        if generation.stopping.is_set():
+            return
+        folder = self._logs / str(generation.number)
+        log_path = folder / f"rank-{rank.rank}.log"
+        error_path = folder / f"rank-{rank.rank}.error.json"
+        log = logs.open_log(log_path)
+        try:
+            launch = launch_environment(
+                self.run, generation.number, order.master_addr, order.master_port, str(error_path)
+            )
+            request = {
+                "what": "rank",
+                "env": {**rank.env, **launch},
+                "cgroup": str(generation.enclosure.cgroup_procs_path or ""),
+                "workdir": self.plan.workdir,
+                "start_method": self.plan.start_method,
+                "program": {
+                    "kind": self.plan.program.kind,
+                    "target": self.plan.program.target,
+                    "args": list(self.plan.program.args),
+                },
+            }
+            child = await server.fork(request, [log, *(self._lease.locks if self._lease else ())])
+        finally:
+            os.close(log)
+        identity = identify(child.pid)
+        if identity is not None:
+            generation.enclosure.add(identity)
+        generation.ranks[rank.rank] = child
+        generation.log_files.append(log_path)
+        start_time = identity.start_time if identity else 0
+        self._emit(RankStarted(self.plan.mesh, generation.number, rank.rank, child.pid, start_time, log=str(log_path)))
+        watcher = self._watch(generation, rank.rank, child, log_path, error_path)
+        generation.watchers.append(asyncio.create_task(watcher))
+
+    async def _watch(self, generation: Generation, rank: int, child: Child, log: Path, error: Path) -> None:
+        status, when = await child.exited
+        os.close(child.pidfd)
+        report = exit_report(
+            self.plan.mesh,
+            generation.number,
+            rank,
+            status=status,
+            exited_at=when,
+            asked=generation.stopping.is_set(),
+            oom=generation.oom.killed(child.pid) if os.WIFSIGNALED(status) else None,
+            log=log,
+            error_file=error,
+            redact=self._redact,
+        )
+        self._emit(report)
+
+    # ------------------------------------------------------------ the end of a generation
+
+    def stop(self, number: int, grace: float) -> None:
+        """End a generation; a second call may only hurry it."""
+        generation = self.generation
+        if generation is None or generation.number < number:
+            self._emit(MeshGone(self.plan.mesh, number))  # it never started here
+            return
+        if generation.number > number:
+            return
+        if generation.ending is None:
+            generation.stopping.set()
+            generation.ending = asyncio.create_task(self._end(generation, grace))
+        else:
+            generation.enclosure.hurry(grace)
+
+    async def _end(self, generation: Generation, grace: float) -> None:
+        if generation.starting is not None:
+            await generation.starting  # forks that were asked for must be known before they can be ended
+        report = await generation.enclosure.end(grace)
+        await self._end_store(generation)
+        unkillable = tuple(str(p) for p in report.unkillable)
+        if not unkillable:
+            await asyncio.gather(*generation.watchers, return_exceptions=True)
+            generation.enclosure.close()
+            generation.oom.close()
+        self._emit(MeshGone(self.plan.mesh, generation.number, report.killed, unkillable))
+
+    @staticmethod
+    async def _end_store(generation: Generation) -> None:
+        if generation.listener is not None:
+            with contextlib.suppress(OSError, ValueError):
+                asyncio.get_running_loop().remove_reader(generation.listener)
+            generation.listener.close()
+        if (child := generation.store) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+            await child.exited
+            os.close(child.pidfd)
+
+    def log_files(self) -> list[Path]:
+        """The logs that are being written now."""
+        return self.generation.log_files if self.generation is not None else []
+
+    def rank_identities(self) -> dict[int, Identity]:
+        """Rank → its process, of those that run now."""
+        if self.generation is None:
+            return {}
+        found = {n: identify(c.pid) for n, c in self.generation.ranks.items() if not c.exited.done()}
+        return {n: i for n, i in found.items() if i is not None}

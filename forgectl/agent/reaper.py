@@ -1,0 +1,36 @@
+"""Collects every child of the agent: its fork servers, and the orphans that fall to it as a subreaper."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+
+
+class Reaper:
+    """Waits for all children in one place, so that no two waiters steal each other's."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._claims: dict[int, Callable[[int], None]] = {}
+        loop.add_signal_handler(signal.SIGCHLD, self.reap)
+
+    def claim(self, pid: int, then: Callable[[int], None]) -> None:
+        """Have `then(wait_status)` called when `pid` is collected here."""
+        self._claims[pid] = then
+
+    def disclaim(self, pid: int) -> None:
+        """Somebody else has collected `pid`."""
+        self._claims.pop(pid, None)
+
+    def reap(self) -> None:
+        """Collect all that have ended."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if then := self._claims.pop(pid, None):
+                then(status)

@@ -1,0 +1,84 @@
+"""What is told of a rank's end: exit or signal, its own error file, its last log lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from forgectl.agent import logs
+from forgectl.protocol import RankExited
+
+MAX_ERROR_FILE = 1 << 20
+MAX_TEXT = 32 * 1024
+TAIL_LINES = 20
+
+
+def exit_report(
+    mesh: str,
+    generation: int,
+    rank: int,
+    *,
+    status: int,
+    exited_at: float,
+    asked: bool,
+    oom: str | None,
+    log: Path,
+    error_file: Path,
+    redact: Callable[[str], str],
+) -> RankExited:
+    """The report of one rank's end; reads its error file and log only where it did not end well.
+
+    `status` is a wait status, `exited_at` unix time.
+    """
+    code = os.waitstatus_to_exitcode(status)
+    if code == 0:
+        return RankExited(mesh, generation, rank, 0, None, asked)
+    message, trace, failed_at = read_error_file(error_file)
+    return RankExited(
+        mesh,
+        generation,
+        rank,
+        exit_code=code if code >= 0 else None,
+        signal=-code if code < 0 else None,
+        asked=asked,
+        oom=oom,
+        error=redact(message) if message else None,
+        traceback=redact(trace) if trace else None,
+        log_tail=tuple(redact(line) for line in logs.tail(log, TAIL_LINES)),
+        failed_ago=max(0.0, exited_at - failed_at) if failed_at else 0.0,
+    )
+
+
+def read_error_file(path: Path) -> tuple[str | None, str | None, float | None]:
+    """Message, traceback and unix time of a torch.distributed.elastic error file; Nones where there is none.
+
+    The file is a rank's own, so nothing in it is trusted to have the right form or length.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            info = os.fstat(fd)
+            if not stat.S_ISREG(info.st_mode):
+                return None, None, None
+            document = json.loads(file.read(MAX_ERROR_FILE))
+    except (OSError, ValueError, RecursionError):
+        return None, None, None
+    inner = _dict(document).get("message")
+    if isinstance(inner, str):  # the older, flat form
+        return inner[:MAX_TEXT], None, info.st_mtime
+    extra = _dict(_dict(inner).get("extraInfo"))
+    message = _dict(inner).get("message")
+    trace = extra.get("py_callstack")
+    return (
+        str(message)[:MAX_TEXT] if message else None,
+        str(trace)[-MAX_TEXT:] if trace else None,
+        info.st_mtime,  # finer than the whole seconds of the file's own timestamp
+    )
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,33 @@
+"""Starts one of forgectl's own processes in any interpreter: `python boot.py agent|forkserver|rank|controller …`.
+
+Run as a file, so that the interpreter of a mesh needs no installed forgectl; only this copy of the package is
+added to the path, and only until it is found.
+"""
+
+import sys
+from pathlib import Path
+
+ROLES = {
+    "controller": "forgectl.controller.daemon",
+    "agent": "forgectl.agent.main",
+    "forkserver": "forgectl.agent.forkserver",
+    "rank": "forgectl.rank.script",
+}
+
+
+def main() -> None:
+    """Import the role's module and run its `main(arguments)`."""
+    import importlib
+
+    here = str(Path(__file__).resolve().parent)
+    root = str(Path(__file__).resolve().parent.parent)
+    sys.path[:] = [root, *(p for p in sys.path if p != here)]
+    importlib.import_module("forgectl")
+    sys.path.remove(root)  # from here on the package finds its own modules by itself
+    then = importlib.import_module(ROLES[sys.argv[1]]).main(sys.argv[2:])
+    if then is not None:  # a forked rank: it runs on from here, with the server's frames gone
+        then()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The Typer application, and the one edge where errors become a paragraph and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn
+
+import click
+import typer
+
+from forgectl import __version__
+from forgectl.cli.init import init
+from forgectl.cli.launch import launch
+from forgectl.cli.logs import logs
+from forgectl.cli.plan import plan
+from forgectl.cli.run import run as run_script
+from forgectl.cli.schema import schema
+from forgectl.cli.shutdown import shutdown
+from forgectl.cli.status import status
+from forgectl.errors import ForgeError
+
+app = typer.Typer(
+    name="forgectl",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Launch, watch and shut down process groups for PyTorch, here or on machines reached by ssh.",
+)
+
+COMMANDS: tuple[tuple[str, Callable[..., Any], dict[str, Any]], ...] = (
+    ("launch", launch, {}),
+    (
+        "run",
+        run_script,
+        {"context_settings": {"allow_interspersed_args": False, "ignore_unknown_options": False}},
+    ),
+    ("plan", plan, {}),
+    ("status", status, {}),
+    ("logs", logs, {}),
+    ("shutdown", shutdown, {}),
+    ("schema", schema, {}),
+    ("init", init, {}),
+)
+for _name, _command, _settings in COMMANDS:
+    app.command(_name, **_settings)(_command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"forgectl {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of forgectl's own faults.")] = False,
+) -> None:
+    """Options of all commands."""
+
+
+def run() -> NoReturn:
+    """Run the command line and exit with its code."""
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        return int(app(standalone_mode=False) or 0)
+    except ForgeError as e:
+        _say(e.message, e.hint)
+        return e.exit_code
+    except click.exceptions.NoArgsIsHelpError as e:
+        sys.stdout.write(e.format_message() + "\n")
+        return 64
+    except click.UsageError as e:
+        where = e.ctx.command_path if e.ctx else "forgectl"
+        _say(e.format_message(), f"see `{where} --help`")
+        return 64
+    except click.exceptions.Abort:
+        return 130
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads: neither shall the flush at exit complain
+        return 141
+    except Exception as e:
+        if "--debug" in sys.argv:
+            raise
+        _say(
+            f"a fault of forgectl itself: {type(e).__name__}: {e}",
+            "run it again with `forgectl --debug …` and report it",
+        )
+        return 70
+
+
+def _say(message: str, hint: str | None) -> None:
+    """One paragraph on stderr; the terminal gets no escapes from what a message quotes."""
+    text = f"forgectl: {message}" + (f"\n  hint: {hint}" if hint else "")
+    if sys.stderr.isatty():
+        from forgectl.cli.terminal_text import harmless
+
+        text = "\n".join(harmless(line) for line in text.splitlines())
+    sys.stderr.write(text + "\n")

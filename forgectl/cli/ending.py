@@ -1,0 +1,85 @@
+"""Ends meshes of runs and says how each rank ended."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from forgectl.cli import render
+from forgectl.cli.find import mesh_of
+from forgectl.controller import client, rundir
+from forgectl.controller.rundir import RunDir
+from forgectl.protocol import Attach, Shutdown, StatusReport
+from forgectl.wire import Line
+
+OVER = ("succeeded", "failed", "stopped", "lost")
+
+
+def end_all(targets: dict[str, tuple[str, ...] | None], grace: float) -> int:
+    """End meshes (None: all) of runs, all at once; 0 when every process is gone, 70 where one could not be killed."""
+    runs = [RunDir(rundir.runs_folder() / name) for name in targets]
+    lines: dict[str, Line | None] = {}
+    for run in runs:  # all are asked before any is waited for
+        lines[run.run] = line = client.connect(run)
+        if line is not None:
+            line.send(Attach())
+            line.send(Shutdown(targets[run.run], grace, "forgectl shutdown"))
+    worst = 0
+    for run in runs:
+        document = _wait(run, lines[run.run], targets[run.run], grace)
+        worst = max(worst, _tell(document, targets[run.run]))
+    if not runs:
+        sys.stdout.write("nothing is running\n")
+    return worst
+
+
+def _wait(run: RunDir, line: Line | None, meshes: tuple[str, ...] | None, grace: float) -> dict[str, Any]:
+    """Follow a run until what was asked for is over; a controller that dies meanwhile is replaced."""
+    while line is not None:
+        try:
+            report = line.receive()
+        except OSError:
+            report = None
+        if isinstance(report, StatusReport):
+            if report.ended or (meshes is not None and _over(report.run, meshes) and not _all_over(report.run)):
+                return report.run
+            continue
+        line.close()
+        line = client.connect(run)
+        if line is not None:
+            line.send(Attach())
+            line.send(Shutdown(meshes, grace, "forgectl shutdown"))
+    final = run.read_final()
+    while final is None:  # its controller is writing it
+        time.sleep(0.01)
+        final = run.read_final()
+    return final
+
+
+def _over(document: dict[str, Any], meshes: tuple[str, ...]) -> bool:
+    return all(mesh_of(document, name)["state"] in OVER for name in meshes)
+
+
+def _all_over(document: dict[str, Any]) -> bool:
+    """The run itself is ending too: wait for its last word."""
+    return all(m["state"] in OVER for m in document["meshes"])
+
+
+def _tell(document: dict[str, Any], meshes: tuple[str, ...] | None) -> int:
+    if document["state"] in OVER:
+        client.wait_gone(document)
+    worst = 0
+    for mesh in document["meshes"]:
+        if meshes is not None and mesh["mesh"] not in meshes:
+            continue
+        ends: dict[str, int] = {}
+        for rank in mesh["ranks"]:
+            how = "never started" if rank["pid"] is None else render.how_ended(rank)
+            ends[how if how != "-" else rank["state"]] = ends.get(how, 0) + 1
+        how_many = ", ".join(f"{count} × {how}" for how, count in ends.items())
+        sys.stdout.write(f"{document['run']}/{mesh['mesh']} {mesh['state']}: {how_many}\n")
+        if mesh["unkillable"]:
+            sys.stdout.write(f"  not even SIGKILL ended {', '.join(mesh['unkillable'])}; its GPUs stay leased\n")
+            worst = 70
+    return worst

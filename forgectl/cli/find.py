@@ -1,0 +1,78 @@
+"""Finds the run or mesh that a user names on a command line."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from forgectl.controller import rundir
+from forgectl.controller.rundir import RunDir
+from forgectl.errors import NotFoundError, UsageError
+
+
+def all_living() -> list[RunDir]:
+    """Runs that have not ended, oldest first."""
+    return [run for run in rundir.all_runs() if run.read_final() is None]
+
+
+def find_run(name: str, *, ended: bool = False) -> RunDir:
+    """The run of that id or name: a living one, else with `ended` the latest that has ended."""
+    runs = rundir.all_runs()
+    exact = [r for r in runs if r.run == name]
+    living = [r for r in runs if r.name == name and r.read_final() is None]
+    over = [r for r in runs if r.name == name] if ended else []
+    if exact:
+        return exact[-1]
+    if len(living) > 1:
+        raise UsageError(f"several runs are named {name!r}: {', '.join(r.run for r in living)}", hint="give one's id")
+    if living or over:
+        return (living or over)[-1]
+    known = [r.run for r in runs if ended or r.read_final() is None]
+    raise NotFoundError(f"no run {name!r}", hint=_nearest(name, [*known, *(r.rpartition("-")[0] for r in known)]))
+
+
+def find_mesh(name: str, *, ended: bool = False) -> tuple[RunDir, str]:
+    """Run and mesh of `MESH` or `RUN/MESH`: in living runs, else with `ended` in the latest that had it."""
+    if "/" in name:
+        run_name, _, mesh = name.partition("/")
+        run = find_run(run_name, ended=ended)
+        if mesh not in _mesh_names(run):
+            raise NotFoundError(f"run {run.run} has no mesh {mesh!r}", hint=_nearest(mesh, _mesh_names(run)))
+        return run, mesh
+    runs = rundir.all_runs()
+    having = [r for r in runs if name in _mesh_names(r)]
+    living = [r for r in having if r.read_final() is None]
+    if len(living) > 1:
+        choices = ", ".join(f"{r.run}/{name}" for r in living)
+        raise UsageError(f"several runs have a mesh {name!r}", hint=f"say which: {choices}")
+    if living:
+        return living[0], name
+    if having and ended:
+        return having[-1], name
+    raise NotFoundError(f"no mesh {name!r}{' in a living run' if having else ''}", hint=_hint(name, runs, ended))
+
+
+def _hint(name: str, runs: list[RunDir], ended: bool) -> str:
+    if any(name in (r.run, r.name) for r in runs if ended or r.read_final() is None):
+        return (
+            f"that is a run; use `--run {name}`" if not ended else f"that is a run; name one of its meshes: {name}/MESH"
+        )
+    names = [m for r in runs if ended or r.read_final() is None for m in _mesh_names(r)]
+    return _nearest(name, names)
+
+
+def _mesh_names(run: RunDir) -> list[str]:
+    return [m.mesh for m in run.read_plan().meshes]
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return "`forgectl status` shows what runs" + ("" if not known else f": {', '.join(sorted(set(known))[:8])}")
+
+
+def mesh_of(document: dict[str, Any], name: str) -> dict[str, Any]:
+    """One mesh of a status document."""
+    found: dict[str, Any] = next(m for m in document["meshes"] if m["mesh"] == name)
+    return found

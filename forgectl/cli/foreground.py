@@ -1,0 +1,143 @@
+"""A launch as its user sees it: until all is up (`-d`), or until the run has ended, with its logs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from forgectl.cli import render
+from forgectl.cli.begin import begin_run
+from forgectl.cli.log_stream import LogStream, Source
+from forgectl.cli.log_writer import LogWriter
+from forgectl.cli.watch import Signals, Watch
+from forgectl.controller import client
+from forgectl.controller.rundir import RunDir
+from forgectl.errors import TimedOutError
+from forgectl.plan.model import Plan
+
+
+def launch_plan(
+    plan: Plan, spec_text: bytes, *, detach: bool, timeout: float | None, as_json: bool, name_is_given: bool
+) -> int:
+    """Launch a plan and stay as long as the user asked for; the exit code."""
+    began = time.monotonic()
+    with Signals().noted() as signals:
+        run = begin_run(plan, spec_text, name_is_given=name_is_given)
+        watch = Watch(run, signals, owner=not detach)
+        deadline = None if timeout is None else began + timeout
+        launch = _Launch(run, watch, as_json=as_json, deadline=deadline)
+        try:
+            return launch.until_up() if detach else launch.until_ended()
+        except BrokenPipeError:  # `forgectl launch … | head`: nobody reads on
+            watch.stop("the end of its reader", 141)
+            for _ in watch.steps():
+                pass
+            raise
+
+
+class _Launch:
+    def __init__(self, run: RunDir, watch: Watch, *, as_json: bool, deadline: float | None) -> None:
+        self._run = run
+        self._watch = watch
+        self._json = as_json
+        self._deadline = deadline
+        self._say = render.stderr()
+        self._told: dict[str, tuple[str, int]] = {}
+        self._was_up = False
+        stream = sys.stderr if as_json else sys.stdout
+        terminal = stream.isatty()
+        self._logs = LogStream(terminal=terminal)
+        self._writer = LogWriter(stream.buffer, terminal=terminal, color=render.wants_color(stream))
+
+    # ------------------------------------------------------------ the two ways
+
+    def until_up(self) -> int:
+        """`-d`: return when everything is up, or has been rolled back."""
+        for document in self._watch.steps(self._next_deadline):
+            self._take(document)
+            if self._was_up and not self._watch.document["stopped_by"]:
+                break
+        if self._watch.ended and not self._was_up:
+            return self._finish()
+        if self._json:
+            self._print_json()
+        else:
+            sys.stdout.write(f"{self._run.run}\n")
+            sys.stdout.flush()
+        return 0
+
+    def until_ended(self) -> int:
+        """In the foreground: show the logs until the run has ended."""
+        for document in self._watch.steps(self._next_deadline):
+            self._take(document)
+            self._show_logs()
+        self._logs.end()
+        while not self._logs.done:
+            self._show_logs()
+        return self._finish()
+
+    def _finish(self) -> int:
+        document = self._watch.document
+        client.wait_gone(document)
+        for mesh in document["meshes"]:
+            report = render.failure_report(mesh) if mesh["state"] in ("failed", "lost") else None
+            if report is not None:
+                self._say.print(report)
+        if self._json:
+            self._print_json()
+        if error := client.error_of(document):
+            raise error
+        if document["stopped_by"] == _TOO_LATE and document["exit_code"] == TimedOutError.exit_code:
+            raise TimedOutError(
+                "not everything was up in time; the run was shut down",
+                hint=f"see what the ranks said: forgectl logs {document['meshes'][0]['mesh']}",
+            )
+        return int(document["exit_code"])
+
+    def _print_json(self) -> None:
+        sys.stdout.write(json.dumps({"schema_version": 1, "runs": [self._watch.document]}, indent=2) + "\n")
+        sys.stdout.flush()
+
+    # ------------------------------------------------------------ one step
+
+    def _next_deadline(self) -> float | None:
+        return None if self._was_up else self._deadline
+
+    def _take(self, document: dict[str, Any] | None) -> None:
+        if document is not None:
+            self._was_up = self._was_up or document["was_up"]
+            self._tell(document)
+            for mesh in document["meshes"]:
+                for rank in mesh["ranks"]:
+                    if rank["log"]:
+                        label = f"{mesh['mesh']}/{rank['rank']}@{rank['host']}"
+                        self._logs.add(Source(label, Path(rank["log"])))
+        late = self._next_deadline()
+        if late is not None and time.monotonic() >= late:
+            self._deadline = None
+            self._watch.stop(_TOO_LATE, TimedOutError.exit_code)
+
+    def _show_logs(self) -> None:
+        for chunk in self._logs.poll():
+            self._writer.write(chunk)
+
+    def _tell(self, document: dict[str, Any]) -> None:
+        """Say on stderr what has changed of the meshes' states."""
+        for mesh in document["meshes"]:
+            now = (mesh["state"], mesh["generation"])
+            if self._told.get(mesh["mesh"]) == now or mesh["state"] == "pending":
+                continue
+            self._told[mesh["mesh"]] = now
+            self._show_logs()
+            line = f"{mesh['mesh']} {mesh['state']}"
+            if mesh["state"] in ("running", "ready"):
+                line += f" ({mesh['desired']} {'rank' if mesh['desired'] == 1 else 'ranks'}, run {document['run']})"
+            elif mesh["reason"] and mesh["state"] in ("restarting", "stopping", "stopped", "failed", "lost"):
+                line += f": {mesh['reason']}"
+            self._say.print(render.plain(f"forgectl: {line}"), style="dim" if mesh["state"] != "failed" else "")
+
+
+_TOO_LATE = "its --timeout"

@@ -1,0 +1,76 @@
+"""Shows the logs of one mesh: all there is, or on and on until it has ended."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from forgectl.cli import render
+from forgectl.cli.find import mesh_of
+from forgectl.cli.log_stream import IDLE_SECONDS, LogStream, Source, read_all
+from forgectl.cli.log_writer import LogWriter
+from forgectl.controller import client
+from forgectl.controller.rundir import RunDir
+from forgectl.errors import NotFoundError
+
+STATE_SECONDS = 0.5
+"""How often a follower asks for the mesh's state."""
+
+
+def show_logs(
+    run: RunDir, mesh: str, *, follow: bool, last: int | None, ranks: frozenset[int] | None, prefix: bool
+) -> None:
+    """Write logs to stdout: those of the current generation, and of later ones if following."""
+    terminal = sys.stdout.isatty()
+    writer = LogWriter(sys.stdout.buffer, terminal=terminal, color=render.wants_color(sys.stdout), prefix=prefix)
+    document = mesh_of(client.document(run), mesh)
+    sources = _sources(document, ranks)
+    try:
+        if follow:
+            _follow(run, mesh, LogStream(terminal=terminal), writer, last, ranks)
+            return
+        for chunk in read_all(sources, last, terminal=terminal):
+            writer.write(chunk)
+    except KeyboardInterrupt:
+        pass
+
+
+def _sources(mesh: dict[str, Any], ranks: frozenset[int] | None) -> list[Source]:
+    known = {r["rank"] for r in mesh["ranks"]}
+    if ranks is not None and (missing := sorted(ranks - known)):
+        raise NotFoundError(f"mesh {mesh['mesh']!r} has no rank {missing[0]}", hint=f"it has ranks 0 to {max(known)}")
+    return [
+        Source(f"{mesh['mesh']}/{r['rank']}@{r['host']}", Path(r["log"]))
+        for r in mesh["ranks"]
+        if r["log"] and (ranks is None or r["rank"] in ranks)
+    ]
+
+
+def _follow(
+    run: RunDir,
+    mesh: str,
+    stream: LogStream,
+    writer: LogWriter,
+    last: int | None,
+    ranks: frozenset[int] | None,
+) -> None:
+    over = False
+    asked = float("-inf")
+    while not (over and stream.done):
+        if not over and time.monotonic() - asked >= STATE_SECONDS:
+            asked = time.monotonic()
+            document = mesh_of(client.document(run), mesh)
+            for source in _sources(document, ranks):
+                stream.add(source, last)
+            last = None  # later generations are shown from their beginning
+            over = document["state"] in ("succeeded", "failed", "stopped", "lost")
+            if over:
+                stream.end()
+        idle = True
+        for chunk in stream.poll():
+            idle = False
+            writer.write(chunk)
+        if idle and not (over and stream.done):
+            time.sleep(IDLE_SECONDS)

@@ -1,0 +1,42 @@
+"""`forgectl logs`: what ranks have written, while they run and afterwards."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def logs(
+    mesh: Annotated[str, typer.Argument(metavar="MESH", help="A mesh, or RUN/MESH.", show_default=False)],
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the mesh has ended.")] = False,
+    last: Annotated[
+        int | None,
+        typer.Option("-n", "--tail", min=0, metavar="N", help="Only the last N lines of each rank."),
+    ] = None,
+    ranks: Annotated[
+        str | None, typer.Option("--ranks", metavar="0,2-5", help="Only these ranks.", show_default=False)
+    ] = None,
+    no_prefix: Annotated[bool, typer.Option("--no-prefix", help="The lines alone, without rank and host.")] = False,
+) -> None:
+    """Print the log of every rank of MESH, of its current generation."""
+    from forgectl.cli.find import find_mesh
+    from forgectl.cli.log_view import show_logs
+
+    run, name = find_mesh(mesh, ended=True)
+    show_logs(run, name, follow=follow, last=last, ranks=parse_ranks(ranks), prefix=not no_prefix)
+
+
+def parse_ranks(text: str | None) -> frozenset[int] | None:
+    """`0,2-5` as a set of ranks; None for all. Raises UsageError."""
+    from forgectl.errors import UsageError
+
+    if text is None:
+        return None
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()) or int(last or first) - int(first) > 100_000:
+            raise UsageError(f"--ranks {text!r}: expected ranks such as 0,2-5")
+        found.update(range(int(first), int(last or first) + 1))
+    return frozenset(found)

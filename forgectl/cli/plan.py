@@ -1,0 +1,31 @@
+"""`forgectl plan`: what a launch would run, without starting anything."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from forgectl.cli.launch import Overrides, RunName, SpecPath
+
+
+def plan(
+    spec: SpecPath,
+    overrides: Overrides = None,
+    name: RunName = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole plan as JSON.")] = False,
+) -> None:
+    """Show every rank that `launch SPEC` would start, with host, GPUs and environment. Starts nothing."""
+    import json
+    import os
+
+    from forgectl.cli.begin import make_plan
+    from forgectl.cli.plan_view import plan_json, plan_table
+    from forgectl.cli.render import stdout
+    from forgectl.spec.load import load
+
+    made = make_plan(load(spec, overrides=overrides or (), environ=os.environ, name=name))
+    if as_json:
+        stdout().out(json.dumps(plan_json(made), indent=2), highlight=False)
+    else:
+        stdout().print(plan_table(made))

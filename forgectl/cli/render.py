@@ -1,0 +1,184 @@
+"""All Rich output: tables and reports, honouring NO_COLOR, width and non-terminals."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from forgectl.cli.terminal_text import harmless
+
+STATE_STYLE = {
+    "running": "green", "ready": "green", "succeeded": "green", "up": "green",
+    "failed": "bold red", "lost": "bold red", "killed": "red",
+    "starting": "yellow", "restarting": "yellow", "stopping": "yellow", "degraded": "yellow", "pending": "yellow",
+    "reconnecting": "yellow", "stopped": "dim", "exited": "dim",
+}  # fmt: skip
+WIDE = 100_000
+"""Columns of a table that goes into a pipe: nothing is cut."""
+
+
+def wants_color(stream: Any) -> bool:
+    """Whether colours are welcome on a stream."""
+    return bool(stream.isatty()) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def stdout() -> Console:
+    """Where data goes."""
+    return _console(sys.stdout)
+
+
+def stderr() -> Console:
+    """Where everything else goes."""
+    return _console(sys.stderr)
+
+
+def _console(stream: Any) -> Console:
+    width = None if stream.isatty() else int(os.environ.get("COLUMNS") or WIDE)
+    return Console(file=stream, width=width, highlight=False, no_color=not wants_color(stream), soft_wrap=False)
+
+
+def plain(text: str) -> Text:
+    """Text from elsewhere: no markup, no escapes."""
+    return Text(harmless(text, color=False))
+
+
+def state_text(state: str) -> Text:
+    """A state in its colour."""
+    return Text(state, style=STATE_STYLE.get(state, ""))
+
+
+# ---------------------------------------------------------------- status
+
+
+def status_view(runs: list[dict[str, Any]], *, ranks: bool) -> RenderableType:
+    """A row a mesh, grouped by run; with `ranks` a row a rank below."""
+    if not runs:
+        return Text("no runs; `forgectl launch SPEC` starts one, `forgectl status -a` shows ended ones")
+    parts: list[RenderableType] = []
+    table = _table("MESH", "KIND", "STATE", "READY", "HOSTS", "GPUS", "RESTARTS", "AGE", "REASON")
+    several = len(runs) > 1
+    for run in runs:
+        for mesh in run["meshes"]:
+            name = f"{run['run']}/{mesh['mesh']}" if several else mesh["mesh"]
+            table.add_row(*_mesh_row(run, mesh, name))
+    parts.append(table)
+    if ranks:
+        for run in runs:
+            parts.append(Text())
+            parts.extend(_run_details(run))
+    return Group(*parts)
+
+
+def _mesh_row(run: dict[str, Any], mesh: dict[str, Any], name: str) -> Iterator[RenderableType]:
+    hosts = list(dict.fromkeys(r["host"] for r in mesh["ranks"]))
+    gpus = sum(len(r["gpus"]) for r in mesh["ranks"])
+    restarts = f"{mesh['restarts']}/{mesh['max_restarts']}" if mesh["max_restarts"] else "-"
+    yield plain(name)
+    yield Text(mesh["kind"])
+    yield state_text(mesh["state"])
+    yield Text(f"{mesh['ready']}/{mesh['desired']}")
+    yield plain(hosts[0] if len(hosts) == 1 else f"{hosts[0]} +{len(hosts) - 1}")
+    yield Text(str(gpus) if gpus else "-")
+    yield Text(restarts)
+    yield Text(age(run["started_at"], run["ended_at"]))
+    yield plain(mesh["reason"] or "-")
+
+
+def _run_details(run: dict[str, Any]) -> Iterator[RenderableType]:
+    controller = run["controller"]
+    alive = f"controller {controller['pid']}" if controller["alive"] else "no controller"
+    yield Text.assemble("run ", (run["run"], "bold"), ": ", state_text(run["state"]), f", {alive}, {run['run_dir']}")
+    table = _table("RANK", "HOST", "PID", "STATE", "GPUS", "CPU %", "MEMORY", "END")
+    for mesh in run["meshes"]:
+        for rank in mesh["ranks"]:
+            table.add_row(
+                plain(f"{mesh['mesh']}/{rank['rank']}"),
+                plain(rank["host"]),
+                Text(str(rank["pid"] or "-")),
+                state_text(rank["state"]),
+                Text(",".join(rank["gpus"]) or "-"),
+                Text("-" if rank["cpu_percent"] is None else f"{rank['cpu_percent']:.0f}", justify="right"),
+                Text(size(rank["rss_bytes"]), justify="right"),
+                Text(how_ended(rank)),
+            )
+    yield table
+
+
+def how_ended(rank: dict[str, Any]) -> str:
+    """`exit 0`, `SIGTERM`, or `-` for a rank that has not ended."""
+    import signal
+
+    if rank["signal"] is not None:
+        try:
+            return signal.Signals(rank["signal"]).name
+        except ValueError:
+            return f"signal {rank['signal']}"
+    return "-" if rank["exit_code"] is None else f"exit {rank['exit_code']}"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    for column in columns:
+        last = column in ("REASON", "END")
+        table.add_column(column, no_wrap=not last, overflow="fold" if last else "ellipsis", min_width=len(column))
+    return table
+
+
+def age(start: str | None, end: str | None = None) -> str:
+    """How long ago, or how long it lasted: `12s`, `5m`, `3h`, `2d`."""
+    if start is None:
+        return "-"
+    until = _time(end) if end else datetime.datetime.now(datetime.timezone.utc)
+    seconds = max(0, int((until - _time(start)).total_seconds()))
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length}{unit}"
+    return f"{seconds}s"
+
+
+def _time(text: str) -> datetime.datetime:
+    return datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=datetime.timezone.utc)
+
+
+def size(count: int | None) -> str:
+    """Bytes as `812 MB`."""
+    if count is None:
+        return "-"
+    for unit, length in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= length:
+            return f"{count / length:.3g} {unit}"
+    return f"{count} B"
+
+
+# ---------------------------------------------------------------- failures
+
+
+def failure_report(mesh: dict[str, Any]) -> RenderableType | None:
+    """Why a mesh failed: the first rank with its traceback, or else its last log lines; the others apart."""
+    failure = mesh["failure"]
+    if failure is None:
+        return None
+    lines = [Text.assemble((f"{mesh['mesh']} {mesh['state']}", "bold red"), ": ", plain(failure["message"]))]
+    if failure["traceback"]:
+        lines += [Text("  ") + plain(line) for line in failure["traceback"].rstrip().splitlines()]
+    elif failure["log_tail"]:
+        lines.append(Text("  its last log lines:", style="dim"))
+        lines += [Text("  │ ", style="dim") + plain(line) for line in failure["log_tail"]]
+    if failure["log"]:
+        lines.append(Text("  log: ", style="dim") + plain(failure["log"]))
+    if failure["collateral"]:
+        lines.append(Text(f"  fell with it: {_folded(failure['collateral'])}", style="dim"))
+    return Group(*lines)
+
+
+def _folded(collateral: list[dict[str, Any]]) -> str:
+    """`rank 0 on local exited with code 1, and 6 more`: the cause is elsewhere, so one line is enough."""
+    first = harmless(collateral[0]["message"], color=False)
+    return first if len(collateral) == 1 else f"{first}; and {len(collateral) - 1} more"

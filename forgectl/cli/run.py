@@ -1,0 +1,99 @@
+"""`forgectl run`: torchrun's habit, a spec of one script made on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from forgectl.cli.launch import AsJson, Detach, RunName, Timeout
+
+
+def run(
+    script: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SCRIPT [ARGS]...", help="A Python file and its arguments.", show_default=False),
+    ] = None,
+    procs: Annotated[
+        str, typer.Option("-n", "--nproc", metavar="N", help="Processes; `gpu` for one a free GPU.")
+    ] = "1",
+    gpus: Annotated[bool, typer.Option("--gpus", help="One GPU a process.")] = False,
+    hosts: Annotated[
+        list[str] | None,
+        typer.Option("--host", metavar="H", help="A host; spread evenly over all that are named."),
+    ] = None,
+    module: Annotated[
+        str | None, typer.Option("-m", "--module", metavar="MODULE", help="A module instead of a file.")
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", "-e", metavar="K=V", help="An environment variable of the ranks."),
+    ] = None,
+    restarts: Annotated[int, typer.Option("--max-restarts", min=0, help="Restart the mesh so often.")] = 0,
+    detach: Detach = False,
+    name: RunName = None,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run SCRIPT on N processes, as torchrun would.
+
+    Options of forgectl come before SCRIPT, its own arguments after it.
+    """
+    import os
+
+    import yaml
+
+    from forgectl.cli.begin import make_plan
+    from forgectl.cli.foreground import launch_plan
+    from forgectl.errors import UsageError
+    from forgectl.spec.load import parse
+
+    words = script or []
+    if module is None and not words:
+        raise UsageError("nothing to run: name a SCRIPT, or a module with -m", hint="forgectl run -n 2 train.py")
+    target = module or words[0]
+    mesh = _mesh_name(target)
+    body: dict[str, Any] = {"procs": procs, "with_gpus": gpus}
+    body |= {"module": [module, *words]} if module else {"run": [str(Path(target).expanduser()), *words[1:]]}
+    if env:
+        body["env"] = _environment(env)
+    if restarts:
+        body["restart"] = {"max": restarts}
+    spec: dict[str, Any] = {"name": name or mesh, "scripts": {mesh: body}}
+    if hosts:
+        spec["hosts"] = hosts
+        body["hosts"] = len(hosts)
+    text = yaml.safe_dump(_literal(spec), sort_keys=False, allow_unicode=True).encode()
+    loaded = parse(text, source="forgectl run", folder=Path.cwd(), environ=os.environ)
+    plan = make_plan(loaded)
+    raise typer.Exit(
+        launch_plan(plan, text, detach=detach, timeout=timeout, as_json=as_json, name_is_given=name is not None)
+    )
+
+
+def _mesh_name(target: str) -> str:
+    import re
+
+    stem = Path(target).stem if target.endswith(".py") else target.rpartition(".")[2]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("._-")[:50] or "script"
+
+
+def _environment(pairs: list[str]) -> dict[str, str]:
+    from forgectl.errors import UsageError
+
+    for pair in pairs:
+        if "=" not in pair:
+            raise UsageError(f"--env {pair!r}: expected NAME=VALUE")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _literal(value: Any) -> Any:
+    """Values as they are: a `$` that the shell left alone is no variable of a spec."""
+    if isinstance(value, str):
+        return value.replace("$", "$$")
+    if isinstance(value, dict):
+        return {k: _literal(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_literal(v) for v in value]
+    return value

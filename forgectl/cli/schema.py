@@ -1,0 +1,17 @@
+"""`forgectl schema`: the JSON Schema of specs, for editors."""
+
+from __future__ import annotations
+
+
+def schema() -> None:
+    """Print a JSON Schema of specs.
+
+    Editors with a YAML language server complete and check a spec that begins with
+    `# yaml-language-server: $schema=forgectl.schema.json`.
+    """
+    import json
+    import sys
+
+    from forgectl.spec.schema import json_schema
+
+    sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")

@@ -1,0 +1,53 @@
+"""`forgectl status`: a row a mesh, of all runs of this user."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+
+def status(
+    mesh: Annotated[
+        str | None,
+        typer.Argument(metavar="[MESH]", help="One mesh (or RUN/MESH), with its ranks.", show_default=False),
+    ] = None,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show ranks too.")] = False,
+    watch: Annotated[bool, typer.Option("-w", "--watch", help="Keep showing; with --json a document a line.")] = False,
+    everything: Annotated[bool, typer.Option("-a", "--all", help="Show runs that have ended too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document.")] = False,
+) -> None:
+    """Show meshes and their states; with -v or a MESH also ranks, their hosts, GPUs, processor and memory."""
+    import json
+    import sys
+
+    if watch:
+        from forgectl.cli.status_watch import keep_showing
+
+        keep_showing(lambda: collect(mesh, everything, stats=True), as_json=as_json, ranks=verbose or bool(mesh))
+        return
+    runs = collect(mesh, everything, stats=verbose or bool(mesh) or as_json)
+    if as_json:
+        sys.stdout.write(json.dumps({"schema_version": 1, "runs": runs}, indent=2) + "\n")
+        return
+    from forgectl.cli import render
+
+    render.stdout().print(render.status_view(runs, ranks=verbose or bool(mesh)))
+
+
+def collect(mesh: str | None, everything: bool, *, stats: bool) -> list[dict[str, Any]]:
+    """The status documents that were asked for; one run with one mesh if `mesh` is given."""
+    from forgectl.cli.find import find_mesh
+    from forgectl.controller import client, rundir
+
+    if mesh is not None:
+        run, name = find_mesh(mesh, ended=True)
+        document = client.document(run, stats=stats)
+        return [{**document, "meshes": [m for m in document["meshes"] if m["mesh"] == name]}]
+    found = []
+    for run in rundir.all_runs():
+        if everything or run.read_final() is None:
+            document = client.document(run, stats=stats)
+            if everything or document["ended_at"] is None or document["state"] == "lost":
+                found.append(document)
+    return found

@@ -1,0 +1,55 @@
+"""Makes a line of a rank's output safe to show on a terminal: colors stay, all else that acts goes."""
+
+from __future__ import annotations
+
+import re
+
+RESET = "\x1b[0m"
+
+_SUSPECT = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+_PATTERN = re.compile(
+    r"""
+      (?P<sgr>     \x1b\[[0-9;:]{0,64}m )                        # colors and styles
+    | (?P<dropped> \x1b\[[0-?]*[ -/]*[@-~]                       # other CSI: cursor, erase, modes
+                 | \x1b[\]PX^_][^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)  # OSC DCS SOS PM APC, up to BEL or ST
+                 | \x1b[ -/]+[0-~]                               # character sets
+                 | \x1b[0-OQ-WYZ\\`-~]                           # two characters that open none of the above
+                 | [\x00\x07\x08] )                              # NUL BEL BS
+    | (?P<control> [\x01-\x06\x0a-\x1f\x7f-\x9f] )               # whatever is left of C0 and C1
+    | (?P<hidden>  [\u2028-\u202e\u2066-\u2069] )                # line separators, direction overrides
+    | (?P<broken>  [\ud800-\udfff] )                             # half a character
+    """,
+    re.VERBOSE,
+)
+
+
+def harmless(line: str | bytes, *, color: bool = True) -> str:
+    """One line, without its newline, as it may be written to a terminal.
+
+    Printable text and tabs stay as they are, and so do colors (SGR) unless `color` is false; a line that set
+    any ends with a reset. Other escape sequences, NUL, BEL and backspace are dropped; what else acts on a
+    terminal, an unfinished sequence included, is spelled out as `\\x1b` or `<U+202E>`. Bytes that are not
+    UTF-8 become U+FFFD. Of a line that carriage returns rewrote, its last state is left. Idempotent.
+    """
+    text = line.decode("utf-8", "replace") if isinstance(line, bytes) else line
+    if _SUSPECT.search(text) is None:
+        return text
+    if "\r" in text:
+        text = next((state for state in reversed(text.split("\r")) if state.strip()), "")
+    last_style = ""
+
+    def replace(match: re.Match[str]) -> str:
+        nonlocal last_style
+        kind, found = match.lastgroup, match.group()
+        if kind == "sgr" and color:
+            last_style = found
+            return found
+        if kind == "control":
+            return f"\\x{ord(found):02x}"
+        if kind == "hidden":
+            return f"<U+{ord(found):04X}>"
+        return "\ufffd" if kind == "broken" else ""
+
+    text = _PATTERN.sub(replace, text)
+    return text + RESET if last_style not in ("", RESET, "\x1b[m") else text

@@ -1,0 +1,129 @@
+"""A run as a foreground command sees it: its states, its signals (Ctrl-C) and its log lines, in one loop."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from forgectl.controller import client
+from forgectl.controller.rundir import RunDir
+from forgectl.errors import InternalError
+from forgectl.protocol import Attach, Shutdown, StatusReport
+from forgectl.wire import Line
+
+LOG_SECONDS = 0.05
+
+
+class Signals:
+    """Ctrl-C and its like, noted instead of raised, from the first step of a launch to its last."""
+
+    NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+        self.wakeup, self._in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.seen.append(number)
+
+    @contextmanager
+    def noted(self) -> Iterator[Signals]:
+        """While this lasts, signals are only noted."""
+        before = {n: signal.signal(n, self._note) for n in self.NUMBERS if signal.getsignal(n) != signal.SIG_IGN}
+        old = signal.set_wakeup_fd(self._in, warn_on_full_buffer=False)
+        try:
+            yield self
+        finally:
+            signal.set_wakeup_fd(old)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def drain(self) -> None:
+        """Empty the wakeup pipe."""
+        try:
+            os.read(self.wakeup, 4096)
+        except BlockingIOError:
+            pass
+
+
+class Watch:
+    """Follows one run until it has ended, across the death of its controller; turns signals into shutdowns."""
+
+    def __init__(self, run: RunDir, signals: Signals, *, owner: bool, grace: float = 10.0) -> None:
+        self.run = run
+        self.document: dict[str, Any] = {}
+        self._signals = signals
+        self._answered = 0
+        self._owner = owner
+        self._grace = grace
+        self._line: Line | None = None
+        self._shutdown: Shutdown | None = None
+        self._seen_end = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last document is the final one."""
+        return self._seen_end
+
+    def stop(self, by: str, exit_code: int, *, grace: float | None = None) -> None:
+        """Ask for the run's end; asked again of every new controller until it has ended."""
+        wait = self._grace if grace is None else grace
+        self._shutdown = Shutdown(None, wait, by, exit_code)
+        self._send_shutdown()
+
+    def steps(self, deadline: Callable[[], float | None] = lambda: None) -> Iterator[dict[str, Any] | None]:
+        """The run's documents as they change, and None when nothing did for a moment or the deadline passed."""
+        while not self._seen_end:
+            self._obey_signals()
+            line = self._line or self._connect()
+            if line is None:
+                break
+            yield self._next(line, deadline())
+        if not self._seen_end:
+            final = self.run.read_final()
+            if final is None:
+                raise InternalError(f"run {self.run.run} ended without a trace", hint=f"see {self.run.path}")
+            self.document, self._seen_end = final, True
+            yield final
+
+    def _connect(self) -> Line | None:
+        self._line = client.connect(self.run)
+        if self._line is not None:
+            self._line.send(Attach(self._owner))
+            self._send_shutdown()
+        return self._line
+
+    def _next(self, line: Line, deadline: float | None) -> dict[str, Any] | None:
+        if not line.pending:
+            wait = LOG_SECONDS if deadline is None else max(0.0, min(LOG_SECONDS, deadline - time.monotonic()))
+            ready, _, _ = select.select([line.socket.fileno(), self._signals.wakeup], [], [], wait)
+            if line.socket.fileno() not in ready:
+                return None
+        report = line.receive(client.ANSWER_SECONDS)
+        if not isinstance(report, StatusReport):
+            self._line = None  # its controller died: the next step brings up another
+            line.close()
+            return None
+        self.document, self._seen_end = report.run, report.ended
+        return report.run
+
+    def _obey_signals(self) -> None:
+        self._signals.drain()
+        while self._answered < len(self._signals.seen):
+            number = self._signals.seen[self._answered]
+            self._answered += 1
+            name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+            self.stop(name, 128 + number, grace=self._grace if self._answered == 1 else 0.0)
+
+    def _send_shutdown(self) -> None:
+        if self._shutdown is not None and self._line is not None:
+            try:
+                self._line.send(self._shutdown)
+            except OSError:
+                self._line = None

@@ -1,0 +1,140 @@
+"""What the CLI needs of controllers: start one, find runs, ask them; blocking, and cheap to import."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from forgectl import __version__
+from forgectl.controller.rundir import RunDir
+from forgectl.errors import BY_EXIT_CODE, ForgeError, InternalError, TimedOutError
+from forgectl.protocol import (
+    CONTROLLER_TO_CLI,
+    GetStatus,
+    Hello,
+    ProtocolError,
+    Refusal,
+    StatusReport,
+)
+from forgectl.wire import Line, dial
+
+BOOT = str(Path(__file__).resolve().parent.parent / "boot.py")
+START_SECONDS = 30.0
+ANSWER_SECONDS = 10.0
+
+
+def start_controller(run: RunDir, secrets: dict[str, str] | None = None, *, adopt: bool = False) -> None:
+    """Start the run's controller as a daemon; returns once it listens, or once somebody else's does."""
+    run.sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log = os.open(
+        run.path / "controller.log",
+        os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC,
+        0o600,
+    )
+    try:
+        process = subprocess.Popen(
+            [sys.executable, BOOT, "controller", str(run.path), *(["--adopt"] if adopt else [])],
+            env={**os.environ, "FORGE_RUN_ID": run.run, "FORGE_ROLE": "controller"},
+            cwd="/",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+        )
+    finally:
+        os.close(log)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
+        stdin.write(json.dumps(secrets or {}).encode() + b"\n")
+    ready, _, _ = select.select([process.stdout], [], [], START_SECONDS)
+    if not ready or not process.stdout.readline():
+        raise InternalError(
+            f"the controller of run {run.run} did not start: {_last_line(run.path / 'controller.log')}",
+            hint=f"see {run.path / 'controller.log'}",
+        )
+    process.returncode = 0  # a daemon from here on: not ours to wait for
+    process.stdout.close()
+
+
+def connect(run: RunDir) -> Line | None:
+    """A greeted connection to the run's controller, brought up anew where it has died; None if the run has ended."""
+    for _ in range(3):
+        if run.read_final() is not None:
+            return None
+        try:
+            return _greet(run, Line(dial(run.control_socket, ANSWER_SECONDS), CONTROLLER_TO_CLI))
+        except (FileNotFoundError, ConnectionError):
+            start_controller(run, adopt=True)
+        except (TimeoutError, ProtocolError) as e:
+            raise TimedOutError(
+                f"the controller of run {run.run} does not answer: {e}",
+                hint="is it stopped or starved? If it is stuck, kill it: the next command starts another",
+            ) from None
+    raise InternalError(f"no controller of run {run.run} stays alive", hint=f"see {run.path / 'controller.log'}")
+
+
+def _greet(run: RunDir, line: Line) -> Line:
+    line.send(Hello(__version__, run.run))
+    answer = line.receive(ANSWER_SECONDS)
+    if isinstance(answer, Refusal):
+        raise InternalError(f"run {run.run}: {answer.message}", hint=answer.hint)
+    if answer is None:
+        raise ConnectionResetError
+    return line
+
+
+def document(run: RunDir, *, stats: bool = False) -> dict[str, Any]:
+    """The run's present or final state, in the form of `status --json`."""
+    while True:
+        line = connect(run)
+        if line is None:
+            final = run.read_final()
+            if final is not None:
+                return final
+            continue
+        with contextlib.closing(line):
+            line.send(GetStatus(stats))
+            answer = line.receive(ANSWER_SECONDS)
+            if isinstance(answer, StatusReport):
+                return answer.run
+        # It ended, or died, while we asked: look again.
+
+
+def error_of(document: dict[str, Any]) -> ForgeError | None:
+    """The error that ended a launch, as an exception again."""
+    error = document.get("error")
+    if not error:
+        return None
+    kind = BY_EXIT_CODE.get(error["code"], ForgeError)
+    result = kind(error["message"], hint=error["hint"])
+    result.exit_code = error["code"]
+    return result
+
+
+def wait_gone(document: dict[str, Any], seconds: float = 5.0) -> None:
+    """Wait until the controller process of an ended run has exited."""
+    try:
+        pidfd = os.pidfd_open(document["controller"]["pid"])
+    except (OSError, TypeError):
+        return
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.poll(seconds * 1000)
+    finally:
+        os.close(pidfd)
+
+
+def _last_line(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        lines = path.read_text(errors="replace").strip().splitlines()
+        if lines:
+            return lines[-1]
+    return "it said nothing"

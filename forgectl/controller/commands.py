@@ -1,0 +1,39 @@
+"""What the agents must be told, given a run's state. Pure; every command may be sent again after a reconnection."""
+
+from __future__ import annotations
+
+from forgectl.controller.state import Mesh, Run
+from forgectl.protocol import OpenStore, Prepare, Quit, Release, Start, Stop
+
+Command = Prepare | OpenStore | Start | Stop | Release | Quit
+
+
+def commands(run: Run, host: str) -> list[Command]:
+    """What `host`'s agent should be doing now, in order."""
+    if run.ended:
+        return [Quit()]
+    found = (_for_mesh(run, mesh, host) for mesh in run.meshes.values() if host in mesh.plan.hosts)
+    return [command for command in found if command is not None]
+
+
+def _for_mesh(run: Run, mesh: Mesh, host: str) -> Command | None:
+    if mesh.ended:
+        return Release(mesh.name)
+    if mesh.ending:
+        return None if host in mesh.gone else Stop(mesh.name, mesh.generation, mesh.grace)
+    if host not in mesh.prepared:
+        return Prepare(mesh.plan)
+    if mesh.state != "starting":
+        return None
+    first = mesh.plan.hosts[0]
+    address = run.hosts[first].plan.address
+    if mesh.port is None:
+        return OpenStore(mesh.name, mesh.generation, address) if host == first else None
+    return Start(mesh.name, mesh.generation, address, mesh.port)
+
+
+def key(command: Command) -> tuple[object, ...]:
+    """What makes two commands the same, so that none is sent twice over one connection."""
+    generation = getattr(command, "generation", None)
+    name = command.mesh.mesh if isinstance(command, Prepare) else getattr(command, "mesh", None)
+    return (type(command), name, generation, getattr(command, "grace", None))

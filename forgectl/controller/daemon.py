@@ -1,0 +1,187 @@
+"""The controller: takes in what happens, writes it down, tells agents what follows and commands what was asked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from forgectl import __version__
+from forgectl.controller import journal
+from forgectl.controller.commands import Command, commands
+from forgectl.controller.links import Link, Use
+from forgectl.controller.records import Born, Record, StopAsked
+from forgectl.controller.rundir import RunDir, write_file
+from forgectl.controller.server import ControlServer
+from forgectl.controller.state import FAILURE_GRACE, Run
+from forgectl.controller.view import run_document
+from forgectl.protocol import AgentConfig
+from forgectl.wire import dial
+
+REPORT_SECONDS = 0.02
+"""Changes within so many seconds are reported to followers at once."""
+FAREWELL_SECONDS = 15.0
+
+
+class Controller:
+    """One run, from its first agent to its last."""
+
+    def __init__(self, run_dir: RunDir, secrets: dict[str, str], adopt: bool) -> None:
+        self.dir = run_dir
+        self.run = Run.new(run_dir.run, run_dir.read_plan())
+        self._secrets = secrets
+        if adopt:
+            self._recall()
+        self._journal = journal.Journal(run_dir.journal_file)
+        self._over = asyncio.Event()
+        self._report_due = False
+        self.server = ControlServer(self)
+        self.links = {
+            name: Link(host, self._config_of(i), run_dir.agent_socket(i), self)
+            for i, (name, host) in enumerate(self.run.hosts.items())
+        }
+        self.record(Born(os.getpid(), adopt))
+        if adopt and not self.run.ended and not any(self._answers(i) for i in range(len(self.links))):
+            # Nothing is left to adopt: the leases have run out, or the machine was started anew.
+            self.record(StopAsked(None, 0.0, "the loss of its controller"))
+
+    def _recall(self) -> None:
+        """The state as the journal has it; a damaged one is rebuilt from what the living agents know."""
+        records, whole = journal.read(self.dir.journal_file)
+        for when, record in records:
+            self.run.apply(when, record)
+        if not whole:
+            journal.repair(self.dir.journal_file, iter(records))
+            for host in self.run.hosts.values():
+                host.last_seq = 0
+        for host in self.run.hosts.values():
+            if host.state == "up":
+                host.state = "reconnecting"
+
+    def _answers(self, index: int) -> bool:
+        try:
+            dial(self.dir.agent_socket(index), 5.0).close()
+            return True
+        except OSError:
+            return False
+
+    def _config_of(self, index: int) -> Callable[[bool], AgentConfig]:
+        host = self.run.plan.hosts[index]
+        needed = {name for m in self.run.plan.meshes if host.name in m.hosts for name in m.secrets}
+
+        def config(sweep: bool) -> AgentConfig:
+            return AgentConfig(
+                version=__version__,
+                run=self.run.id,
+                host=host.name,
+                socket=str(self.dir.agent_socket(index)),
+                run_dir=str(self.dir.path),
+                lease=self.run.plan.lease,
+                log_limit=self.run.plan.log_limit,
+                secrets={k: v for k, v in self._secrets.items() if k in needed},
+                sweep=sweep,
+            )
+
+        return config
+
+    # ------------------------------------------------------------ what happens, and what follows
+
+    def record(self, record: Record) -> None:
+        """Write a fact down, let the state follow from it, and tell whom it concerns."""
+        now = time.time()
+        self._journal.append(now, record)
+        self.run.apply(now, record)
+        for link in self.links.values():
+            link.push()
+        if self.run.ended:
+            self._over.set()
+        self._report_soon()
+
+    def commands_for(self, host: str) -> list[Command]:
+        """What a host's agent should be doing now."""
+        return commands(self.run, host)
+
+    def ask_stop(self, meshes: tuple[str, ...] | None, grace: float, by: str, exit_code: int = 0) -> None:
+        """End meshes (None: the run), unless the run has ended."""
+        if not self.run.ended:
+            self.record(StopAsked(meshes, grace, by, exit_code))
+
+    def owner_left(self) -> None:
+        """The launch in the foreground is gone: so shall be its run."""
+        self.ask_stop(None, FAILURE_GRACE, "the end of its launcher")
+
+    async def use(self) -> Use:
+        """What every rank uses now."""
+        found: Use = {}
+        for part in await asyncio.gather(*(link.stats() for link in self.links.values())):
+            for mesh, ranks in part.items():
+                found.setdefault(mesh, {}).update(ranks)
+        return found
+
+    def document(self, use: Use | None = None) -> dict[str, Any]:
+        """The run as `forgectl status --json` shows it."""
+        return run_document(self.run, self.dir.path, use=use)
+
+    def _report_soon(self) -> None:
+        if not self._report_due:
+            self._report_due = True
+            asyncio.get_running_loop().call_later(REPORT_SECONDS, self._report)
+
+    def _report(self) -> None:
+        self._report_due = False
+        if not self.server.broadcast(self.document()):
+            self._report_soon()  # somebody was too slow for this one
+
+    # ------------------------------------------------------------ life
+
+    async def serve(self, announce: Callable[[], None]) -> None:
+        """Run until the run has ended and every agent has quit."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.ask_stop, None, FAILURE_GRACE, signal.Signals(number).name)
+        await self.server.start(self.dir.control_socket)
+        announce()
+        links = [asyncio.create_task(link.run()) for link in self.links.values()]
+        await self._over.wait()
+        _, late = await asyncio.wait(links, timeout=FAREWELL_SECONDS)
+        for task in late:
+            task.cancel()
+        self._leave_final_state()
+        await self.server.farewell(self.document())
+        self._journal.close()
+        with contextlib.suppress(OSError):
+            shutil.rmtree(self.dir.sockets)
+
+    def _leave_final_state(self) -> None:
+        final = run_document(self.run, self.dir.path, alive=False)
+        with contextlib.suppress(OSError):  # a full disk: the journal says the same, less handily
+            write_file(self.dir.final_file, json.dumps(final).encode())
+
+
+def main(arguments: list[str]) -> None:
+    """`boot.py controller RUN_DIR [--adopt]`: secrets come as JSON on standard input; says `ready` once it listens."""
+    from pathlib import Path
+
+    run_dir = RunDir(Path(arguments[0]))
+    adopt = "--adopt" in arguments
+    secrets = json.loads(sys.stdin.buffer.readline() or b"{}")
+    with run_dir.controller_lock() as ours:
+        if ours and run_dir.read_final() is None:
+            asyncio.run(_run(run_dir, secrets, adopt))
+        else:
+            os.write(1, b"ready\n")  # somebody else is its controller, or it needs none any more
+
+
+async def _run(run_dir: RunDir, secrets: dict[str, str], adopt: bool) -> None:
+    def announce() -> None:
+        os.write(1, b"ready\n")
+        os.dup2(2, 1)  # the log: whoever waits for the line above sees the end of the pipe
+
+    await Controller(run_dir, secrets, adopt).serve(announce)

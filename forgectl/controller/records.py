@@ -1,0 +1,73 @@
+"""What a run's journal holds: the facts from which its whole state follows. Replaying them gives the state again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from forgectl.protocol import HAPPENINGS, pack, unpack
+
+
+@dataclass(frozen=True)
+class Born:
+    """A controller began the run, or took it over (`adopted`). `pid` is its own."""
+
+    pid: int
+    adopted: bool = False
+
+
+@dataclass(frozen=True)
+class AgentUp:
+    """An agent answers on the host. Another pid than before means another agent, which knows of nothing."""
+
+    host: str
+    pid: int
+    boot_id: str
+
+
+@dataclass(frozen=True)
+class AgentLost:
+    """The host's agent is gone for good, and with it all that it ran. `certain`: its processes are known to be."""
+
+    host: str
+    why: str
+    code: int = 69
+    hint: str | None = None
+
+
+@dataclass(frozen=True)
+class Happened:
+    """Event number `seq` of a host's agent."""
+
+    host: str
+    seq: int
+    what: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StopAsked:
+    """Somebody wants these meshes (None: the whole run) to end; grace in seconds."""
+
+    meshes: tuple[str, ...] | None
+    grace: float
+    by: str
+    exit_code: int = 0
+
+
+Record: TypeAlias = Born | AgentUp | AgentLost | Happened | StopAsked
+RECORDS = (Born, AgentUp, AgentLost, Happened, StopAsked)
+
+
+def to_line(time: float, record: Record) -> dict[str, Any]:
+    """A record as a line of the journal; `time` is unix time."""
+    return {"time": round(time, 6), **pack(record)}
+
+
+def from_line(line: Any) -> tuple[float, Record]:
+    """The record in a line of the journal; raises ProtocolError, KeyError, TypeError or ValueError."""
+    data = dict(line)
+    time = float(data.pop("time"))
+    record = unpack(data, RECORDS)
+    if isinstance(record, Happened):
+        unpack(record.what, HAPPENINGS)
+    return time, record

@@ -1,0 +1,207 @@
+"""Run directories: where a run's spec, plan, journal and logs live, and where its sockets are."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forgectl.codec import CodecError, from_json, to_json
+from forgectl.errors import BusyError, ForgeError, InternalError
+from forgectl.plan.model import Plan
+from forgectl.wire import private_folder
+
+
+def runs_folder() -> Path:
+    """The folder of all runs of this user: $FORGECTL_HOME or $XDG_STATE_HOME/forgectl, then `runs`."""
+    if home := os.environ.get("FORGECTL_HOME"):
+        return Path(home).absolute() / "runs"
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "forgectl" / "runs"
+
+
+def sockets_folder() -> Path:
+    """The folder of all sockets of this user, private to them."""
+    if home := os.environ.get("FORGECTL_HOME"):
+        return Path(home).absolute() / "sockets"
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        return Path(runtime) / "forgectl"
+    return Path(tempfile.gettempdir()) / f"forgectl-{os.getuid()}"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The directory of one run (0700)."""
+
+    path: Path
+
+    @property
+    def run(self) -> str:
+        """The run's id, such as grpo-7f3a."""
+        return self.path.name
+
+    @property
+    def name(self) -> str:
+        """The run's name, such as grpo."""
+        return self.run.rpartition("-")[0]
+
+    @property
+    def sockets(self) -> Path:
+        return sockets_folder() / self.run
+
+    @property
+    def control_socket(self) -> Path:
+        return self.sockets / "control"
+
+    def agent_socket(self, index: int) -> Path:
+        """The socket of the agent on the run's host number `index`, where that host is this machine."""
+        return self.sockets / f"agent-{index}"
+
+    @property
+    def plan_file(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def journal_file(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def final_file(self) -> Path:
+        """The status document of a run that has ended; there is none before."""
+        return self.path / "status.json"
+
+    def read_plan(self) -> Plan:
+        """The plan that was launched; raises InternalError where it cannot be read."""
+        try:
+            return from_json(Plan, json.loads(self.plan_file.read_bytes()))
+        except (OSError, ValueError, CodecError) as e:
+            hint = f"if nothing of the run is needed any more, remove {self.path}"
+            raise InternalError(f"the plan of run {self.run} cannot be read: {e}", hint=hint) from None
+
+    def read_final(self) -> dict[str, Any] | None:
+        """The status document of an ended run; a corrupt one is set aside, and the run counts as not ended."""
+        try:
+            document = json.loads(self.final_file.read_bytes())
+            if not isinstance(document, dict) or document.get("run") != self.run:
+                raise ValueError("not the status of this run")
+            return document
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            set_aside(self.final_file)
+            return None
+
+    @contextlib.contextmanager
+    def controller_lock(self) -> Iterator[bool]:
+        """Yields whether this process is now the one controller of the run."""
+        fd = os.open(self.path / "controller.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+        finally:
+            os.close(fd)
+
+
+def all_runs() -> list[RunDir]:
+    """Every run of this user, oldest first."""
+    try:
+        folders = [p for p in runs_folder().iterdir() if (p / "plan.json").exists()]
+    except FileNotFoundError:
+        return []
+    return [RunDir(p) for p in sorted(folders, key=lambda p: p.stat().st_ctime)]
+
+
+@contextlib.contextmanager
+def launch_lock() -> Iterator[None]:
+    """Held while a run's name is checked and its directory is made, so that names are not taken twice."""
+    folder = _writable(runs_folder())
+    fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def create(plan: Plan, spec_text: bytes) -> RunDir:
+    """A new run directory with the spec as given and the plan; raises BusyError when the disk is full."""
+    folder = _writable(runs_folder())
+    _writable(sockets_folder())
+    while True:
+        run = RunDir(folder / f"{plan.name}-{secrets.token_hex(2)}")
+        try:
+            run.path.mkdir(mode=0o700)
+            break
+        except FileExistsError:
+            continue
+        except OSError as e:
+            raise _cannot_write(run.path, e) from None
+    try:
+        private_folder(run.sockets)
+        for part in ("agents", "logs"):
+            (run.path / part).mkdir(mode=0o700)
+        write_file(run.path / "spec.yaml", spec_text)
+        # The plan comes last: a folder without one is no run.
+        write_file(run.plan_file, json.dumps(to_json(plan)).encode())
+    except OSError as e:
+        discard(run)
+        raise _cannot_write(run.path, e) from None
+    return run
+
+
+def discard(run: RunDir) -> None:
+    """Remove a run that never began."""
+    import shutil
+
+    shutil.rmtree(run.path, ignore_errors=True)
+    shutil.rmtree(run.sockets, ignore_errors=True)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file (0600) so that it is there whole or not at all; raises OSError."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb") as file:
+            file.write(data)
+        draft.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise
+
+
+def set_aside(path: Path) -> None:
+    """Keep a file that cannot be read under another name, out of the way."""
+    with contextlib.suppress(OSError):
+        path.replace(path.with_name(f"{path.name}.corrupt-{secrets.token_hex(2)}"))
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        return private_folder(folder)
+    except PermissionError as e:
+        if e.errno is None:
+            raise BusyError(str(e), hint="set FORGECTL_HOME to a folder of your own") from None
+        raise _cannot_write(folder, e) from None
+    except OSError as e:
+        raise _cannot_write(folder, e) from None
+
+
+def _cannot_write(path: Path, error: OSError) -> ForgeError:
+    message = f"cannot write {path}: {error.strerror}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return BusyError(message, hint="free some space there, or set FORGECTL_HOME to a folder on another disk")
+    return BusyError(message, hint="set FORGECTL_HOME to a folder that you can write")

@@ -1,0 +1,108 @@
+"""The control socket: answers CLI commands about one run, and streams its changes to followers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import Any, Protocol
+
+from forgectl import __version__
+from forgectl.controller.links import Use
+from forgectl.controller.state import Run
+from forgectl.protocol import (
+    CLI_TO_CONTROLLER,
+    Attach,
+    Detach,
+    GetStatus,
+    Hello,
+    ProtocolError,
+    Shutdown,
+    StatusReport,
+)
+from forgectl.wire import HANDSHAKE_SECONDS, Stream, listen, wrong_version
+
+
+class Subject(Protocol):
+    """What the server needs of its controller."""
+
+    run: Run
+
+    def document(self, use: Use | None = None) -> dict[str, Any]: ...
+
+    async def use(self) -> Use: ...
+
+    def ask_stop(self, meshes: tuple[str, ...] | None, grace: float, by: str, exit_code: int = 0) -> None: ...
+
+    def owner_left(self) -> None: ...
+
+
+class ControlServer:
+    """Serves any number of CLI connections; a slow or hostile one harms only itself."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        self._followers: set[Stream] = set()
+        self._owners: set[Stream] = set()
+        self._server: asyncio.AbstractServer | None = None
+
+    async def start(self, path: Path) -> None:
+        """Listen on `path`."""
+        self._server = await asyncio.start_unix_server(self._serve, sock=listen(path), limit=4 << 20)
+
+    def broadcast(self, document: dict[str, Any]) -> bool:
+        """Send the state to all followers; False if one was too congested to take it."""
+        slow = False
+        report = StatusReport(document)
+        for stream in list(self._followers):
+            if stream.congested:
+                slow = True
+            else:
+                stream.send(report)
+        return not slow
+
+    async def farewell(self, document: dict[str, Any]) -> None:
+        """Send the last state and hang up on everybody."""
+        if self._server is not None:
+            self._server.close()
+        self._owners.clear()
+        for stream in self._followers:
+            stream.send(StatusReport(document, ended=True))
+        await asyncio.gather(*(stream.close() for stream in self._followers), return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        stream = Stream(reader, writer, CLI_TO_CONTROLLER)
+        with contextlib.suppress(ProtocolError, asyncio.TimeoutError, ConnectionError):
+            if stream.is_ours() and await self._greet(stream):
+                while (request := await stream.receive()) is not None:
+                    await self._answer(stream, request)
+        self._followers.discard(stream)
+        if stream in self._owners:
+            self._owners.discard(stream)
+            self._subject.owner_left()
+        stream.abort()
+
+    async def _greet(self, stream: Stream) -> bool:
+        hello = await stream.receive(HANDSHAKE_SECONDS)
+        if not isinstance(hello, Hello):
+            return False
+        if refusal := wrong_version(hello.version):
+            stream.send(refusal)
+            await stream.close()
+            return False
+        stream.send(Hello(__version__, self._subject.run.id))
+        return True
+
+    async def _answer(self, stream: Stream, request: object) -> None:
+        if isinstance(request, GetStatus):
+            use = await self._subject.use() if request.stats else None
+            stream.send(StatusReport(self._subject.document(use)))
+        elif isinstance(request, Attach):
+            self._followers.add(stream)
+            if request.owner:
+                self._owners.add(stream)
+            stream.send(StatusReport(self._subject.document()))
+        elif isinstance(request, Detach):
+            self._owners.discard(stream)
+        elif isinstance(request, Shutdown):
+            self._subject.ask_stop(request.meshes, request.grace, request.by, request.exit_code)

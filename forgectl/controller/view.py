@@ -1,0 +1,121 @@
+"""A run's state as the document that `forgectl status --json` prints."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+from forgectl.controller.state import Host, Mesh, Rank, Run, describe
+from forgectl.protocol import RankStats
+
+Use = dict[str, dict[int, RankStats]]
+
+
+def run_document(run: Run, run_dir: Path, *, alive: bool = True, use: Use | None = None) -> dict[str, Any]:
+    """One entry of `runs`; `alive`: whether a controller stands behind it, `use`: mesh → rank → its use."""
+    return {
+        "run": run.id,
+        "name": run.plan.name,
+        "state": run.state,
+        "spec": run.plan.spec,
+        "started_at": timestamp(run.started_at),
+        "ended_at": timestamp(run.ended_at),
+        "exit_code": run.exit_code if run.ended else None,
+        "error": (
+            {"code": run.error.code, "message": run.error.message, "hint": run.error.hint} if run.error else None
+        ),
+        "stopped_by": run.stop.by if run.stop else None,
+        "was_up": run.was_up,
+        "controller": {"pid": run.controller_pid, "alive": alive},
+        "run_dir": str(run_dir),
+        "hosts": [_host(h) for h in run.hosts.values()],
+        "meshes": [_mesh(m, (use or {}).get(m.name, {})) for m in run.meshes.values()],
+    }
+
+
+def _host(host: Host) -> dict[str, Any]:
+    return {
+        "name": host.plan.name,
+        "state": host.state,
+        "address": host.plan.address,
+        "last_seen": timestamp(host.last_seen),
+        "agent_pid": host.pid,
+    }
+
+
+def _mesh(mesh: Mesh, use: dict[int, RankStats]) -> dict[str, Any]:
+    return {
+        "mesh": mesh.name,
+        "kind": mesh.plan.kind,
+        "state": mesh.state,
+        "since": timestamp(mesh.since or None),
+        "desired": mesh.plan.procs,
+        "ready": sum(r.state == "running" for r in mesh.ranks.values()),
+        "generation": mesh.generation,
+        "restarts": len(mesh.restarts),
+        "max_restarts": mesh.plan.restart.max,
+        "reason": reason(mesh),
+        "failure": failure(mesh),
+        "notices": mesh.notices,
+        "unkillable": mesh.unkillable,
+        "ranks": [_rank(r, use.get(r.plan.rank)) for r in mesh.ranks.values()],
+    }
+
+
+def reason(mesh: Mesh) -> str | None:
+    """Why the mesh is in its state, in one line; None where there is nothing to say."""
+    if mesh.cannot_start:
+        return mesh.cannot_start
+    if mesh.failed and (root := mesh.root_cause()):
+        others = len(mesh.collateral())
+        return describe(root, mesh) + (f" ({others} more fell with it)" if others else "")
+    if mesh.unkillable:
+        return f"not even SIGKILL ended {', '.join(mesh.unkillable)}"
+    if mesh.stop is not None and mesh.state in ("stopping", "stopped"):
+        return f"stopped by {mesh.stop.by}"
+    if mesh.last_failure and mesh.restarts:
+        return f"restarted: {mesh.last_failure}"
+    return mesh.notices[-1] if mesh.notices else None
+
+
+def failure(mesh: Mesh) -> dict[str, Any] | None:
+    """The first cause of a failed mesh, with its traceback and last log lines; collateral ranks apart."""
+    if mesh.cannot_start:
+        return {"rank": None, "host": None, "message": mesh.cannot_start, "traceback": mesh.detail or None,
+                "log_tail": [], "log": None, "collateral": []}  # fmt: skip
+    root = mesh.root_cause() if mesh.failed else None
+    if root is None:
+        return None
+    return {
+        "rank": root.plan.rank,
+        "host": root.plan.host,
+        "message": describe(root, mesh),
+        "traceback": root.exit.traceback if root.exit else None,
+        "log_tail": list(root.exit.log_tail) if root.exit else [],
+        "log": root.log,
+        "collateral": [{"rank": r.plan.rank, "message": describe(r, mesh)} for r in mesh.collateral()],
+    }
+
+
+def _rank(rank: Rank, use: RankStats | None) -> dict[str, Any]:
+    return {
+        "rank": rank.plan.rank,
+        "local_rank": rank.plan.local_rank,
+        "host": rank.plan.host,
+        "pid": rank.pid,
+        "state": rank.state,
+        "exit_code": rank.exit.exit_code if rank.exit else None,
+        "signal": rank.exit.signal if rank.exit else None,
+        "gpus": list(rank.plan.gpus),
+        "cpu_percent": use.cpu_percent if use else None,
+        "rss_bytes": use.rss_bytes if use else None,
+        "log": rank.log,
+    }
+
+
+def timestamp(unix: float | None) -> str | None:
+    """Unix seconds as `2026-11-22T20:00:00Z`."""
+    if unix is None:
+        return None
+    return datetime.datetime.fromtimestamp(unix, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

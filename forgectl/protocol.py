@@ -1,0 +1,340 @@
+"""The messages between CLI, controller and agent: typed dataclasses, one JSON object a line.
+
+Each direction has a fixed table of messages; whatever else arrives is refused. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from forgectl.codec import CodecError, from_json, to_json
+from forgectl.plan.model import MeshPlan
+
+MAX_LINE = 4 * 1024 * 1024
+"""Bytes that one message may take; a longer one ends the connection."""
+
+
+class ProtocolError(Exception):
+    """The other end said something that cannot be a message."""
+
+
+@dataclass(frozen=True)
+class Hello:
+    """First line on any connection. A controller has events up to `since` of the agent with pid `of` in its journal."""
+
+    version: str
+    run: str
+    since: int = 0
+    of: int = 0
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why the other end will not go on, as an error that a user can read."""
+
+    code: int
+    message: str
+    hint: str | None = None
+
+
+# ---------------------------------------------------------------- controller → agent
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """What an agent is told on its standard input when it starts (never on a command line)."""
+
+    version: str
+    run: str
+    host: str
+    socket: str
+    run_dir: str
+    lease: float
+    log_limit: int
+    secrets: dict[str, str] = field(default_factory=dict)
+    sweep: bool = True  # end what an earlier agent of this run and host may have left
+
+
+@dataclass(frozen=True)
+class Ping:
+    """Renews the agent's lease."""
+
+
+@dataclass(frozen=True)
+class Ack:
+    """Events up to `seq` are in the controller's journal."""
+
+    seq: int
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Lease the mesh's GPUs on this host and start warming its fork server."""
+
+    mesh: MeshPlan
+
+
+@dataclass(frozen=True)
+class OpenStore:
+    """Bind the rendezvous socket of a generation; only to the host of rank 0."""
+
+    mesh: str
+    generation: int
+    address: str
+
+
+@dataclass(frozen=True)
+class Start:
+    """Fork this host's ranks of a generation."""
+
+    mesh: str
+    generation: int
+    master_addr: str
+    master_port: int
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End all that a generation started here: SIGTERM, `grace` seconds, SIGKILL. A lower grace hurries."""
+
+    mesh: str
+    generation: int
+    grace: float
+
+
+@dataclass(frozen=True)
+class Release:
+    """The mesh is over: give its GPUs back and let its fork server go."""
+
+    mesh: str
+
+
+@dataclass(frozen=True)
+class GetStats:
+    """Ask for a `Stats` with the current use of every rank."""
+
+
+@dataclass(frozen=True)
+class Quit:
+    """End everything that is left, then yourself."""
+
+
+# ---------------------------------------------------------------- agent → controller
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """An agent's answer to Hello; the events after `Hello.since` follow, then Synced."""
+
+    version: str
+    host: str
+    pid: int
+    boot_id: str
+
+
+@dataclass(frozen=True)
+class Synced:
+    """All that happened before is told."""
+
+
+@dataclass(frozen=True)
+class Pong:
+    """The answer to Ping."""
+
+
+@dataclass(frozen=True)
+class RankStats:
+    """CPU in percent of one core since the last question, resident memory in bytes."""
+
+    cpu_percent: float
+    rss_bytes: int
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Mesh → rank → its use."""
+
+    meshes: dict[str, dict[int, RankStats]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """GPUs of this host are leased to the mesh; its fork server is warming."""
+
+    mesh: str
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The mesh cannot run here: GPUs taken, no such interpreter."""
+
+    mesh: str
+    error: Refusal
+
+
+@dataclass(frozen=True)
+class StoreOpened:
+    """Rendezvous of a generation is bound and will be served."""
+
+    mesh: str
+    generation: int
+    port: int
+
+
+@dataclass(frozen=True)
+class StartFailed:
+    """A generation could not be started here; `detail` is a traceback or output, where there is one."""
+
+    mesh: str
+    generation: int
+    message: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class RankStarted:
+    """A rank runs. `log` is its log file on that host; `start_time` in clock ticks since boot."""
+
+    mesh: str
+    generation: int
+    rank: int
+    pid: int
+    start_time: int
+    log: str
+
+
+@dataclass(frozen=True)
+class RankExited:
+    """A rank is gone.
+
+    Exactly one of exit_code and signal is set, or neither where its end was not seen. `asked`: a Stop had been
+    sent to it before. `failed_ago`: seconds between its own failure (by its error file) and its exit, so that the
+    first cause can be told from the others although hosts' clocks differ.
+    """
+
+    mesh: str
+    generation: int
+    rank: int
+    exit_code: int | None
+    signal: int | None
+    asked: bool = False
+    oom: str | None = None
+    error: str | None = None
+    traceback: str | None = None
+    log_tail: tuple[str, ...] = ()
+    failed_ago: float = 0.0
+
+
+@dataclass(frozen=True)
+class MeshGone:
+    """No process of the generation is left on this host, but those that even SIGKILL could not end."""
+
+    mesh: str
+    generation: int
+    killed: int = 0  # how many needed SIGKILL
+    unkillable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something worth telling that changes no state, such as log lines dropped from a full disk."""
+
+    mesh: str
+    message: str
+
+
+Happening: TypeAlias = Prepared | Refused | StoreOpened | StartFailed | RankStarted | RankExited | MeshGone | Notice
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened on a host. Numbered from 1 by its agent, kept and replayed until acknowledged."""
+
+    seq: int
+    what: dict[str, Any]  # a Happening, packed: its type is among HAPPENINGS
+
+
+# ---------------------------------------------------------------- CLI → controller
+
+
+@dataclass(frozen=True)
+class GetStatus:
+    """Ask for one StatusReport, with processor and memory use if `stats`."""
+
+    stats: bool = False
+
+
+@dataclass(frozen=True)
+class Attach:
+    """Stream a StatusReport at every change. An `owner` takes the run down with it when its connection ends."""
+
+    owner: bool = False
+
+
+@dataclass(frozen=True)
+class Detach:
+    """The owner leaves; the run stays."""
+
+
+@dataclass(frozen=True)
+class Shutdown:
+    """Stop these meshes (None: all, and the run with them); grace in seconds, 0 kills at once."""
+
+    meshes: tuple[str, ...] | None
+    grace: float
+    by: str  # who asked, for the reason: "forgectl shutdown", "Ctrl-C"
+    exit_code: int = 0  # what a foreground launch should end with
+
+
+# ---------------------------------------------------------------- controller → CLI
+
+
+@dataclass(frozen=True)
+class StatusReport:
+    """One run, in the form that `forgectl status --json` prints."""
+
+    run: dict[str, Any]
+    ended: bool = False
+
+
+CONTROLLER_TO_AGENT = (Hello, Ping, Ack, Prepare, OpenStore, Start, Stop, Release, GetStats, Quit)
+AGENT_TO_CONTROLLER = (Welcome, Refusal, Synced, Pong, Stats, Event)
+CLI_TO_CONTROLLER = (Hello, GetStatus, Attach, Detach, Shutdown)
+CONTROLLER_TO_CLI = (Hello, Refusal, StatusReport)
+HAPPENINGS = (Prepared, Refused, StoreOpened, StartFailed, RankStarted, RankExited, MeshGone, Notice)
+
+
+def pack(message: Any) -> dict[str, Any]:
+    """A message as a JSON object that names its type."""
+    return {"type": type(message).__name__, **to_json(message)}
+
+
+def unpack(data: Any, table: Sequence[type]) -> Any:
+    """The message in a JSON object, if its type is in `table`; raises ProtocolError."""
+    if not isinstance(data, dict):
+        raise ProtocolError("a message is a JSON object")
+    name = data.get("type")
+    for kind in table:
+        if kind.__name__ == name:
+            try:
+                return from_json(kind, {k: v for k, v in data.items() if k != "type"})
+            except CodecError as e:
+                raise ProtocolError(str(e)) from None
+    raise ProtocolError(f"unknown message {str(name)[:60]!r}")
+
+
+def encode(message: Any) -> bytes:
+    """A message as one line."""
+    return json.dumps(pack(message), separators=(",", ":")).encode() + b"\n"
+
+
+def decode(line: bytes, table: Sequence[type]) -> Any:
+    """The message on one line; raises ProtocolError."""
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError) as e:
+        raise ProtocolError(f"not JSON: {e}") from None
+    return unpack(data, table)

@@ -1,0 +1,52 @@
+"""How a rank says why it failed: an error file, in the form of torch.distributed.elastic."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import traceback
+from types import TracebackType
+
+MAX_TEXT = 32 * 1024
+
+
+def write_error_file(path: str, error: BaseException) -> None:
+    """Write `error` with its traceback to `path`, unless a file is there already.
+
+    The form is that of `torch.distributed.elastic.multiprocessing.errors.ErrorHandler`, whose own `@record` may
+    have written first.
+    """
+    document = {
+        "message": {
+            "message": describe(error),
+            "extraInfo": {
+                "py_callstack": format_traceback(error),
+                "timestamp": str(int(time.time())),
+            },
+        },
+    }
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(fd, "w") as file:
+            json.dump(document, file)
+    except OSError:
+        pass  # there already, or the disk is full: the exit code and the log still tell
+
+
+def describe(error: BaseException) -> str:
+    """`ValueError: bad value`, as the last line of a traceback says it."""
+    return "".join(traceback.format_exception_only(type(error), error)).strip()[:MAX_TEXT]
+
+
+def format_traceback(error: BaseException) -> str:
+    """The traceback of `error`; of a long one the end, which names the cause."""
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    return text if len(text) <= MAX_TEXT else "[…]\n" + text[-MAX_TEXT:]
+
+
+def without_our_frames(trace: TracebackType | None, ours: str) -> TracebackType | None:
+    """The traceback from the first frame that is not in the file `ours`."""
+    while trace is not None and trace.tb_frame.f_code.co_filename == ours:
+        trace = trace.tb_next
+    return trace

@@ -1,0 +1,119 @@
+"""A rank of a script: from a fork (or a fresh interpreter) to the user's program, as `python train.py` would run it."""
+
+from __future__ import annotations
+
+import faulthandler
+import functools
+import importlib
+import os
+import runpy
+import signal
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+from forgectl.agent.processes import die_with_parent
+from forgectl.rank import failure, title
+
+EXEC_FAILED = 127
+
+
+def begin(parent: int, request: dict[str, Any], fds: list[int]) -> Callable[[], None]:
+    """Turn the process just forked into a rank; what is returned must be run with no frames below it.
+
+    `fds` are the log, then the GPU leases, which stay open so that the leases last as long as the rank.
+    """
+    os.setsid()
+    if request["cgroup"]:
+        with open(request["cgroup"], "w") as file:
+            file.write("0")
+    die_with_parent(parent)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(fds[0], 1)
+    os.dup2(fds[0], 2)
+    os.close(null)
+    os.close(fds[0])
+    for lease in fds[1:]:
+        os.set_inheritable(lease, True)
+    os.environ.pop("FORGE_ROLE", None)
+    os.environ.update(request["env"])
+    program = request["program"]
+    if program["kind"] == "command" or request["start_method"] == "spawn":
+        return functools.partial(_exec, program, request["workdir"])
+    title.set_title(f"forgectl rank {os.environ['FORGE_MESH']}/{os.environ['RANK']}: {program['target']}")
+    _reseed()
+    return functools.partial(run, program["kind"], program["target"], program["args"], request["workdir"])
+
+
+def main(arguments: list[str]) -> None:
+    """`python boot.py rank WORKDIR KIND TARGET ARGS…`: a spawned rank, in an interpreter of its own."""
+    workdir, kind, target, *args = arguments
+    run(kind, target, args, workdir)
+
+
+def run(kind: str, target: str, args: list[str], workdir: str) -> None:
+    """Run a Python file or module as the main program, and record what it dies of."""
+    from forgectl.rank import streams
+
+    rank = os.getpid()
+    os.chdir(workdir)
+    streams.install()
+    faulthandler.enable()
+    sys.argv = [target, *args]
+    main_module = types.ModuleType("__main__")
+    main_module.__dict__["__builtins__"] = __builtins__
+    sys.modules["__main__"] = main_module
+    try:
+        if kind == "module":
+            _put_first(workdir)
+            runpy._run_module_as_main(target, alter_argv=True)  # type: ignore[attr-defined]
+        else:
+            _put_first(workdir)
+            _put_first(os.path.dirname(os.path.abspath(target)))  # noqa: PTH100, PTH120 (as python does)
+            _run_file(target, main_module)
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as e:
+        e.__traceback__ = failure.without_our_frames(e.__traceback__, __file__)
+        if os.getpid() == rank and (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):
+            failure.write_error_file(path, e)
+        sys.excepthook(type(e), e, e.__traceback__)
+        sys.exit(1)
+
+
+def _put_first(folder: str) -> None:
+    if sys.path[:1] != [folder]:
+        sys.path.insert(0, folder)
+
+
+def _run_file(path: str, module: types.ModuleType) -> None:
+    module.__dict__.update(__file__=path, __spec__=None, __loader__=None, __cached__=None)
+    with open(path, "rb") as file:
+        code = compile(file.read(), path, "exec", dont_inherit=True)
+    exec(code, module.__dict__)  # noqa: S102 (the user's own program)
+
+
+def _exec(program: dict[str, Any], workdir: str) -> None:
+    """Replace this process by the program; a forked Python rank with `start_method: spawn` becomes a fresh one."""
+    os.chdir(workdir)
+    if program["kind"] == "command":
+        argv = [program["target"], *program["args"]]
+    else:
+        boot = os.path.join(os.path.dirname(os.path.dirname(__file__)), "boot.py")  # noqa: PTH118, PTH120
+        argv = [sys.executable, boot, "rank", workdir, program["kind"], program["target"], *program["args"]]
+    try:
+        os.execvp(argv[0], argv)
+    except OSError as e:
+        error = OSError(e.errno, f"cannot run {argv[0]!r}: {e.strerror}")
+        failure.write_error_file(os.environ["TORCHELASTIC_ERROR_FILE"], error)
+        os.write(2, f"forgectl: {error.strerror}\n".encode())
+        os._exit(EXEC_FAILED)
+
+
+def _reseed() -> None:
+    """Give numpy's global generator a seed of its own, as a fresh interpreter would have had."""
+    if "numpy" in sys.modules:
+        importlib.import_module("numpy").random.seed()

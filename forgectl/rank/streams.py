@@ -1,0 +1,128 @@
+"""A rank's standard output and error: live line by line, and a full disk costs lines, never the rank."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import io
+import os
+import sys
+import weakref
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
+
+_writers: weakref.WeakSet[LossyWriter] = weakref.WeakSet()
+
+
+class LossyWriter(io.BufferedIOBase):
+    """Writes to a descriptor at once; what does not fit on the disk is counted, and the loss marked later.
+
+    Nothing is buffered here and no lock is held, so a fork in any thread and a print in a signal handler are
+    safe. A text stream above it makes one call, so one write(2), of each line, which O_APPEND keeps whole.
+    """
+
+    def __init__(self, fd: int, name: str) -> None:
+        self.name = name
+        self.mode = "wb"
+        self.lost = 0  # bytes not yet told of
+        self._fd = fd
+        self._smooth = True  # open, and no loss to tell of: one flag, as this is asked once a line
+        self._marker = b""  # the rest of a marker that did not fit either
+        self._write = os.write  # kept, for what is flushed while the interpreter is torn down
+        _writers.add(self)
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        """Write all of `data`, or count it as lost; always says that all is written."""
+        written = 0
+        if self._smooth:
+            try:
+                written = self._write(self._fd, data)
+                if written == len(data):  # type: ignore[arg-type]
+                    return written
+            except OSError as e:
+                if e.errno not in DISK_FULL:
+                    raise
+        return self._write_rest(memoryview(data).cast("B"), written)
+
+    def _write_rest(self, data: memoryview, done: int) -> int:
+        if self.closed:
+            raise ValueError("write to closed file")
+        try:
+            self._mark()
+            while done < len(data):
+                done += self._write(self._fd, data[done:])
+        except OSError as e:
+            if e.errno not in DISK_FULL:
+                raise
+            self.lost += len(data) - done
+            self._smooth = False
+        return len(data)
+
+    def _mark(self) -> None:
+        """Tell of the loss; raises OSError while there is still no room."""
+        while self.lost or self._marker:
+            marker = self._marker or f"\n[forgectl: {self.lost} bytes lost, disk full]\n".encode()
+            written = self._write(self._fd, marker)
+            if not self._marker:
+                self.lost = 0
+            self._marker = marker[written:]
+        self._smooth = not self.closed
+
+    def mark_at_exit(self) -> None:
+        """Tell of a loss that no later line told of, if there is room by now."""
+        try:
+            self._mark()
+        except OSError:
+            pass
+
+    def forget(self) -> None:
+        """In a forked child: what its parent lost is the parent's to tell."""
+        self.lost, self._marker = 0, b""
+
+    def close(self) -> None:
+        """Refuse to write from now on; the descriptor stays open, as that of CPython's own does."""
+        self._smooth = False
+        super().close()
+
+    def fileno(self) -> int:
+        """The descriptor, as CPython's own standard streams have one."""
+        return self._fd
+
+    def writable(self) -> bool:
+        """Always true."""
+        return True
+
+
+def install() -> None:
+    """Replace `sys.stdout` and `sys.stderr`, and the originals behind them, by streams over a LossyWriter."""
+    stdout_errors = getattr(sys.stdout, "errors", None) or "strict"  # what CPython chose for this locale
+    sys.stdout = sys.__stdout__ = _replace(sys.stdout, 1, "<stdout>", stdout_errors)  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = _replace(sys.stderr, 2, "<stderr>", "backslashreplace")  # type: ignore[misc]
+    os.register_at_fork(after_in_child=_forget_losses)
+    atexit.register(_mark_losses)
+
+
+def _replace(old: Any, fd: int, name: str, errors: str) -> io.TextIOWrapper:
+    """A text stream on `fd` in UTF-8, or in what PYTHONIOENCODING had CPython choose."""
+    if old is not None:
+        with contextlib.suppress(OSError):
+            old.flush()
+    encoding = getattr(old, "encoding", None) if os.environ.get("PYTHONIOENCODING") else None
+    stream = io.TextIOWrapper(LossyWriter(fd, name), encoding or "utf-8", errors, line_buffering=True)
+    stream.mode = "w"  # type: ignore[misc]  # what open() would have set, as for CPython's own
+    return stream
+
+
+def _forget_losses() -> None:
+    for writer in _writers:
+        writer.forget()
+
+
+def _mark_losses() -> None:
+    for writer in _writers:
+        writer.mark_at_exit()

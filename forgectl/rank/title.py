@@ -1,0 +1,25 @@
+"""What `ps` and `nvidia-smi` show of a forked rank, which would otherwise have its fork server's command line."""
+
+from __future__ import annotations
+
+import ctypes
+
+PADDING = " " * 200
+"""An empty argument that the fork server is started with, so that there is room for a title."""
+
+
+def set_title(text: str) -> None:
+    """Write `text` over this process's command line; does nothing where /proc does not allow it."""
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        start, end = int(fields[45]), int(fields[46])  # arg_start, arg_end: fields 48 and 49 of proc(5)
+        room = end - start
+        if room <= 0:
+            return
+        data = text.encode("utf-8", "replace")[: room - 1]
+        ctypes.memmove(start, data.ljust(room, b"\0"), room)
+        with open("/proc/self/comm", "wb") as file:
+            file.write(data.removeprefix(b"forgectl rank ")[:15])
+    except (OSError, ValueError, IndexError):
+        return

@@ -1,0 +1,261 @@
+"""What a spec may say. A field's meaning is its description, which `forgectl schema` prints too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+
+from forgectl.errors import SpecProblem
+from forgectl.plan.model import Program
+from forgectl.spec.problems import Place, find, problem, show
+from forgectl.spec.read import Null
+from forgectl.spec.scalars import (
+    NAME,
+    NAME_RULE,
+    Bare,
+    Bool,
+    ClassPath,
+    Count,
+    EnvText,
+    Interpreter,
+    Lease,
+    Module,
+    Name,
+    Procs,
+    Size,
+    SomeText,
+    Text,
+    Within,
+    Words,
+    bare,
+    boolean,
+    choice,
+    gpus,
+    mapping,
+    or_variable,
+    spread,
+    wrong,
+)
+
+Gpus = Annotated[
+    Literal["auto", "none"] | int | tuple[int, ...],
+    BeforeValidator(gpus),
+    or_variable(
+        {"enum": ["auto", "none"]},
+        {"type": "integer", "minimum": 0},
+        {"type": "array", "items": {"type": "integer", "minimum": 0}},
+    ),
+]
+Spread = Annotated[
+    int | tuple[str, ...] | None,
+    BeforeValidator(spread),
+    or_variable({"type": "integer", "minimum": 1}, {"type": "array", "items": {"type": "string"}, "minItems": 1}),
+]
+StartMethod = Annotated[
+    Literal["fork", "spawn"],
+    BeforeValidator(choice("fork", "spawn")),
+    or_variable({"enum": ["fork", "spawn"]}),
+]
+Router = Annotated[
+    str,
+    BeforeValidator(choice("round_robin", "least_loaded", "session")),
+    or_variable({"enum": ["round_robin", "least_loaded", "session"]}),
+]
+Env = dict[str, EnvText]
+
+
+class Model(BaseModel):
+    """Frozen, with no unknown keys; a key left empty counts as absent."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", title=None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_keys(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: v for k, v in value.items() if not isinstance(v, Null)}
+        return value
+
+
+class Host(Model):
+    """One host of the run: this machine, or one that is reached by ssh."""
+
+    name: Name = Field(description="What meshes, status and logs call this host")
+    local: Bool = Field(default=False, description="This machine; several such hosts rehearse many hosts on one")
+    ssh: Bare | None = Field(default=None, description="The ssh destination; default: the name")
+    address: Bare | None = Field(
+        default=None, description="Where other hosts reach it; default: what ssh resolves it to"
+    )
+    python: Interpreter | None = Field(
+        default=None, description="Interpreter of agent and ranks; default: forgectl's own, by ssh python3"
+    )
+    gpus: Gpus = Field(default="auto", description="auto, none, a number of GPUs, or the indices of those to use")
+    env: Env = Field(default_factory=dict, description="Environment of every rank on this host")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _long_form(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": "local", "local": True} if value == "local" else _by_ssh(value)
+        if not isinstance(value, dict) or (value.get("ssh") and "local" in value):
+            return value
+        value = {k: v for k, v in value.items() if not isinstance(v, Null)}
+        if value.get("name") == "local" and "ssh" not in value:
+            value.setdefault("local", True)
+        if _is_true(value.get("local")):
+            value.setdefault("name", "local")
+        elif "name" in value:
+            value.setdefault("ssh", value["name"])
+        elif isinstance(value.get("ssh"), str):
+            value["name"] = _by_ssh(value["ssh"])["name"]
+        return value
+
+
+def _is_true(value: Any) -> bool:
+    try:
+        return boolean(value)
+    except ValueError:
+        return False
+
+
+def _by_ssh(destination: str) -> dict[str, str]:
+    if not destination.strip():
+        raise wrong("expected the name of a host, or a map with its name, got nothing")
+    bare(destination)
+    for name in (destination, destination.rpartition("@")[2]):
+        if NAME.fullmatch(name):
+            return {"name": name, "ssh": destination}
+    message = f"{show(destination)} gives no name for the host ({NAME_RULE})"
+    raise wrong(f"{message}; write {{name: …, ssh: {show(destination)}}}")
+
+
+class Restart(Model):
+    """Restart the whole mesh at most `max` times `within` a time."""
+
+    max: Count = Field(default=0, description="How many restarts; 0 is never")
+    within: Within | None = Field(default=None, description="The time they are counted over; default: the whole run")
+
+
+class Mesh(Model):
+    """A group of processes that is started, supervised and shut down as one."""
+
+    procs: Procs = Field(default=1, description="Processes in all (of a service: per replica)")
+    hosts: Spread = Field(
+        default=None, description="Spread evenly over so many hosts, or these; default: as few as have room"
+    )
+    with_gpus: Bool = Field(default=False, description="One GPU a process")
+    env: Env = Field(default_factory=dict, description="Environment of its ranks")
+    restart: Restart = Field(default=Restart(), description="When to restart it; default: never")
+    start_method: StartMethod = Field(default="fork", description="fork: from a warm fork server; spawn: afresh")
+    python: Interpreter | None = Field(default=None, description="Another interpreter than the host's")
+    preload: tuple[Module, ...] = Field(default=("torch",), description="What its fork server imports once")
+
+
+class Actor(Mesh):
+    """A mesh of one ForgeActor."""
+
+    class_: ClassPath = Field(alias="class", description="module:Class, a ForgeActor")
+    args: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of its constructor")
+
+    @property
+    def program(self) -> Program:
+        """What each rank runs."""
+        return Program("actor", self.class_)
+
+
+class Service(Actor):
+    """Replicas of an actor's mesh, and how calls find one of them."""
+
+    num_replicas: Procs = Field(default=1, description="Meshes of the same kind, NAME.0 and on")
+    router: Router = Field(default="round_robin", description="Which replica gets a call")
+
+
+class Runnable(Model):
+    """Something to run: exactly one of `run`, `module` and `command`."""
+
+    run: Words | None = Field(default=None, description="A Python file and its arguments")
+    module: Words | None = Field(default=None, description="A module and its arguments, as after python -m")
+    command: Words | None = Field(default=None, description="Any program and its arguments")
+
+    @property
+    def program(self) -> Program:
+        """What each rank runs; a file's path is absolute once the spec is loaded."""
+        for kind, words in (("file", self.run), ("module", self.module), ("command", self.command)):
+            if words:
+                return Program(kind, words[0], words[1:])  # type: ignore[arg-type]
+        raise ValueError("a spec is checked to have one of run, module and command")
+
+
+class Script(Runnable, Mesh):
+    """A process group without actors: what torchrun runs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_to_preload(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("command"):
+            return {"preload": (), **value}
+        return value
+
+
+class Driver(Runnable):
+    """The user's own controlling script: one process on the launching machine."""
+
+    env: Env = Field(default_factory=dict, description="Its environment")
+    python: Interpreter | None = Field(default=None, description="Another interpreter than forgectl's own")
+
+
+def _host_list(value: Any) -> Any:
+    if isinstance(value, dict) and value.keys() & {"file", "slurm"}:
+        raise wrong("hosts from a file or from Slurm are not supported yet; list them")
+    if isinstance(value, str):
+        raise wrong(f"expected a list of hosts, got {show(value)}; write [{value}]")
+    if isinstance(value, (list, tuple)) and not value:
+        raise wrong("expected at least one host; leave hosts out for this machine alone")
+    return value
+
+
+LOCAL = Host(name="local", local=True)
+Hosts = Annotated[tuple[Host, ...], BeforeValidator(_host_list)]
+
+
+class Body(Model):
+    """What a spec says about a run, apart from its name and folder."""
+
+    hosts: Hosts = Field(default=(LOCAL,), description="Where ranks may run; default: [local]")
+    env: Env = Field(default_factory=dict, description="Environment of every mesh")
+    secrets: tuple[Text, ...] = Field(default=(), description="Names of variables taken from the launching environment")
+    lease: Lease = Field(default=30.0, description="How long agents live on without a controller")
+    log_limit: Size = Field(default=2 << 30, description="What the log of one rank may take on disk")
+    actors: Annotated[dict[str, Actor], BeforeValidator(mapping)] = Field(
+        default_factory=dict, description="Meshes of actors, by name"
+    )
+    services: Annotated[dict[str, Service], BeforeValidator(mapping)] = Field(
+        default_factory=dict, description="Replicated actors, by name"
+    )
+    scripts: Annotated[dict[str, Script], BeforeValidator(mapping)] = Field(
+        default_factory=dict, description="Process groups without actors, by name"
+    )
+    driver: Driver | None = Field(default=None, description="The user's own controlling script")
+
+
+class Document(Body):
+    """A spec as it is written."""
+
+    name: Name | None = Field(default=None, description="Name of the run; default: the file's stem")
+    workdir: SomeText = Field(default=".", description="Where ranks start and import from; default: the spec's folder")
+
+
+class Spec(Body):
+    """A spec that was read and checked. `source` is its path as the user typed it."""
+
+    name: Name
+    source: str
+    folder: Path
+    workdir: Path
+    _places: dict[str, Place] = PrivateAttr(default_factory=dict)
+
+    def problem(self, where: str, message: str) -> SpecProblem:
+        """A problem with the value at a dotted path, or else at the nearest thing around it."""
+        return problem(where, message, find(where, self._places))

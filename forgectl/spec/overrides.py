@@ -1,0 +1,99 @@
+"""`--set a.b.c=YAML`: values from the command line, put into the tree before it is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
+
+from forgectl.spec.document import Item, Mapping, Scalar, Sequence, compose
+from forgectl.spec.model import Document
+from forgectl.spec.problems import Place, Problems, Stop, did_you_mean, show, step
+from forgectl.spec.shape import Keyed, Shape, keys, under
+
+_SET = Place(override=True)
+_ROOT = "the spec"
+_MAX_INDEX = 6  # digits
+_MAX_PARTS = 50
+
+
+class _NamesNothing(Exception):
+    """Why an override has nothing to override."""
+
+
+def apply(root: Item, overrides: SequenceOf[str], problems: Problems) -> Item:
+    """The tree with all overrides in it; those that name nothing are added to `problems`."""
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        path = re.sub(r"\[(\d+)\]", r".\1", path.strip())
+        if not equals or not path:
+            problems.add(path or "…", "expected PATH=VALUE, such as actors.trainer.procs=4", place=_SET)
+            continue
+        try:
+            value = _value(path, text, problems)
+            root = _assign(root, path.split("."), Document, value, _ROOT)
+        except Stop:
+            continue
+        except _NamesNothing as e:
+            problems.add(path, f"names nothing: {e}", place=_SET)
+    return root
+
+
+def _value(path: str, text: str, problems: Problems) -> Item:
+    data = text.encode(errors="surrogateescape")
+    return compose(data, problems, override=path) or Item(Scalar("", plain=True), _SET)
+
+
+def _assign(item: Item, parts: list[str], shape: Shape, value: Item, here: str) -> Item:
+    """`item` with `value` at the path `parts`, of which `here` was walked so far."""
+    if not parts:
+        return value
+    if len(parts) > _MAX_PARTS:
+        raise _NamesNothing(f"no path has {len(parts)} parts")
+    node = item.node
+    if isinstance(node, Scalar) and node.plain and not node.text and not isinstance(shape, Keyed):
+        node = Mapping({}) if shape else node
+    if isinstance(node, Sequence):
+        return replace(item, node=_assign_index(node, parts, shape, value, here))
+    if not isinstance(node, Mapping):
+        raise _NamesNothing(f"{here} is {show(node.text)}, not a map")
+    key, rest = _split(node, parts)
+    if key not in node.entries:
+        _new_key(node, key, rest, shape, here)
+    missing = Item(Mapping({}) if rest else Scalar("", plain=True), _SET)
+    child = _assign(node.entries.get(key, missing), rest, under(shape, key), value, _here(here, key))
+    return replace(item, node=replace(node, entries={**node.entries, key: child}))
+
+
+def _here(here: str, key: str) -> str:
+    return step("" if here == _ROOT else here, key)
+
+
+def _assign_index(node: Sequence, parts: list[str], shape: Shape, value: Item, here: str) -> Sequence:
+    index = int(parts[0]) if parts[0].isdecimal() and len(parts[0]) <= _MAX_INDEX else -1
+    if not 0 <= index < len(node.items):
+        raise _NamesNothing(f"{here} is a list of {len(node.items)}, counted from 0; it has no {show(parts[0])}")
+    child = _assign(node.items[index], parts[1:], under(shape, parts[0]), value, _here(here, parts[0]))
+    return replace(node, items=(*node.items[:index], child, *node.items[index + 1 :]))
+
+
+def _split(node: Mapping, parts: list[str]) -> tuple[str, list[str]]:
+    """The key that a path goes on with: names may have dots in them, so the longest that exists."""
+    for length in range(len(parts), 0, -1):
+        if (key := ".".join(parts[:length])) in node.entries:
+            return key, parts[length:]
+    return parts[0], parts[1:]
+
+
+def _new_key(node: Mapping, key: str, rest: list[str], shape: Shape, here: str) -> None:
+    """Raises unless `key` may be added to `node`: a field that is known, a variable, an argument."""
+    if isinstance(shape, type):
+        known = keys(shape)
+        if key in known and (not rest or known[key] is not None):
+            return
+        if key in known:
+            raise _NamesNothing(f"{key} is not a map")
+        raise _NamesNothing(f"{here} knows no key {show(key)}{did_you_mean(key, known)}")
+    if isinstance(shape, Keyed) and shape.free and not rest and key:
+        return
+    raise _NamesNothing(f"{here} has no {show(key)}{did_you_mean(key, node.entries)}")

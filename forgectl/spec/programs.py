@@ -1,0 +1,78 @@
+"""The files that a spec runs: found from its workdir, and missing ones told with what is near."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from forgectl.spec.model import Document, Runnable
+from forgectl.spec.problems import Problems, nearest, show, step
+
+R = TypeVar("R", bound=Runnable)
+
+
+def find_workdir(document: Document, folder: Path, problems: Problems) -> Path | None:
+    """The folder that ranks start in, absolute; None if there is no such folder."""
+    workdir = folder / document.workdir
+    if _is("dir", workdir):
+        return workdir.resolve()
+    what = "is not a folder" if _is("there", workdir) else f"no such folder{_tilde(document.workdir)}"
+    problems.add("workdir", f"{show(document.workdir)}: {what}; looked for {show(str(workdir))}")
+    return None
+
+
+def find_files(document: Document, workdir: Path, problems: Problems) -> Document:
+    """The document with the file of each `run:` as an absolute path."""
+    files = _Files(workdir, problems)
+    scripts = {name: files.found(script, step("scripts", name)) for name, script in document.scripts.items()}
+    driver = document.driver and files.found(document.driver, "driver")
+    return document.model_copy(update={"scripts": scripts, "driver": driver})
+
+
+@dataclass
+class _Files:
+    workdir: Path
+    problems: Problems
+    listings: dict[Path, list[str]] = field(default_factory=dict)
+
+    def found(self, script: R, where: str) -> R:
+        """`script` with its file as an absolute path; a file that is not there is added to the problems."""
+        if not script.run:
+            return script
+        target, *arguments = script.run
+        path = self.workdir / target
+        if not _is("file", path):
+            self.problems.add(f"{where}.run", self.missing(target, path))
+        return script.model_copy(update={"run": (str(path), *arguments)})
+
+    def missing(self, target: str, path: Path) -> str:
+        if _is("dir", path):
+            return f"{show(target)} is a folder; name the Python file in it, or use module"
+        if _is("there", path):
+            return f"{show(target)} is not a regular file"
+        message = f"no such file {show(target)} in {show(str(self.workdir))}{_tilde(target)}"
+        near = nearest(path.name, () if self.problems.full else self.listing(path.parent))
+        if near:
+            return f"{message}; did you mean {show(str(Path(target).with_name(near)))}?"
+        return message + "; a program that is no Python file goes under command, a module under module"
+
+    def listing(self, folder: Path) -> list[str]:
+        """The Python files of a folder."""
+        if folder not in self.listings:
+            try:
+                self.listings[folder] = sorted(p.name for p in folder.glob("*.py"))
+            except (OSError, ValueError):
+                self.listings[folder] = []
+        return self.listings[folder]
+
+
+def _tilde(path: str) -> str:
+    return "; '~' is not expanded, write ${HOME}" if path.startswith("~") else ""
+
+
+def _is(what: str, path: Path) -> bool:
+    try:
+        return {"dir": path.is_dir, "file": path.is_file, "there": path.exists}[what]()
+    except (OSError, ValueError):  # such as a name too long for the file system
+        return False

@@ -1,0 +1,55 @@
+"""The spec's known keys by path, taken from the models: for suggestions and overrides."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from forgectl.spec.model import Document, Model
+
+
+@dataclass(frozen=True)
+class Keyed:
+    """A map or list whose keys the user chooses; `free`: of plain values, so that new keys may be added."""
+
+    inner: type[Model] | None
+    free: bool = False
+
+
+Shape = type[Model] | Keyed | None
+
+
+@cache
+def keys(model: type[Model]) -> Mapping[str, Shape]:
+    """The keys of one model as they are written, with what each holds."""
+    return {field.alias or name: _shape(field.annotation) for name, field in model.model_fields.items()}
+
+
+def _shape(annotation: Any) -> Shape:
+    if isinstance(annotation, type) and issubclass(annotation, Model):
+        return annotation
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _shape(arguments[0])
+    models = [shape for shape in map(_shape, arguments) if isinstance(shape, type)]
+    if origin in (dict, tuple):
+        return Keyed(models[0] if models else None, free=origin is dict and not models)
+    return models[0] if models else None
+
+
+def under(shape: Shape, key: str) -> Shape:
+    """What stands at `key` of something."""
+    if isinstance(shape, Keyed):
+        return shape.inner
+    return keys(shape).get(key) if shape else None
+
+
+def at(path: Sequence[object]) -> Shape:
+    """What stands at a path from the root."""
+    shape: Shape = Document
+    for key in path:
+        shape = under(shape, str(key))
+    return shape

@@ -1,0 +1,180 @@
+"""Message streams over Unix sockets: bounded lines, the peer's uid checked, both versions compared."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import stat
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from forgectl import __version__
+from forgectl.protocol import MAX_LINE, ProtocolError, Refusal, decode, encode
+
+HANDSHAKE_SECONDS = 5.0
+_MAX_BACKLOG = 16 * MAX_LINE
+
+
+@contextlib.contextmanager
+def short_path(path: Path) -> Iterator[str]:
+    """A name for `path` that fits a socket address (107 bytes), whatever the length of its folder."""
+    if len(os.fsencode(path)) <= 100:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+def private_folder(path: Path) -> Path:
+    """Make `path` (0700) or check that it is ours alone; raises PermissionError."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    info = path.lstat()
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
+        raise PermissionError(f"{path} must be a folder of yours with mode 0700")
+    return path
+
+
+def listen(path: Path) -> socket.socket:
+    """A listening Unix socket (0600) at `path`, replacing a dead one."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    before = os.umask(0o177)
+    try:
+        with short_path(path) as name:
+            sock.bind(name)
+    finally:
+        os.umask(before)
+    sock.listen(128)
+    return sock
+
+
+def dial(path: Path, timeout: float | None = None) -> socket.socket:
+    """A blocking connection to the socket at `path`; raises OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.settimeout(timeout)
+        with short_path(path) as name:
+            sock.connect(name)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def peer_uid(sock: Any) -> int:
+    """The uid of the process at the other end of a Unix socket."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[1])
+
+
+def wrong_version(version: str) -> Refusal | None:
+    """The refusal of a peer that runs another version, naming both; None if it is ours."""
+    if version == __version__:
+        return None
+    return Refusal(
+        70,
+        f"this is forgectl {__version__}, the other end is forgectl {version[:40]}",
+        "use the version that started the run, or shut the run down with it first",
+    )
+
+
+class Stream:
+    """One connection in an asyncio program: typed messages in and out, bounded both ways."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, incoming: Sequence[type]) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._incoming = incoming
+        self.closed = False
+
+    @classmethod
+    async def connect(cls, path: Path, incoming: Sequence[type]) -> Stream:
+        """Connect to the socket at `path`; raises OSError."""
+        reader, writer = await asyncio.open_unix_connection(sock=dial(path, 5.0), limit=MAX_LINE)
+        return cls(reader, writer, incoming)
+
+    def is_ours(self) -> bool:
+        """Whether the peer runs as our own user."""
+        return peer_uid(self._writer.get_extra_info("socket")) == os.getuid()
+
+    def send(self, message: Any) -> None:
+        """Queue a message. A peer that does not read is dropped once its backlog is too long."""
+        if self.closed:
+            return
+        self._writer.write(encode(message))
+        if self._writer.transport.get_write_buffer_size() > _MAX_BACKLOG:
+            self.abort()
+
+    @property
+    def congested(self) -> bool:
+        """Whether the peer is slow to read; senders of repeated reports should skip one."""
+        return self._writer.transport.get_write_buffer_size() > MAX_LINE // 4
+
+    async def receive(self, timeout: float | None = None) -> Any:
+        """The next message, or None at the end of the connection; raises ProtocolError, TimeoutError."""
+        try:
+            line = await asyncio.wait_for(self._reader.readuntil(b"\n"), timeout)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+        except asyncio.LimitOverrunError:
+            raise ProtocolError(f"a message of more than {MAX_LINE} bytes") from None
+        return decode(line, self._incoming)
+
+    def abort(self) -> None:
+        """End the connection at once, dropping what was not sent."""
+        self.closed = True
+        self._writer.transport.abort()
+
+    async def close(self) -> None:
+        """End the connection once what was queued is sent."""
+        self.closed = True
+        self._writer.close()
+        with contextlib.suppress(OSError, asyncio.TimeoutError):
+            await asyncio.wait_for(self._writer.wait_closed(), 2.0)
+
+
+class Line:
+    """One connection in a blocking program (the CLI): typed messages in and out."""
+
+    def __init__(self, sock: socket.socket, incoming: Sequence[type]) -> None:
+        self.socket = sock
+        self._incoming = incoming
+        self._buffer = bytearray()
+
+    @property
+    def pending(self) -> bool:
+        """Whether a whole message has been read already."""
+        return b"\n" in self._buffer
+
+    def send(self, message: Any) -> None:
+        """Send a message; raises OSError when the other end is gone."""
+        self.socket.sendall(encode(message))
+
+    def receive(self, timeout: float | None = None) -> Any:
+        """The next message, or None at the end of the connection; raises TimeoutError, ProtocolError."""
+        self.socket.settimeout(timeout)
+        while (end := self._buffer.find(b"\n")) < 0:
+            if len(self._buffer) > MAX_LINE:
+                raise ProtocolError(f"a message of more than {MAX_LINE} bytes")
+            try:
+                chunk = self.socket.recv(1 << 16)
+            except ConnectionError:
+                return None
+            if not chunk:
+                return None
+            self._buffer += chunk
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        return decode(line, self._incoming)
+
+    def close(self) -> None:
+        """End the connection."""
+        self.socket.close()

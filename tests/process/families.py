@@ -1,0 +1,76 @@
+"""Real families of processes to be ended by tests. Needs nothing but the standard library and forgectl."""
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from forgectl.agent.processes import Identity, alive, boot_id, identify
+
+PROGRAMS = Path(__file__).parent.parent / "programs"
+HOST = "host1"
+
+
+class Family:
+    """A running `programs/family.py`, and the pipe that all of the family hold open."""
+
+    def __init__(self, run, kind, enclosure=None, *, mesh="m", size=1, host=HOST, user=None):
+        self.pipe, theirs = os.pipe()
+        path = (enclosure.cgroup_procs_path if enclosure else None) or "-"
+        env = {
+            "FORGE_RUN_ID": run,
+            "FORGE_HOST": host,
+            "FORGE_ROLE": "forkserver",
+            "FAMILY_MESH": mesh,
+            "PATH": os.environ["PATH"],
+        }
+        self.server = subprocess.Popen(
+            [sys.executable, "-S", PROGRAMS / "family.py", kind, path, str(theirs)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=env,
+            pass_fds=[theirs],
+            user=user,
+        )
+        os.close(theirs)
+        self.rank = Identity(*map(int, self.server.stdout.readline().split()[1:]), boot_id())
+        if enclosure:
+            enclosure.add(self.rank)
+        self.pids = self._await(size)
+
+    def _await(self, size):
+        """The pids of the first `size` of the family; the family is there once all of them have spoken."""
+        text = b""
+        while text.count(b"\n") < size:
+            ready, _, _ = select.select([self.pipe], [], [], 30)
+            chunk = os.read(self.pipe, 65536) if ready else b""
+            assert chunk, f"only {text.count(10)} of {size} processes came up"
+            text += chunk
+        return [int(p) for p in text.split()]
+
+    @property
+    def gone(self):
+        """Whether every process that holds the pipe has ended: a proof that owes nothing to /proc."""
+        with contextlib.suppress(BlockingIOError):
+            os.set_blocking(self.pipe, False)
+            while os.read(self.pipe, 65536):
+                pass
+            return True
+        return False
+
+    @property
+    def members(self):
+        return [identify(pid) for pid in self.pids]
+
+    def close(self):
+        for pid in self.pids:
+            if (identity := identify(pid)) and alive(identity) and identity in self.known:
+                os.kill(pid, signal.SIGKILL)
+        self.server.kill()
+        self.server.communicate()
+        os.close(self.pipe)
+
+    known = ()

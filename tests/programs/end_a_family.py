@@ -1,0 +1,29 @@
+"""Starts a family and ends it by an enclosure, as whoever runs this: `end_a_family.py RUN`; prints what happened."""
+
+import asyncio
+import json
+import sys
+
+from families import HOST, Family
+
+from forgectl.agent.enclosure import Enclosure
+
+
+def main():
+    run = sys.argv[1]
+    enclosure = Enclosure.create(run, HOST, "m", 0)
+    family = Family(run, "tree", enclosure, size=7)
+    report = asyncio.run(enclosure.end(30))
+    said = {
+        "cgroup": enclosure.cgroup is not None,
+        "found": len(report.found),
+        "killed": report.killed,
+        "left": len(report.unkillable),
+        "gone": family.gone,
+    }
+    family.server.kill()
+    family.server.wait()
+    print(json.dumps(said))
+
+
+main()
