@@ -1,8 +1,7 @@
-"""Message streams over Unix sockets: bounded lines, the peer's uid checked, both versions compared."""
+"""Unix sockets of the control plane: private, short-named, versions compared; and a blocking line of messages."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import socket
@@ -16,7 +15,6 @@ from forgectl import __version__
 from forgectl.protocol import MAX_LINE, ProtocolError, Refusal, decode, encode
 
 HANDSHAKE_SECONDS = 5.0
-_MAX_BACKLOG = 16 * MAX_LINE
 
 
 @contextlib.contextmanager
@@ -84,61 +82,6 @@ def wrong_version(version: str) -> Refusal | None:
         f"this is forgectl {__version__}, the other end is forgectl {version[:40]}",
         "use the version that started the run, or shut the run down with it first",
     )
-
-
-class Stream:
-    """One connection in an asyncio program: typed messages in and out, bounded both ways."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, incoming: Sequence[type]) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._incoming = incoming
-        self.closed = False
-
-    @classmethod
-    async def connect(cls, path: Path, incoming: Sequence[type]) -> Stream:
-        """Connect to the socket at `path`; raises OSError."""
-        reader, writer = await asyncio.open_unix_connection(sock=dial(path, 5.0), limit=MAX_LINE)
-        return cls(reader, writer, incoming)
-
-    def is_ours(self) -> bool:
-        """Whether the peer runs as our own user."""
-        return peer_uid(self._writer.get_extra_info("socket")) == os.getuid()
-
-    def send(self, message: Any) -> None:
-        """Queue a message. A peer that does not read is dropped once its backlog is too long."""
-        if self.closed:
-            return
-        self._writer.write(encode(message))
-        if self._writer.transport.get_write_buffer_size() > _MAX_BACKLOG:
-            self.abort()
-
-    @property
-    def congested(self) -> bool:
-        """Whether the peer is slow to read; senders of repeated reports should skip one."""
-        return self._writer.transport.get_write_buffer_size() > MAX_LINE // 4
-
-    async def receive(self, timeout: float | None = None) -> Any:
-        """The next message, or None at the end of the connection; raises ProtocolError, TimeoutError."""
-        try:
-            line = await asyncio.wait_for(self._reader.readuntil(b"\n"), timeout)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return None
-        except asyncio.LimitOverrunError:
-            raise ProtocolError(f"a message of more than {MAX_LINE} bytes") from None
-        return decode(line, self._incoming)
-
-    def abort(self) -> None:
-        """End the connection at once, dropping what was not sent."""
-        self.closed = True
-        self._writer.transport.abort()
-
-    async def close(self) -> None:
-        """End the connection once what was queued is sent."""
-        self.closed = True
-        self._writer.close()
-        with contextlib.suppress(OSError, asyncio.TimeoutError):
-            await asyncio.wait_for(self._writer.wait_closed(), 2.0)
 
 
 class Line:

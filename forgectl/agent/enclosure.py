@@ -128,7 +128,7 @@ class Enclosure:
         for group in self._groups:
             group.kill()
         for stat in self._enclosed():
-            if stat.state == "Z":  # its first thread has ended, and cgroup.kill signals only that one (Linux 6.18)
+            if stat.state == "Z":  # its first thread has ended; cgroup.kill signals no other (Linux 6.18)
                 signal_exactly(self._identity(stat), signal.SIGKILL, self._table)
         self._stop_and_kill()
 
@@ -213,7 +213,7 @@ class Enclosure:
         self._bell.clear()
 
     def _present(self) -> dict[Identity, Stat]:
-        """Empty only where the thorough search finds nobody; while somebody is there the cheap one will do."""
+        """Empty only if the thorough search finds nobody; while somebody is there the cheap one will do."""
         return self._members() or self._everyone()
 
     def _everyone(self) -> dict[Identity, Stat]:

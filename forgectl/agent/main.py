@@ -45,7 +45,8 @@ from forgectl.protocol import (
     Synced,
     Welcome,
 )
-from forgectl.wire import HANDSHAKE_SECONDS, Stream, listen, wrong_version
+from forgectl.stream import Stream
+from forgectl.wire import HANDSHAKE_SECONDS, listen, wrong_version
 
 LOG_CHECK_SECONDS = 1.0
 

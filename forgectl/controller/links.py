@@ -30,8 +30,9 @@ from forgectl.protocol import (
     Synced,
     Welcome,
 )
+from forgectl.stream import Stream
 from forgectl.transport import local
-from forgectl.wire import HANDSHAKE_SECONDS, Stream
+from forgectl.wire import HANDSHAKE_SECONDS
 
 Use = dict[str, dict[int, RankStats]]
 STATS_SECONDS = 2.0

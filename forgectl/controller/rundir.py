@@ -7,8 +7,7 @@ import errno
 import fcntl
 import json
 import os
-import secrets
-import tempfile
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ def sockets_folder() -> Path:
         return Path(home).absolute() / "sockets"
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         return Path(runtime) / "forgectl"
-    return Path(tempfile.gettempdir()) / f"forgectl-{os.getuid()}"
+    return Path("/tmp") / f"forgectl-{os.getuid()}"  # not $TMPDIR: every shell must find the same
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,8 @@ class RunDir:
 
     @property
     def sockets(self) -> Path:
-        return sockets_folder() / self.run
+        """Where its sockets are, as it was when it began: $XDG_RUNTIME_DIR may differ in another shell."""
+        return Path((self.path / "sockets").readlink())
 
     @property
     def control_socket(self) -> Path:
@@ -138,9 +138,9 @@ def launch_lock() -> Iterator[None]:
 def create(plan: Plan, spec_text: bytes) -> RunDir:
     """A new run directory with the spec as given and the plan; raises BusyError when the disk is full."""
     folder = _writable(runs_folder())
-    _writable(sockets_folder())
+    sockets = _writable(sockets_folder())
     while True:
-        run = RunDir(folder / f"{plan.name}-{secrets.token_hex(2)}")
+        run = RunDir(folder / f"{plan.name}-{os.urandom(2).hex()}")
         try:
             run.path.mkdir(mode=0o700)
             break
@@ -149,7 +149,8 @@ def create(plan: Plan, spec_text: bytes) -> RunDir:
         except OSError as e:
             raise _cannot_write(run.path, e) from None
     try:
-        private_folder(run.sockets)
+        private_folder(sockets / run.run)
+        (run.path / "sockets").symlink_to(sockets / run.run)
         for part in ("agents", "logs"):
             (run.path / part).mkdir(mode=0o700)
         write_file(run.path / "spec.yaml", spec_text)
@@ -163,10 +164,8 @@ def create(plan: Plan, spec_text: bytes) -> RunDir:
 
 def discard(run: RunDir) -> None:
     """Remove a run that never began."""
-    import shutil
-
+    shutil.rmtree(sockets_folder() / run.run, ignore_errors=True)
     shutil.rmtree(run.path, ignore_errors=True)
-    shutil.rmtree(run.sockets, ignore_errors=True)
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -186,7 +185,7 @@ def write_file(path: Path, data: bytes) -> None:
 def set_aside(path: Path) -> None:
     """Keep a file that cannot be read under another name, out of the way."""
     with contextlib.suppress(OSError):
-        path.replace(path.with_name(f"{path.name}.corrupt-{secrets.token_hex(2)}"))
+        path.replace(path.with_name(f"{path.name}.corrupt-{os.urandom(2).hex()}"))
 
 
 def _writable(folder: Path) -> Path:

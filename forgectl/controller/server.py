@@ -20,7 +20,8 @@ from forgectl.protocol import (
     Shutdown,
     StatusReport,
 )
-from forgectl.wire import HANDSHAKE_SECONDS, Stream, listen, wrong_version
+from forgectl.stream import Stream
+from forgectl.wire import HANDSHAKE_SECONDS, listen, wrong_version
 
 
 class Subject(Protocol):

@@ -94,7 +94,7 @@ def failure(mesh: Mesh) -> dict[str, Any] | None:
         "traceback": root.exit.traceback if root.exit else None,
         "log_tail": list(root.exit.log_tail) if root.exit else [],
         "log": root.log,
-        "collateral": [{"rank": r.plan.rank, "message": describe(r, mesh)} for r in mesh.collateral()],
+        "collateral": [{"rank": r.plan.rank, "message": describe(r, mesh)[:200]} for r in mesh.collateral()],
     }
 
 

@@ -111,6 +111,9 @@ def _stem(source: str) -> str:
 def _validate(data: dict[str, Any], problems: Problems) -> tuple[Document, set[str]]:
     """The document without what is wrong in `data`, and the paths of that; so the rest can be checked too."""
     broken: set[str] = set()
+    for kind in ("actors", "services", "scripts"):
+        if isinstance(group := data.get(kind), dict):  # a mesh left empty lacks what a mesh needs
+            data[kind] = {name: {} if isinstance(mesh, Null) else mesh for name, mesh in group.items()}
     for _ in range(_ROUNDS):
         try:
             return Document.model_validate(data), broken

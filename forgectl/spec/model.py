@@ -33,7 +33,6 @@ from forgectl.spec.scalars import (
     boolean,
     choice,
     gpus,
-    mapping,
     or_variable,
     spread,
     wrong,
@@ -228,15 +227,9 @@ class Body(Model):
     secrets: tuple[Text, ...] = Field(default=(), description="Names of variables taken from the launching environment")
     lease: Lease = Field(default=30.0, description="How long agents live on without a controller")
     log_limit: Size = Field(default=2 << 30, description="What the log of one rank may take on disk")
-    actors: Annotated[dict[str, Actor], BeforeValidator(mapping)] = Field(
-        default_factory=dict, description="Meshes of actors, by name"
-    )
-    services: Annotated[dict[str, Service], BeforeValidator(mapping)] = Field(
-        default_factory=dict, description="Replicated actors, by name"
-    )
-    scripts: Annotated[dict[str, Script], BeforeValidator(mapping)] = Field(
-        default_factory=dict, description="Process groups without actors, by name"
-    )
+    actors: dict[str, Actor] = Field(default_factory=dict, description="Meshes of actors, by name")
+    services: dict[str, Service] = Field(default_factory=dict, description="Replicated actors, by name")
+    scripts: dict[str, Script] = Field(default_factory=dict, description="Process groups without actors, by name")
     driver: Driver | None = Field(default=None, description="The user's own controlling script")
 
 

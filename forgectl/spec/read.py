@@ -38,25 +38,29 @@ def escape(text: str) -> str:
 
 def read(root: Item, environ: MappingOf[str, str], problems: Problems) -> Any:
     """The values under `root` as dicts, lists and texts; notes places and problems in `problems`."""
-    reader = _Reader(environ, problems, frozenset(_secrets(root)))
+    reader = _Reader(environ, problems)
     try:
+        reader.secrets = _secrets(root, environ)
         return reader.value(root, "", ())
     except _TooLarge:
         problems.stop("", f"variables make it larger than {MAX_FILLED >> 20} MiB")
 
 
-def _secrets(root: Item) -> list[str]:
+def _secrets(root: Item, environ: MappingOf[str, str]) -> frozenset[str]:
+    """The names under `secrets`, which are wanted before the rest is read."""
+    reader = _Reader(environ, Problems())
     node = root.node.entries.get("secrets") if isinstance(root.node, Mapping) else None
     if node is None or not isinstance(node.node, Sequence):
-        return []
-    return [item.node.text for item in node.node.items if isinstance(item.node, Scalar)]
+        return frozenset()
+    items = (item.node for item in node.node.items)
+    return frozenset(reader.fill(item.text, "") for item in items if isinstance(item, Scalar))
 
 
 @dataclass
 class _Reader:
     environ: MappingOf[str, str]
     problems: Problems
-    secrets: frozenset[str]
+    secrets: frozenset[str] = frozenset()
     filled: int = 0
     failed: bool = False  # the value being read cannot be filled in
     places: dict[str, Place] = field(init=False)

@@ -11,7 +11,6 @@ from pydantic import BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from forgectl.spec.problems import did_you_mean, show
-from forgectl.spec.read import Null
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 NAME_RULE = "at most 63 letters, digits, '.', '_' or '-', the first a letter or digit"
@@ -210,13 +209,6 @@ def spread(value: Any) -> Any:
             raise wrong(f"host {show(item)} is listed twice", at=str(i))
         seen.add(item)
     return tuple(map(str, value))
-
-
-def mapping(value: Any) -> Any:
-    """An empty `key:` where a map of further things belongs is an empty map."""
-    if isinstance(value, dict):
-        return {k: {} if isinstance(v, Null) else v for k, v in value.items()}
-    return value
 
 
 def or_variable(*options: dict[str, Any]) -> WithJsonSchema:

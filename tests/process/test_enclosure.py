@@ -16,7 +16,7 @@ from families import HOST, PROGRAMS, Family
 
 from forgectl.agent import cgroups
 from forgectl.agent.enclosure import Enclosure, sweep_run
-from forgectl.agent.processes import Identity, alive, boot_id, identify
+from forgectl.agent.processes import Identity, alive, identify
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def family(run):
 
 
 def carriers(run):
-    """Every process with the run's id in its environment, by a search that shares no code with what is tested."""
+    """Every process with the run's id in its environment, by a search of the test's own."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -106,7 +106,9 @@ def test_ends_obedient_families_without_a_kill(run, family, enclosure, use_cgrou
 
 
 @both_ways
-@pytest.mark.parametrize(("kind", "size"), [("stubborn", 3), ("headless", 1), ("bomb", 1), ("bomb", 40)])
+@pytest.mark.parametrize(
+    ("kind", "size"), [("stubborn", 3), ("headless", 1), ("bomb", 1), ("bomb", 40), ("bomb-executed", 40)]
+)
 def test_kills_what_does_not_obey(run, family, enclosure, use_cgroup, kind, size):
     it = family(kind, enclosure, size=size)
     if kind == "bomb":
@@ -276,10 +278,7 @@ def test_sweeping_a_run_takes_its_fork_servers_too(run, family, enclosure, use_c
 
 def test_sweeping_spares_controllers_and_agents(run, family):
     other = {**os.environ, "FORGE_RUN_ID": run, "FORGE_HOST": HOST}
-    spared = [
-        subprocess.Popen(["sleep", "600"], env={**other, "FORGE_ROLE": role})
-        for role in ("controller", "agent")
-    ]
+    spared = [subprocess.Popen(["sleep", "600"], env={**other, "FORGE_ROLE": role}) for role in ("controller", "agent")]
     store = subprocess.Popen(["sleep", "600"], env={**other, "FORGE_ROLE": "store"})
     try:
         asyncio.run(sweep_run(run, HOST))
@@ -300,10 +299,7 @@ def python_for(user):
         with contextlib.suppress(OSError, TypeError):
             command = [python, "-c", "import sys, families; sys.exit(sys.version_info < (3, 10))"]
             env = {"PYTHONPATH": PYTHONPATH, "PYTHONDONTWRITEBYTECODE": "1"}
-            if (
-                subprocess.run(command, user=user, cwd="/", env=env, stderr=subprocess.DEVNULL).returncode
-                == 0
-            ):
+            if subprocess.run(command, user=user, cwd="/", env=env, stderr=subprocess.DEVNULL).returncode == 0:
                 return python
     return None
 

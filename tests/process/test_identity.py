@@ -157,33 +157,24 @@ become_subreaper()
 ready, told = os.pipe()
 parent = os.fork()
 if parent == 0:
-    child = os.fork()
-    if child == 0:
-        {first}
-        die_with_parent({expected})
+    parent = os.getpid()
+    if os.fork() == 0:
+        while {too_late} and os.getppid() == parent:
+            os.sched_yield()
+        die_with_parent(parent)
         os.write(told, b"x")
         signal.pause()
-    os.read(ready, 1) if {wait} else None
+    if not {too_late}:
+        os.read(ready, 1)
     os.kill(os.getpid(), signal.SIGKILL)
 os.waitpid(parent, 0)
 assert os.waitstatus_to_exitcode(os.wait()[1]) == -signal.SIGKILL
 """
 
 
-@pytest.mark.parametrize(
-    "parts",
-    [
-        {"first": "pass", "expected": "os.getppid()", "wait": True},
-        {
-            "first": "expected = os.getppid()\n        while os.getppid() == expected: pass",
-            "expected": "expected",
-            "wait": False,
-        },
-    ],
-    ids=["parent-dies-later", "parent-was-dead-already"],
-)
-def test_die_with_parent(parts):
-    done = run_python(DIES.format(**parts))
+@pytest.mark.parametrize("too_late", [False, True], ids=["parent-dies-later", "parent-was-dead-already"])
+def test_die_with_parent(too_late):
+    done = run_python(DIES.format(too_late=too_late))
     assert done.returncode == 0, done.stderr.decode()
 
 

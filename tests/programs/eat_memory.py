@@ -1,4 +1,4 @@
-"""Joins a cgroup, says its pid, and on a byte from standard input takes memory until it is killed: `eat_memory.py PROCS`."""
+"""`eat_memory.py CGROUP_PROCS`: joins, says its pid, and on an "x" from standard input eats up to 512 MiB."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Starts a family and ends it by an enclosure, as whoever runs this: `end_a_family.py RUN`; prints what happened."""
+"""`end_a_family.py RUN`: starts a family, ends it by an enclosure, and prints what happened."""
 
 import asyncio
 import json

@@ -1,8 +1,8 @@
 """Stands in for a fork server with one rank that founds a family: `family.py KIND CGROUP_PROCS|- FD`.
 
-Says "rank PID START_TIME" on standard output, reaps what falls to it, and lives until its standard input ends. Every process
-of the family writes its pid as a line to FD and keeps FD open, so the pipe ends when the last of them has.
-Run as `family.py sleep FD`, it is a member of the family that was executed.
+Says "rank PID START_TIME" on standard output, reaps what falls to it, and lives until its standard input ends.
+Every process of the family writes its pid as a line to FD and keeps FD open, so the pipe ends with the last.
+Run as `family.py rest|bomb FD`, it is a member of the family that was executed.
 """
 
 import ctypes
@@ -51,10 +51,8 @@ def daemon(fd, then):
     rest(fd)
 
 
-def executed(fd, env=None):
-    os.execve(
-        sys.executable, [sys.executable, "-S", __file__, "sleep", str(fd)], os.environ if env is None else env
-    )
+def executed(fd, env=None, what="rest"):
+    os.execve(sys.executable, [sys.executable, "-S", __file__, what, str(fd)], os.environ if env is None else env)
 
 
 def leave(fd):
@@ -83,7 +81,7 @@ def stopped(fd):
 
 
 def bomb(fd, left=400):
-    """Each ends as soon as it has two children, which do likewise; ignores SIGTERM; `left` generations in all."""
+    """Ever new pids and sessions, two alive at a time, `left` times; ignores SIGTERM."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while left:
@@ -143,6 +141,7 @@ KINDS = {
     "stubborn": stubborn,
     "stopped": stopped,
     "bomb": bomb,
+    "bomb-executed": lambda fd: executed(fd, what="bomb"),
     "headless": headless,
     "escapes-cgroup": escapes_cgroup,
     "own-cgroup": own_cgroup,
@@ -165,8 +164,8 @@ def rank(kind, cgroup, fd):
 
 
 def main():
-    if sys.argv[1] == "sleep":
-        rest(int(sys.argv[2]))
+    if len(sys.argv) == 3:
+        {"rest": rest, "bomb": bomb}[sys.argv[1]](int(sys.argv[2]))
     kind, cgroup, fd = sys.argv[1], sys.argv[2], int(sys.argv[3])
     os.set_inheritable(fd, True)
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

@@ -10,9 +10,9 @@ BOOT = "boot-1"
 
 
 class FakeTable(ProcessTable):
-    """Processes as a dict; SIGKILL removes one unless it is in state D, and SIGSTOP and SIGCONT change the state.
+    """Processes as a dict; SIGKILL removes one unless it is in state D; SIGSTOP and SIGCONT change the state.
 
-    `after_open` is called once a pidfd was opened, `on_scan` before each listing: the places where races happen.
+    `on_scan` is called before each listing, where races happen.
     """
 
     def __init__(self):
@@ -20,14 +20,11 @@ class FakeTable(ProcessTable):
         self.environs = {}
         self.signals = []
         self.on_scan = lambda: None
-        self.after_open = lambda pid: None
         self.no_pidfds = None  # an OSError to raise instead
         self._opened = {}
         self.add(os.getpid(), ppid=1, start_time=5)
 
-    def add(
-        self, pid, *, ppid=1, session=None, start_time=100, state="S", name="python", threads=1, **environ
-    ):
+    def add(self, pid, *, ppid=1, session=None, start_time=100, state="S", name="python", threads=1, **environ):
         self.stats[pid] = Stat(pid, name, state, ppid, session or pid, threads, start_time)
         self.environs[pid] = b"".join(b"%s=%s\0" % (k.encode(), v.encode()) for k, v in environ.items())
         return Identity(pid, start_time, BOOT)
@@ -65,7 +62,6 @@ class FakeTable(ProcessTable):
             raise ProcessLookupError
         fd = os.eventfd(0)  # never readable, like the pidfd of one that lives
         self._opened[fd] = (pid, self.stats[pid].start_time)
-        self.after_open(pid)
         return fd
 
     def send(self, pidfd, signum):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from forgectl.errors import SpecError, SpecProblem
+from forgectl.errors import SpecError
 from forgectl.spec.load import parse
 from forgectl.spec.model import Spec
 
@@ -42,7 +42,3 @@ def problems(folder: Path, text: str | bytes, *overrides: str, name: str | None 
     lines = str(caught.value).splitlines()
     assert lines == [problem.render(SOURCE) for problem in caught.value.problems]
     return lines
-
-
-def rendered(found: Sequence[SpecProblem]) -> list[str]:
-    return [problem.render(SOURCE) for problem in found]

@@ -70,9 +70,7 @@ def test_those_that_fork_while_they_are_stopped_are_all_found():
     it.kill()
     assert [pid for pid in table.stats if table.environs[pid]] == []
     first_kill = table.signals.index((50, signal.SIGKILL))
-    assert all(number == signal.SIGKILL for _, number in table.signals[first_kill:]), (
-        "stopped first, all of them"
-    )
+    assert all(number == signal.SIGKILL for _, number in table.signals[first_kill:]), "stopped first, all of them"
 
 
 def test_term_then_continue_parents_first():

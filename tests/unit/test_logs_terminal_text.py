@@ -15,10 +15,8 @@ SGR = re.compile(r"\x1b\[[0-9;:]*m")
 pieces = st.one_of(
     st.text(max_size=8),
     st.characters(max_codepoint=0x9F),
-    st.sampled_from(
-        ["\x1b", "\x1b[", "\x1b]52;c;", "\x07", "\x1b\\", "\x9c", "\x9b", "\x1bP", "\x1b_", "31m", "\r"]
-        + ["\x1b[31m", RESET, "\x1b[m", "\x1b[2J", "\x1b(B", "\x1bc", "\u202e", "\u2066", "\ud83d", "\t"]
-    ),
+    st.sampled_from(["\x1b", "\x1b[", "\x1b]52;c;", "\x07", "\x1b\\", "\x9c", "\x9b", "\x1bP", "\x1b_", "31m"]),
+    st.sampled_from(["\x1b[31m", RESET, "\x1b[m", "\x1b[2J", "\x1b(B", "\x1bc", "\u202e", "\ud83d", "\t", "\r"]),
 )
 lines = st.lists(pieces, max_size=12).map("".join)
 

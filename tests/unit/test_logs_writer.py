@@ -26,9 +26,7 @@ def written(*chunks: tuple[Source, bytes], terminal: bool = False, color: bool =
 
 def test_in_a_pipe_each_line_has_its_source_before_it() -> None:
     text = written((A, b"one\ntwo\n"), (C, b"\n"), (A, b"three\n"))
-    assert text == (
-        "trainer/0@local │ one\ntrainer/0@local │ two\ndriver/0@local │ \ntrainer/0@local │ three\n"
-    )
+    assert text == ("trainer/0@local │ one\ntrainer/0@local │ two\ndriver/0@local │ \ntrainer/0@local │ three\n")
 
 
 def test_in_a_pipe_bytes_stay_as_they_are() -> None:
@@ -64,9 +62,7 @@ def test_on_a_terminal_labels_are_padded_to_the_longest_so_far() -> None:
 
 
 def test_on_a_terminal_each_mesh_keeps_its_color_and_lines_theirs() -> None:
-    rows = written(
-        (A, b"\x1b[31mred\n"), (C, b"c\n"), (B, b"b\n"), terminal=True, color=True
-    ).splitlines()
+    rows = written((A, b"\x1b[31mred\n"), (C, b"c\n"), (B, b"b\n"), terminal=True, color=True).splitlines()
     trainer, driver = PALETTE[:2]
     assert rows == [
         f"\x1b[{trainer}mtrainer/0@local │ \x1b[0m\x1b[31mred\x1b[0m",
@@ -90,7 +86,5 @@ def test_a_label_cannot_act_on_the_terminal() -> None:
 def test_a_closed_pipe_is_the_callers_to_know_of() -> None:
     read, write = os.pipe()
     os.close(read)
-    out = open(write, "wb", buffering=0)
-    with pytest.raises(BrokenPipeError):
+    with open(write, "wb", buffering=0) as out, pytest.raises(BrokenPipeError):
         LogWriter(out).write(Chunk(A, b"a\n"))
-    out.close()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from forgectl.agent.processes import Identity, alive, identify, open_pidfd, parse_stat, signal_exactly
 
-LINE = b"%d (%s) %c 7 8 9 0 -1 %d 1 2 3 4 5 6 7 8 20 0 %d 0 123456 1000 200 18446744073709551615 1 1 0 0 17 3 0\n"
+LINE = b"%d (%s) %c 7 8 9 0 -1 %d 1 2 3 4 5 6 7 8 20 0 %d 0 123456 1000 200 18446744073709551615 1 1 0 0\n"
 
 
 @given(

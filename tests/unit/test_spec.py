@@ -136,11 +136,9 @@ def test_arguments_are_read_by_the_core_rules_of_yaml_12(tmp_path: Path) -> None
       q: 5.
     """
     read_args = read(tmp_path, f"actors:\n  a:\n    class: m:C\n    args:{args}").actors["a"].args
-    assert read_args == {
-        **{"a": 3.0e-4, "b": 1e-4, "c": 17, "d": "22:22", "e": "yes", "f": True, "g": None, "h": 15},
-        **{"i": 31, "j": "5", "k": "1_000", "l": [0.5, -math.inf, -7, {"x": "off"}], "m": "2026-11-22"},
-        **{"n": 4, "o": "4", "p": None, "q": 5.0},
-    }
+    first = dict(a=3.0e-4, b=1e-4, c=17, d="22:22", e="yes", f=True, g=None, h=15, i=31, j="5", k="1_000")
+    second = dict(l=[0.5, -math.inf, -7, {"x": "off"}], m="2026-11-22", n=4, o="4", p=None, q=5.0)
+    assert read_args == first | second
     assert type(read_args["c"]) is int and type(read_args["q"]) is float and type(read_args["j"]) is str
 
 
@@ -154,10 +152,9 @@ def test_durations(tmp_path: Path, written: str, seconds: float) -> None:
 
 @pytest.mark.parametrize(
     ("written", "size"),
-    [("2GiB", 2 << 30), ("500MB", 500_000_000), ("4096", 4096), ("1.5 kib", 1536 * 4), ("64kB", 64_000)],
+    [("2GiB", 2 << 30), ("500MB", 500_000_000), ("4096", 4096), ("4.5 kib", 4608), ("64kB", 64_000)],
 )
 def test_sizes(tmp_path: Path, written: str, size: int) -> None:
-    written = "6kib" if written == "1.5 kib" else written
     assert read(tmp_path, f"log_limit: {written}\n{SFT}").log_limit == size
 
 
@@ -165,12 +162,11 @@ def test_sizes(tmp_path: Path, written: str, size: int) -> None:
     ("written", "program"),
     [
         ("module: 'pkg.train --name ''a b'''", Program("module", "pkg.train", ("--name", "a b"))),
-        ("command: [bash, -c, 'echo $$HOME $HOME', 10, ~, '']", None),
-        ('command: "sh -c \'exit 3\'"', Program("command", "sh", ("-c", "exit 3"))),
+        ("command: [bash, -c, '$$A $A', 10, ~, '']", Program("command", "bash", ("-c", "$A $A", "10", "~", ""))),
+        ("command: \"sh -c 'exit 3'\"", Program("command", "sh", ("-c", "exit 3"))),
     ],
 )
-def test_programs(tmp_path: Path, written: str, program: Program | None) -> None:
-    program = program or Program("command", "bash", ("-c", "echo $HOME $HOME", "10", "~", ""))
+def test_programs(tmp_path: Path, written: str, program: Program) -> None:
     script = read(tmp_path, f"scripts:\n  a:\n    {written}\n").scripts["a"]
     assert script.program == program
     assert script.preload == (() if program.kind == "command" else ("torch",))
@@ -209,14 +205,14 @@ def test_the_hosts_of_a_mesh_are_a_number_or_names(tmp_path: Path) -> None:
 def test_variables_are_filled_in(tmp_path: Path) -> None:
     text = (
         "name: a-${SIZE}-${NONE:-b}-${EMPTY:-c}-${SIZE:-d}\nscripts:\n  sft:\n    run: ${NONE:-train.py} '$${X}' $Y"
-        "\n    procs: ${SIZE}\n    env: {E: '${EMPTY}', L: '${SIZE}$$${SIZE}', ${SIZE}: x}\n"
+        "\n    procs: ${SIZE}\n    env: {E: '${EMPTY}', L: '${SIZE}$$${SIZE}', '${SIZE}': x}\n"
     )
     # a key is never filled in, so the last one is not the name of a variable
-    assert problems(tmp_path, text.replace(", ${SIZE}: x", ", '${SIZE}': x")) == [
-        "spec.yaml:6:54: scripts.sft.env.${SIZE}: '${SIZE}' is not the name of a variable: "
+    assert problems(tmp_path, text) == [
+        "spec.yaml:6:60: scripts.sft.env.${SIZE}: '${SIZE}' is not the name of a variable: "
         "letters, digits and '_', the first not a digit"
     ]
-    spec = read(tmp_path, text.replace(", ${SIZE}: x", ""))
+    spec = read(tmp_path, text.replace(", '${SIZE}': x", ""))
     sft = spec.scripts["sft"]
     assert (spec.name, sft.procs, sft.env) == ("a-4-b-c-4", 4, {"E": "", "L": "4$4"})
     assert sft.program.args == ("${X}", "$Y")
@@ -225,6 +221,14 @@ def test_variables_are_filled_in(tmp_path: Path) -> None:
 def test_what_is_filled_in_is_not_read_again(tmp_path: Path) -> None:
     spec = read(tmp_path, "env: {A: '${X}'}\n" + SFT, environ={"X": "${Y} $$ {a: b}\nc"})
     assert spec.env == {"A": "${Y} $$ {a: b}\nc"}
+
+
+def test_a_secret_is_never_filled_in(tmp_path: Path) -> None:
+    for secrets in ("[HF_TOKEN]", "['${NONE:-HF}_TOKEN']"):
+        for text in (f"secrets: {secrets}\n{SFT}", f"{SFT}secrets: {secrets}\n"):
+            lines = problems(tmp_path, text, "env={TOKEN: '${HF_TOKEN:-x}'}", "lease=${HF_TOKEN}")
+            message = "HF_TOKEN is a secret and is never written into a plan; ranks find it in their environment"
+            assert sorted(lines) == [f"spec.yaml: --set {where}: {message}" for where in ("env.TOKEN", "lease")]
 
 
 def test_a_variable_that_is_no_text_is_refused(tmp_path: Path) -> None:
@@ -258,7 +262,7 @@ def test_aliases_are_followed_and_name_their_own_place(tmp_path: Path) -> None:
 
 def test_keys_left_empty_are_as_if_absent(tmp_path: Path) -> None:
     text = "name:\nenv:\nhosts: ~\nactors: null\n" + SFT + "    restart:\n      max:\n    hosts:\n    preload:\n"
-    assert read(tmp_path, text) == read(tmp_path, SFT)
+    assert read(tmp_path, text).model_dump() == read(tmp_path, SFT).model_dump()
     assert problems(tmp_path, "scripts:\n  a:\nactors:\n  b:\n") == [
         "spec.yaml:2:5: scripts.a: nothing to run: give it run (a Python file), module or command",
         "spec.yaml:4:5: actors.b: class is missing",
@@ -284,11 +288,11 @@ def test_workdir_is_the_place_of_programs(tmp_path: Path) -> None:
 def test_problems_of_planning_get_the_place_of_what_they_name(tmp_path: Path) -> None:
     spec = read(tmp_path, FULL, "actors.trainer.procs=4")
     places = {
-        "scripts.sft.procs": (41, 12),
-        "scripts.sft.hosts": (39, 3),  # absent: the mesh
+        "scripts.sft.procs": (39, 12),
+        "scripts.sft.hosts": (37, 3),  # absent: the mesh
         "hosts[2].gpus": (11, 11),
         "hosts.3": (13, 5),
-        "services.policy.0": (32, 3),
+        "services.policy.0": (30, 3),
         "nonsense": (2, 1),
     }
     assert {where: (p.line, p.column) for where in places if (p := spec.problem(where, "x"))} == places
@@ -320,8 +324,7 @@ def test_no_more_than_a_hundred_problems_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [10_000, 100_000])
 def test_too_many_keys_are_refused_before_they_are_looked_at(tmp_path: Path, count: int) -> None:
     lines = problems(tmp_path, "\n".join(f"k{i}: 1" for i in range(count)))
-    assert lines == ["spec.yaml:5000:8: more than 10000 values" if False else lines[0]]
-    assert lines[0].endswith("more than 10000 values")
+    assert lines == ["spec.yaml:5000:8: more than 10000 values"]
 
 
 def test_too_large_a_file_is_not_read_to_its_end(tmp_path: Path) -> None:
@@ -351,7 +354,9 @@ def test_a_missing_file_names_what_is_near(tmp_path: Path) -> None:
 
 
 def test_reading_a_spec_needs_neither_torch_nor_a_terminal() -> None:
-    code = "import sys, forgectl.spec.load; print([m for m in ('torch', 'rich', 'typer', 'monarch') if m in sys.modules])"
+    code = (
+        "import sys, forgectl.spec.load; print([m for m in ('torch', 'rich', 'typer', 'monarch') if m in sys.modules])"
+    )
     root = str(Path(forgectl.__file__).parent.parent)
     done = subprocess.run(
         [sys.executable, "-c", code],
