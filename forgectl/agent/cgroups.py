@@ -56,6 +56,18 @@ def mounts() -> list[Path]:
     return [Path(point) for _, point, kind, _ in found if kind == "cgroup2"]
 
 
+def find(*names: str) -> list[Cgroup]:
+    """Every v2 cgroup of this host whose path ends in name/name/…, wherever whoever made it was at home."""
+    inner = Path(*names[1:])
+    found = [
+        Cgroup(Path(folder, names[0], inner))
+        for mount in mounts()
+        for folder, below, _ in os.walk(mount)  # not glob, which fails when a cgroup is removed meanwhile
+        if names[0] in below
+    ]
+    return [group for group in found if group.path.is_dir()]
+
+
 def own() -> Path | None:
     """The v2 cgroup of this process, or None where there is no such thing."""
     return locate(_text(Path("/proc/self/mountinfo")), _text(Path("/proc/self/cgroup")))

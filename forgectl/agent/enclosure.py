@@ -214,7 +214,7 @@ class Enclosure:
 
     def _present(self) -> dict[Identity, Stat]:
         """Empty only if the thorough search finds nobody; while somebody is there the cheap one will do."""
-        return self._members() or self._everyone()
+        return self._by_identity(self._enclosed()) or self._everyone()
 
     def _everyone(self) -> dict[Identity, Stat]:
         return self._by_identity([*self._enclosed(), *self._swept().values()])
@@ -267,8 +267,7 @@ async def sweep_run(
     has shed both its parents and its environment cannot be told from a stranger's, and is left.
     """
     own = cgroups.own()
-    folders = [p for mount in cgroups.mounts() for p in mount.glob(f"**/forgectl-{run}/{host}") if p.is_dir()]
-    groups = [Cgroup(p) for p in folders if own is None or p not in (own, *own.parents)]
+    groups = [g for g in cgroups.find(f"forgectl-{run}", host) if own is None or g.path not in (own, *own.parents)]
     rest = Enclosure(Marks(run, host), groups, above=1, table=table)
     report = await rest.end(0, unkillable_after=unkillable_after)
     rest.close()

@@ -13,6 +13,7 @@ from forgectl.agent.processes import Identity, ProcessTable, open_pidfd
 
 _AT_ONCE = 128  # descriptors to spend on one wait; the rest get their turn in the next
 _POLL = 0.02  # seconds, where a kernel gives us nothing to wait on
+_TURN = 0.001  # seconds, so that a caller who looks again and again keeps nobody from running
 
 
 async def all_ended(
@@ -53,9 +54,9 @@ async def all_ended(
             stack.callback(loop.remove_reader, fd)
             waiting.add(fd)
             loop.add_reader(fd, partial(over, fd))
-        limit = min(timeout, _POLL) if blind or not waiting else timeout
+        limit = _POLL if blind else timeout if waiting else _TURN
         try:
-            await asyncio.wait_for(bell.wait(), max(limit, 0.001))
+            await asyncio.wait_for(bell.wait(), max(_TURN, min(limit, timeout)))
         except asyncio.TimeoutError:
             pass
 

@@ -51,7 +51,7 @@ def sweep(table: ProcessTable, marks: Marks, roots: Roots) -> list[Stat]:
     stats = {s.pid: s for s in map(table.stat, table.pids()) if s and not s.kernel}
     boot = table.boot_id()
     _forget_ended(stats, roots, boot)
-    environs = {pid: _forge_variables(table.environ(pid)) for pid in stats}
+    environs = _environs(table, stats)
     spared = {pid for pid, environ in environs.items() if environ.get(b"FORGE_ROLE") in _NEVER}
     spared |= _line_of(os.getpid(), stats) | roots.spared.keys()
     seeds = {
@@ -79,6 +79,13 @@ def _forget_ended(stats: dict[int, Stat], roots: Roots, boot: str) -> None:
         reused = sid in stats and not exists(leader)  # impossible while the session had a process left
         if reused or (sid not in used and not exists(leader)):
             del roots.sessions[sid]
+
+
+def _environs(table: ProcessTable, stats: dict[int, Stat]) -> dict[int, dict[bytes, bytes]]:
+    """The FORGE_ variables of each process. For a moment within exec a process has none, so that asks again."""
+    raw = {pid: table.environ(pid) for pid in stats}
+    raw.update({pid: table.environ(pid) for pid, environ in raw.items() if not environ and not stats[pid].dead})
+    return {pid: _forge_variables(environ) for pid, environ in raw.items()}
 
 
 def _forge_variables(environ: bytes) -> dict[bytes, bytes]:

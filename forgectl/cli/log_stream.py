@@ -78,15 +78,17 @@ class LogStream:
                 self._logs.pop(source, None)
 
     def follow(self, ended: Callable[[], bool]) -> Iterator[Chunk]:
-        """Poll until `ended()` and all is read."""
-        while not self.done:
-            if ended():
+        """Poll until `ended()` and all that was written before is read; logs may be added meanwhile."""
+        last_round = False
+        while not (last_round and self.done):
+            last_round = ended()
+            if last_round:
                 self.end()
             idle = True
             for chunk in self.poll():
                 idle = False
                 yield chunk
-            if idle and not self.done:
+            if idle and not last_round:
                 time.sleep(IDLE_SECONDS)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from forgectl.controller.state import Mesh, Run
+from forgectl.controller.run import Run
+from forgectl.controller.state import Mesh
 from forgectl.protocol import OpenStore, Prepare, Quit, Release, Start, Stop
 
 Command = Prepare | OpenStore | Start | Stop | Release | Quit

@@ -18,9 +18,10 @@ from forgectl.controller import journal
 from forgectl.controller.commands import Command, commands
 from forgectl.controller.links import Link, Use
 from forgectl.controller.records import Born, Record, StopAsked
+from forgectl.controller.run import Run
 from forgectl.controller.rundir import RunDir, write_file
 from forgectl.controller.server import ControlServer
-from forgectl.controller.state import FAILURE_GRACE, Run
+from forgectl.controller.state import FAILURE_GRACE
 from forgectl.controller.view import run_document
 from forgectl.protocol import AgentConfig
 from forgectl.wire import dial

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from forgectl import __version__
 from forgectl.controller.links import Use
-from forgectl.controller.state import Run
+from forgectl.controller.run import Run
 from forgectl.protocol import (
     CLI_TO_CONTROLLER,
     Attach,

@@ -6,7 +6,8 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from forgectl.controller.state import Host, Mesh, Rank, Run, describe
+from forgectl.controller.run import Run
+from forgectl.controller.state import Host, Mesh, Rank, describe
 from forgectl.protocol import RankStats
 
 Use = dict[str, dict[int, RankStats]]

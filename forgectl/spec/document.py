@@ -14,6 +14,7 @@ from forgectl.spec.problems import Place, Problems, show, step
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 50
 MAX_NODES = 10_000
+MAX_SCALAR = 100_000  # characters; Linux gives no program a longer argument or variable than 128 KiB
 MAX_ALIASES = 100
 MAX_EXPANDED = 10_000  # nodes that aliases may stand for in all
 
@@ -158,6 +159,9 @@ class _Builder:
         if isinstance(event, yaml.ScalarEvent):
             if _SURROGATE.search(event.value):  # libyaml refuses these, PyYAML does not
                 self.problems.stop(where, "half of a surrogate pair", place=self.place(event.start_mark))
+            if len(event.value) > MAX_SCALAR:
+                message = f"a text of over {MAX_SCALAR} characters; put it in a file and name that"
+                self.problems.stop(where, message, place=self.place(event.start_mark))
             return Scalar(event.value, plain=not event.style)
         self.depth += 1
         if self.depth > MAX_DEPTH:

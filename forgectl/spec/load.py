@@ -23,6 +23,7 @@ from forgectl.spec.scalars import NAME, NAME_RULE
 from forgectl.spec.shape import at, keys
 
 _ROUNDS = 5
+MAX_ENTRIES = 1000  # hosts, or meshes of one kind
 _EXPECTED = {
     "dict_type": "a map",
     "model_type": "a map",
@@ -85,6 +86,7 @@ def _parse(
         problems.stop("", f"expected a map with keys such as scripts and hosts, got {show(data)}")
     if name is not None and not NAME.fullmatch(name):
         problems.add("--name", f"{show(name)} is not a name for a run: {NAME_RULE}", place=Place())
+    _limit(data, problems)
     document, broken = _validate(data, problems)
     checks = Checks(document, data, environ, problems, broken)
     checks.run()
@@ -100,6 +102,13 @@ def _parse(
     spec = Spec(name=run_name, source=source, folder=folder, workdir=workdir, **fields)
     spec._places.update(problems.places)
     return spec
+
+
+def _limit(data: dict[str, Any], problems: Problems) -> None:
+    """Refuse what would take long to look at and is no spec anyway."""
+    for key in ("hosts", "actors", "services", "scripts"):
+        if isinstance(data.get(key), (list, dict)) and len(data[key]) > MAX_ENTRIES:
+            problems.stop(key, f"{len(data[key])} entries; at most {MAX_ENTRIES} are supported")
 
 
 def _stem(source: str) -> str:

@@ -11,6 +11,7 @@ from forgectl.spec.document import Item, Mapping, Scalar, Sequence
 from forgectl.spec.problems import Place, Problems, quoted, show, step
 
 MAX_FILLED = 4 << 20  # characters that variables may add in all
+MAX_VARIABLES = 10_000
 
 _VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<body>[^}]*)(?P<end>\}?))")
 _BODY = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>.*))?", re.DOTALL)
@@ -26,9 +27,12 @@ _SPECIAL = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 class Null(str):
     """A value left empty, or `null`: for a field as if it were not there, but for a variable its text."""
 
+    def __bool__(self) -> bool:
+        return False
 
-class _TooLarge(Exception):
-    pass
+
+class _TooMuch(Exception):
+    """More is to be filled in than any spec needs."""
 
 
 def escape(text: str) -> str:
@@ -42,8 +46,8 @@ def read(root: Item, environ: MappingOf[str, str], problems: Problems) -> Any:
     try:
         reader.secrets = _secrets(root, environ)
         return reader.value(root, "", ())
-    except _TooLarge:
-        problems.stop("", f"variables make it larger than {MAX_FILLED >> 20} MiB")
+    except _TooMuch as e:
+        problems.stop("", str(e))
 
 
 def _secrets(root: Item, environ: MappingOf[str, str]) -> frozenset[str]:
@@ -62,6 +66,7 @@ class _Reader:
     problems: Problems
     secrets: frozenset[str] = frozenset()
     filled: int = 0
+    variables: int = 0
     failed: bool = False  # the value being read cannot be filled in
     places: dict[str, Place] = field(init=False)
 
@@ -106,6 +111,9 @@ class _Reader:
         return _VARIABLE.sub(lambda m: self.variable(m, where), text) if "$" in text else text
 
     def variable(self, match: re.Match[str], where: str) -> str:
+        self.variables += 1
+        if self.variables > MAX_VARIABLES:
+            raise _TooMuch(f"more than {MAX_VARIABLES} variables")
         if match["dollar"]:
             return "$"
         if not match["end"]:
@@ -133,7 +141,7 @@ class _Reader:
             return self.unreadable(where, f"the value of variable {name} is not UTF-8")
         self.filled += len(value)
         if self.filled > MAX_FILLED:
-            raise _TooLarge
+            raise _TooMuch(f"variables make it larger than {MAX_FILLED >> 20} MiB")
         return value
 
     def unreadable(self, where: str, message: str) -> str:

@@ -15,6 +15,7 @@ from forgectl.spec.problems import did_you_mean, show
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 NAME_RULE = "at most 63 letters, digits, '.', '_' or '-', the first a letter or digit"
 MAX_PROCS = 65_536
+_LINE = 20_000  # characters; splitting takes microseconds for each
 
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _AMOUNT = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([A-Za-z]*)")
@@ -126,6 +127,8 @@ def choice(*options: str) -> Callable[[Any], str]:
 def words(value: Any) -> Any:
     """A program with its arguments, as a string split like a shell does, or as a list."""
     if isinstance(value, str):
+        if len(value) > _LINE:
+            raise wrong(f"a command line of over {_LINE} characters; write it as a list")
         try:
             value = shlex.split(value)
         except ValueError as e:

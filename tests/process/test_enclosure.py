@@ -12,7 +12,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from families import HOST, PROGRAMS, Family
+from tests.process.families import HOST, PROGRAMS, Family
 
 from forgectl.agent import cgroups
 from forgectl.agent.enclosure import Enclosure, sweep_run
@@ -40,7 +40,7 @@ def family(run):
         it.close()
     asyncio.run(sweep_run(run, HOST))
     assert not carriers(run)
-    assert not [p for m in cgroups.mounts() for p in m.glob(f"**/forgectl-{run}")]
+    assert not cgroups.find(f"forgectl-{run}")
 
 
 def carriers(run):

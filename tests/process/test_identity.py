@@ -82,7 +82,9 @@ def test_a_whole_environment_is_read():
     big = "x" * 100_000
     with subprocess.Popen(["sleep", "600"], env={"A": big, "FORGE_RUN_ID": "r"}) as process:
         try:
-            assert REAL.environ(process.pid) == f"A={big}\0FORGE_RUN_ID=r\0".encode()
+            while not (environ := REAL.environ(process.pid)):
+                os.sched_yield()  # Popen returns within exec, a moment before there is an environment
+            assert environ == f"A={big}\0FORGE_RUN_ID=r\0".encode()
         finally:
             process.kill()
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 import sys
 
-from families import HOST, Family
+from tests.process.families import HOST, Family
 
 from forgectl.agent.enclosure import Enclosure
 

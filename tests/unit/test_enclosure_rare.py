@@ -4,7 +4,7 @@ import asyncio
 import errno
 import signal
 
-from fake_processes import FakeTable
+from tests.unit.fake_processes import FakeTable
 
 from forgectl.agent.enclosure import Enclosure, Sighting
 

@@ -326,6 +326,16 @@ def follow(stream: LogStream, write: Callable[[], None]) -> list[Chunk]:
     return chunks
 
 
+def test_following_waits_for_logs_that_are_added_later(source: Source) -> None:
+    stream = LogStream()
+
+    def write() -> None:
+        append(source, b"late\n")
+        stream.add(source)
+
+    assert b"".join(c.data for c in follow(stream, write)) == b"late\n"
+
+
 def test_following_ends_with_everything_read(tmp_path: Path) -> None:
     sources = [Source(f"m/{n}@local", tmp_path / str(n)) for n in range(8)]
     stream = LogStream()

@@ -5,7 +5,7 @@ import os
 import signal
 
 import pytest
-from fake_processes import BOOT, FakeTable
+from tests.unit.fake_processes import BOOT, FakeTable
 from hypothesis import given
 from hypothesis import strategies as st
 

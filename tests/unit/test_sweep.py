@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from fake_processes import FakeTable
+from tests.unit.fake_processes import FakeTable
 
 from forgectl.agent.processes import Identity
 from forgectl.agent.sweep import Marks, Roots, sweep
@@ -151,6 +151,13 @@ def test_a_parent_younger_than_its_child_is_none(table):
 def test_an_identity_of_another_boot_is_forgotten(table):
     it = table.add(50)
     assert found(table, rooted(Identity(it.pid, it.start_time, "boot-0"))) == []
+
+
+def test_one_that_is_just_being_executed_is_not_missed(table):
+    table.add(50, **OURS)
+    reads, real = [], table.environ
+    table.environ = lambda pid: reads.append(pid) or (real(pid) if reads.count(pid) > 1 else b"")
+    assert found(table) == [50]
 
 
 def test_kernel_threads_are_no_ones(table):

@@ -1,0 +1,29 @@
+# `make demo` trains on real text, `make test` runs every check. Both set up .venv first; only Python is needed.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test bench clean
+
+demo: $(READY)
+	$(BIN)/forgectl launch sample_configs/text.yaml
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -n 4
+
+bench: $(READY)
+	$(BIN)/python benchmarks/launch.py --json benchmarks/results/launch.json
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "forgectl needs Python 3.10 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[torch,dev]'
+	$(BIN)/python -m compileall -q forgectl
+	@touch $@
+
+clean:
+	rm -rf .venv

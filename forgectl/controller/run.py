@@ -1,0 +1,245 @@
+"""A run, and how each record changes it. Pure: no clock, no I/O; the same records give the same state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from forgectl.controller.records import AgentLost, AgentUp, Born, Happened, Record, StopAsked
+from forgectl.controller.state import ENDED, FAILURE_GRACE, Host, Mesh, Rank, describe
+from forgectl.plan.model import Plan
+from forgectl.protocol import (
+    HAPPENINGS,
+    MeshGone,
+    Notice,
+    Prepared,
+    RankExited,
+    RankStarted,
+    Refusal,
+    Refused,
+    StartFailed,
+    StoreOpened,
+    unpack,
+)
+
+RunStateName = Literal["starting", "running", "stopping", "succeeded", "failed", "stopped", "lost"]
+
+
+@dataclass
+class Run:
+    """One run. `exit_code` is what a launch in the foreground ends with."""
+
+    id: str
+    plan: Plan
+    state: RunStateName = "starting"
+    started_at: float = 0.0
+    ended_at: float | None = None
+    controller_pid: int = 0
+    hosts: dict[str, Host] = field(default_factory=dict)
+    meshes: dict[str, Mesh] = field(default_factory=dict)
+    leased: bool = False  # every mesh has its GPUs: from here on ranks may start
+    was_up: bool = False
+    stop: StopAsked | None = None
+    error: Refusal | None = None
+
+    @classmethod
+    def new(cls, run_id: str, plan: Plan) -> Run:
+        run = cls(run_id, plan)
+        run.hosts = {h.name: Host(h) for h in plan.hosts}
+        run.meshes = {m.mesh: Mesh(m) for m in plan.meshes}
+        for mesh in run.meshes.values():
+            mesh.begin_generation(0)
+        return run
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+    # ------------------------------------------------------------ records
+
+    def apply(self, now: float, record: Record) -> None:
+        """Take in one record; `now` is the unix time that it was written with."""
+        if isinstance(record, Born):
+            self.started_at = self.started_at or now
+            self.controller_pid = record.pid
+        elif isinstance(record, AgentUp):
+            self._agent_up(record)
+        elif isinstance(record, AgentLost):
+            self._agent_lost(now, record)
+        elif isinstance(record, Happened):
+            self._happened(now, record)
+        else:
+            self._stop_asked(now, record)
+        for mesh in self.meshes.values():
+            self._settle(mesh, now)
+        self._settle_run(now)
+
+    def _agent_up(self, record: AgentUp) -> None:
+        host = self.hosts[record.host]
+        if host.pid != record.pid or host.boot_id != record.boot_id:
+            host.last_seq = 0
+        host.state, host.pid, host.boot_id = "up", record.pid, record.boot_id
+
+    def _agent_lost(self, now: float, record: AgentLost) -> None:
+        host = self.hosts[record.host]
+        host.state = "lost"
+        if not self.was_up and not any(r.pid for m in self.meshes.values() for r in m.ranks.values()):
+            self._roll_back(now, Refusal(record.code, record.why, record.hint))
+        for mesh in self.meshes.values():
+            if record.host not in mesh.plan.hosts or mesh.ended:
+                continue
+            mesh.prepared.discard(record.host)
+            mesh.gone.add(record.host)
+            lost = [r for r in mesh.ranks.values() if r.plan.host == record.host and r.exit is None]
+            for rank in lost:
+                rank.state, rank.ended_at, rank.failed_at = "lost", now, now
+            if lost:
+                mesh.failed = True
+                mesh.detail = record.why
+
+    def _stop_asked(self, now: float, record: StopAsked) -> None:
+        if record.meshes is None:
+            self.stop = record
+        for mesh in self.meshes.values():
+            if not mesh.ended and (record.meshes is None or mesh.name in record.meshes):
+                mesh.stop = record
+
+    def _happened(self, now: float, record: Happened) -> None:
+        host = self.hosts[record.host]
+        if record.seq <= host.last_seq:
+            return  # replayed
+        host.last_seq = record.seq
+        what = unpack(record.what, HAPPENINGS)
+        mesh = self.meshes[what.mesh]
+        if isinstance(what, Prepared):
+            mesh.prepared.add(record.host)
+        elif isinstance(what, Refused):
+            mesh.gone.update(mesh.plan.hosts)
+            mesh.failed, mesh.cannot_start = True, what.error.message
+            self._roll_back(now, what.error)
+        elif isinstance(what, Notice):
+            mesh.notices = [*mesh.notices[-9:], what.message]
+        elif what.generation >= mesh.generation:
+            if what.generation > mesh.generation:  # the journal lost the restart in between
+                mesh.begin_generation(what.generation)
+            self._generation_event(now, record.host, mesh, what)
+
+    def _generation_event(
+        self,
+        now: float,
+        host: str,
+        mesh: Mesh,
+        what: StoreOpened | StartFailed | RankStarted | RankExited | MeshGone,
+    ) -> None:
+        if isinstance(what, StoreOpened):
+            mesh.port = what.port
+        elif isinstance(what, RankStarted):
+            rank = mesh.ranks[what.rank]
+            rank.pid, rank.log, rank.state = what.pid, what.log, "running"
+        elif isinstance(what, RankExited):
+            rank = mesh.ranks[what.rank]
+            rank.exit, rank.ended_at, rank.failed_at = what, now, now - what.failed_ago
+            rank.state = "killed" if what.signal is not None else "exited"
+            mesh.failed = mesh.failed or (mesh.stop is None and rank.failed)
+        elif isinstance(what, MeshGone):
+            mesh.gone.add(host)
+            mesh.killed += what.killed
+            mesh.unkillable.extend(what.unkillable)
+        elif mesh.stop is None:
+            mesh.failed, mesh.cannot_start, mesh.detail = True, what.message, what.detail
+            if mesh.generation == 0:
+                self._roll_back(now, Refusal(1, f"mesh {mesh.name} {what.message}"))
+
+    def _roll_back(self, now: float, error: Refusal) -> None:
+        """The launch cannot succeed: end all that was started."""
+        if self.error is None:
+            self.error = error
+        if self.stop is None:
+            self._stop_asked(now, StopAsked(None, FAILURE_GRACE, "a failed launch", error.code))
+
+    # ------------------------------------------------------------ what follows
+
+    def _settle(self, mesh: Mesh, now: float) -> None:
+        """Move one mesh along as far as it goes."""
+        if mesh.ended:
+            return
+        if mesh.ending:
+            restart = mesh.failed and mesh.stop is None and mesh.may_restart(now)
+            mesh.become("restarting" if restart and mesh.state != "stopping" else "stopping", now)
+            if mesh.gone >= set(mesh.plan.hosts):
+                self._end_generation(mesh, now)
+            return
+        if mesh.state == "pending" and self.leased:
+            mesh.become("starting", now)
+        if mesh.state == "restarting" and mesh.prepared >= set(mesh.plan.hosts):
+            mesh.become("starting", now)
+        if mesh.state == "starting" and all(r.pid is not None for r in mesh.ranks.values()):
+            mesh.become("running", now)
+
+    def _end_generation(self, mesh: Mesh, now: float) -> None:
+        if mesh.state == "restarting":
+            mesh.restarts.append(now)
+            root = mesh.root_cause()
+            mesh.last_failure = mesh.cannot_start or (root and describe(root, mesh)) or None
+            mesh.begin_generation(mesh.generation + 1)
+        elif mesh.done and mesh.stop is None:
+            mesh.become("succeeded", now)
+        elif mesh.failed and any(r.state == "lost" for r in mesh.ranks.values()):
+            mesh.become("lost", now)
+        elif mesh.failed:
+            mesh.become("failed", now)
+        else:
+            mesh.become("succeeded" if mesh.done else "stopped", now)
+
+    def _settle_run(self, now: float) -> None:
+        meshes = list(self.meshes.values())
+        self.leased = self.leased or all(m.prepared >= set(m.plan.hosts) for m in meshes)
+        if self.leased:
+            for mesh in meshes:
+                self._settle(mesh, now)
+        self.was_up = self.was_up or all(m.up or m.state in ENDED for m in meshes)
+        deciding = self._deciding()
+        if self.stop is None and deciding and all(m.ended for m in deciding):
+            self._stop_asked(now, StopAsked(None, FAILURE_GRACE, "the end of its scripts"))
+            for mesh in meshes:
+                self._settle(mesh, now)
+        if all(m.ended for m in meshes):
+            if not self.ended:
+                self.state, self.ended_at = self._verdict(meshes), now
+        elif self.stop is not None:
+            self.state = "stopping"
+        elif self.was_up:
+            self.state = "running"
+
+    def _verdict(self, meshes: list[Mesh]) -> RunStateName:
+        states = {m.state for m in meshes}
+        if self.error is not None or "failed" in states:
+            return "failed"
+        if "lost" in states:
+            return "lost"
+        if (deciding := self._deciding()) and all(m.state == "succeeded" for m in deciding):
+            return "succeeded"
+        return "stopped"
+
+    def _deciding(self) -> list[Mesh]:
+        """The meshes whose end is the run's: its driver, else its scripts; actors alone stay up."""
+        meshes = self.meshes.values()
+        return [m for m in meshes if m.plan.kind == "driver"] or [m for m in meshes if m.plan.kind == "script"]
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of a launch in the foreground: the failed workload's own, where there is one."""
+        if self.stop is not None and self.stop.exit_code:
+            return self.stop.exit_code
+        for mesh in sorted(self.meshes.values(), key=lambda m: m.since):
+            if mesh.state == "failed":
+                return _workload_code(mesh.root_cause())
+        if self.state == "lost":
+            return 69
+        return 0 if self.state in ("succeeded", "starting", "running") else 143
+
+
+def _workload_code(rank: Rank | None) -> int:
+    if rank is None or rank.exit is None:
+        return 1
+    return rank.exit.exit_code or 128 + (rank.exit.signal or 0)

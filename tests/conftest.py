@@ -1,0 +1,201 @@
+"""Fixtures: a forgectl of one's own, which must leave nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
+    """The first true value of `condition`; fails the test when there is none in so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {seconds:g} s for {what}")
+        time.sleep(0.01)
+    return value
+
+
+def processes_of(run: str) -> dict[int, str]:
+    """pid → command line of every process whose environment carries the run's id; zombies do not count."""
+    found = {}
+    mark = f"FORGE_RUN_ID={run}".encode()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    return found
+
+
+def listening_ports(pids: set[int]) -> set[tuple[str, int]]:
+    """(address, port) of every TCP socket that one of `pids` listens on."""
+    import psutil
+
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            for c in psutil.Process(pid).net_connections("tcp"):
+                if c.status == psutil.CONN_LISTEN:
+                    found.add((c.laddr.ip, c.laddr.port))
+    return found
+
+
+class Forge:
+    """Runs forgectl in a home of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "work"
+        self.folder.mkdir()
+        self.home = folder / "home"
+        self.env = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("FORGE", "TORCHELASTIC"))},
+            "FORGECTL_HOME": str(self.home),
+            "FORGECTL_GPU_LOCK_DIR": str(folder / "locks"),
+            "NO_COLOR": "1",
+        }
+        self.env.pop("RANK", None)
+        self._started: list[subprocess.Popen[str]] = []
+
+    # ------------------------------------------------------------ commands
+
+    def argv(self, *arguments: object) -> list[str]:
+        return [sys.executable, "-m", "forgectl", *map(str, arguments)]
+
+    def run(self, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        """A forgectl command, run to its end."""
+        options.setdefault("timeout", 90)
+        return subprocess.run(
+            self.argv(*arguments), cwd=self.folder, env=self.env, capture_output=True, text=True, **options
+        )
+
+    def ok(self, *arguments: object, **options: Any) -> str:
+        """Standard output of a command that must succeed."""
+        result = self.run(*arguments, **options)
+        assert result.returncode == 0, f"{arguments}: {result.returncode}\n{result.stdout}\n{result.stderr}"
+        return result.stdout
+
+    def start(self, *arguments: object, **options: Any) -> subprocess.Popen[str]:
+        """A forgectl command in the background, in a session of its own."""
+        options.setdefault("stdout", subprocess.PIPE)
+        options.setdefault("stderr", subprocess.PIPE)
+        process = subprocess.Popen(
+            self.argv(*arguments), cwd=self.folder, env=self.env, text=True, start_new_session=True, **options
+        )
+        self._started.append(process)
+        return process
+
+    def write(self, name: str, text: str) -> Path:
+        """A file in the working folder."""
+        path = self.folder / name
+        path.write_text(text)
+        return path
+
+    def spec(self, text: str, name: str = "spec.yaml") -> Path:
+        """A spec in the working folder; `PROGRAMS` in it stands for the folder of test programs."""
+        return self.write(name, text.replace("PROGRAMS", str(PROGRAMS)))
+
+    def launch(self, text: str, *options: str) -> str:
+        """Launch a spec detached; the run's id."""
+        return self.ok("launch", self.spec(text), "-d", *options).strip().splitlines()[-1]
+
+    # ------------------------------------------------------------ what is seen
+
+    def status(self, *options: str) -> list[dict[str, Any]]:
+        """`runs` of `status --json`."""
+        runs: list[dict[str, Any]] = json.loads(self.ok("status", "--json", *options))["runs"]
+        return runs
+
+    def document(self, run: str) -> dict[str, Any]:
+        """One run of `status -a --json`."""
+        return next(r for r in self.status("-a") if r["run"] == run)
+
+    def mesh(self, run: str, mesh: str) -> dict[str, Any]:
+        """One mesh of a run."""
+        found: dict[str, Any] = next(m for m in self.document(run)["meshes"] if m["mesh"] == mesh)
+        return found
+
+    def until_mesh(self, run: str, mesh: str, condition: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+        """The mesh once `condition` holds of it."""
+
+        def look() -> dict[str, Any] | None:
+            found = self.mesh(run, mesh)
+            return found if condition(found) else None
+
+        result: dict[str, Any] = until(look, f"{run}/{mesh}, now {self.mesh(run, mesh)}")
+        return result
+
+    def until_state(self, run: str, mesh: str, *states: str) -> dict[str, Any]:
+        """The mesh once it is in one of `states`."""
+        return self.until_mesh(run, mesh, lambda m: m["state"] in states)
+
+    def until_ended(self, run: str) -> dict[str, Any]:
+        """The run's final document, once nothing of it is left."""
+        document: dict[str, Any] = until(
+            lambda: (d := self.document(run))["ended_at"] and not processes_of(run) and d, f"the end of {run}"
+        )
+        return document
+
+    def run_dir(self, run: str) -> Path:
+        return self.home / "runs" / run
+
+    def roles(self, run: str) -> dict[str, list[int]]:
+        """Role → pids of a run's own processes: controller, agent, forkserver (and its stores), rank."""
+        found: dict[str, list[int]] = {"controller": [], "agent": [], "forkserver": [], "rank": []}
+        for pid, command in sorted(processes_of(run).items()):
+            words = command.split()
+            role = words[2] if len(words) > 2 and words[1].endswith("boot.py") else "rank"
+            found[role if role in found else "rank"].append(pid)
+        return found
+
+    # ------------------------------------------------------------ the end
+
+    def runs(self) -> list[str]:
+        folder = self.home / "runs"
+        return [p.name for p in folder.iterdir() if not p.name.startswith(".")] if folder.exists() else []
+
+    def close(self) -> None:
+        """End all that was started, then prove that nothing is left."""
+        for process in self._started:
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGKILL)
+            process.communicate()
+        self.run("shutdown", "--all", "--force")
+        left = {run: found for run in self.runs() if (found := self._settled(run))}
+        for found in left.values():
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        assert not left, f"processes are left: {left}"
+        sockets = self.home / "sockets"
+        assert not (sockets.exists() and list(sockets.iterdir())), f"sockets are left: {list(sockets.rglob('*'))}"
+        cgroups = [p for run in self.runs() for p in Path("/sys/fs/cgroup").glob(f"**/forgectl-{run}")]
+        assert not cgroups, f"cgroups are left: {cgroups}"
+
+    @staticmethod
+    def _settled(run: str) -> dict[int, str]:
+        """What is left of a run after its last processes had a moment to exit."""
+        deadline = time.monotonic() + 5
+        while (found := processes_of(run)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return found
+
+
+@pytest.fixture
+def forge(tmp_path: Path) -> Iterator[Forge]:
+    """A forgectl in a home of its own; the test fails if it leaves anything behind."""
+    forge = Forge(tmp_path)
+    yield forge
+    forge.close()

@@ -1,0 +1,296 @@
+"""The run's state machine: recorded histories, replayed through the real one."""
+
+from __future__ import annotations
+
+import pytest
+
+from forgectl.controller.commands import commands
+from forgectl.controller.records import AgentLost, AgentUp, Happened, Record, StopAsked, from_line, to_line
+from forgectl.controller.run import Run
+from forgectl.controller.state import ENDED, MESH_TRANSITIONS, Mesh
+from forgectl.plan.model import HostPlan, MeshPlan, Plan, Program, RankPlan, RestartPolicy
+from forgectl.protocol import (
+    Happening,
+    MeshGone,
+    OpenStore,
+    Prepare,
+    Prepared,
+    Quit,
+    RankExited,
+    RankStarted,
+    Refusal,
+    Refused,
+    Release,
+    Start,
+    StartFailed,
+    Stop,
+    StoreOpened,
+    pack,
+)
+
+
+class History:
+    """A run that is told what happened, one second after the other."""
+
+    def __init__(self, *meshes: MeshPlan, hosts: tuple[str, ...] = ("a",)) -> None:
+        plan = Plan(
+            name="t",
+            spec="",
+            workdir="/",
+            lease=30.0,
+            log_limit=1 << 20,
+            hosts=tuple(HostPlan(h, True, "python3", "127.0.0.1") for h in hosts),
+            meshes=meshes,
+        )
+        self.run = Run.new("t-0000", plan)
+        self.now = 1000.0
+        self.seq = dict.fromkeys(hosts, 0)
+        self.records: list[tuple[float, Record]] = []
+        for index, host in enumerate(hosts):
+            self.record(AgentUp(host, 100 + index, "boot"))
+
+    def record(self, record: Record) -> None:
+        self.now += 1.0
+        self.records.append((self.now, record))
+        self.run.apply(self.now, record)
+
+    def happen(self, what: Happening, host: str = "a") -> None:
+        self.seq[host] += 1
+        self.record(Happened(host, self.seq[host], pack(what)))
+
+    def mesh(self, name: str = "m") -> Mesh:
+        return self.run.meshes[name]
+
+    def told(self, host: str = "a") -> list[type]:
+        return [type(c) for c in commands(self.run, host)]
+
+    def start(self, name: str = "m") -> None:
+        """Everything up to all ranks running, on all hosts of the mesh."""
+        mesh = self.mesh(name)
+        for host in mesh.plan.hosts:
+            if host not in mesh.prepared:
+                self.happen(Prepared(name), host)
+        generation = mesh.generation
+        self.happen(StoreOpened(name, generation, 4000 + generation), mesh.plan.hosts[0])
+        for rank in mesh.plan.ranks:
+            self.happen(RankStarted(name, generation, rank.rank, 500 + rank.rank, 1, "/log"), rank.host)
+
+    def exit(self, rank: int, code: int | None = 0, signal: int | None = None, **more: object) -> None:
+        mesh = self.mesh()
+        host = mesh.plan.ranks[rank].host
+        self.happen(RankExited("m", mesh.generation, rank, code, signal, **more), host)  # type: ignore[arg-type]
+
+    def gone(self) -> None:
+        mesh = self.mesh()
+        generation = mesh.generation
+        for host in mesh.plan.hosts:
+            self.happen(MeshGone("m", generation), host)
+
+
+def mesh(
+    name: str = "m", procs: int = 2, hosts: tuple[str, ...] = ("a",), kind: str = "script", **more: object
+) -> MeshPlan:
+    each = procs // len(hosts)
+    return MeshPlan(
+        mesh=name,
+        kind=kind,  # type: ignore[arg-type]
+        program=Program("file", "x.py"),
+        workdir="/",
+        hosts=hosts,
+        ranks=tuple(RankPlan(r, r % each, hosts[r // each], (), {}) for r in range(procs)),
+        env={h: {} for h in hosts},
+        gpus=dict.fromkeys(hosts, ()),
+        python=dict.fromkeys(hosts, "python3"),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def test_the_way_of_a_mesh_that_succeeds() -> None:
+    h = History(mesh())
+    assert (h.mesh().state, h.told()) == ("pending", [Prepare])
+    h.happen(Prepared("m"))
+    assert (h.mesh().state, h.told()) == ("starting", [OpenStore])
+    h.happen(StoreOpened("m", 0, 4000))
+    assert h.told() == [Start]
+    h.happen(RankStarted("m", 0, 0, 500, 1, "/log"))
+    assert h.mesh().state == "starting"
+    h.happen(RankStarted("m", 0, 1, 501, 1, "/log"))
+    assert (h.mesh().state, h.run.state, h.told()) == ("running", "running", [])
+    h.exit(0)
+    assert h.mesh().state == "running"
+    h.exit(1)
+    assert (h.mesh().state, h.told()) == ("stopping", [Stop])
+    h.gone()
+    assert (h.mesh().state, h.run.state, h.run.exit_code) == ("succeeded", "succeeded", 0)
+    assert h.told() == [Quit]
+
+
+def test_no_rank_starts_before_every_mesh_has_its_gpus() -> None:
+    h = History(mesh("m"), mesh("n"))
+    h.happen(Prepared("m"))
+    assert h.told() == [Prepare]
+    h.happen(Prepared("n"))
+    assert h.told() == [OpenStore, OpenStore]
+
+
+def test_a_refused_lease_rolls_the_launch_back() -> None:
+    h = History(mesh("m"), mesh("n"))
+    h.happen(Prepared("m"))
+    h.happen(Refused("n", Refusal(75, "GPU 0 is taken", "wait")))
+    assert h.told() == [Stop, Release]
+    h.happen(MeshGone("m", 0))
+    assert (h.run.state, h.run.exit_code, h.run.error and h.run.error.code) == ("failed", 75, 75)
+
+
+def test_the_first_cause_is_told_from_what_fell_with_it() -> None:
+    h = History(mesh(procs=3))
+    h.start()
+    h.exit(0, 1, error="RuntimeError: Connection closed by peer")
+    h.exit(1, 1, error="ValueError: bad", failed_ago=2.5)  # it exited later, but failed before
+    h.exit(2, None, 15, asked=True)
+    root = h.mesh().root_cause()
+    assert root is not None
+    assert root.plan.rank == 1
+    assert [r.plan.rank for r in h.mesh().collateral()] == [0]
+    h.gone()
+    assert (h.mesh().state, h.run.state, h.run.exit_code) == ("failed", "failed", 1)
+
+
+def test_the_exit_code_of_a_signal() -> None:
+    h = History(mesh())
+    h.start()
+    h.exit(1, None, 9)
+    h.exit(0, None, 15, asked=True)
+    h.gone()
+    assert h.run.exit_code == 137
+
+
+def test_restart_makes_a_new_generation_until_the_limit() -> None:
+    h = History(mesh(restart=RestartPolicy(max=1)))
+    h.start()
+    h.exit(0, 1)
+    assert (h.mesh().state, h.told()) == ("restarting", [Stop])
+    h.gone()
+    assert (h.mesh().state, h.mesh().generation, h.told()) == ("starting", 1, [OpenStore])
+    h.start()
+    assert (h.mesh().state, len(h.mesh().restarts)) == ("running", 1)
+    h.exit(0, 3)
+    assert h.mesh().state == "stopping"
+    h.gone()
+    assert (h.mesh().state, h.run.exit_code) == ("failed", 3)
+
+
+def test_restarts_are_forgotten_after_their_time() -> None:
+    h = History(mesh(restart=RestartPolicy(max=1, within=60.0)))
+    for _ in range(3):
+        h.start()
+        h.now += 100
+        h.exit(0, 1)
+        h.gone()
+    assert (h.mesh().state, h.mesh().generation) == ("starting", 3)
+
+
+def test_events_of_an_older_generation_change_nothing() -> None:
+    h = History(mesh(restart=RestartPolicy(max=1)))
+    h.start()
+    h.exit(0, 1)
+    h.gone()
+    h.happen(RankExited("m", 0, 1, 1, None))
+    assert all(r.exit is None for r in h.mesh().ranks.values())
+
+
+def test_a_lost_agent_loses_its_ranks_and_the_others_are_ended() -> None:
+    h = History(mesh(procs=2, hosts=("a", "b")), hosts=("a", "b"))
+    h.start()
+    h.record(AgentLost("b", "the agent on host b was killed"))
+    assert [r.state for r in h.mesh().ranks.values()] == ["running", "lost"]
+    assert h.told("a") == [Stop]
+    h.exit(0, None, 15, asked=True)
+    h.happen(MeshGone("m", 0), "a")
+    assert (h.mesh().state, h.run.state, h.run.exit_code) == ("lost", "lost", 69)
+
+
+def test_a_lost_agent_is_replaced_where_restart_allows() -> None:
+    h = History(mesh(restart=RestartPolicy(max=1)))
+    h.start()
+    h.record(AgentLost("a", "killed"))
+    h.record(AgentUp("a", 999, "boot"))
+    h.seq["a"] = 0
+    assert (h.mesh().state, h.mesh().generation, h.told()) == ("restarting", 1, [Prepare])
+    h.start()
+    assert h.mesh().state == "running"
+
+
+def test_a_stop_that_was_asked_for_is_no_failure() -> None:
+    h = History(mesh(restart=RestartPolicy(max=5)))
+    h.start()
+    h.record(StopAsked(None, 10.0, "forgectl shutdown"))
+    h.exit(0, None, 15, asked=True)
+    h.exit(1, 1, asked=True, error="RuntimeError: interrupted in its SIGTERM handler")
+    h.gone()
+    assert (h.mesh().state, h.run.state, h.run.exit_code) == ("stopped", "stopped", 143)
+
+
+def test_ctrl_c_decides_the_exit_code() -> None:
+    h = History(mesh())
+    h.start()
+    h.record(StopAsked(None, 10.0, "Ctrl-C", 130))
+    h.gone()
+    assert h.run.exit_code == 130
+
+
+def test_stopping_one_mesh_leaves_the_others() -> None:
+    h = History(mesh("m"), mesh("n"))
+    h.happen(Prepared("m"))
+    h.happen(Prepared("n"))
+    h.record(StopAsked(("m",), 10.0, "forgectl shutdown"))
+    assert h.told() == [Stop, OpenStore]
+
+
+def test_a_generation_that_cannot_start_rolls_the_launch_back() -> None:
+    h = History(mesh())
+    h.happen(Prepared("m"))
+    h.happen(StartFailed("m", 0, "could not start: no module named nope", "Traceback …"))
+    h.gone()
+    assert (h.run.state, h.run.exit_code) == ("failed", 1)
+
+
+def test_a_run_ends_with_its_driver_though_scripts_go_on() -> None:
+    h = History(mesh("m", procs=1, kind="driver"), mesh("n", procs=1))
+    h.start("n")
+    h.start("m")
+    h.exit(0)
+    h.gone()
+    assert h.told() == [Release, Stop]
+    h.happen(MeshGone("n", 0))
+    assert h.run.state == "succeeded"
+
+
+def test_the_journal_gives_the_state_again() -> None:
+    h = History(mesh(restart=RestartPolicy(max=2)))
+    h.start()
+    h.exit(0, 1, error="ValueError: bad", log_tail=("line",))
+    h.gone()
+    h.start()
+    again = Run.new("t-0000", h.run.plan)
+    for line in [to_line(t, r) for t, r in h.records]:
+        again.apply(*from_line(line))
+    assert again == h.run
+
+
+def test_a_replayed_event_counts_once() -> None:
+    h = History(mesh())
+    h.start()
+    h.run.apply(h.now, h.records[-1][1])
+    assert h.mesh().state == "running"
+
+
+@pytest.mark.parametrize("state", sorted(ENDED))
+def test_nothing_follows_an_end(state: str) -> None:
+    assert MESH_TRANSITIONS[state] == ()  # type: ignore[index]
+
+
+def test_a_transition_that_is_not_in_the_table_is_a_fault_of_ours() -> None:
+    m = Mesh(mesh())
+    with pytest.raises(AssertionError, match="pending cannot become running"):
+        m.become("running", 0.0)
