@@ -49,9 +49,7 @@ class Forge:
 
     def status(self, name: str) -> dict[str, Any]:
         """The run of that name, as `status --json` has it, ended or not."""
-        done = subprocess.run(
-            self.argv("status", "-a", "--json"), env=self.env, capture_output=True, text=True
-        )
+        done = subprocess.run(self.argv("status", "-a", "--json"), env=self.env, capture_output=True, text=True)
         if done.returncode:
             raise BenchmarkError(f"forgectl status ended with {done.returncode}:\n{done.stderr[-3000:]}")
         return run_of(json.loads(done.stdout), name)

@@ -116,9 +116,7 @@ class Stamps:
 
         def all_there() -> bool:
             if process is not None and process.poll():
-                raise BenchmarkError(
-                    f"{process.args!r} ended with {process.returncode} before all ranks were up"
-                )
+                raise BenchmarkError(f"{process.args!r} ended with {process.returncode} before all ranks were up")
             return len(self.read(generation)) == ranks
 
         wait_for(all_there, f"the stamps of {ranks} ranks of generation {generation}")

@@ -36,7 +36,5 @@ def _shutdown(forge: Forge, procs: int, *arguments: str, grace: float | None = N
         if left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
             raise BenchmarkError(f"shutdown returned, but ranks are left: {left}")
         if grace is not None and seconds < grace:
-            raise BenchmarkError(
-                f"deaf ranks were gone {seconds:.2f} s after a shutdown with {grace:g} s of grace"
-            )
+            raise BenchmarkError(f"deaf ranks were gone {seconds:.2f} s after a shutdown with {grace:g} s of grace")
         return seconds

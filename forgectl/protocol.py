@@ -275,11 +275,6 @@ class Attach:
 
 
 @dataclass(frozen=True)
-class Detach:
-    """The owner leaves; the run stays."""
-
-
-@dataclass(frozen=True)
 class Shutdown:
     """Stop these meshes (None: all, and the run with them); grace in seconds, 0 kills at once."""
 
@@ -302,7 +297,7 @@ class StatusReport:
 
 CONTROLLER_TO_AGENT = (Hello, Ping, Ack, Prepare, OpenStore, Start, Stop, Release, GetStats, Quit)
 AGENT_TO_CONTROLLER = (Welcome, Refusal, Synced, Pong, Stats, Event)
-CLI_TO_CONTROLLER = (Hello, GetStatus, Attach, Detach, Shutdown)
+CLI_TO_CONTROLLER = (Hello, GetStatus, Attach, Shutdown)
 CONTROLLER_TO_CLI = (Hello, Refusal, StatusReport)
 HAPPENINGS = (Prepared, Refused, StoreOpened, StartFailed, RankStarted, RankExited, MeshGone, Notice)
 

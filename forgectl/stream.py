@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from forgectl.protocol import MAX_LINE, ProtocolError, decode, encode
-from forgectl.wire import dial, peer_uid
+from forgectl.wire import dial, peer_pid, peer_uid
 
 _MAX_BACKLOG = 16 * MAX_LINE
 
@@ -33,6 +33,11 @@ class Stream:
     def is_ours(self) -> bool:
         """Whether the peer runs as our own user."""
         return peer_uid(self._writer.get_extra_info("socket")) == os.getuid()
+
+    @property
+    def peer_pid(self) -> int:
+        """The pid of the process at the other end; of a listening one, where we connected."""
+        return peer_pid(self._writer.get_extra_info("socket"))
 
     def send(self, message: Any) -> None:
         """Queue a message. A peer that does not read is dropped once its backlog is too long."""

@@ -69,8 +69,17 @@ def dial(path: Path, timeout: float | None = None) -> socket.socket:
 
 def peer_uid(sock: Any) -> int:
     """The uid of the process at the other end of a Unix socket."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return int(struct.unpack("3i", credentials)[1])
+    return _peer(sock)[1]
+
+
+def peer_pid(sock: Any) -> int:
+    """The pid of the process that connected, or that listened, at the other end of a Unix socket."""
+    return _peer(sock)[0]
+
+
+def _peer(sock: Any) -> tuple[int, int, int]:
+    pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return pid, uid, gid
 
 
 def wrong_version(version: str) -> Refusal | None:

@@ -66,8 +66,8 @@ class Transformer(nn.Module):
         self.blocks = nn.Sequential(*(Block(shape.width) for _ in range(shape.layers)))
         self.norm = nn.LayerNorm(shape.width)
         self.logits = nn.Linear(shape.width, len(shape.alphabet))
-        for embedding in (self.characters, self.positions):
-            nn.init.normal_(embedding.weight, std=0.1)
+        nn.init.normal_(self.characters.weight, std=0.1)
+        nn.init.normal_(self.positions.weight, std=0.1)
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) to (B, T, V); T is at most the context."""
@@ -129,9 +129,9 @@ def learning_rate(step: int, options: argparse.Namespace) -> float:
 
 def train(model: Transformer, ids: Tensor, options: argparse.Namespace) -> None:
     """Train in place on nine tenths of `ids` (N,); rank 0 prints the loss there and on the last tenth."""
-    rank, began = dist.get_rank(), time.monotonic()
+    began = time.monotonic()
     learn, held_out = ids.tensor_split([len(ids) * 9 // 10])
-    generator = torch.Generator().manual_seed(options.seed * dist.get_world_size() + rank)
+    generator = torch.Generator().manual_seed(options.seed * dist.get_world_size() + dist.get_rank())
     parallel = DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, betas=(0.9, 0.98), fused=True)
     losses: list[Tensor] = []
@@ -146,12 +146,10 @@ def train(model: Transformer, ids: Tensor, options: argparse.Namespace) -> None:
         losses.append(loss.detach())
         if step % max(1, options.steps // 10) == 0 or step == options.steps - 1:
             seen, unseen = over_ranks(torch.stack(losses).mean()), held_out_loss(model, held_out, options)
-            losses.clear()
+            losses = []
             if rank == 0:
                 seconds = time.monotonic() - began
-                print(
-                    f"step {step:4d}  train {seen:.3f}  held out {unseen:.3f}  {seconds:5.1f} s", flush=True
-                )
+                print(f"step {step:4d}  train {seen:.3f}  held out {unseen:.3f}  {seconds:5.1f} s", flush=True)
 
 
 def save(model: Transformer, path: Path) -> None:
@@ -178,7 +176,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--context", type=int, default=128, help="characters that the model sees at once")
     parser.add_argument("--width", type=int, default=128, help=f"channels, a multiple of {HEAD_WIDTH}")
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--lr", type=float, default=5e-3, help="highest learning rate")
+    parser.add_argument("--lr", type=float, default=5e-3, help="the highest")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("checkpoints"), help="folder")
     options = parser.parse_args()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from forgectl.agent import cgroups
@@ -192,15 +192,20 @@ class Enclosure:
     def _stop_and_kill(self) -> None:
         """SIGKILL to all outside the cgroups, stopping them first: what is stopped cannot fork away."""
         stopped: set[Identity] = set()
-        for _ in range(_ROUNDS):
-            inside = self._pids_inside()
-            found = {i: s for i, s in self._swept().items() if s.pid not in inside}
-            fresh = found.keys() - stopped
-            if not fresh and all(s.state in "TtDZX" for s in found.values()):
-                break
-            for identity in fresh:
+
+        def stop(identity: Identity) -> None:
+            if identity not in stopped:
                 signal_exactly(identity, signal.SIGSTOP, self._table)
-            stopped |= fresh
+                stopped.add(identity)
+
+        for _ in range(_ROUNDS):
+            before = len(stopped)
+            inside = self._pids_inside()
+            found = {i: s for i, s in self._swept(stop).items() if s.pid not in inside}
+            for identity in found:
+                stop(identity)
+            if len(stopped) == before and all(s.state in "TtDZX" for s in found.values()):
+                break
         for identity in stopped:
             signal_exactly(identity, signal.SIGKILL, self._table)
 
@@ -222,8 +227,8 @@ class Enclosure:
     def _members(self) -> dict[Identity, Stat]:
         return self._by_identity(self._enclosed()) if self._groups else self._swept()
 
-    def _swept(self) -> dict[Identity, Stat]:
-        return self._by_identity(sweep(self._table, self._marks, self._roots))
+    def _swept(self, at_sight: Callable[[Identity], None] | None = None) -> dict[Identity, Stat]:
+        return self._by_identity(sweep(self._table, self._marks, self._roots, at_sight))
 
     def _enclosed(self) -> list[Stat]:
         """The members of the cgroups, and the leaders that live outside because they never joined."""

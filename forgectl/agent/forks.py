@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from forgectl.agent.forkserver import PACKET
+from forgectl.agent.processes import Identity, boot_id
 from forgectl.agent.reaper import Reaper
 from forgectl.rank.title import PADDING
 
@@ -31,11 +32,15 @@ class ForkServerError(Exception):
 
 @dataclass
 class Child:
-    """A process that a fork server forked. `exited` resolves to (wait status, unix time)."""
+    """A process that a fork server forked. `exited` resolves to (wait status, unix time).
 
-    pid: int
+    `orphaned` says how its server ended before it, where it did.
+    """
+
+    identity: Identity
     pidfd: int
     exited: asyncio.Future[tuple[int, float]]
+    orphaned: str | None = None
 
 
 @dataclass(frozen=True)
@@ -142,17 +147,18 @@ class ForkServer:
         elif "cold" in message:
             self.warm.set_exception(ForkServerError(_last_line(message["cold"]), message["cold"]))
         elif "forked" in message:
-            self._on_forked(message["forked"], message["pid"], fds[0])
+            identity = Identity(message["pid"], message["start_time"], boot_id())
+            self._on_forked(message["forked"], identity, fds[0])
         elif "refused" in message:
             self._asked.pop(message["refused"]).set_exception(ForkServerError(message["why"]))
         elif child := self._children.pop(message["exited"], None):
-            self._reaper.disclaim(child.pid)
+            self._reaper.disclaim(child.identity.pid)
             child.exited.set_result((message["status"], message["time"]))
         return True
 
-    def _on_forked(self, token: int, pid: int, pidfd: int) -> None:
-        child = self._children[pid] = Child(pid, pidfd, self._loop.create_future())
-        self._reaper.claim(pid, functools.partial(self._on_orphan, child))
+    def _on_forked(self, token: int, identity: Identity, pidfd: int) -> None:
+        child = self._children[identity.pid] = Child(identity, pidfd, self._loop.create_future())
+        self._reaper.claim(identity.pid, functools.partial(self._on_orphan, child))
         self._asked.pop(token).set_result(child)
 
     def _hang_up(self) -> None:
@@ -168,7 +174,7 @@ class ForkServer:
         while self.alive and self._on_message():  # what it still said, such as why it could not get warm
             pass
         self._hang_up()
-        error = ForkServerError(f"the fork server ended by {_how(self._process.returncode)}", self._log_end())
+        error = ForkServerError(self._how_ended(), self._log_end())
         if not self.warm.done():
             self.warm.set_exception(error)
         for asked in self._asked.values():
@@ -176,9 +182,14 @@ class ForkServer:
         self._asked.clear()
 
     def _on_orphan(self, child: Child, status: int) -> None:
-        self._children.pop(child.pid, None)
+        self._children.pop(child.identity.pid, None)
         if not child.exited.done():
+            child.orphaned = self._how_ended()
             child.exited.set_result((status, time.time()))
+
+    def _how_ended(self) -> str:
+        code = self._process.returncode
+        return f"the fork server ended by {f'signal {-code}' if code and code < 0 else f'exit code {code}'}"
 
     def _log_end(self) -> str:
         try:
@@ -194,7 +205,3 @@ class ForkServer:
 
 def _last_line(text: str) -> str:
     return text.strip().splitlines()[-1] if text.strip() else "it said nothing"
-
-
-def _how(returncode: int) -> str:
-    return f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"

@@ -5,7 +5,7 @@ speaks to it over a SOCK_SEQPACKET pair: a request is one JSON object with descr
 
     agent → server   {"fork": TOKEN, "what": "rank"|"store", …} + descriptors
     server → agent   {"warm": true} | {"cold": TRACEBACK}
-                     {"forked": TOKEN, "pid": PID} + pidfd | {"refused": TOKEN, "why": TEXT}
+                     {"forked": TOKEN, "pid": PID, "start_time": TICKS} + pidfd | {"refused": TOKEN, "why": TEXT}
                      {"exited": PID, "status": WAIT_STATUS, "time": UNIX_TIME}
 """
 
@@ -25,7 +25,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from forgectl.agent.processes import become_subreaper, die_with_parent
+from forgectl.agent.processes import become_subreaper, die_with_parent, identify
 
 PACKET = 160 * 1024
 """Bytes of one request or answer: below the smallest default socket buffer."""
@@ -111,7 +111,9 @@ class _Server:
             os.close(fd)
         if pid > 0:
             pidfd = os.pidfd_open(pid)  # the child is not reaped yet: this can be nobody else
-            self._tell({"forked": request["fork"], "pid": pid}, [pidfd])
+            identity = identify(pid)
+            start_time = identity.start_time if identity else 0
+            self._tell({"forked": request["fork"], "pid": pid, "start_time": start_time}, [pidfd])
             os.close(pidfd)
         return None
 

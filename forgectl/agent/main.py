@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import sys
@@ -46,7 +47,7 @@ from forgectl.protocol import (
     Welcome,
 )
 from forgectl.stream import Stream
-from forgectl.wire import HANDSHAKE_SECONDS, listen, wrong_version
+from forgectl.wire import HANDSHAKE_SECONDS, dial, listen, peer_pid, wrong_version
 
 LOG_CHECK_SECONDS = 1.0
 
@@ -248,7 +249,7 @@ class Agent:
         return text
 
 
-NOT_FOR_RANKS = frozenset({"FORGE_ROLE"})
+NOT_FOR_RANKS = frozenset({"FORGE_ROLE", "FORGE_MESH"})
 
 
 def log(text: str) -> None:
@@ -265,6 +266,9 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"forgectl agent: bad configuration: {e}")
     if refusal := wrong_version(config.version):
         sys.exit(f"forgectl agent: {refusal.message}")
+    if (other := _become_the_one(config)) is not None:
+        print(json.dumps({"pid": other}))  # noqa: T201
+        return
     ready, announce = os.pipe()
     if os.fork() > 0:
         os.close(announce)
@@ -275,6 +279,25 @@ def main(arguments: list[str]) -> None:
     os.close(ready)
     _daemonize(Path(config.run_dir) / "agents" / f"{config.host}.log")
     asyncio.run(_serve(config, lambda: _announce(announce)))
+
+
+def _become_the_one(config: AgentConfig) -> int | None:
+    """Become the host's one agent of the run; where another is alive, wait until it listens or ends: its pid."""
+    folder = Path(config.run_dir) / "agents"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    lock = os.open(folder / f"{config.host}.lock", flags, 0o600)  # held until the agent ends
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return None
+        except BlockingIOError:
+            pass
+        try:
+            with dial(Path(config.socket), 5.0) as other:
+                return peer_pid(other)
+        except OSError:
+            time.sleep(0.02)
 
 
 async def _serve(config: AgentConfig, announce: Callable[[], None]) -> None:

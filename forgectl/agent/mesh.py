@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
@@ -15,7 +16,7 @@ from forgectl.agent import gpu_leases, logs, store
 from forgectl.agent.enclosure import Enclosure
 from forgectl.agent.forks import Child, ForkServer, ForkServerError
 from forgectl.agent.oom import OomWitness
-from forgectl.agent.processes import Identity, identify
+from forgectl.agent.processes import Identity
 from forgectl.agent.reports import exit_report
 from forgectl.plan.environment import launch_environment
 from forgectl.plan.model import Gpu, MeshPlan, RankPlan
@@ -223,19 +224,19 @@ class HostMesh:
             child = await server.fork(request, [log, *(self._lease.locks if self._lease else ())])
         finally:
             os.close(log)
-        identity = identify(child.pid)
-        if identity is not None:
-            generation.enclosure.add(identity)
+        identity = child.identity
+        generation.enclosure.add(identity)
         generation.ranks[rank.rank] = child
         generation.log_files.append(log_path)
-        start_time = identity.start_time if identity else 0
-        self._emit(RankStarted(self.plan.mesh, generation.number, rank.rank, child.pid, start_time, log=str(log_path)))
+        self._emit(RankStarted(self.plan.mesh, generation.number, rank.rank, identity.pid, identity.start_time, str(log_path)))
         watcher = self._watch(generation, rank.rank, child, log_path, error_path)
         generation.watchers.append(asyncio.create_task(watcher))
 
     async def _watch(self, generation: Generation, rank: int, child: Child, log: Path, error: Path) -> None:
         status, when = await child.exited
         os.close(child.pidfd)
+        if generation.enclosure.cgroup is None:
+            generation.enclosure.members()  # what it leaves behind is known by it: look before that is forgotten
         report = exit_report(
             self.plan.mesh,
             generation.number,
@@ -243,11 +244,13 @@ class HostMesh:
             status=status,
             exited_at=when,
             asked=generation.stopping.is_set(),
-            oom=generation.oom.killed(child.pid) if os.WIFSIGNALED(status) else None,
+            oom=generation.oom.killed(child.identity.pid) if os.WIFSIGNALED(status) else None,
             log=log,
             error_file=error,
             redact=self._redact,
         )
+        if child.orphaned and report.signal == signal.SIGKILL and not (report.asked or report.error):
+            report = dataclasses.replace(report, error=f"{child.orphaned}, and its ranks with it")
         self._emit(report)
 
     # ------------------------------------------------------------ the end of a generation
@@ -298,5 +301,4 @@ class HostMesh:
         """Rank → its process, of those that run now."""
         if self.generation is None:
             return {}
-        found = {n: identify(c.pid) for n, c in self.generation.ranks.items() if not c.exited.done()}
-        return {n: i for n, i in found.items() if i is not None}
+        return {n: c.identity for n, c in self.generation.ranks.items() if not c.exited.done()}

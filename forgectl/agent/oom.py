@@ -20,14 +20,15 @@ class OomWitness:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        """`folder`: the v2 cgroup of the mesh, where it has one of its own."""
+        """Notes how things stand now. `folder`: the v2 cgroup of the mesh, where it has one of its own."""
         self._folder = folder
         self._noted: dict[Path, int] = {}
         self._victims: dict[int, str] = {}
         self._kmsg = _open_kmsg()
+        self.note()
 
     def note(self, pid: int | None = None) -> None:
-        """Remember how things stand in our own cgroups, or in those of `pid` (a rank just started)."""
+        """Remember how things stand in our own cgroups, or in those of `pid`: a rank that may be in others."""
         for path in [*_counters_of(pid), *_counters_above(self._folder)]:
             count = _oom_kills(path)
             if count is not None:

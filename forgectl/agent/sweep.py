@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from forgectl.agent.processes import Identity, ProcessTable, Stat
 
 _NEVER = frozenset({b"controller", b"agent"})
+_LISTINGS = 50  # where others keep starting processes; two are the rule
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,27 @@ class Roots:
     spared: dict[int, Identity] = field(default_factory=dict)  # by pid: these do not, nor what is below them
 
 
-def sweep(table: ProcessTable, marks: Marks, roots: Roots) -> list[Stat]:
+def sweep(
+    table: ProcessTable, marks: Marks, roots: Roots, at_sight: Callable[[Identity], None] | None = None
+) -> list[Stat]:
     """The living processes that belong here, parents before children; `roots` learns them.
 
     Never this process, its ancestors, or any controller or agent (nor what only these have started).
-    A session stays known for as long as it has a process: then its number cannot have come to mean another.
+    `at_sight` is called for those that are plainly ours as soon as they are read, before they can fork and be gone.
     """
-    stats = {s.pid: s for s in map(table.stat, table.pids()) if s and not s.kernel}
     boot = table.boot_id()
+    known = set(roots.members.values())
+    spared = _line_of_this(table) | roots.spared.keys()
+    stats: dict[int, Stat] = {}
+    environs: dict[int, dict[bytes, bytes]] = {}
+    for stat, environ in _examine(table):
+        stats[stat.pid], environs[stat.pid] = stat, environ
+        identity = Identity(stat.pid, stat.start_time, boot)
+        if environ.get(b"FORGE_ROLE") in _NEVER:
+            spared.add(stat.pid)
+        elif at_sight and stat.pid not in spared and (identity in known or marks.match(environ)) and not stat.dead:
+            at_sight(identity)
     _forget_ended(stats, roots, boot)
-    environs = _environs(table, stats)
-    spared = {pid for pid, environ in environs.items() if environ.get(b"FORGE_ROLE") in _NEVER}
-    spared |= _line_of(os.getpid(), stats) | roots.spared.keys()
     seeds = {
         pid
         for pid, s in stats.items()
@@ -62,6 +72,29 @@ def sweep(table: ProcessTable, marks: Marks, roots: Roots) -> list[Stat]:
     found = [stats[pid] for pid in _descend(seeds, stats, spared)]
     roots.members.update({s.pid: Identity(s.pid, s.start_time, boot) for s in found})
     return sorted((s for s in found if not s.dead), key=lambda s: (s.start_time, s.pid))
+
+
+def _examine(table: ProcessTable) -> Iterator[tuple[Stat, dict[bytes, bytes]]]:
+    """Every process with its FORGE_ variables, listing again until a listing shows nobody new.
+
+    One listing proves nothing: a listed process may fork and be gone before it is read, its child unlisted. For
+    a moment within exec a process has no environment, so one without is read twice.
+    """
+    done: set[int] = set()
+    blank: set[int] = set()
+    for _ in range(_LISTINGS):
+        fresh = [pid for pid in table.pids() if pid not in done]
+        if not fresh:
+            return
+        for pid in fresh:
+            stat = table.stat(pid)
+            environ = table.environ(pid) if stat and not stat.kernel else b""
+            if stat and not (environ or stat.kernel or stat.dead or pid in blank):
+                blank.add(pid)
+            else:
+                done.add(pid)
+            if stat and not stat.kernel:
+                yield stat, _forge_variables(environ)
 
 
 def _forget_ended(stats: dict[int, Stat], roots: Roots, boot: str) -> None:
@@ -81,13 +114,6 @@ def _forget_ended(stats: dict[int, Stat], roots: Roots, boot: str) -> None:
             del roots.sessions[sid]
 
 
-def _environs(table: ProcessTable, stats: dict[int, Stat]) -> dict[int, dict[bytes, bytes]]:
-    """The FORGE_ variables of each process. For a moment within exec a process has none, so that asks again."""
-    raw = {pid: table.environ(pid) for pid in stats}
-    raw.update({pid: table.environ(pid) for pid, environ in raw.items() if not environ and not stats[pid].dead})
-    return {pid: _forge_variables(environ) for pid, environ in raw.items()}
-
-
 def _forge_variables(environ: bytes) -> dict[bytes, bytes]:
     if b"FORGE_" not in environ:
         return {}
@@ -95,12 +121,13 @@ def _forge_variables(environ: bytes) -> dict[bytes, bytes]:
     return {name: value for name, _, value in pairs}
 
 
-def _line_of(pid: int, stats: dict[int, Stat]) -> set[int]:
+def _line_of_this(table: ProcessTable) -> set[int]:
     """This process and its ancestors."""
     line: set[int] = set()
-    while pid in stats and pid not in line:
-        line.add(pid)
-        pid = stats[pid].ppid
+    stat = table.stat(os.getpid())
+    while stat and stat.pid not in line:
+        line.add(stat.pid)
+        stat = table.stat(stat.ppid)
     return line
 
 

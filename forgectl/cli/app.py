@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
@@ -67,12 +71,20 @@ def main(
 
 def run() -> NoReturn:
     """Run the command line and exit with its code."""
-    sys.exit(_run())
+    code = _run()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is over: a late Ctrl-C changes nothing of how it ended
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    # Not sys.exit: after a Ctrl-C that was caught within an exec() CPython would end by SIGINT, whatever the code.
+    os._exit(code)
 
 
 def _run() -> int:
     try:
-        return int(app(standalone_mode=False) or 0)
+        code = int(app(standalone_mode=False) or 0)
+        sys.stdout.flush()
+        return code
     except ForgeError as e:
         _say(e.message, e.hint)
         return e.exit_code
@@ -88,16 +100,23 @@ def _run() -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads: neither shall the flush at exit complain
         return 141
+    except OSError as e:
+        if e.errno != errno.ENOSPC:
+            return _fault(e)
+        _say(f"cannot write: {e.strerror}", "free some space where the output goes")
+        return 75
     except Exception as e:
-        if "--debug" in sys.argv:
-            raise
-        _say(
-            f"a fault of forgectl itself: {type(e).__name__}: {e}",
-            "run it again with `forgectl --debug …` and report it",
-        )
-        return 70
+        return _fault(e)
+
+
+def _fault(error: Exception) -> int:
+    if "--debug" in sys.argv:
+        traceback.print_exception(error)
+    else:
+        hint = "run it again with `forgectl --debug …` and report it"
+        _say(f"a fault of forgectl itself: {type(error).__name__}: {error}", hint)
+    return 70
 
 
 def _say(message: str, hint: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from forgectl.controller import client, rundir
 from forgectl.controller.rundir import RunDir
-from forgectl.errors import BusyError, SpecError, SpecProblem
+from forgectl.errors import BusyError, InternalError, SpecError, SpecProblem
 from forgectl.plan.model import Plan
 
 if TYPE_CHECKING:
@@ -42,20 +43,24 @@ def _refuse_what_is_not_built(spec: Spec) -> None:
         raise SpecError(spec.source, problems)
 
 
-def begin_run(plan: Plan, spec_text: bytes, *, name_is_given: bool) -> RunDir:
+def begin_run(plan: Plan, spec_text: bytes, *, name_is_given: bool, own: bool) -> RunDir:
     """Make the run's directory and start its controller; returns once the controller listens.
+
+    With `own` the run ends when this process does.
 
     A name that a living run has is refused with BusyError, or followed by a number if nobody chose it.
     """
     secrets = {name: os.environ[name] for name in plan.secrets}
     with rundir.launch_lock():
         plan = dataclasses.replace(plan, name=_free_name(plan.name, name_is_given))
-        run = rundir.create(plan, spec_text)
+        run, lock = rundir.create(plan, spec_text)
     try:
-        client.start_controller(run, secrets)
+        client.start_controller(run, secrets, lock=lock, own=own)
     except BaseException:
         rundir.discard(run)
         raise
+    finally:
+        os.close(lock)
     return run
 
 
@@ -77,6 +82,7 @@ def _living_names() -> dict[str, str]:
     """Name → run of those that have not ended."""
     found = {}
     for run in rundir.all_runs():
-        if run.read_final() is None and client.document(run)["state"] in ("starting", "running", "stopping"):
-            found[run.name] = run.run
+        with contextlib.suppress(InternalError):  # it cannot be brought up: nothing of it outlives its lease
+            if run.read_final() is None and client.document(run)["state"] in ("starting", "running", "stopping"):
+                found[run.name] = run.run
     return found

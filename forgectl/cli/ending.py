@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import Any
@@ -10,6 +11,7 @@ from forgectl.cli import render
 from forgectl.cli.find import mesh_of
 from forgectl.controller import client, rundir
 from forgectl.controller.rundir import RunDir
+from forgectl.errors import ForgeError
 from forgectl.protocol import Attach, Shutdown, StatusReport
 from forgectl.wire import Line
 
@@ -20,18 +22,33 @@ def end_all(targets: dict[str, tuple[str, ...] | None], grace: float) -> int:
     """End meshes (None: all) of runs, all at once; 0 when every process is gone, 70 where one could not be killed."""
     runs = [RunDir(rundir.runs_folder() / name) for name in targets]
     lines: dict[str, Line | None] = {}
+    trouble: ForgeError | None = None
     for run in runs:  # all are asked before any is waited for
-        lines[run.run] = line = client.connect(run)
-        if line is not None:
-            line.send(Attach())
-            line.send(Shutdown(targets[run.run], grace, "forgectl shutdown"))
+        try:
+            lines[run.run] = _ask(run, targets[run.run], grace)
+        except ForgeError as e:  # no reason to let the others run on
+            trouble = trouble or e
     worst = 0
     for run in runs:
-        document = _wait(run, lines[run.run], targets[run.run], grace)
-        worst = max(worst, _tell(document, targets[run.run]))
+        if run.run in lines:
+            document = _wait(run, lines[run.run], targets[run.run], grace)
+            worst = max(worst, _tell(document, targets[run.run]))
+    if trouble is not None:
+        sys.stdout.flush()
+        raise trouble
     if not runs:
         sys.stdout.write("nothing is running\n")
     return worst
+
+
+def _ask(run: RunDir, meshes: tuple[str, ...] | None, grace: float) -> Line | None:
+    """A connection over which the end of the meshes was asked for; None if the run has ended."""
+    line = client.connect(run)
+    if line is not None:
+        with contextlib.suppress(ConnectionError):  # its controller died: reading from the line will tell
+            line.send(Attach())
+            line.send(Shutdown(meshes, grace, "forgectl shutdown"))
+    return line
 
 
 def _wait(run: RunDir, line: Line | None, meshes: tuple[str, ...] | None, grace: float) -> dict[str, Any]:
@@ -46,10 +63,7 @@ def _wait(run: RunDir, line: Line | None, meshes: tuple[str, ...] | None, grace:
                 return report.run
             continue
         line.close()
-        line = client.connect(run)
-        if line is not None:
-            line.send(Attach())
-            line.send(Shutdown(meshes, grace, "forgectl shutdown"))
+        line = _ask(run, meshes, grace)
     final = run.read_final()
     while final is None:  # its controller is writing it
         time.sleep(0.01)

@@ -7,7 +7,7 @@ from typing import Any
 
 from forgectl.controller import rundir
 from forgectl.controller.rundir import RunDir
-from forgectl.errors import NotFoundError, UsageError
+from forgectl.errors import InternalError, NotFoundError, UsageError
 
 
 def all_living() -> list[RunDir]:
@@ -62,7 +62,10 @@ def _hint(name: str, runs: list[RunDir], ended: bool) -> str:
 
 
 def _mesh_names(run: RunDir) -> list[str]:
-    return [m.mesh for m in run.read_plan().meshes]
+    try:
+        return [m.mesh for m in run.read_plan().meshes]
+    except InternalError:  # no reason not to find another run's; `forgectl status` tells of it
+        return []
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -25,10 +25,10 @@ def launch_plan(
     """Launch a plan and stay as long as the user asked for; the exit code."""
     began = time.monotonic()
     with Signals().noted() as signals:
-        run = begin_run(plan, spec_text, name_is_given=name_is_given)
+        run = begin_run(plan, spec_text, name_is_given=name_is_given, own=not detach)
         watch = Watch(run, signals, owner=not detach)
         deadline = None if timeout is None else began + timeout
-        launch = _Launch(run, watch, as_json=as_json, deadline=deadline)
+        launch = _Launch(run, watch, as_json=as_json, deadline=deadline, with_logs=not detach)
         try:
             return launch.until_up() if detach else launch.until_ended()
         except BrokenPipeError:  # `forgectl launch … | head`: nobody reads on
@@ -39,10 +39,13 @@ def launch_plan(
 
 
 class _Launch:
-    def __init__(self, run: RunDir, watch: Watch, *, as_json: bool, deadline: float | None) -> None:
+    def __init__(
+        self, run: RunDir, watch: Watch, *, as_json: bool, deadline: float | None, with_logs: bool
+    ) -> None:
         self._run = run
         self._watch = watch
         self._json = as_json
+        self._with_logs = with_logs
         self._deadline = deadline
         self._say = render.stderr()
         self._told: dict[str, tuple[str, int]] = {}
@@ -58,9 +61,9 @@ class _Launch:
         """`-d`: return when everything is up, or has been rolled back."""
         for document in self._watch.steps(self._next_deadline):
             self._take(document)
-            if self._was_up and not self._watch.document["stopped_by"]:
+            if self._was_up and not self._watch.stopping and not self._watch.document["stopped_by"]:
                 break
-        if self._watch.ended and not self._was_up:
+        if self._watch.ended and (not self._was_up or self._watch.document["exit_code"]):
             return self._finish()
         if self._json:
             self._print_json()
@@ -112,7 +115,7 @@ class _Launch:
             self._tell(document)
             for mesh in document["meshes"]:
                 for rank in mesh["ranks"]:
-                    if rank["log"]:
+                    if rank["log"] and self._with_logs:
                         label = f"{mesh['mesh']}/{rank['rank']}@{rank['host']}"
                         self._logs.add(Source(label, Path(rank["log"])))
         late = self._next_deadline()
@@ -132,6 +135,8 @@ class _Launch:
                 continue
             self._told[mesh["mesh"]] = now
             self._show_logs()
+            if document["ended_at"] and mesh["failure"]:
+                continue  # its report follows, after the logs
             line = f"{mesh['mesh']} {mesh['state']}"
             if mesh["state"] in ("running", "ready"):
                 line += f" ({mesh['desired']} {'rank' if mesh['desired'] == 1 else 'ranks'}, run {document['run']})"

@@ -15,7 +15,10 @@ def init(
         Path, typer.Argument(metavar="[DIR]", help="Where to put them; made if need be.", show_default=False)
     ] = Path(),
 ) -> None:
-    """Write a first spec and its training script into DIR (default: here). Nothing is overwritten."""
+    """Write a first spec and its script into DIR.
+
+    DIR is by default the current folder. Nothing is overwritten.
+    """
     import sys
 
     from forgectl.errors import NotFoundError, UsageError

@@ -27,14 +27,11 @@ def show_logs(
     writer = LogWriter(sys.stdout.buffer, terminal=terminal, color=render.wants_color(sys.stdout), prefix=prefix)
     document = mesh_of(client.document(run), mesh)
     sources = _sources(document, ranks)
-    try:
-        if follow:
-            _follow(run, mesh, LogStream(terminal=terminal), writer, last, ranks)
-            return
-        for chunk in read_all(sources, last, terminal=terminal):
-            writer.write(chunk)
-    except KeyboardInterrupt:
-        pass
+    if follow:
+        _follow(run, mesh, LogStream(terminal=terminal), writer, last, ranks)
+        return
+    for chunk in read_all(sources, last, terminal=terminal):
+        writer.write(chunk)
 
 
 def _sources(mesh: dict[str, Any], ranks: frozenset[int] | None) -> list[Source]:

@@ -23,8 +23,9 @@ def logs(
     from forgectl.cli.find import find_mesh
     from forgectl.cli.log_view import show_logs
 
+    wanted = parse_ranks(ranks)
     run, name = find_mesh(mesh, ended=True)
-    show_logs(run, name, follow=follow, last=last, ranks=parse_ranks(ranks), prefix=not no_prefix)
+    show_logs(run, name, follow=follow, last=last, ranks=wanted, prefix=not no_prefix)
 
 
 def parse_ranks(text: str | None) -> frozenset[int] | None:

@@ -15,17 +15,21 @@ def plan(
     name: RunName = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole plan as JSON.")] = False,
 ) -> None:
-    """Show every rank that `launch SPEC` would start, with host, GPUs and environment. Starts nothing."""
+    """Show what `launch SPEC` would run, and start nothing.
+
+    Every rank with its host, GPUs and environment.
+    """
     import json
     import os
+    import sys
 
     from forgectl.cli.begin import make_plan
     from forgectl.cli.plan_view import plan_json, plan_table
-    from forgectl.cli.render import stdout
+    from forgectl.cli.render import show
     from forgectl.spec.load import load
 
     made = make_plan(load(spec, overrides=overrides or (), environ=os.environ, name=name))
     if as_json:
-        stdout().out(json.dumps(plan_json(made), indent=2), highlight=False)
+        sys.stdout.write(json.dumps(plan_json(made), indent=2) + "\n")
     else:
-        stdout().print(plan_table(made))
+        show(plan_table(made))

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +22,8 @@ STATE_STYLE = {
     "starting": "yellow", "restarting": "yellow", "stopping": "yellow", "degraded": "yellow", "pending": "yellow",
     "reconnecting": "yellow", "stopped": "dim", "exited": "dim",
 }  # fmt: skip
+NARROWEST_REASON = 30
+"""Columns without which longer reasons are better told below a table than folded into it."""
 WIDE = 100_000
 """Columns of a table that goes into a pipe: nothing is cut."""
 
@@ -44,6 +48,17 @@ def _console(stream: Any) -> Console:
     return Console(file=stream, width=width, highlight=False, no_color=not wants_color(stream), soft_wrap=False)
 
 
+def show(what: RenderableType) -> None:
+    """Print data; off a terminal without the blanks that fill up the columns of tables."""
+    console = stdout()
+    if console.is_terminal:
+        console.print(what)
+        return
+    with console.capture() as capture:
+        console.print(what)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
+
+
 def plain(text: str) -> Text:
     """Text from elsewhere: no markup, no escapes."""
     return Text(harmless(text, color=False))
@@ -61,19 +76,41 @@ def status_view(runs: list[dict[str, Any]], *, ranks: bool) -> RenderableType:
     """A row a mesh, grouped by run; with `ranks` a row a rank below."""
     if not runs:
         return Text("no runs; `forgectl launch SPEC` starts one, `forgectl status -a` shows ended ones")
-    parts: list[RenderableType] = []
-    table = _table("MESH", "KIND", "STATE", "READY", "HOSTS", "GPUS", "RESTARTS", "AGE", "REASON")
-    several = len(runs) > 1
-    for run in runs:
-        for mesh in run["meshes"]:
-            name = f"{run['run']}/{mesh['mesh']}" if several else mesh["mesh"]
-            table.add_row(*_mesh_row(run, mesh, name))
-    parts.append(table)
+    parts: list[RenderableType] = [_Meshes(runs)]
     if ranks:
         for run in runs:
             parts.append(Text())
             parts.extend(_run_details(run))
     return Group(*parts)
+
+
+class _Meshes:
+    """A row a mesh; where there is no room for the reasons beside the rows, they follow below."""
+
+    def __init__(self, runs: list[dict[str, Any]]) -> None:
+        several = len(runs) > 1
+        names = [f"{run['run']}/{mesh['mesh']}" if several else mesh["mesh"] for run in runs for mesh in run["meshes"]]
+        meshes = [(run, mesh) for run in runs for mesh in run["meshes"]]
+        self._rows = [[*_mesh_row(*pair, name)] for pair, name in zip(meshes, names, strict=True)]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        reasons = [row[-1] for row in self._rows if isinstance(row[-1], Text)]
+        longest = max((reason.cell_len for reason in reasons), default=0)
+        headings = ("MESH", "KIND", "STATE", "READY", "HOSTS", "GPUS", "RESTARTS", "AGE")
+        bare = _table(*headings)
+        for row in self._rows:
+            bare.add_row(*row[:-1])
+        room = options.max_width - 2 - Measurement.get(console, options, bare).maximum
+        if room >= min(longest, NARROWEST_REASON) and room >= len("REASON"):
+            full = _table(*headings, "REASON")
+            for row in self._rows:
+                full.add_row(*row)
+            yield full
+            return
+        yield bare
+        for row in self._rows:
+            if isinstance(row[0], Text) and isinstance(row[-1], Text) and row[-1].plain != "-":
+                yield Padding(Text.assemble(row[0], ": ", row[-1]), (0, 0, 0, 2), expand=False)
 
 
 def _mesh_row(run: dict[str, Any], mesh: dict[str, Any], name: str) -> Iterator[RenderableType]:
@@ -126,8 +163,8 @@ def how_ended(rank: dict[str, Any]) -> str:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
     for column in columns:
-        last = column in ("REASON", "END")
-        table.add_column(column, no_wrap=not last, overflow="fold" if last else "ellipsis", min_width=len(column))
+        flexible = column in ("MESH", "RANK", "REASON", "END")  # where there is no room for all, these are folded
+        table.add_column(column, no_wrap=not flexible, overflow="fold", min_width=len(column))
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +17,8 @@ def run(
         typer.Argument(metavar="SCRIPT [ARGS]...", help="A Python file and its arguments.", show_default=False),
     ] = None,
     procs: Annotated[
-        str, typer.Option("-n", "--nproc", metavar="N", help="Processes; `gpu` for one a free GPU.")
-    ] = "1",
+        int, typer.Option("-n", "--nproc", min=1, metavar="N", help="Processes, over all hosts together.")
+    ] = 1,
     gpus: Annotated[bool, typer.Option("--gpus", help="One GPU a process.")] = False,
     hosts: Annotated[
         list[str] | None,
@@ -46,7 +47,7 @@ def run(
 
     from forgectl.cli.begin import make_plan
     from forgectl.cli.foreground import launch_plan
-    from forgectl.errors import UsageError
+    from forgectl.errors import NotFoundError, SpecError, UsageError
     from forgectl.spec.load import parse
 
     words = script or []
@@ -65,11 +66,34 @@ def run(
         spec["hosts"] = hosts
         body["hosts"] = len(hosts)
     text = yaml.safe_dump(_literal(spec), sort_keys=False, allow_unicode=True).encode()
-    loaded = parse(text, source="forgectl run", folder=Path.cwd(), environ=os.environ)
-    plan = make_plan(loaded)
+    if module is None and not Path(target).expanduser().is_file():
+        raise NotFoundError(f"no script {target}; looked in {Path.cwd()}", hint=_near(target))
+    try:
+        plan = make_plan(parse(text, source="forgectl run", folder=Path.cwd(), environ=os.environ))
+    except SpecError as e:
+        raise UsageError("\n".join(f"{_option(p.where, mesh)}: {p.message}" for p in e.problems), hint=e.hint) from None
     raise typer.Exit(
         launch_plan(plan, text, detach=detach, timeout=timeout, as_json=as_json, name_is_given=name is not None)
     )
+
+
+def _option(where: str, mesh: str) -> str:
+    """What the user typed for a value of the spec: of places in a spec that nobody wrote they can make nothing."""
+    options = {"name": "--name", "hosts": "--host"}
+    options |= {f"scripts.{mesh}.{key}": f"--{key}" for key in ("env", "module")}
+    options |= {f"scripts.{mesh}.procs": "-n", f"scripts.{mesh}.with_gpus": "--gpus", f"scripts.{mesh}.run": "SCRIPT"}
+    near = [option for key, option in options.items() if where == key or where.startswith((f"{key}.", f"{key}["))]
+    return near[0] if near else where or "forgectl run"
+
+
+def _near(target: str) -> str | None:
+    import difflib
+
+    with contextlib.suppress(OSError):
+        names = [p.name for p in Path(target).expanduser().absolute().parent.iterdir()]
+        near = difflib.get_close_matches(Path(target).name, names[:1000], n=1)
+        return f"did you mean {near[0]!r}?" if near else None
+    return None
 
 
 def _mesh_name(target: str) -> str:

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from forgectl.errors import ForgeError
+
 
 def status(
     mesh: Annotated[
@@ -17,37 +19,49 @@ def status(
     everything: Annotated[bool, typer.Option("-a", "--all", help="Show runs that have ended too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document.")] = False,
 ) -> None:
-    """Show meshes and their states; with -v or a MESH also ranks, their hosts, GPUs, processor and memory."""
+    """Show meshes and their states.
+
+    With -v or a MESH also ranks: their hosts, GPUs, processor and memory.
+    """
     import json
     import sys
 
     if watch:
         from forgectl.cli.status_watch import keep_showing
 
-        keep_showing(lambda: collect(mesh, everything, stats=True), as_json=as_json, ranks=verbose or bool(mesh))
+        keep_showing(lambda: collect(mesh, everything, stats=True)[0], as_json=as_json, ranks=verbose or bool(mesh))
         return
-    runs = collect(mesh, everything, stats=verbose or bool(mesh) or as_json)
+    runs, troubles = collect(mesh, everything, stats=verbose or bool(mesh) or as_json)
     if as_json:
         sys.stdout.write(json.dumps({"schema_version": 1, "runs": runs}, indent=2) + "\n")
-        return
-    from forgectl.cli import render
+    else:
+        from forgectl.cli import render
 
-    render.stdout().print(render.status_view(runs, ranks=verbose or bool(mesh)))
+        render.show(render.status_view(runs, ranks=verbose or bool(mesh)))
+    if troubles:
+        sys.stdout.flush()
+        raise troubles[0]
 
 
-def collect(mesh: str | None, everything: bool, *, stats: bool) -> list[dict[str, Any]]:
-    """The status documents that were asked for; one run with one mesh if `mesh` is given."""
+def collect(mesh: str | None, everything: bool, *, stats: bool) -> tuple[list[dict[str, Any]], list[ForgeError]]:
+    """The status documents that were asked for, one run with one mesh if `mesh` is given; and of whom there is none."""
     from forgectl.cli.find import find_mesh
     from forgectl.controller import client, rundir
 
     if mesh is not None:
         run, name = find_mesh(mesh, ended=True)
         document = client.document(run, stats=stats)
-        return [{**document, "meshes": [m for m in document["meshes"] if m["mesh"] == name]}]
-    found = []
+        return [{**document, "meshes": [m for m in document["meshes"] if m["mesh"] == name]}], []
+    found, troubles = [], []
     for run in rundir.all_runs():
-        if everything or run.read_final() is None:
+        if not everything and run.read_final() is not None:
+            continue
+        try:
             document = client.document(run, stats=stats)
-            if everything or document["ended_at"] is None or document["state"] == "lost":
-                found.append(document)
-    return found
+        except (ForgeError, FileNotFoundError) as e:  # no reason to keep quiet about the others
+            if isinstance(e, ForgeError) and run.plan_file.exists():
+                troubles.append(e)
+            continue  # without a plan it was a launch that has just been given up
+        if everything or document["ended_at"] is None or document["state"] == "lost":
+            found.append(document)
+    return found, troubles

@@ -24,7 +24,11 @@ def keep_showing(collect: Callable[[], list[dict[str, Any]]], *, as_json: bool, 
                 sys.stdout.flush()
                 time.sleep(EVERY)
         console = render.stdout()
-        with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
+        while not console.is_terminal:
+            render.show(render.status_view(collect(), ranks=ranks))
+            sys.stdout.flush()
+            time.sleep(EVERY)
+        with Live(console=console, auto_refresh=False, screen=True) as live:
             while True:
                 live.update(render.status_view(collect(), ranks=ranks), refresh=True)
                 time.sleep(EVERY)

@@ -7,7 +7,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -71,6 +71,11 @@ class Watch:
         """Whether the last document is the final one."""
         return self._seen_end
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the run's end was asked for here."""
+        return self._shutdown is not None
+
     def stop(self, by: str, exit_code: int, *, grace: float | None = None) -> None:
         """Ask for the run's end; asked again of every new controller until it has ended."""
         wait = self._grace if grace is None else grace
@@ -95,7 +100,7 @@ class Watch:
     def _connect(self) -> Line | None:
         self._line = client.connect(self.run)
         if self._line is not None:
-            self._line.send(Attach(self._owner))
+            self._send(self._line, Attach(self._owner))
             self._send_shutdown()
         return self._line
 
@@ -105,7 +110,10 @@ class Watch:
             ready, _, _ = select.select([line.socket.fileno(), self._signals.wakeup], [], [], wait)
             if line.socket.fileno() not in ready:
                 return None
-        report = line.receive(client.ANSWER_SECONDS)
+        try:
+            report = line.receive(client.ANSWER_SECONDS)
+        except TimeoutError:
+            return None  # half a message: its controller is stopped or starved
         if not isinstance(report, StatusReport):
             self._line = None  # its controller died: the next step brings up another
             line.close()
@@ -123,7 +131,9 @@ class Watch:
 
     def _send_shutdown(self) -> None:
         if self._shutdown is not None and self._line is not None:
-            try:
-                self._line.send(self._shutdown)
-            except OSError:
-                self._line = None
+            self._send(self._line, self._shutdown)
+
+    @staticmethod
+    def _send(line: Line, message: Any) -> None:
+        with suppress(ConnectionError):  # its controller died: reading from the line will tell
+            line.send(message)

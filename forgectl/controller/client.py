@@ -29,8 +29,21 @@ START_SECONDS = 30.0
 ANSWER_SECONDS = 10.0
 
 
-def start_controller(run: RunDir, secrets: dict[str, str] | None = None, *, adopt: bool = False) -> None:
-    """Start the run's controller as a daemon; returns once it listens, or once somebody else's does."""
+def start_controller(
+    run: RunDir,
+    secrets: dict[str, str] | None = None,
+    *,
+    adopt: bool = False,
+    lock: int | None = None,
+    own: bool = False,
+) -> None:
+    """Start the run's controller as a daemon; returns once it listens, or once somebody else's does.
+
+    `lock` is handed over to it, so that nobody else's can come first. `own`: the run ends with this process.
+    """
+    options = ["--adopt"] if adopt else []
+    options += [f"--lock={lock}"] if lock is not None else []
+    options += [f"--owner={os.getpid()}"] if own else []
     run.sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
     log = os.open(
         run.path / "controller.log",
@@ -39,13 +52,14 @@ def start_controller(run: RunDir, secrets: dict[str, str] | None = None, *, adop
     )
     try:
         process = subprocess.Popen(
-            [sys.executable, BOOT, "controller", str(run.path), *(["--adopt"] if adopt else [])],
+            [sys.executable, BOOT, "controller", str(run.path), *options],
             env={**os.environ, "FORGE_RUN_ID": run.run, "FORGE_ROLE": "controller"},
             cwd="/",
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             start_new_session=True,
+            pass_fds=() if lock is None else (lock,),
         )
     finally:
         os.close(log)
@@ -71,12 +85,10 @@ def connect(run: RunDir) -> Line | None:
         try:
             return _greet(run, Line(dial(run.control_socket, ANSWER_SECONDS), CONTROLLER_TO_CLI))
         except (FileNotFoundError, ConnectionError):
+            run.read_plan()  # without it no controller can be
             start_controller(run, adopt=True)
         except (TimeoutError, ProtocolError) as e:
-            raise TimedOutError(
-                f"the controller of run {run.run} does not answer: {e}",
-                hint="is it stopped or starved? If it is stuck, kill it: the next command starts another",
-            ) from None
+            raise _no_answer(run, e) from None
     raise InternalError(f"no controller of run {run.run} stays alive", hint=f"see {run.path / 'controller.log'}")
 
 
@@ -100,11 +112,29 @@ def document(run: RunDir, *, stats: bool = False) -> dict[str, Any]:
                 return final
             continue
         with contextlib.closing(line):
-            line.send(GetStatus(stats))
-            answer = line.receive(ANSWER_SECONDS)
+            answer = ask(run, line, GetStatus(stats))
             if isinstance(answer, StatusReport):
                 return answer.run
         # It ended, or died, while we asked: look again.
+
+
+def ask(run: RunDir, line: Line, *requests: Any) -> Any:
+    """Send requests; the next message, or None where the controller has ended or died."""
+    try:
+        for request in requests:
+            line.send(request)
+        return line.receive(ANSWER_SECONDS)
+    except ConnectionError:
+        return None
+    except (TimeoutError, ProtocolError) as e:
+        raise _no_answer(run, e) from None
+
+
+def _no_answer(run: RunDir, why: Exception) -> TimedOutError:
+    return TimedOutError(
+        f"the controller of run {run.run} does not answer: {why}",
+        hint="is it stopped or starved? If it is stuck, kill it: the next command starts another",
+    )
 
 
 def error_of(document: dict[str, Any]) -> ForgeError | None:

@@ -11,15 +11,17 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from forgectl import __version__
+from forgectl.agent.processes import Identity, boot_id, identify, open_pidfd
 from forgectl.controller import journal
 from forgectl.controller.commands import Command, commands
 from forgectl.controller.links import Link, Use
 from forgectl.controller.records import Born, Record, StopAsked
 from forgectl.controller.run import Run
-from forgectl.controller.rundir import RunDir, write_file
+from forgectl.controller.rundir import RunDir, seal, write_file
 from forgectl.controller.server import ControlServer
 from forgectl.controller.state import FAILURE_GRACE
 from forgectl.controller.view import run_document
@@ -34,37 +36,48 @@ FAREWELL_SECONDS = 15.0
 class Controller:
     """One run, from its first agent to its last."""
 
-    def __init__(self, run_dir: RunDir, secrets: dict[str, str], adopt: bool) -> None:
+    def __init__(self, run_dir: RunDir, secrets: dict[str, str], adopt: bool, owner: Identity | None) -> None:
         self.dir = run_dir
         self.run = Run.new(run_dir.run, run_dir.read_plan())
         self._secrets = secrets
-        if adopt:
-            self._recall()
+        whole = not adopt or self._recall()
         self._journal = journal.Journal(run_dir.journal_file)
         self._over = asyncio.Event()
         self._report_due = False
         self.server = ControlServer(self)
         self.links = {
-            name: Link(host, self._config_of(i), run_dir.agent_socket(i), self)
+            name: Link(host, self._config_of(i), run_dir.agent_socket(i), self, unsure=not whole)
             for i, (name, host) in enumerate(self.run.hosts.items())
         }
-        self.record(Born(os.getpid(), adopt))
+        self.record(Born(os.getpid(), adopt, owner or self.run.owner))
         if adopt and not self.run.ended and not any(self._answers(i) for i in range(len(self.links))):
             # Nothing is left to adopt: the leases have run out, or the machine was started anew.
             self.record(StopAsked(None, 0.0, "the loss of its controller"))
 
-    def _recall(self) -> None:
-        """The state as the journal has it; a damaged one is rebuilt from what the living agents know."""
+    def _recall(self) -> bool:
+        """The state as the journal has it; False for a damaged one: the living agents will tell again what they know."""
         records, whole = journal.read(self.dir.journal_file)
-        for when, record in records:
-            self.run.apply(when, record)
+        try:
+            self._replay(records)
+        except (AssertionError, KeyError) as e:
+            if whole:
+                raise
+            sys.stderr.write(f"the journal misses too much to go by: {e!r}\n")
+            self.run = Run.new(self.run.id, self.run.plan)
+            records = [(when, r) for when, r in records if isinstance(r, (Born, StopAsked))]
+            self._replay(records)
         if not whole:
-            journal.repair(self.dir.journal_file, iter(records))
+            journal.repair(self.dir.journal_file, records)
             for host in self.run.hosts.values():
                 host.last_seq = 0
         for host in self.run.hosts.values():
             if host.state == "up":
                 host.state = "reconnecting"
+        return whole
+
+    def _replay(self, records: list[tuple[float, Record]]) -> None:
+        for when, record in records:
+            self.run.apply(when, record)
 
     def _answers(self, index: int) -> bool:
         try:
@@ -149,40 +162,83 @@ class Controller:
             loop.add_signal_handler(number, self.ask_stop, None, FAILURE_GRACE, signal.Signals(number).name)
         await self.server.start(self.dir.control_socket)
         announce()
+        self._watch_owner()
         links = [asyncio.create_task(link.run()) for link in self.links.values()]
         await self._over.wait()
         _, late = await asyncio.wait(links, timeout=FAREWELL_SECONDS)
         for task in late:
             task.cancel()
+        with contextlib.suppress(OSError):
+            shutil.rmtree(self.dir.sockets)  # before the state is final: from then on nobody would clean up
         self._leave_final_state()
         await self.server.farewell(self.document())
         self._journal.close()
-        with contextlib.suppress(OSError):
-            shutil.rmtree(self.dir.sockets)
 
     def _leave_final_state(self) -> None:
         final = run_document(self.run, self.dir.path, alive=False)
         with contextlib.suppress(OSError):  # a full disk: the journal says the same, less handily
-            write_file(self.dir.final_file, json.dumps(final).encode())
+            write_file(self.dir.final_file, seal(json.dumps(final).encode()))
+
+    def _watch_owner(self) -> None:
+        """Notice the end of the launch in the foreground even while it is not connected, or was not yet."""
+        if self.run.owner is None:
+            return
+        pidfd = open_pidfd(self.run.owner)
+        if pidfd is None:
+            self.owner_left()
+            return
+        loop = asyncio.get_running_loop()
+
+        def left(pidfd: int) -> None:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+            self.owner_left()
+
+        loop.add_reader(pidfd, left, pidfd)
 
 
 def main(arguments: list[str]) -> None:
-    """`boot.py controller RUN_DIR [--adopt]`: secrets come as JSON on standard input; says `ready` once it listens."""
-    from pathlib import Path
+    """`boot.py controller RUN_DIR [--adopt] [--lock=FD] [--owner=PID]`: says `ready` once the run has a controller.
 
+    Secrets come as JSON on standard input. `--lock` is the inherited lock of the run; `--owner` the parent.
+    """
+    options = dict(a.split("=", 1) for a in arguments[1:] if "=" in a)
     run_dir = RunDir(Path(arguments[0]))
-    adopt = "--adopt" in arguments
+    owner = _parent(int(options["--owner"])) if "--owner" in options else None
     secrets = json.loads(sys.stdin.buffer.readline() or b"{}")
-    with run_dir.controller_lock() as ours:
-        if ours and run_dir.read_final() is None:
-            asyncio.run(_run(run_dir, secrets, adopt))
-        else:
-            os.write(1, b"ready\n")  # somebody else is its controller, or it needs none any more
+    if "--lock" in options:
+        os.set_inheritable(int(options["--lock"]), False)
+    elif not _become_the_one(run_dir):
+        os.write(1, b"ready\n")
+        return
+    if run_dir.read_final() is None:
+        asyncio.run(_run(run_dir, secrets, "--adopt" in arguments, owner))
+    else:
+        os.write(1, b"ready\n")
 
 
-async def _run(run_dir: RunDir, secrets: dict[str, str], adopt: bool) -> None:
+def _parent(pid: int) -> Identity:
+    """The identity of our parent; one that fits no process if it has ended already."""
+    identity = identify(pid)
+    if identity is None or os.getppid() != pid:
+        return Identity(pid, 0, boot_id())
+    return identity
+
+
+def _become_the_one(run_dir: RunDir) -> bool:
+    """Take the run's lock, or wait until whoever has it listens (False) or has ended."""
+    while run_dir.lock_controller() is None:  # held until this process ends
+        try:
+            dial(run_dir.control_socket, 5.0).close()
+            return False
+        except OSError:
+            time.sleep(0.02)
+    return True
+
+
+async def _run(run_dir: RunDir, secrets: dict[str, str], adopt: bool, owner: Identity | None) -> None:
     def announce() -> None:
         os.write(1, b"ready\n")
         os.dup2(2, 1)  # the log: whoever waits for the line above sees the end of the pipe
 
-    await Controller(run_dir, secrets, adopt).serve(announce)
+    await Controller(run_dir, secrets, adopt, owner).serve(announce)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from forgectl.controller.records import Record, from_line, to_line
-from forgectl.controller.rundir import set_aside
+from forgectl.controller.rundir import keep_copy, seal, unseal, write_file
 from forgectl.protocol import ProtocolError
 
 
@@ -22,7 +22,7 @@ class Journal:
 
     def append(self, time: float, record: Record) -> None:
         """Write one record; a line that did not fit whole is cut off again."""
-        line = json.dumps(to_line(time, record), separators=(",", ":")).encode() + b"\n"
+        line = _line(time, record)
         before = os.fstat(self._fd).st_size
         try:
             if os.write(self._fd, line) == len(line):
@@ -38,28 +38,35 @@ class Journal:
 
 
 def read(path: Path) -> tuple[list[tuple[float, Record]], bool]:
-    """The records of a journal and whether it was whole; what cannot be read is left out."""
+    """The records of a journal and whether it was whole; what cannot be read is left out.
+
+    A run whose controller never came to write has no journal; an empty one has been cut short.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return [], True
+    except OSError:
+        return [], False
     records = []
-    whole = data.endswith(b"\n") or not data
-    for line in data.splitlines():
+    whole = data.endswith(b"\n")
+    for line in data.split(b"\n")[:-1]:
         try:
-            records.append(from_line(json.loads(line)))
+            records.append(from_line(json.loads(unseal(line))))
         except (ProtocolError, KeyError, TypeError, ValueError, RecursionError):
             whole = False
     return records, whole
 
 
-def repair(path: Path, records: Iterator[tuple[float, Record]]) -> None:
-    """Set a damaged journal aside and write what could be read of it anew."""
-    set_aside(path)
-    journal = Journal(path)
-    for time, record in records:
-        journal.append(time, record)
-    journal.close()
+def repair(path: Path, records: list[tuple[float, Record]]) -> None:
+    """Keep a damaged journal under another name, and put what could be read of it in its place."""
+    keep_copy(path)
+    with contextlib.suppress(OSError):  # a full disk: the state in memory is what counts
+        write_file(path, b"".join(_line(time, record) for time, record in records))
+
+
+def _line(time: float, record: Record) -> bytes:
+    return seal(json.dumps(to_line(time, record), separators=(",", ":")).encode()) + b"\n"
 
 
 def _open(path: Path) -> int:

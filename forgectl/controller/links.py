@@ -49,12 +49,15 @@ class Owner(Protocol):
 class Link:
     """Keeps one host's agent connected from the start of the run to its end."""
 
-    def __init__(self, host: Host, config: Callable[[bool], AgentConfig], socket: Path, owner: Owner) -> None:
+    def __init__(
+        self, host: Host, config: Callable[[bool], AgentConfig], socket: Path, owner: Owner, *, unsure: bool = False
+    ) -> None:
         self.host = host
         self.name = host.plan.name
         self._config = config  # of an agent that is (not) the first of its host
         self._socket = socket
         self._owner = owner
+        self._unsure = unsure  # whether an agent was here that the journal does not know of any more
         self._stream: Stream | None = None
         self._synced = False
         self._sent: set[tuple[object, ...]] = set()
@@ -73,7 +76,7 @@ class Link:
             try:
                 await self._converse(stream)
             except ForgeError as e:
-                self._owner.record(AgentLost(self.name, e.message, e.exit_code, e.hint))
+                self._owner.record(AgentLost(self.name, e.message, e.exit_code, e.hint, final=True))
                 return
             except (ProtocolError, ConnectionError, asyncio.TimeoutError):
                 pass
@@ -93,19 +96,19 @@ class Link:
 
     async def _begin_agent(self) -> bool:
         """Start an agent where none lives; the ranks of an earlier one are gone with it."""
-        first = self.host.pid is None
+        first = self.host.pid is None and not self._unsure
         why = "" if first else self._why_gone()
         try:
-            await local.start_agent(self._config(not first), self.host.plan.python)
+            pid = await local.start_agent(self._config(not first), self.host.plan.python)
         except ForgeError as e:
-            self._owner.record(AgentLost(self.name, e.message, e.exit_code, e.hint))
+            self._owner.record(AgentLost(self.name, e.message, e.exit_code, e.hint, final=True))
             return False
-        if not first:
+        if not first and pid != self.host.pid:
             self._owner.record(AgentLost(self.name, why))
         return True
 
     def _why_gone(self) -> str:
-        if self.host.boot_id != boot_id():
+        if self.host.boot_id not in (boot_id(), None):
             return f"host {self.name} was rebooted"
         return f"the agent on host {self.name} was killed or fenced itself, and its ranks ended with it"
 
@@ -113,7 +116,11 @@ class Link:
 
     async def _converse(self, stream: Stream) -> None:
         stream.send(Hello(__version__, self._config(False).run, self.host.last_seq, self.host.pid or 0))
-        welcome = await stream.receive(HANDSHAKE_SECONDS)
+        try:
+            welcome = await stream.receive(max(self._lease, HANDSHAKE_SECONDS))
+        except asyncio.TimeoutError:
+            self._put_down(stream.peer_pid)
+            return
         if isinstance(welcome, Refusal):
             raise UnreachableError(f"host {self.name}: {welcome.message}", hint=welcome.hint)
         if not isinstance(welcome, Welcome):
@@ -130,7 +137,7 @@ class Link:
                 self.host.last_seen = time.time()
                 self._take(stream, message)
         except asyncio.TimeoutError:
-            self._put_down(welcome)
+            self._put_down(welcome.pid)
         finally:
             pinging.cancel()
 
@@ -149,9 +156,9 @@ class Link:
             stream.send(Ping())
             await asyncio.sleep(min(self._lease / 4, 2.0))
 
-    def _put_down(self, welcome: Welcome) -> None:
+    def _put_down(self, pid: int) -> None:
         """An agent that was silent for a whole lease is as good as dead: make it so."""
-        identity = local.agent_identity(welcome.pid, welcome.boot_id)
+        identity = local.agent_identity(pid, boot_id())  # it holds the other end: nobody else has its pid
         if identity is not None:
             local.kill_agent(identity)
 

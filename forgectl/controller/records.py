@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from forgectl.agent.processes import Identity
 from forgectl.protocol import HAPPENINGS, pack, unpack
 
 
 @dataclass(frozen=True)
 class Born:
-    """A controller began the run, or took it over (`adopted`). `pid` is its own."""
+    """A controller began the run, or took it over (`adopted`). `pid` is its own; with its `owner` the run ends."""
 
     pid: int
     adopted: bool = False
+    owner: Identity | None = None
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,13 @@ class AgentUp:
 
 @dataclass(frozen=True)
 class AgentLost:
-    """The host's agent is gone for good, and with it all that it ran. `certain`: its processes are known to be."""
+    """The host's agent is gone, and with it all that it ran. `final`: no other could be started in its place."""
 
     host: str
     why: str
     code: int = 69
     hint: str | None = None
+    final: bool = False
 
 
 @dataclass(frozen=True)

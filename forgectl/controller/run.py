@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from forgectl.agent.processes import Identity
 from forgectl.controller.records import AgentLost, AgentUp, Born, Happened, Record, StopAsked
 from forgectl.controller.state import ENDED, FAILURE_GRACE, Host, Mesh, Rank, describe
 from forgectl.plan.model import Plan
@@ -35,6 +36,7 @@ class Run:
     started_at: float = 0.0
     ended_at: float | None = None
     controller_pid: int = 0
+    owner: Identity | None = None  # the launch in the foreground that the run ends with
     hosts: dict[str, Host] = field(default_factory=dict)
     meshes: dict[str, Mesh] = field(default_factory=dict)
     leased: bool = False  # every mesh has its GPUs: from here on ranks may start
@@ -62,8 +64,9 @@ class Run:
         if isinstance(record, Born):
             self.started_at = self.started_at or now
             self.controller_pid = record.pid
+            self.owner = record.owner
         elif isinstance(record, AgentUp):
-            self._agent_up(record)
+            self._agent_up(now, record)
         elif isinstance(record, AgentLost):
             self._agent_lost(now, record)
         elif isinstance(record, Happened):
@@ -74,25 +77,34 @@ class Run:
             self._settle(mesh, now)
         self._settle_run(now)
 
-    def _agent_up(self, record: AgentUp) -> None:
+    def _agent_up(self, now: float, record: AgentUp) -> None:
         host = self.hosts[record.host]
         if host.pid != record.pid or host.boot_id != record.boot_id:
+            if host.pid is not None and host.state != "lost":  # the controller before died between the two
+                self._agent_lost(now, AgentLost(record.host, f"the agent on host {record.host} was replaced"))
             host.last_seq = 0
-        host.state, host.pid, host.boot_id = "up", record.pid, record.boot_id
+        host.state, host.pid, host.boot_id, host.given_up = "up", record.pid, record.boot_id, False
 
     def _agent_lost(self, now: float, record: AgentLost) -> None:
         host = self.hosts[record.host]
-        host.state = "lost"
-        if not self.was_up and not any(r.pid for m in self.meshes.values() for r in m.ranks.values()):
+        host.state, host.given_up = "lost", record.final
+        started = self.was_up or any(r.pid for m in self.meshes.values() for r in m.ranks.values())
+        if self.stop is None and not started:
             self._roll_back(now, Refusal(record.code, record.why, record.hint))
         for mesh in self.meshes.values():
             if record.host not in mesh.plan.hosts or mesh.ended:
                 continue
             mesh.prepared.discard(record.host)
             mesh.gone.add(record.host)
-            lost = [r for r in mesh.ranks.values() if r.plan.host == record.host and r.exit is None]
+            # What an agent ended without being told to, it ended to fence itself.
+            fenced = not mesh.ending
+            lost = [
+                r
+                for r in mesh.ranks.values()
+                if r.plan.host == record.host and (r.exit is None or (fenced and r.exit.asked))
+            ]
             for rank in lost:
-                rank.state, rank.ended_at, rank.failed_at = "lost", now, now
+                rank.state, rank.exit, rank.ended_at, rank.failed_at = "lost", None, now, now
             if lost:
                 mesh.failed = True
                 mesh.detail = record.why
@@ -121,6 +133,7 @@ class Run:
             mesh.notices = [*mesh.notices[-9:], what.message]
         elif what.generation >= mesh.generation:
             if what.generation > mesh.generation:  # the journal lost the restart in between
+                mesh.restarts += [now] * (what.generation - mesh.generation)
                 mesh.begin_generation(what.generation)
             self._generation_event(now, record.host, mesh, what)
 
@@ -164,7 +177,7 @@ class Run:
         if mesh.ended:
             return
         if mesh.ending:
-            restart = mesh.failed and mesh.stop is None and mesh.may_restart(now)
+            restart = mesh.failed and mesh.stop is None and mesh.may_restart(now) and self._can_start(mesh)
             mesh.become("restarting" if restart and mesh.state != "stopping" else "stopping", now)
             if mesh.gone >= set(mesh.plan.hosts):
                 self._end_generation(mesh, now)
@@ -175,6 +188,9 @@ class Run:
             mesh.become("starting", now)
         if mesh.state == "starting" and all(r.pid is not None for r in mesh.ranks.values()):
             mesh.become("running", now)
+
+    def _can_start(self, mesh: Mesh) -> bool:
+        return not any(self.hosts[name].given_up for name in mesh.plan.hosts)
 
     def _end_generation(self, mesh: Mesh, now: float) -> None:
         if mesh.state == "restarting":

@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,13 +84,14 @@ class RunDir:
         try:
             return from_json(Plan, json.loads(self.plan_file.read_bytes()))
         except (OSError, ValueError, CodecError) as e:
-            hint = f"if nothing of the run is needed any more, remove {self.path}"
-            raise InternalError(f"the plan of run {self.run} cannot be read: {e}", hint=hint) from None
+            hint = f"what still runs of it ends with its lease; then remove {self.path}"
+            message = f"the plan of run {self.run} cannot be read: {self.plan_file}: {e}"
+            raise InternalError(message, hint=hint) from None
 
     def read_final(self) -> dict[str, Any] | None:
         """The status document of an ended run; a corrupt one is set aside, and the run counts as not ended."""
         try:
-            document = json.loads(self.final_file.read_bytes())
+            document = json.loads(unseal(self.final_file.read_bytes()))
             if not isinstance(document, dict) or document.get("run") != self.run:
                 raise ValueError("not the status of this run")
             return document
@@ -99,28 +101,25 @@ class RunDir:
             set_aside(self.final_file)
             return None
 
-    @contextlib.contextmanager
-    def controller_lock(self) -> Iterator[bool]:
-        """Yields whether this process is now the one controller of the run."""
+    def lock_controller(self) -> int | None:
+        """A descriptor that makes its holder the one controller of the run, or None where there is one."""
         fd = os.open(self.path / "controller.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
-        finally:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             os.close(fd)
+            return None
+        return fd
 
 
 def all_runs() -> list[RunDir]:
     """Every run of this user, oldest first."""
-    try:
-        folders = [p for p in runs_folder().iterdir() if (p / "plan.json").exists()]
-    except FileNotFoundError:
-        return []
-    return [RunDir(p) for p in sorted(folders, key=lambda p: p.stat().st_ctime)]
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for path in runs_folder().iterdir():
+            with contextlib.suppress(OSError):  # no run, or one that is just being discarded
+                found.append(((path / "plan.json").stat().st_mtime_ns, path))
+    return [RunDir(path) for _, path in sorted(found)]
 
 
 @contextlib.contextmanager
@@ -135,8 +134,11 @@ def launch_lock() -> Iterator[None]:
         os.close(fd)
 
 
-def create(plan: Plan, spec_text: bytes) -> RunDir:
-    """A new run directory with the spec as given and the plan; raises BusyError when the disk is full."""
+def create(plan: Plan, spec_text: bytes) -> tuple[RunDir, int]:
+    """A new run directory with the spec as given and the plan, and the descriptor that locks it for its controller.
+
+    Raises BusyError when the disk is full.
+    """
     folder = _writable(runs_folder())
     sockets = _writable(sockets_folder())
     while True:
@@ -149,17 +151,18 @@ def create(plan: Plan, spec_text: bytes) -> RunDir:
         except OSError as e:
             raise _cannot_write(run.path, e) from None
     try:
-        private_folder(sockets / run.run)
         (run.path / "sockets").symlink_to(sockets / run.run)
         for part in ("agents", "logs"):
             (run.path / part).mkdir(mode=0o700)
         write_file(run.path / "spec.yaml", spec_text)
+        lock = run.lock_controller()
+        assert lock is not None, "nobody else knows of this run yet"
         # The plan comes last: a folder without one is no run.
         write_file(run.plan_file, json.dumps(to_json(plan)).encode())
     except OSError as e:
         discard(run)
         raise _cannot_write(run.path, e) from None
-    return run
+    return run, lock
 
 
 def discard(run: RunDir) -> None:
@@ -185,7 +188,33 @@ def write_file(path: Path, data: bytes) -> None:
 def set_aside(path: Path) -> None:
     """Keep a file that cannot be read under another name, out of the way."""
     with contextlib.suppress(OSError):
-        path.replace(path.with_name(f"{path.name}.corrupt-{os.urandom(2).hex()}"))
+        path.replace(_aside(path))
+
+
+def keep_copy(path: Path) -> None:
+    """Keep the present content of a file under another name; whoever replaces the file leaves that as it is."""
+    with contextlib.suppress(OSError):
+        os.link(path, _aside(path), follow_symlinks=False)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.corrupt-{os.urandom(2).hex()}")
+
+
+def seal(text: bytes) -> bytes:
+    """A JSON object with a checksum as its last member, so that not even a flipped bit goes unseen."""
+    return b'%s,"crc":"%08x"}' % (text[:-1], zlib.crc32(text))
+
+
+def unseal(data: bytes) -> bytes:
+    """The JSON object that was sealed; raises ValueError where it is not what was written."""
+    text = data[:-_SEAL] + b"}"
+    if data != seal(text):
+        raise ValueError("its checksum does not fit")
+    return text
+
+
+_SEAL = len(b',"crc":"00000000"}')
 
 
 def _writable(folder: Path) -> Path:

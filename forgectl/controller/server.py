@@ -13,7 +13,6 @@ from forgectl.controller.run import Run
 from forgectl.protocol import (
     CLI_TO_CONTROLLER,
     Attach,
-    Detach,
     GetStatus,
     Hello,
     ProtocolError,
@@ -103,7 +102,5 @@ class ControlServer:
             if request.owner:
                 self._owners.add(stream)
             stream.send(StatusReport(self._subject.document()))
-        elif isinstance(request, Detach):
-            self._owners.discard(stream)
         elif isinstance(request, Shutdown):
             self._subject.ask_stop(request.meshes, request.grace, request.by, request.exit_code)

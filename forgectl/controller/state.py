@@ -159,6 +159,7 @@ class Host:
     state: HostStateName = "starting"
     pid: int | None = None
     boot_id: str | None = None
+    given_up: bool = False  # no agent can be started there
     last_seq: int = 0
     last_seen: float | None = None
 

@@ -66,22 +66,35 @@ def run(kind: str, target: str, args: list[str], workdir: str) -> None:
     main_module = types.ModuleType("__main__")
     main_module.__dict__["__builtins__"] = __builtins__
     sys.modules["__main__"] = main_module
+    if "__mp_main__" in sys.modules:  # what children spawned by multiprocessing know __main__ as; it was ours
+        sys.modules["__mp_main__"] = main_module
     try:
         if kind == "module":
             _put_first(workdir)
             runpy._run_module_as_main(target, alter_argv=True)  # type: ignore[attr-defined]
         else:
             _put_first(workdir)
-            _put_first(os.path.dirname(os.path.abspath(target)))  # noqa: PTH100, PTH120 (as python does)
+            _put_first(os.path.dirname(os.path.realpath(target)))  # noqa: PTH120 (as python does)
             _run_file(target, main_module)
-    except (SystemExit, KeyboardInterrupt):
+    except SystemExit:
         raise
     except BaseException as e:
         e.__traceback__ = failure.without_our_frames(e.__traceback__, __file__)
-        if os.getpid() == rank and (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):
+        interrupted = isinstance(e, KeyboardInterrupt)
+        if not interrupted and os.getpid() == rank and (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):
             failure.write_error_file(path, e)
-        sys.excepthook(type(e), e, e.__traceback__)
-        sys.exit(1)
+        _hide_our_frames(e.__traceback__)
+        raise
+
+
+def _hide_our_frames(trace: types.TracebackType | None) -> None:
+    """Have the interpreter show `trace` for the exception that is about to end it, not the frames below too."""
+    show = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, _: types.TracebackType | None) -> None:
+        show(kind, error.with_traceback(trace), trace)
+
+    sys.excepthook = hook
 
 
 def _put_first(folder: str) -> None:

@@ -44,11 +44,12 @@ async def start_agent(config: AgentConfig, python: str) -> int:
         process.kill()
         raise UnreachableError(f"host {config.host}: its agent did not start within {START_SECONDS:g} s") from None
     except (ValueError, KeyError):
-        raise _why_not(config, python, err.decode(errors="replace")) from None
+        raise _why_not(config, python, err.decode(errors="replace"), process.returncode) from None
 
 
-def _why_not(config: AgentConfig, python: str, err: str) -> ForgeError:
-    last = err.strip().splitlines()[-1] if err.strip() else "it said nothing"
+def _why_not(config: AgentConfig, python: str, err: str, code: int | None) -> ForgeError:
+    silent = f"killed by signal {-code}" if code and code < 0 else "it ended before it listened"
+    last = err.strip().splitlines()[-1] if err.strip() else silent
     hint = f"install it there: {python} -m pip install psutil" if "psutil" in last else None
     return UnreachableError(f"host {config.host}: its agent could not start under {python}: {last}", hint=hint)
 

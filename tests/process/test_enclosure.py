@@ -12,11 +12,11 @@ import uuid
 from pathlib import Path
 
 import pytest
-from tests.process.families import HOST, PROGRAMS, Family
 
 from forgectl.agent import cgroups
 from forgectl.agent.enclosure import Enclosure, sweep_run
 from forgectl.agent.processes import Identity, alive, identify
+from tests.process.families import HOST, PROGRAMS, Family
 
 
 @pytest.fixture

@@ -63,7 +63,6 @@ def witness():
 def test_the_kernel_log_names_its_victim(eater, witness):
     if witness._kmsg is None:
         pytest.skip("THE KERNEL LOG CANNOT BE READ HERE")
-    witness.note()
     assert witness.killed(eater.pid) is None
     eater.communicate(b"x")
     assert eater.returncode == -signal.SIGKILL
@@ -82,7 +81,6 @@ def test_a_counter_tells_without_the_log(eater, witness, monkeypatch):
 
 
 def test_a_plain_kill_is_no_oom_kill(eater, witness):
-    witness.note()
     witness.note(eater.pid)
     eater.kill()
     eater.wait()
@@ -94,7 +92,6 @@ def test_counters_of_a_mesh_are_found_above_its_cgroup(tmp_path):
     (tmp_path / "memory.events").write_text("low 0\noom 1\noom_kill 3\noom_group_kill 0\n")
     witness = OomWitness(tmp_path / "forgectl-r" / "h" / "m-0")
     witness.close()
-    witness.note()
     assert witness.killed(4711) is None
     (tmp_path / "memory.events").write_text("low 0\noom 3\noom_kill 5\noom_group_kill 0\n")
     assert witness.killed(4711) == f"{tmp_path}/memory.events counts 2 OOM kills since the start"

@@ -4,9 +4,8 @@ import asyncio
 import json
 import sys
 
-from tests.process.families import HOST, Family
-
 from forgectl.agent.enclosure import Enclosure
+from tests.process.families import HOST, Family
 
 
 def main():

@@ -14,7 +14,7 @@ from forgectl.agent.logs import open_log
 from forgectl.rank import streams
 
 answers = os.fdopen(os.dup(1), "w")
-commands = os.fdopen(os.dup(0), "r")
+commands = os.fdopen(os.dup(0), "r", encoding="utf-8")
 log = open_log(Path(sys.argv[1]))
 os.dup2(log, 1)
 os.dup2(log, 2)

@@ -4,9 +4,8 @@ import asyncio
 import errno
 import signal
 
-from tests.unit.fake_processes import FakeTable
-
 from forgectl.agent.enclosure import Enclosure, Sighting
+from tests.unit.fake_processes import FakeTable
 
 OURS = {"FORGE_RUN_ID": "r", "FORGE_HOST": "h", "FORGE_MESH": "m"}
 

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from spec_cases import problems, read
 
 import forgectl
 from forgectl.errors import NotFoundError, SpecError
@@ -17,6 +16,7 @@ from forgectl.plan.model import Program
 from forgectl.spec.load import load
 from forgectl.spec.model import Host, Restart
 from forgectl.spec.read import escape
+from tests.unit.spec_cases import problems, read
 
 SFT = "scripts:\n  sft:\n    run: train.py --steps 10\n"
 FULL = """

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from spec_cases import ENVIRON, make_folder
 
 from forgectl.errors import SpecError
 from forgectl.spec import document
 from forgectl.spec.load import load
+from tests.unit.spec_cases import ENVIRON, make_folder
 
 CORPUS = sorted((Path(__file__).parent.parent / "corpus").glob("*.yaml"))
 _EXPECTED = re.compile(r"# expect (\d+):(\d+): (.*)")

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from spec_cases import ENVIRON, SOURCE, make_folder
 
 from forgectl.errors import SpecError
 from forgectl.spec.load import parse
 from forgectl.spec.model import Spec
+from tests.unit.spec_cases import ENVIRON, SOURCE, make_folder
 
 KEYS = [
     *("name", "workdir", "hosts", "env", "secrets", "lease", "log_limit", "actors", "services", "scripts", "driver"),

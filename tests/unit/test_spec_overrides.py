@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from spec_cases import problems, read
 
 from forgectl.spec.model import LOCAL
+from tests.unit.spec_cases import problems, read
 
 TEXT = """
 hosts: [local, {name: b, gpus: none}]

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import yaml
-from spec_cases import problems, read
-from test_spec import FULL, SFT
 
 from forgectl.spec.schema import json_schema
+from tests.unit.spec_cases import problems, read
+from tests.unit.test_spec import FULL, SFT
 
 SCHEMA = json_schema()
 _TYPES: dict[str, Any] = {

@@ -3,10 +3,10 @@
 import os
 
 import pytest
-from tests.unit.fake_processes import FakeTable
 
 from forgectl.agent.processes import Identity
 from forgectl.agent.sweep import Marks, Roots, sweep
+from tests.unit.fake_processes import FakeTable
 
 OURS = {"FORGE_RUN_ID": "r", "FORGE_HOST": "h", "FORGE_MESH": "m"}
 SERVER = {"FORGE_RUN_ID": "r", "FORGE_HOST": "h", "FORGE_ROLE": "forkserver"}
@@ -158,6 +158,31 @@ def test_one_that_is_just_being_executed_is_not_missed(table):
     reads, real = [], table.environ
     table.environ = lambda pid: reads.append(pid) or (real(pid) if reads.count(pid) > 1 else b"")
     assert found(table) == [50]
+
+
+def test_one_that_forks_and_is_gone_before_it_is_read_leaves_a_child_that_is_found(table):
+    table.add(50, **OURS)
+    hops, real = iter(range(51, 56)), table.stat
+
+    def hop(pid):
+        if 50 <= pid < 55 and (child := next(hops)):
+            table.remove(pid)
+            table.add(child, start_time=100 + child, **OURS)
+        return real(pid)
+
+    table.stat = hop
+    assert found(table) == [55]
+
+
+def test_what_is_plainly_ours_is_told_of_at_sight(table):
+    rank = table.add(50)
+    table.add(51, ppid=50, start_time=101)
+    table.add(52, **OURS)
+    table.add(53, **OURS, FORGE_ROLE="agent")
+    table.add(54, state="Z", **OURS)
+    seen = []
+    sweep(table, Marks("r", "h", "m"), rooted(rank), lambda i: seen.append(i.pid))
+    assert set(seen) == {50, 52}
 
 
 def test_kernel_threads_are_no_ones(table):

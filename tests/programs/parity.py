@@ -1,0 +1,154 @@
+"""`parity.py FOLDER ARGS…`: writes what a rank sees and does to FOLDER/RANK.json, for a comparison of launchers."""
+
+import atexit
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import resource
+import signal
+import subprocess
+import sys
+import threading
+
+HERE = {name: value for name, value in globals().items() if name.startswith("__")}
+DESCRIPTORS = {fd: os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")}
+RANK = int(os.environ["RANK"])
+
+
+class Point:
+    """Defined in the script: it must pickle by the name `__main__.Point`."""
+
+    def __init__(self, x):
+        self.x = x
+
+
+class Squares:
+    """A data set that workers of a DataLoader must be able to import."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        return i * i
+
+
+def double(point):
+    return Point(2 * point.x)
+
+
+def interpreter():
+    status = dict(line.split(":\t") for line in open("/proc/self/status").read().splitlines() if ":\t" in line)
+    mask = os.umask(0)
+    os.umask(mask)
+    return {
+        "argv": sys.argv[2:],
+        "script": os.path.realpath(sys.argv[0]),
+        "path0": sys.path[0],
+        "cwd": os.getcwd(),
+        "executable": sys.executable,
+        "prefix": sys.prefix,
+        "optimize": sys.flags.optimize,
+        "encoding": [sys.stdout.encoding, sys.stderr.errors, sys.getdefaultencoding(), sys.getfilesystemencoding()],
+        "main": {name: HERE.get(name) for name in ("__name__", "__file__", "__package__", "__doc__", "__annotations__")},
+        "main_names": sorted(HERE),
+        "signals": {s.name: str(signal.getsignal(s)) for s in sorted(signal.valid_signals()) if isinstance(s, signal.Signals)},
+        "blocked": status["SigBlk"],
+        "ignored": status["SigIgn"],
+        "umask": mask,
+        "files": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "nice": os.nice(0),
+        "threads": [t.name for t in threading.enumerate()],
+        "recursion": sys.getrecursionlimit(),
+        "excepthook": sys.excepthook is sys.__excepthook__,
+    }
+
+
+def pickling():
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        [doubled] = pool.map(double, [Point(4)])
+    return {
+        "own": pickle.loads(pickle.dumps(Point(3))).x,
+        "module": Point.__module__,
+        "spawned": doubled.x,
+        "same_class": type(doubled) is Point,
+    }
+
+
+def training():
+    import torch
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    initial = torch.rand(2).tolist()
+    torch.set_num_threads(1)
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    if RANK == 0:
+        store.set("parity", "said by rank 0")
+    heard = store.get("parity").decode()
+    dist.init_process_group("gloo")
+    total = torch.tensor([RANK + 1.0])
+    dist.all_reduce(total)
+    torch.manual_seed(0)
+    model = DistributedDataParallel(torch.nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(3):
+        optimizer.zero_grad()
+        model(torch.full((3, 4), 1.0 + RANK + step)).square().mean().backward()
+        optimizer.step()
+    dist.destroy_process_group()
+    return {
+        "initial": initial,
+        "heard": heard,
+        "total": total.item(),
+        "parameters": [p.tolist() for p in model.parameters()],
+        "cuda": torch.cuda.is_initialized(),
+    }
+
+
+def loading():
+    """What a DataLoader with workers yields, by start method; only where it is asked for: it is slow."""
+    from torch.utils.data import DataLoader
+
+    methods = os.environ.get("PARITY_LOADERS", "").split() if RANK == 0 else []
+    return {
+        m: [b.tolist() for b in DataLoader(Squares(), 4, num_workers=2, multiprocessing_context=m)] for m in methods
+    }
+
+
+def linger(main):
+    """A thread that outlives the main one."""
+    main.join()
+    print(f"rank {RANK}: thread")
+
+
+def main():
+    out, err = sys.stdout, sys.stderr
+    for i in range(3):
+        print(f"rank {RANK}: out {i}", file=out)
+        print(f"rank {RANK}: err {i}", file=err)
+        os.write(1, f"rank {RANK}: raw {i}\n".encode())
+        subprocess.run(["echo", f"rank {RANK}: child {i}"], check=True)
+    seen = {
+        "env": dict(os.environ),
+        "interpreter": interpreter(),
+        "descriptors": DESCRIPTORS,
+        "random": [random.random(), os.urandom(4).hex()],
+        "pickling": pickling(),
+        "training": training(),
+        "loading": loading(),
+    }
+    import numpy
+
+    seen["random"].append(float(numpy.random.rand()))
+    with open(os.path.join(sys.argv[1], f"{RANK}.json"), "w") as file:
+        json.dump(seen, file)
+    atexit.register(print, f"rank {RANK}: atexit")
+    threading.Thread(target=linger, args=(threading.main_thread(),)).start()
+    print(f"rank {RANK}: end of main")
+
+
+if __name__ == "__main__":
+    main()
