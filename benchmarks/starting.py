@@ -38,7 +38,7 @@ def launch(forge: Forge, options: Namespace) -> Iterator[Row]:
         for _ in range(options.repeat):
             stamps = Stamps(forge.folder())
             argv = [*torchrun("--nproc-per-node", str(n)), meet, str(stamps.folder)]
-            env = environment(TMPDIR=str(stamps.folder))  # an interrupted torchrun leaves a folder there
+            env = environment(TMPDIR=str(stamps.folder))  # torchrun leaves a folder there
             reduced, ended = first_all_reduce(argv, env, stamps, n)
             samples["torchrun"].append(reduced)
             samples["torchrun, whole command"].append(ended)

@@ -147,7 +147,7 @@ def train(model: Transformer, ids: Tensor, options: argparse.Namespace) -> None:
         if step % max(1, options.steps // 10) == 0 or step == options.steps - 1:
             seen, unseen = over_ranks(torch.stack(losses).mean()), held_out_loss(model, held_out, options)
             losses = []
-            if rank == 0:
+            if dist.get_rank() == 0:
                 seconds = time.monotonic() - began
                 print(f"step {step:4d}  train {seen:.3f}  held out {unseen:.3f}  {seconds:5.1f} s", flush=True)
 
@@ -176,7 +176,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--context", type=int, default=128, help="characters that the model sees at once")
     parser.add_argument("--width", type=int, default=128, help=f"channels, a multiple of {HEAD_WIDTH}")
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--lr", type=float, default=5e-3, help="the highest")
+    parser.add_argument("--lr", type=float, default=5e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("checkpoints"), help="folder")
     options = parser.parse_args()
