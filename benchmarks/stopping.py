@@ -16,7 +16,7 @@ GRACE = 2.0  # seconds
 def shutdown(forge: Forge, options: Namespace) -> Iterator[Row]:
     """Sixteen ranks that end on SIGTERM, from the command to its return with all of them gone."""
     samples = tuple(_shutdown(forge, OBEDIENT) for _ in range(options.repeat))
-    yield Row("shutdown", f"{OBEDIENT} obedient ranks", "s", samples, 1.0, "proposed")
+    yield Row("shutdown", f"{OBEDIENT} obedient ranks", "s", samples, 1.0)
 
 
 def stubborn(forge: Forge, options: Namespace) -> Iterator[Row]:

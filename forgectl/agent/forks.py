@@ -145,7 +145,7 @@ class ForkServer:
         if "warm" in message:
             self.warm.set_result(None)
         elif "cold" in message:
-            self.warm.set_exception(ForkServerError(_last_line(message["cold"]), message["cold"]))
+            self.warm.set_exception(ForkServerError(message["cold"], message["traceback"]))
         elif "forked" in message:
             identity = Identity(message["pid"], message["start_time"], boot_id())
             self._on_forked(message["forked"], identity, fds[0])
@@ -201,7 +201,3 @@ class ForkServer:
         """End the server at once; it holds nothing worth a farewell."""
         if self._process.returncode is None:
             self._process.kill()
-
-
-def _last_line(text: str) -> str:
-    return text.strip().splitlines()[-1] if text.strip() else "it said nothing"

@@ -4,7 +4,7 @@ One thread, one loop, no CUDA, no monarch: a child inherits only what is safe to
 speaks to it over a SOCK_SEQPACKET pair: a request is one JSON object with descriptors beside it.
 
     agent → server   {"fork": TOKEN, "what": "rank"|"store", …} + descriptors
-    server → agent   {"warm": true} | {"cold": TRACEBACK}
+    server → agent   {"warm": true} | {"cold": WHY, "traceback": TEXT}
                      {"forked": TOKEN, "pid": PID, "start_time": TICKS} + pidfd | {"refused": TOKEN, "why": TEXT}
                      {"exited": PID, "status": WAIT_STATUS, "time": UNIX_TIME}
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib
 import json
 import os
 import select
@@ -21,11 +20,11 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any
 
 from forgectl.agent.processes import become_subreaper, die_with_parent, identify
+from forgectl.rank import failure
 
 PACKET = 160 * 1024
 """Bytes of one request or answer: below the smallest default socket buffer."""
@@ -42,8 +41,8 @@ def main(arguments: list[str]) -> Child | None:
     setup = json.loads(agent.recv(PACKET))
     try:
         _preload(setup["workdir"], setup["preload"])
-    except BaseException:
-        agent.send(json.dumps({"cold": traceback.format_exc()[-8000:]}).encode())
+    except BaseException as e:
+        agent.send(json.dumps(_why_cold(e)).encode())
         return None
     gc.collect()
     gc.freeze()  # keep the collector from touching, and so copying, what the children share
@@ -54,10 +53,25 @@ def main(arguments: list[str]) -> Child | None:
 def _preload(workdir: str, modules: list[str]) -> None:
     os.chdir(workdir)
     sys.path.insert(0, workdir)
-    for name in modules:
-        importlib.import_module(name)
-    # What every rank needs of ours, imported once.
-    importlib.import_module("forgectl.rank.script")
+    # Last what every rank needs of ours. `__import__`, for the interpreter leaves its own frames out of tracebacks.
+    for name in (*modules, "forgectl.rank.script"):
+        try:
+            __import__(name)
+        except BaseException as e:
+            e.__traceback__ = failure.without_our_frames(e.__traceback__, __file__)
+            raise _CannotPreloadError(name) from e
+
+
+class _CannotPreloadError(Exception):
+    """A module of `preload:` cannot be imported; the cause says why."""
+
+
+def _why_cold(error: BaseException) -> dict[str, Any]:
+    cause, why = error, "cannot get warm: "
+    if isinstance(error, _CannotPreloadError) and error.__cause__ is not None:
+        cause, why = error.__cause__, f"cannot preload {error}: "
+    lines = failure.describe(cause).splitlines()
+    return {"cold": why + lines[-1], "traceback": failure.format_traceback(cause)}
 
 
 class _Server:

@@ -228,7 +228,9 @@ class HostMesh:
         generation.enclosure.add(identity)
         generation.ranks[rank.rank] = child
         generation.log_files.append(log_path)
-        self._emit(RankStarted(self.plan.mesh, generation.number, rank.rank, identity.pid, identity.start_time, str(log_path)))
+        self._emit(
+            RankStarted(self.plan.mesh, generation.number, rank.rank, identity.pid, identity.start_time, str(log_path))
+        )
         watcher = self._watch(generation, rank.rank, child, log_path, error_path)
         generation.watchers.append(asyncio.create_task(watcher))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from forgectl.protocol import RankExited
 MAX_ERROR_FILE = 1 << 20
 MAX_TEXT = 32 * 1024
 TAIL_LINES = 20
+UNNOTICED = 0.05
+"""Seconds that an end may be older than our notice of it, while the exceptions that it caused are dated exactly."""
 
 
 def exit_report(
@@ -38,6 +41,7 @@ def exit_report(
     if code == 0:
         return RankExited(mesh, generation, rank, 0, None, asked)
     message, trace, failed_at = read_error_file(error_file)
+    failed_at = exited_at - UNNOTICED if failed_at is None else failed_at
     return RankExited(
         mesh,
         generation,
@@ -49,7 +53,7 @@ def exit_report(
         error=redact(message) if message else None,
         traceback=redact(trace) if trace else None,
         log_tail=tuple(redact(line) for line in logs.tail(log, TAIL_LINES)),
-        failed_ago=max(0.0, exited_at - failed_at) if failed_at else 0.0,
+        failed_ago=max(0.0, time.time() - failed_at),
     )
 
 

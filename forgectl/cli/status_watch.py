@@ -1,36 +1,78 @@
-"""`forgectl status -w`: draws again and again, in place on a terminal."""
+"""`forgectl status -w`: draws at every change and at least once a second, in place on a terminal."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import select
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 from rich.live import Live
 
 from forgectl.cli import render
+from forgectl.controller import client, rundir
+from forgectl.errors import ForgeError
+from forgectl.protocol import Attach, ProtocolError
+from forgectl.wire import Line
 
 EVERY = 1.0
 
 
 def keep_showing(collect: Callable[[], list[dict[str, Any]]], *, as_json: bool, ranks: bool) -> None:
-    """Show what `collect` gives once a second until Ctrl-C."""
-    try:
-        if as_json:
-            while True:
-                sys.stdout.write(json.dumps({"schema_version": 1, "runs": collect()}) + "\n")
-                sys.stdout.flush()
-                time.sleep(EVERY)
-        console = render.stdout()
-        while not console.is_terminal:
-            render.show(render.status_view(collect(), ranks=ranks))
+    """Show what `collect` gives until Ctrl-C."""
+    bell = Bell()
+    console = render.stdout()
+    in_place = console.is_terminal and not as_json
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
+        live = stack.enter_context(Live(console=console, auto_refresh=False, screen=True)) if in_place else None
+        while True:
+            runs = collect()
+            if live is not None:
+                live.update(render.status_view(runs, ranks=ranks), refresh=True)
+            elif as_json:
+                sys.stdout.write(json.dumps({"schema_version": 1, "runs": runs}) + "\n")
+            else:
+                render.show(render.status_view(runs, ranks=ranks))
             sys.stdout.flush()
-            time.sleep(EVERY)
-        with Live(console=console, auto_refresh=False, screen=True) as live:
-            while True:
-                live.update(render.status_view(collect(), ranks=ranks), refresh=True)
-                time.sleep(EVERY)
-    except KeyboardInterrupt:
-        pass
+            bell.wait(EVERY)
+
+
+class Bell:
+    """Rings when a living run changes: each controller reports to us, and we only hear that it does."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, Line] = {}
+
+    def wait(self, seconds: float) -> None:
+        """Return at the next change, or after so many seconds."""
+        if self._attach():
+            return  # something may have changed before we began to listen
+        ready, _, _ = select.select([line.socket.fileno() for line in self._lines.values()], [], [], seconds)
+        for run, line in list(self._lines.items()):
+            if line.socket.fileno() in ready and not self._hear(line):
+                self._lines.pop(run).close()
+
+    def _attach(self) -> bool:
+        """Listen to runs that are new to us; whether there were any."""
+        before = len(self._lines)
+        for run in rundir.all_runs():
+            if run.run not in self._lines and run.read_final() is None:
+                with contextlib.suppress(ForgeError, OSError):
+                    line = client.connect(run)
+                    if line is not None:
+                        line.send(Attach())
+                        self._hear(line)  # the present state
+                        self._lines[run.run] = line
+        return len(self._lines) > before
+
+    @staticmethod
+    def _hear(line: Line) -> bool:
+        try:
+            heard = line.receive(client.ANSWER_SECONDS) is not None
+            while heard and line.pending:
+                heard = line.receive(client.ANSWER_SECONDS) is not None
+        except (OSError, ProtocolError):
+            return False
+        return heard
