@@ -211,8 +211,8 @@ class RankExited:
     """A rank is gone.
 
     Exactly one of exit_code and signal is set, or neither where its end was not seen. `asked`: a Stop had been
-    sent to it before. `failed_ago`: seconds between its own failure (by its error file) and its exit, so that the
-    first cause can be told from the others although hosts' clocks differ.
+    sent to it before. `failed_ago`: seconds between its own failure (by its error file, else its end) and this
+    report, so that the first cause can be told from the others although hosts' clocks differ.
     """
 
     mesh: str

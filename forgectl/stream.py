@@ -47,6 +47,10 @@ class Stream:
         if self._writer.transport.get_write_buffer_size() > _MAX_BACKLOG:
             self.abort()
 
+    async def drain(self) -> None:
+        """Wait until the peer has read most of what was queued; raises ConnectionError."""
+        await self._writer.drain()
+
     @property
     def congested(self) -> bool:
         """Whether the peer is slow to read; senders of repeated reports should skip one."""

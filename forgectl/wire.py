@@ -55,16 +55,26 @@ def listen(path: Path) -> socket.socket:
 
 
 def dial(path: Path, timeout: float | None = None) -> socket.socket:
-    """A blocking connection to the socket at `path`; raises OSError."""
+    """A blocking connection to the socket at `path`; raises OSError, of which TimeoutError is one."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        sock.settimeout(timeout)
+        # Not settimeout: with it connect() fails at once, with EAGAIN, where many others wait to be accepted.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(timeout or 0.0))
         with short_path(path) as name:
             sock.connect(name)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(0.0))
+        sock.settimeout(timeout)
+    except BlockingIOError:
+        sock.close()
+        raise TimeoutError(f"nobody accepted a connection within {timeout:g} s") from None
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _timeval(seconds: float) -> bytes:
+    return struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
 
 
 def peer_uid(sock: Any) -> int:

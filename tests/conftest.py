@@ -181,7 +181,9 @@ class Forge:
         assert not left, f"processes are left: {left}"
         sockets = self.home / "sockets"
         assert not (sockets.exists() and list(sockets.iterdir())), f"sockets are left: {list(sockets.rglob('*'))}"
-        cgroups = [p for run in self.runs() for p in Path("/sys/fs/cgroup").glob(f"**/forgectl-{run}")]
+        marks = {f"forgectl-{run}" for run in self.runs()}
+        folders = (folder for folder, _, _ in os.walk("/sys/fs/cgroup"))  # unlike glob, it bears others' coming and going
+        cgroups = [folder for folder in folders if Path(folder).name in marks]
         assert not cgroups, f"cgroups are left: {cgroups}"
 
     @staticmethod

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import json
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -200,4 +202,5 @@ class ForkServer:
     def stop(self) -> None:
         """End the server at once; it holds nothing worth a farewell."""
         if self._process.returncode is None:
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)  # not Popen.kill, which collects what the reaper waits for

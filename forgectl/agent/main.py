@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -50,6 +51,7 @@ from forgectl.stream import Stream
 from forgectl.wire import HANDSHAKE_SECONDS, dial, listen, peer_pid, wrong_version
 
 LOG_CHECK_SECONDS = 1.0
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 class Agent:
@@ -142,6 +144,8 @@ class Agent:
             ranks = {name: mesh.rank_identities() for name, mesh in self.meshes.items()}
             self._answer(Stats(self.use.measure(ranks)))
         elif isinstance(command, Prepare):
+            if not NAME.fullmatch(command.mesh.mesh):
+                raise ProtocolError(f"{command.mesh.mesh[:80]!r} is no name of a mesh")  # it becomes part of paths
             self._mesh(command.mesh).prepare()
         elif isinstance(command, Quit):
             self.quit("told to")

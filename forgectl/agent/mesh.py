@@ -8,7 +8,7 @@ import dataclasses
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,9 @@ from forgectl.protocol import (
     StoreOpened,
 )
 
+HUNG_SECONDS = 10.0
+"""A fork server that takes longer to answer, when all it still has to tell is who has ended, is hung."""
+
 
 class Generation:
     """One start of the mesh on this host, from its store's socket to its last process."""
@@ -42,6 +45,7 @@ class Generation:
         self.oom = OomWitness(enclosure.cgroup.path if enclosure.cgroup else None)
         self.oom.note()
         self.listener: socket.socket | None = None
+        self.server: ForkServer | None = None
         self.store: Child | None = None
         self.starting: asyncio.Task[None] | None = None
         self.ending: asyncio.Task[None] | None = None
@@ -149,7 +153,7 @@ class HostMesh:
 
     async def _start(self, generation: Generation, order: Start) -> None:
         try:
-            server = self._fork_server(self.plan)
+            server = generation.server = self._fork_server(self.plan)
             if not await self._warm(server, generation):
                 return
             if generation.listener is not None:
@@ -272,16 +276,25 @@ class HostMesh:
             generation.enclosure.hurry(grace)
 
     async def _end(self, generation: Generation, grace: float) -> None:
-        if generation.starting is not None:
-            await generation.starting  # forks that were asked for must be known before they can be ended
+        if generation.starting is not None:  # forks that were asked for must be known before they can be ended
+            await self._served(generation, generation.starting)
         report = await generation.enclosure.end(grace)
-        await self._end_store(generation)
+        await self._served(generation, self._end_store(generation))
         unkillable = tuple(str(p) for p in report.unkillable)
         if not unkillable:
-            await asyncio.gather(*generation.watchers, return_exceptions=True)
+            await self._served(generation, asyncio.gather(*generation.watchers, return_exceptions=True))
             generation.enclosure.close()
             generation.oom.close()
         self._emit(MeshGone(self.plan.mesh, generation.number, report.killed, unkillable))
+
+    @staticmethod
+    async def _served(generation: Generation, what: Awaitable[Any]) -> None:
+        """Wait for what the fork server does at once unless it hangs; then end it, and its children fall to us."""
+        task = asyncio.ensure_future(what)
+        _, late = await asyncio.wait({task}, timeout=HUNG_SECONDS)
+        if late and generation.server is not None:
+            generation.server.stop()
+        await task
 
     @staticmethod
     async def _end_store(generation: Generation) -> None:

@@ -99,6 +99,8 @@ def _run() -> int:
         return 130
     except KeyboardInterrupt:
         return 130
+    except SystemExit as e:  # Typer's answer to a broken pipe
+        return 141 if isinstance(e.__context__, BrokenPipeError) else int(e.code or 0)
     except BrokenPipeError:
         return 141
     except OSError as e:

@@ -39,9 +39,7 @@ def launch_plan(
 
 
 class _Launch:
-    def __init__(
-        self, run: RunDir, watch: Watch, *, as_json: bool, deadline: float | None, with_logs: bool
-    ) -> None:
+    def __init__(self, run: RunDir, watch: Watch, *, as_json: bool, deadline: float | None, with_logs: bool) -> None:
         self._run = run
         self._watch = watch
         self._json = as_json

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,10 @@ START_SECONDS = 30.0
 ANSWER_SECONDS = 10.0
 
 
+class _Killed(InternalError):
+    """Somebody sent SIGKILL to a controller before it could say anything."""
+
+
 def start_controller(
     run: RunDir,
     secrets: dict[str, str] | None = None,
@@ -44,7 +49,6 @@ def start_controller(
     options = ["--adopt"] if adopt else []
     options += [f"--lock={lock}"] if lock is not None else []
     options += [f"--owner={os.getpid()}"] if own else []
-    run.sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
     log = os.open(
         run.path / "controller.log",
         os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC,
@@ -69,6 +73,8 @@ def start_controller(
         stdin.write(json.dumps(secrets or {}).encode() + b"\n")
     ready, _, _ = select.select([process.stdout], [], [], START_SECONDS)
     if not ready or not process.stdout.readline():
+        if ready and process.wait() == -signal.SIGKILL:
+            raise _Killed(f"the controller of run {run.run} was killed as it started")
         raise InternalError(
             f"the controller of run {run.run} did not start: {_last_line(run.path / 'controller.log')}",
             hint=f"see {run.path / 'controller.log'}",
@@ -86,7 +92,8 @@ def connect(run: RunDir) -> Line | None:
             return _greet(run, Line(dial(run.control_socket, ANSWER_SECONDS), CONTROLLER_TO_CLI))
         except (FileNotFoundError, ConnectionError):
             run.read_plan()  # without it no controller can be
-            start_controller(run, adopt=True)
+            with contextlib.suppress(_Killed):
+                start_controller(run, adopt=True)
         except (TimeoutError, ProtocolError) as e:
             raise _no_answer(run, e) from None
     raise InternalError(f"no controller of run {run.run} stays alive", hint=f"see {run.path / 'controller.log'}")

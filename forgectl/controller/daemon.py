@@ -49,13 +49,13 @@ class Controller:
             name: Link(host, self._config_of(i), run_dir.agent_socket(i), self, unsure=not whole)
             for i, (name, host) in enumerate(self.run.hosts.items())
         }
-        self.record(Born(os.getpid(), adopt, owner or self.run.owner))
+        self.record(Born(os.getpid(), adopt, not whole, owner or self.run.owner))
         if adopt and not self.run.ended and not any(self._answers(i) for i in range(len(self.links))):
             # Nothing is left to adopt: the leases have run out, or the machine was started anew.
             self.record(StopAsked(None, 0.0, "the loss of its controller"))
 
     def _recall(self) -> bool:
-        """The state as the journal has it; False for a damaged one: the living agents will tell again what they know."""
+        """The state as the journal has it; False for a damaged one: the living agents are to fill the gaps."""
         records, whole = journal.read(self.dir.journal_file)
         try:
             self._replay(records)
@@ -68,8 +68,6 @@ class Controller:
             self._replay(records)
         if not whole:
             journal.repair(self.dir.journal_file, records)
-            for host in self.run.hosts.values():
-                host.last_seq = 0
         for host in self.run.hosts.values():
             if host.state == "up":
                 host.state = "reconnecting"
@@ -212,6 +210,7 @@ def main(arguments: list[str]) -> None:
         os.write(1, b"ready\n")
         return
     if run_dir.read_final() is None:
+        run_dir.sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
         asyncio.run(_run(run_dir, secrets, "--adopt" in arguments, owner))
     else:
         os.write(1, b"ready\n")

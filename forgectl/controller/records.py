@@ -11,10 +11,14 @@ from forgectl.protocol import HAPPENINGS, pack, unpack
 
 @dataclass(frozen=True)
 class Born:
-    """A controller began the run, or took it over (`adopted`). `pid` is its own; with its `owner` the run ends."""
+    """A controller began the run, or took it over (`adopted`). `pid` is its own; with its `owner` the run ends.
+
+    `rebuilt`: the journal was damaged, so that agents tell again all that they know.
+    """
 
     pid: int
     adopted: bool = False
+    rebuilt: bool = False
     owner: Identity | None = None
 
 

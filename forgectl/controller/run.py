@@ -65,6 +65,9 @@ class Run:
             self.started_at = self.started_at or now
             self.controller_pid = record.pid
             self.owner = record.owner
+            if record.rebuilt:
+                for host in self.hosts.values():
+                    host.last_seq = 0
         elif isinstance(record, AgentUp):
             self._agent_up(now, record)
         elif isinstance(record, AgentLost):
@@ -122,7 +125,9 @@ class Run:
             return  # replayed
         host.last_seq = record.seq
         what = unpack(record.what, HAPPENINGS)
-        mesh = self.meshes[what.mesh]
+        mesh = self.meshes.get(what.mesh)
+        if mesh is None:
+            return  # somebody else's words to the agent
         if isinstance(what, Prepared):
             mesh.prepared.add(record.host)
         elif isinstance(what, Refused):
@@ -258,4 +263,6 @@ class Run:
 def _workload_code(rank: Rank | None) -> int:
     if rank is None or rank.exit is None:
         return 1
+    if rank.exit.asked and rank.exit.error:
+        return 1  # of the exception that it died of, before we ended it
     return rank.exit.exit_code or 128 + (rank.exit.signal or 0)

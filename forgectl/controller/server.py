@@ -76,6 +76,7 @@ class ControlServer:
             if stream.is_ours() and await self._greet(stream):
                 while (request := await stream.receive()) is not None:
                     await self._answer(stream, request)
+                    await stream.drain()  # who asks without reading waits for itself
         self._followers.discard(stream)
         if stream in self._owners:
             self._owners.discard(stream)

@@ -172,6 +172,8 @@ def describe(rank: Rank, mesh: Mesh) -> str:
         return f"{where} was lost: {mesh.detail}" if rank.state == "lost" else f"{where} is {rank.state}"
     if report.oom:
         return f"{where} ran out of memory: {report.oom}"
+    if report.asked and report.error:  # we ended it, but it had failed before: the rest is our doing
+        return f"{where} raised {report.error.splitlines()[-1]}"
     if report.signal is not None:
         try:
             name = Signals(report.signal).name

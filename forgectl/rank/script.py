@@ -16,7 +16,8 @@ from typing import Any
 from forgectl.agent.processes import die_with_parent
 from forgectl.rank import failure, title
 
-EXEC_FAILED = 127
+NOT_FOUND, NOT_EXECUTABLE = 127, 126
+"""Exit codes of a rank whose program cannot be run, as shells have them."""
 
 
 def begin(parent: int, request: dict[str, Any], fds: list[int]) -> Callable[[], None]:
@@ -64,7 +65,7 @@ def run(kind: str, target: str, args: list[str], workdir: str) -> None:
     faulthandler.enable()
     sys.argv = [target, *args]
     main_module = types.ModuleType("__main__")
-    main_module.__dict__["__builtins__"] = __builtins__
+    main_module.__dict__.update(__builtins__=__builtins__, __annotations__={})
     sys.modules["__main__"] = main_module
     if "__mp_main__" in sys.modules:  # what children spawned by multiprocessing know __main__ as; it was ours
         sys.modules["__mp_main__"] = main_module
@@ -117,16 +118,20 @@ def _exec(program: dict[str, Any], workdir: str) -> None:
     else:
         boot = os.path.join(os.path.dirname(os.path.dirname(__file__)), "boot.py")  # noqa: PTH118, PTH120
         argv = [sys.executable, boot, "rank", workdir, program["kind"], program["target"], *program["args"]]
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, which an exec would hand on
+        signal.signal(number, signal.SIG_DFL)
     try:
         os.execvp(argv[0], argv)
     except OSError as e:
         error = OSError(e.errno, f"cannot run {argv[0]!r}: {e.strerror}")
         failure.write_error_file(os.environ["TORCHELASTIC_ERROR_FILE"], error)
         os.write(2, f"forgectl: {error.strerror}\n".encode())
-        os._exit(EXEC_FAILED)
+        os._exit(NOT_FOUND if isinstance(e, (FileNotFoundError, NotADirectoryError)) else NOT_EXECUTABLE)
 
 
 def _reseed() -> None:
-    """Give numpy's global generator a seed of its own, as a fresh interpreter would have had."""
+    """Give the global generators that are seeded at import a seed of their own, as a fresh interpreter would."""
+    if torch := sys.modules.get("torch"):
+        torch.default_generator.seed()  # of the CPU; the others are made after the fork, with a constant seed
     if "numpy" in sys.modules:
         importlib.import_module("numpy").random.seed()

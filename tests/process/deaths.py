@@ -10,10 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import Forge, processes_of, until
-
 from forgectl.controller import journal
 from forgectl.controller.records import Born, Record
+from tests.conftest import Forge, processes_of, until
 
 RANKS = "{run: PROGRAMS/stay.py, procs: 2, preload: []}"
 
@@ -38,9 +37,9 @@ def lives(pid: int) -> bool:
 
 
 def controller_of(forge: Forge, run: str) -> int:
-    """The pid of the run's one controller."""
-    [pid] = forge.roles(run)["controller"]
-    return pid
+    """The pid of the run's one controller, once those that came too late have gone."""
+    [pid] = until(lambda: len(found := forge.roles(run)["controller"]) == 1 and found, f"one controller of {run}")
+    return int(pid)
 
 
 def end_controller(forge: Forge, run: str) -> None:

@@ -6,12 +6,15 @@ import dataclasses
 import json
 import os
 import random
+import select
 import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from forgectl.controller.records import AgentUp, Happened, Record
 from tests.conftest import Forge, processes_of, until
 from tests.process.deaths import (
     RANKS,
@@ -26,8 +29,6 @@ from tests.process.deaths import (
     rewrite_journal,
     until_empty,
 )
-
-from forgectl.controller.records import AgentUp, Happened, Record
 
 STAY = f"scripts: {{stay: {RANKS}}}"
 BRIEF = f"lease: 1s\nscripts: {{stay: {RANKS}}}"
@@ -87,7 +88,8 @@ def test_a_controller_that_dies_as_it_begins_is_replaced_too(forge: Forge) -> No
         asking = forge.start("status", "--json")
         until(lambda: forge.roles(run)["controller"], "the next controller")
         end_controller(forge, run)
-        asking.communicate(timeout=60)
+        _, err = asking.communicate(timeout=60)
+        assert asking.returncode == 0, err
     assert pids(forge.mesh(run, "stay")) == before
 
 
@@ -199,8 +201,6 @@ def test_a_command_within_the_lease_renews_it(forge: Forge) -> None:
     end_controller(forge, run)
     forge.status()
     fenced = os.pidfd_open(agent)
-    import select
-
     assert not select.select([fenced], [], [], 6)[0], "the agent fenced itself though it has a controller"
     os.close(fenced)
     assert pids(forge.mesh(run, "stay")) == before

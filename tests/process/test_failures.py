@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,7 +23,7 @@ def test_an_exception_is_shown_with_its_own_traceback_only(forge: Forge) -> None
     forge.write("train.py", "import os, helper\nif os.environ['RANK'] == '1':\n    helper.work()\n")
     result = forge.run("launch", forge.spec("scripts: {train: {run: train.py, procs: 2, preload: []}}"))
     assert result.returncode == 1
-    report = result.stderr[result.stderr.index("train failed: ") :].splitlines()
+    report = result.stderr[result.stderr.rindex("train failed: ") :].splitlines()
     assert report[:7] == [
         "train failed: rank 1 on local exited with code 1: ValueError: no value",
         "  Traceback (most recent call last):",
@@ -101,9 +99,7 @@ def test_a_childs_exception_is_not_its_ranks(forge: Forge) -> None:
         "    assert not os.path.exists(os.environ['TORCHELASTIC_ERROR_FILE'])\n"
         "    sys.exit(int(sys.argv[1]))\n",
     )
-    document = over(
-        forge, "scripts: {good: {run: children.py 0, preload: []}, bad: {run: children.py 5, preload: []}}"
-    )
+    document = over(forge, "scripts: {good: {run: children.py 0, preload: []}, bad: {run: children.py 5, preload: []}}")
     assert [m["state"] for m in document["meshes"]] == ["succeeded", "failed"]
     assert failures(document)["bad"]["message"] == "rank 0 on local exited with code 5"
     assert log_of(forge, document["run"], "good").count("ValueError: of the child") == 3
@@ -221,20 +217,14 @@ def test_a_preload_that_cannot_be_imported_rolls_everything_back(forge: Forge) -
         ("nowhere_to_be_found", "ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
         ("broken", "RuntimeError: broken at import"),
     ):
-        result = forge.run(
-            "launch",
-            forge.spec(
-                f"scripts: {{good: {{run: PROGRAMS/stay.py, preload: []}}, bad: {{run: work.py, preload: [{preload}]}}}}"
-            ),
-            "-d",
-            "--name",
-            preload.replace("_", "-"),
-        )
+        bad = f"{{run: work.py, preload: [{preload}]}}"
+        spec = forge.spec(f"scripts: {{good: {{run: PROGRAMS/stay.py, preload: []}}, bad: {bad}}}")
+        result = forge.run("launch", spec, "-d", "--name", preload)
         assert result.returncode == 1
         assert error in result.stderr.splitlines()[-1]
         assert "bad" in result.stderr.splitlines()[-1]
         assert "preload" in result.stderr.splitlines()[-1]
-        assert result.stderr.count("Traceback") == 1
+        assert "/forgectl/" not in result.stderr
         assert result.stdout == ""
     assert f'File "{forge.folder}/broken.py", line 2' in result.stderr
     assert forge.status() == []

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 
-RANK = int(os.environ["RANK"])
+rank = int(os.environ["RANK"])
 way, first = sys.argv[1], int(sys.argv[2])
 
 
@@ -15,14 +15,13 @@ def wait_for(condition):
         time.sleep(0.005)
 
 
-def error_file_of(rank):
-    own = os.environ["TORCHELASTIC_ERROR_FILE"]
-    return own.replace(f"rank-{RANK}.", f"rank-{rank}.")
+def error_file_of(other):
+    return os.environ["TORCHELASTIC_ERROR_FILE"].replace(f"rank-{rank}.", f"rank-{other}.")
 
 
 if way == "exits-late":
     # The first to raise is the last to exit: it has much to clean up.
-    if RANK == first:
+    if rank == first:
         atexit.register(signal.pause)
         raise ValueError("the cause")
     wait_for(lambda: os.path.exists(error_file_of(first)))
@@ -35,19 +34,19 @@ if way == "cleans-up":
         raise RuntimeError("cleaning up failed")
 
     signal.signal(signal.SIGTERM, on_term)
-    if RANK == first:
+    if rank == first:
         os._exit(4)
     while True:
         signal.pause()
 
 # The rest needs torch: a collective that breaks.
-import torch
-import torch.distributed as dist
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
 
 dist.init_process_group("gloo")
 total = torch.ones(1)
 dist.all_reduce(total)
-if RANK == first:
+if rank == first:
     if way == "raises":
         raise ValueError("the cause")
     if way == "killed":

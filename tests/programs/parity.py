@@ -39,7 +39,8 @@ def double(point):
 
 
 def interpreter():
-    status = dict(line.split(":\t") for line in open("/proc/self/status").read().splitlines() if ":\t" in line)
+    with open("/proc/self/status") as file:
+        status = dict(line.split(":\t") for line in file.read().splitlines() if ":\t" in line)
     mask = os.umask(0)
     os.umask(mask)
     return {
@@ -47,13 +48,17 @@ def interpreter():
         "script": os.path.realpath(sys.argv[0]),
         "path0": sys.path[0],
         "cwd": os.getcwd(),
-        "executable": sys.executable,
+        "executable": os.path.realpath(sys.executable),
         "prefix": sys.prefix,
         "optimize": sys.flags.optimize,
         "encoding": [sys.stdout.encoding, sys.stderr.errors, sys.getdefaultencoding(), sys.getfilesystemencoding()],
-        "main": {name: HERE.get(name) for name in ("__name__", "__file__", "__package__", "__doc__", "__annotations__")},
+        "main": {
+            name: HERE.get(name) for name in ("__name__", "__file__", "__package__", "__doc__", "__annotations__")
+        },
         "main_names": sorted(HERE),
-        "signals": {s.name: str(signal.getsignal(s)) for s in sorted(signal.valid_signals()) if isinstance(s, signal.Signals)},
+        "signals": {
+            s.name: str(signal.getsignal(s)) for s in sorted(signal.valid_signals()) if isinstance(s, signal.Signals)
+        },
         "blocked": status["SigBlk"],
         "ignored": status["SigIgn"],
         "umask": mask,
@@ -65,12 +70,24 @@ def interpreter():
     }
 
 
+def randomness():
+    import numpy
+    import torch
+
+    return {
+        "random": random.random(),
+        "urandom": os.urandom(8).hex(),
+        "numpy": float(numpy.random.rand()),
+        "torch": torch.rand(2).tolist(),
+    }
+
+
 def pickling():
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         [doubled] = pool.map(double, [Point(4)])
     return {
-        "own": pickle.loads(pickle.dumps(Point(3))).x,
+        "own": pickle.loads(pickle.dumps(Point(3))).x,  # noqa: S301
         "module": Point.__module__,
         "spawned": doubled.x,
         "same_class": type(doubled) is Point,
@@ -82,7 +99,6 @@ def training():
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
-    initial = torch.rand(2).tolist()
     torch.set_num_threads(1)
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     if RANK == 0:
@@ -100,7 +116,6 @@ def training():
         optimizer.step()
     dist.destroy_process_group()
     return {
-        "initial": initial,
         "heard": heard,
         "total": total.item(),
         "parameters": [p.tolist() for p in model.parameters()],
@@ -135,14 +150,11 @@ def main():
         "env": dict(os.environ),
         "interpreter": interpreter(),
         "descriptors": DESCRIPTORS,
-        "random": [random.random(), os.urandom(4).hex()],
+        "random": randomness(),
         "pickling": pickling(),
         "training": training(),
         "loading": loading(),
     }
-    import numpy
-
-    seen["random"].append(float(numpy.random.rand()))
     with open(os.path.join(sys.argv[1], f"{RANK}.json"), "w") as file:
         json.dump(seen, file)
     atexit.register(print, f"rank {RANK}: atexit")

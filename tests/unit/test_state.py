@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from forgectl.controller.commands import commands
-from forgectl.controller.records import AgentLost, AgentUp, Happened, Record, StopAsked, from_line, to_line
+from forgectl.controller.records import AgentLost, AgentUp, Born, Happened, Record, StopAsked, from_line, to_line
 from forgectl.controller.run import Run
 from forgectl.controller.state import ENDED, MESH_TRANSITIONS, Mesh
 from forgectl.plan.model import HostPlan, MeshPlan, Plan, Program, RankPlan, RestartPolicy
@@ -294,3 +294,43 @@ def test_a_transition_that_is_not_in_the_table_is_a_fault_of_ours() -> None:
     m = Mesh(mesh())
     with pytest.raises(AssertionError, match="pending cannot become running"):
         m.become("running", 0.0)
+
+
+def test_what_an_agent_ended_to_fence_itself_is_lost() -> None:
+    """A controller that was stopped hears of ends that nobody had asked for, then finds the agent gone."""
+    h = History(mesh())
+    h.start()
+    for rank in (0, 1):
+        h.exit(rank, None, 9, asked=True)
+    h.gone()
+    assert h.mesh().state == "running"
+    h.record(AgentLost("a", "it fenced itself"))
+    assert (h.mesh().state, h.run.state) == ("lost", "lost")
+    assert [r.state for r in h.mesh().ranks.values()] == ["lost", "lost"]
+
+
+def test_another_agent_than_before_means_that_the_ranks_are_lost() -> None:
+    """The controller that replaced it died before it could write that down."""
+    h = History(mesh(restart=RestartPolicy(max=1)))
+    h.start()
+    h.record(AgentUp("a", 999, "boot"))
+    assert (h.mesh().state, h.mesh().generation, h.told()) == ("restarting", 1, [Prepare])
+
+
+def test_nothing_restarts_where_no_agent_can_be_started() -> None:
+    h = History(mesh(restart=RestartPolicy(max=5)))
+    h.start()
+    h.record(AgentLost("a", "killed"))
+    assert h.mesh().state == "restarting"
+    h.record(AgentLost("a", "its agent could not start", final=True))
+    assert (h.mesh().state, h.run.state) == ("lost", "lost")
+
+
+def test_a_rebuilt_journal_takes_events_again() -> None:
+    h = History(mesh())
+    h.start()
+    missing = [(t, r) for t, r in h.records if not (isinstance(r, Happened) and r.what["type"] == "Prepared")]
+    again = Run.new("t-0000", h.run.plan)
+    for when, record in [*missing, (h.now, Born(1, True, rebuilt=True)), *h.records]:
+        again.apply(when, record)
+    assert again.meshes["m"].state == "running"

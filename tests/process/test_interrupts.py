@@ -1,0 +1,171 @@
+"""Ctrl-C and its like at any moment of a launch: what was begun is ended, and the exit code says so."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Forge, processes_of, until
+
+SHORT = "scripts: {short: {run: short.py, procs: 2, preload: []}}"
+AT_ONCE = 2
+MOMENTS = 25
+SERIES = [(signal.SIGINT, seed) for seed in range(4)] + [(signal.SIGTERM, 0), (signal.SIGHUP, 0)]
+"""Of MOMENTS each: 100 of Ctrl-C in all."""
+
+
+def _life(forge: Forge) -> float:
+    """Seconds that a launch of SHORT takes here and now, several at once."""
+    starts = [time.monotonic()]
+    launches = [forge.start("launch", "short.yaml", "--name", f"whole-{i}") for i in range(AT_ONCE)]
+    for launch in launches:
+        launch.communicate(timeout=60)
+        assert launch.returncode == 0
+    return time.monotonic() - starts[0]
+
+
+def _interrupted(forge: Forge, number: signal.Signals, name: str, after: float, *options: str) -> tuple[int, str]:
+    """Exit code and stderr of a launch that gets a signal `after` seconds."""
+    launch = forge.start("launch", "short.yaml", "--name", name, *options)
+    time.sleep(after)  # the moment is what is tested
+    if launch.poll() is None:
+        launch.send_signal(number)
+    _, err = launch.communicate(timeout=60)
+    return launch.returncode, err
+
+
+def _is_of_the_interpreter(code: int, err: str, number: int) -> bool:
+    """Whether the signal came before anything of ours ran but the imports of its first module."""
+    first = ("forgectl/__main__.py", "forgectl/cli/__init__.py", "_forgectl_")  # the last: of editable installs
+    own = [line for line in err.splitlines() if "forgectl" in line and "File " in line]
+    return code in (-number, 1) and all("in <module>" in line and any(f in line for f in first) for line in own)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("number", "seed"), SERIES)
+def test_a_signal_at_any_moment_of_a_launch_leaves_nothing(forge: Forge, number: signal.Signals, seed: int) -> None:
+    forge.write("short.py", "import time; time.sleep(0.2)")
+    forge.spec(SHORT, "short.yaml")
+    life = _life(forge)
+    chance = random.Random(100 * number + seed)
+    moments = {f"r{i}": chance.uniform(0, 1.1 * life) for i in range(MOMENTS)}
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        results = dict(zip(moments, pool.map(lambda m: _interrupted(forge, number, *m), moments.items()), strict=True))
+
+    begun = {run.rpartition("-")[0]: run for run in forge.runs()}
+    stopped = 0
+    for name, (code, err) in results.items():
+        where = f"{name}, {moments[name]:.3f} s of {life:.3f} s: {code}\n{err}"
+        if name not in begun:
+            if number == signal.SIGINT and not _is_of_the_interpreter(code, err, number):
+                assert (code, err) == (130, ""), where
+            elif number != signal.SIGINT:
+                assert code == -number, where
+            continue
+        assert "Traceback" not in err, where
+        assert code in (0, 128 + number, -number), where  # the last one: after the run had ended
+        assert not processes_of(begun[name]), where
+        document = forge.document(begun[name])
+        if code == 128 + number:
+            stopped += document["stopped_by"] in ("Ctrl-C", number.name)
+        else:
+            assert document["state"] == "succeeded", where
+    assert stopped >= MOMENTS // 5, "most moments were not within the launch"
+    assert forge.status() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_detached_launch_is_rolled_back_before_it_is_up(forge: Forge, number: signal.Signals) -> None:
+    forge.write("slow.py", "import pathlib, time\npathlib.Path('importing').touch()\ntime.sleep(1000)")
+    forge.write("work.py", "")
+    launch = forge.start("launch", "-d", forge.spec("scripts: {work: {run: work.py, preload: [slow]}}"))
+    until((forge.folder / "importing").exists, "the fork server")
+    [run] = forge.runs()
+    launch.send_signal(number)
+    out, err = launch.communicate(timeout=30)
+    assert (launch.returncode, out) == (128 + number, ""), err
+    assert not processes_of(run)
+    assert forge.document(run)["state"] == "stopped"
+
+
+def test_a_detached_launch_that_is_up_is_left_alone(forge: Forge) -> None:
+    run = forge.launch("scripts: {stay: {run: PROGRAMS/stay.py, preload: []}}")
+    assert forge.document(run)["state"] == "running"
+
+
+def test_the_second_ctrl_c_ends_deaf_ranks_at_once(forge: Forge) -> None:
+    """The grace is 10 s for the first one; after the second all is gone long before."""
+    deaf = "scripts: {stay: {run: PROGRAMS/stay.py deaf, procs: 4, preload: []}}"
+    launch = forge.start("launch", forge.spec(deaf))
+    assert launch.stdout is not None
+    for _ in range(4):
+        launch.stdout.readline()  # deaf from here on
+    launch.send_signal(signal.SIGINT)
+    [run] = forge.runs()
+    forge.until_state(run, "stay", "stopping")
+    began = time.monotonic()
+    launch.send_signal(signal.SIGINT)
+    _, err = launch.communicate(timeout=30)
+    assert launch.returncode == 130, err
+    assert time.monotonic() - began < 8
+    assert "Traceback" not in err
+    assert not processes_of(run)
+    assert {r["signal"] for r in forge.mesh(run, "stay")["ranks"]} == {signal.SIGKILL}
+
+
+def test_many_ctrl_cs_are_no_more_than_two(forge: Forge) -> None:
+    launch = forge.start("launch", forge.spec("scripts: {stay: {run: PROGRAMS/stay.py, procs: 2, preload: []}}"))
+    assert launch.stdout is not None
+    launch.stdout.readline()
+    for _ in range(200):
+        if launch.poll() is None:
+            launch.send_signal(signal.SIGINT)
+    _, err = launch.communicate(timeout=30)
+    assert launch.returncode == 130, err
+    assert "Traceback" not in err
+    [run] = forge.runs()
+    assert not processes_of(run)
+
+
+def test_ctrl_c_of_the_terminal_reaches_the_launcher_alone(forge: Forge) -> None:
+    """A terminal signals its whole foreground group: ranks, agent and controller are not in it."""
+    forge.write(
+        "work.py",
+        "import signal\n"
+        "signal.signal(signal.SIGINT, lambda *_: print('interrupted', flush=True))\n"
+        "print('here', flush=True)\n"
+        "while True: signal.pause()",
+    )
+    launch = forge.start("launch", forge.spec("scripts: {work: {run: work.py, procs: 2, preload: []}}"))
+    assert launch.stdout is not None
+    launch.stdout.readline()
+    os.killpg(launch.pid, signal.SIGINT)
+    out, _ = launch.communicate(timeout=30)
+    assert launch.returncode == 130
+    assert "interrupted" not in out
+
+
+def test_where_sigint_is_ignored_it_stays_so(forge: Forge) -> None:
+    """As `nohup` and shells without job control start programs in the background."""
+    forge.write("work.py", "import pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\nprint('done')")
+    spec = forge.spec("scripts: {work: {run: work.py, preload: []}}")
+    ignore = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    launch = subprocess.Popen(
+        [sys.executable, "-c", ignore, *forge.argv("launch", str(spec))],
+        cwd=forge.folder, env=forge.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until(lambda: any(r["state"] == "running" for r in forge.status()), "the launch")
+    launch.send_signal(signal.SIGINT)
+    assert forge.status()[0]["state"] == "running"
+    Path(forge.folder / "go").touch()
+    out, err = launch.communicate(timeout=30)
+    assert (launch.returncode, out) == (0, "work/0@local │ done\n"), err

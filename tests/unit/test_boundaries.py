@@ -1,0 +1,94 @@
+"""Which part of forgectl may import which: the architecture, held by a test."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "forgectl"
+
+SHARED = ("errors", "codec", "protocol", "processes", "plan.model")
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "boot": (),
+    "errors": (),
+    "codec": (),
+    "processes": (),
+    "protocol": ("codec", "plan.model"),
+    "wire": ("protocol",),
+    "stream": ("protocol", "wire"),
+    "plan": ("errors", "plan", "spec"),
+    "spec": ("errors", "plan.model", "spec"),
+    "rank": ("processes", "rank"),
+    "agent": (*SHARED, "agent", "plan.environment", "rank", "stream", "wire"),
+    "transport": (*SHARED, "agent.gpus", "spec", "transport"),
+    "controller": (*SHARED, "controller", "stream", "transport", "wire"),
+    "cli": (*SHARED, "cli", "controller.client", "controller.rundir", "plan", "spec", "transport.facts", "wire"),
+    "__main__": ("cli",),
+    "__init__": (),
+}
+HEAVY = {"torch", "monarch", "numpy"}
+MAY_BE_HEAVY = {"agent/store.py", "rank/script.py", "cli/templates/train.py"}
+SHIPPED = ("agent", "rank", "codec", "processes", "protocol", "stream", "wire", "boot", "errors", "plan/model", "plan/environment")
+"""What runs on hosts: standard library and psutil only (pynvml where there is one)."""
+
+FILES = sorted(p.relative_to(PACKAGE) for p in PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file names in an import, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / path).read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{a.name}" if node.module == "forgectl" else node.module for a in node.names}
+            if node.module.startswith("forgectl."):
+                found |= {f"{node.module}.{a.name}" for a in node.names if _is_module(f"{node.module}.{a.name}")}
+    return found
+
+
+def _is_module(name: str) -> bool:
+    path = PACKAGE.parent.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_a_file_imports_only_what_its_part_may(path: Path) -> None:
+    part = path.parts[0].removesuffix(".py")
+    for name in imports(path):
+        inner = name.removeprefix("forgectl.")
+        if inner == name or inner in ("__version__", ""):
+            continue
+        packages = {p for p in imports(path) if p.startswith(f"{name}.")}
+        if packages and _is_module(name) and (PACKAGE / inner.replace(".", "/")).is_dir():
+            continue  # `from forgectl.agent import logs` names agent, but loads logs
+        allowed = any(inner == a or inner.startswith(f"{a}.") for a in MAY_IMPORT[part])
+        assert allowed, f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_only_ranks_and_stores_know_torch(path: Path) -> None:
+    heavy = {name.partition(".")[0] for name in imports(path)} & HEAVY
+    assert not heavy or path.as_posix() in MAY_BE_HEAVY
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.as_posix().startswith(SHIPPED)], ids=str)
+def test_what_is_shipped_to_hosts_needs_only_psutil(path: Path) -> None:
+    outside = {
+        top
+        for name in imports(path)
+        if (top := name.partition(".")[0]) not in sys.stdlib_module_names and top != "forgectl"
+    }
+    assert outside <= {"psutil", "pynvml"} | (HEAVY if path.as_posix() in MAY_BE_HEAVY else set())
+
+
+@pytest.mark.parametrize("module", ["forgectl", "forgectl.cli.app", "forgectl.controller.daemon", "forgectl.agent.main"])
+def test_importing_it_imports_neither_torch_nor_monarch(module: str) -> None:
+    code = f"import {module}, sys; print(sorted({{'torch', 'monarch', 'numpy'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
