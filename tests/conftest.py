@@ -66,7 +66,8 @@ class Forge:
             "FORGECTL_GPU_LOCK_DIR": str(folder / "locks"),
             "NO_COLOR": "1",
         }
-        self.env.pop("RANK", None)
+        for name in ("RANK", "COLUMNS"):  # the latter is xdist's, and would fold what our tests read
+            self.env.pop(name, None)
         self._started: list[subprocess.Popen[str]] = []
 
     # ------------------------------------------------------------ commands

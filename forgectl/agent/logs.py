@@ -188,6 +188,14 @@ def _nearly_full(path: Path) -> bool:
     return False
 
 
+def disk_is_full(path: Path) -> bool:
+    """Whether nothing more can be written next to `path`."""
+    with contextlib.suppress(OSError):
+        disk = os.statvfs(path)
+        return disk.f_bavail == 0
+    return False
+
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate  # musl has one, of 64 bits
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)

@@ -24,6 +24,7 @@ from forgectl.agent.processes import become_subreaper, boot_id
 from forgectl.agent.reaper import Reaper
 from forgectl.agent.stats import UseMeter
 from forgectl.codec import CodecError, from_json
+from forgectl.doorway import Doorway
 from forgectl.plan.model import MeshPlan
 from forgectl.protocol import (
     CONTROLLER_TO_AGENT,
@@ -48,7 +49,7 @@ from forgectl.protocol import (
     Welcome,
 )
 from forgectl.stream import Stream
-from forgectl.wire import HANDSHAKE_SECONDS, dial, listen, peer_pid, wrong_version
+from forgectl.wire import HANDSHAKE_SECONDS, dial, peer_pid, wrong_version
 
 LOG_CHECK_SECONDS = 1.0
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -76,13 +77,13 @@ class Agent:
     async def serve(self) -> None:
         """Serve controllers until told to quit or fenced."""
         path = Path(self.config.socket)
-        sock = listen(path)
-        server = await asyncio.start_unix_server(self._on_connection, sock=sock, limit=4 << 20)
-        keepers = [asyncio.create_task(k) for k in (self._keep_lease(), self._keep_logs())]
+        door = Doorway(path, self._on_connection)
+        await door.open()
+        keepers = [asyncio.create_task(k) for k in (self._keep_lease(), self._keep_logs(), door.keep_open())]
         await self.done.wait()
         for keeper in keepers:
             keeper.cancel()
-        server.close()
+        door.close()
         if self._stream is not None:
             await self._stream.close()
         with contextlib.suppress(FileNotFoundError):
@@ -257,8 +258,9 @@ NOT_FOR_RANKS = frozenset({"FORGE_ROLE", "FORGE_MESH"})
 
 
 def log(text: str) -> None:
-    """A line in the agent's own log file."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)  # noqa: T201
+    """A line in the agent's own log file, if there is room: a full disk must not keep it from quitting."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{time.strftime('%H:%M:%S')} {text}\n".encode(errors="backslashreplace"))
 
 
 def main(arguments: list[str]) -> None:

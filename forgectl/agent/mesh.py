@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import os
 import signal
 import socket
@@ -23,6 +24,7 @@ from forgectl.plan.model import Gpu, MeshPlan, RankPlan
 from forgectl.protocol import (
     Happening,
     MeshGone,
+    Notice,
     Prepared,
     RankStarted,
     Refusal,
@@ -99,8 +101,9 @@ class HostMesh:
             hint = "a controller that took over does not know secrets; launch the run anew"
             await self._refuse(69, f"on host {self.host}: the secret {e.args[0]} is not known any more", hint)
         except OSError as e:
-            python = self.plan.python[self.host]
-            await self._refuse(66, f"on host {self.host}: cannot start {python}: {e.strerror}", "check `python:`")
+            what = f"on host {self.host}: cannot start {self.plan.python[self.host]}: {e.strerror}"
+            full = e.errno in (errno.ENOSPC, errno.EDQUOT)
+            await self._refuse(75 if full else 66, what, "free some disk space" if full else "check `python:`")
         else:
             self._emit(Prepared(self.plan.mesh))
 
@@ -257,6 +260,8 @@ class HostMesh:
         )
         if child.orphaned and report.signal == signal.SIGKILL and not (report.asked or report.error):
             report = dataclasses.replace(report, error=f"{child.orphaned}, and its ranks with it")
+        if logs.disk_is_full(log):
+            self._emit(Notice(self.plan.mesh, f"{log.name}: its last lines may be lost, since the disk is full"))
         self._emit(report)
 
     # ------------------------------------------------------------ the end of a generation

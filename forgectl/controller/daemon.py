@@ -25,6 +25,7 @@ from forgectl.controller.rundir import RunDir, seal, write_file
 from forgectl.controller.server import ControlServer
 from forgectl.controller.state import FAILURE_GRACE
 from forgectl.controller.view import run_document
+from forgectl.doorway import LOOK_SECONDS
 from forgectl.protocol import AgentConfig
 from forgectl.wire import dial
 
@@ -38,13 +39,14 @@ class Controller:
 
     def __init__(self, run_dir: RunDir, secrets: dict[str, str], adopt: bool, owner: Identity | None) -> None:
         self.dir = run_dir
+        self._sockets = run_dir.sockets
         self.run = Run.new(run_dir.run, run_dir.read_plan())
         self._secrets = secrets
         whole = not adopt or self._recall()
         self._journal = journal.Journal(run_dir.journal_file)
         self._over = asyncio.Event()
         self._report_due = False
-        self.server = ControlServer(self)
+        self.server = ControlServer(self, run_dir.control_socket)
         self.links = {
             name: Link(host, self._config_of(i), run_dir.agent_socket(i), self, unsure=not whole)
             for i, (name, host) in enumerate(self.run.hosts.items())
@@ -62,7 +64,8 @@ class Controller:
         except (AssertionError, KeyError) as e:
             if whole:
                 raise
-            sys.stderr.write(f"the journal misses too much to go by: {e!r}\n")
+            with contextlib.suppress(OSError):
+                sys.stderr.write(f"the journal misses too much to go by: {e!r}\n")
             self.run = Run.new(self.run.id, self.run.plan)
             records = [(when, r) for when, r in records if isinstance(r, (Born, StopAsked))]
             self._replay(records)
@@ -158,19 +161,28 @@ class Controller:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.ask_stop, None, FAILURE_GRACE, signal.Signals(number).name)
-        await self.server.start(self.dir.control_socket)
+        await self.server.door.open()
         announce()
         self._watch_owner()
         links = [asyncio.create_task(link.run()) for link in self.links.values()]
+        keepers = [asyncio.create_task(k) for k in (self.server.door.keep_open(), self._keep_directory())]
         await self._over.wait()
+        for keeper in keepers:
+            keeper.cancel()
         _, late = await asyncio.wait(links, timeout=FAREWELL_SECONDS)
         for task in late:
             task.cancel()
         with contextlib.suppress(OSError):
-            shutil.rmtree(self.dir.sockets)  # before the state is final: from then on nobody would clean up
+            shutil.rmtree(self._sockets)  # before the state is final: from then on nobody would clean up
         self._leave_final_state()
         await self.server.farewell(self.document())
         self._journal.close()
+
+    async def _keep_directory(self) -> None:
+        """End a run whose directory was removed: nobody could find it any more."""
+        while self.dir.plan_file.exists():
+            await asyncio.sleep(LOOK_SECONDS)
+        self.ask_stop(None, FAILURE_GRACE, "the removal of its run directory")
 
     def _leave_final_state(self) -> None:
         final = run_document(self.run, self.dir.path, alive=False)

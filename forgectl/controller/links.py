@@ -70,6 +70,8 @@ class Link:
         while not self._quit_sent:
             stream = await self._connect()
             if stream is None:
+                if any(isinstance(c, Quit) for c in self._owner.commands_for(self.name)):
+                    break  # there is nothing left to begin one for
                 if not await self._begin_agent():
                     return
                 continue

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from forgectl import __version__
 from forgectl.controller.links import Use
 from forgectl.controller.run import Run
+from forgectl.doorway import Doorway
 from forgectl.protocol import (
     CLI_TO_CONTROLLER,
     Attach,
@@ -20,7 +21,7 @@ from forgectl.protocol import (
     StatusReport,
 )
 from forgectl.stream import Stream
-from forgectl.wire import HANDSHAKE_SECONDS, listen, wrong_version
+from forgectl.wire import HANDSHAKE_SECONDS, wrong_version
 
 
 class Subject(Protocol):
@@ -40,15 +41,11 @@ class Subject(Protocol):
 class ControlServer:
     """Serves any number of CLI connections; a slow or hostile one harms only itself."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: Subject, path: Path) -> None:
         self._subject = subject
         self._followers: set[Stream] = set()
         self._owners: set[Stream] = set()
-        self._server: asyncio.AbstractServer | None = None
-
-    async def start(self, path: Path) -> None:
-        """Listen on `path`."""
-        self._server = await asyncio.start_unix_server(self._serve, sock=listen(path), limit=4 << 20)
+        self.door = Doorway(path, self._serve)
 
     def broadcast(self, document: dict[str, Any]) -> bool:
         """Send the state to all followers; False if one was too congested to take it."""
@@ -63,8 +60,7 @@ class ControlServer:
 
     async def farewell(self, document: dict[str, Any]) -> None:
         """Send the last state and hang up on everybody."""
-        if self._server is not None:
-            self._server.close()
+        self.door.close()
         self._owners.clear()
         for stream in self._followers:
             stream.send(StatusReport(document, ended=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROGRAMS, Forge, until
+from tests.conftest import Forge, processes_of, until
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can mount and give files away")
 
@@ -53,17 +54,15 @@ def _fill(folder: Path) -> Path:
 
 
 def test_a_rank_that_fills_the_disk_goes_on_and_ends_well(small: Forge) -> None:
-    small.write("done.py", "")
-    run = small.launch(
-        f"scripts: {{flood: {{run: {PROGRAMS}/flood.py 20, preload: []}}, stay: {{run: PROGRAMS/stay.py, preload: []}}}}"
-    )
+    stay = "stay: {run: PROGRAMS/stay.py, preload: []}"
+    run = small.launch(f"scripts: {{flood: {{run: PROGRAMS/flood.py 20, preload: []}}, {stay}}}")
     until(lambda: small.mesh(run, "flood")["state"] in ("succeeded", "failed"), "the end of the flood")
     mesh = small.mesh(run, "flood")
     assert (mesh["state"], mesh["ranks"][0]["exit_code"]) == ("succeeded", 0)
     assert small.mesh(run, "stay")["state"] == "running"
     log = Path(mesh["ranks"][0]["log"])
     text = log.read_bytes()
-    assert b"disk full]" in text or mesh["notices"], "the loss is marked in the log or told of in a notice"
+    assert b"disk full]" in text or "disk is full" in " ".join(mesh["notices"]), "the loss is marked"
     assert log.stat().st_blocks * 512 <= 1 << 20
     assert small.run("logs", "flood", "-n", "3").returncode == 0
     small.ok("shutdown", "--all")
@@ -86,14 +85,22 @@ def test_a_launch_onto_a_full_disk_is_refused(small: Forge) -> None:
 
 
 def test_a_run_survives_a_disk_that_fills_up_meanwhile(small: Forge) -> None:
-    """Its states are lost on disk, not in memory: status and shutdown go on working."""
-    run = small.launch("scripts: {stay: {run: PROGRAMS/stay.py, procs: 2, preload: [], restart: {max: 3}}}")
+    """What happens is lost on disk, not in memory: status and shutdown go on working, and nothing comes back."""
+    run = small.launch("scripts: {stay: {run: PROGRAMS/stay.py, procs: 24, preload: [], restart: {max: 3}}}")
     filler = _fill(small.home)
     assert small.document(run)["state"] == "running"
+    os.kill(small.mesh(run, "stay")["ranks"][3]["pid"], signal.SIGKILL)
+    small.until_mesh(run, "stay", lambda m: m["generation"] == 1 and m["state"] in ("running", "failed"))
     result = small.run("shutdown", "stay")
     assert result.returncode == 0, result.stderr
-    assert "2 × SIGTERM" in result.stdout
+    assert "24 × " in result.stdout
+    until(lambda: not processes_of(run), "the end of its processes")
+    for command in (["status"], ["status", "-a", "--json"], ["logs", "stay"], ["shutdown", "--all"]):
+        told = small.run(*command)
+        assert "Traceback" not in told.stderr
+        assert "a fault of forgectl" not in told.stderr
     filler.unlink()
+    assert small.until_ended(run)["state"] in ("stopped", "failed", "lost")
 
 
 @needs_root

@@ -64,7 +64,10 @@ class Target:
         assert [r["pid"] for r in mesh["ranks"]] == self.pids
         assert self.daemon.is_running()
         assert self.daemon.memory_info().rss - self.before < GROWTH
-        for log in (self.forge.run_dir(self.run) / "controller.log", *self.forge.run_dir(self.run).glob("agents/*.log")):
+        for log in (
+            self.forge.run_dir(self.run) / "controller.log",
+            *self.forge.run_dir(self.run).glob("agents/*.log"),
+        ):
             assert "Traceback" not in log.read_text(), log.read_text()[-2000:]
 
 
@@ -264,5 +267,3 @@ def _loosened(path: Path, mode: int) -> Iterator[None]:
         yield
     finally:
         path.chmod(before)
-
-

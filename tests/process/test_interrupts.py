@@ -156,7 +156,9 @@ def test_ctrl_c_of_the_terminal_reaches_the_launcher_alone(forge: Forge) -> None
 
 def test_where_sigint_is_ignored_it_stays_so(forge: Forge) -> None:
     """As `nohup` and shells without job control start programs in the background."""
-    forge.write("work.py", "import pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\nprint('done')")
+    forge.write(
+        "work.py", "import pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\nprint('done')"
+    )
     spec = forge.spec("scripts: {work: {run: work.py, preload: []}}")
     ignore = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
     launch = subprocess.Popen(

@@ -19,39 +19,40 @@ PARITY = PROGRAMS / "parity.py"
 WAYS_TO_END = PROGRAMS / "ways_to_end.py"
 ARGUMENTS = ["--steps", "10", "two words", "-n", "ünï", "", "--", "$HOME", '"quoted"', "*"]
 
-pytestmark = pytest.mark.xdist_group("torchrun")
+pytestmark = [pytest.mark.xdist_group("torchrun"), pytest.mark.timeout(300)]  # many imports of torch
 
 Ranks = list[dict[str, Any]]
 
 
 class Both:
-    """What two ranks saw under each launcher, and what each wrote."""
+    """What two ranks saw under each launcher, and what they wrote."""
 
     def __init__(self, folder: Path, forge: Forge) -> None:
         self.forge = forge
-        self.torchrun_log = self._torchrun(folder / "torchrun")
+        self.torchrun_logs = folder / "torchrun-logs"
+        self._torchrun(folder / "torchrun")
         self._forgectl(folder / "forgectl")
         self.torchrun = self._read(folder / "torchrun")
         self.forgectl = self._read(folder / "forgectl")
 
-    def _torchrun(self, folder: Path) -> str:
+    def _torchrun(self, folder: Path) -> None:
         folder.mkdir()
         torchrun = Path(sys.executable).with_name("torchrun")
+        logs = ["--log-dir", self.torchrun_logs, "--redirects", "3"]  # into one pipe they would cut each other's lines
         result = subprocess.run(
-            [torchrun, "--standalone", "--nproc-per-node", "2", PARITY, folder, *ARGUMENTS],
+            [torchrun, "--standalone", "--nproc-per-node", "2", *logs, PARITY, folder, *ARGUMENTS],
             cwd=self.forge.folder,
             env=self.forge.env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            capture_output=True,
             text=True,
-            timeout=110,
+            timeout=280,
         )
-        assert result.returncode == 0, result.stdout
-        return result.stdout
+        assert result.returncode == 0, result.stderr
 
     def _forgectl(self, folder: Path) -> None:
         folder.mkdir()
-        self.forge.ok("run", "-n", "2", "--env", "PARITY_LOADERS=fork spawn", PARITY, folder, *ARGUMENTS)
+        loaders = "PARITY_LOADERS=fork spawn"
+        self.forge.ok("run", "-n", "2", "--env", loaders, PARITY, folder, *ARGUMENTS, timeout=280)
 
     @staticmethod
     def _read(folder: Path) -> Ranks:
@@ -134,10 +135,13 @@ def test_output_keeps_its_order_through_main_threads_and_exit(both: Both) -> Non
     [run] = both.forge.runs()
     for rank in range(2):
         mark = f"rank {rank}: "
-        torchrun = [line for line in both.torchrun_log.splitlines() if line.startswith(mark)]
-        forgectl = [line for line in log_of(both.forge, run, "parity", rank).splitlines() if line.startswith(mark)]
-        assert forgectl == torchrun
-        assert forgectl[-3:] == [mark + "end of main", mark + "thread", mark + "atexit"]
+        lines = [line for line in log_of(both.forge, run, "parity", rank).splitlines() if line.startswith(mark)]
+        during = [f"{what} {i}" for i in range(3) for what in ("out", "err", "raw", "child")]
+        assert [line.removeprefix(mark) for line in lines] == [*during, "end of main", "thread", "atexit"]
+        for name, is_err in (("stdout", False), ("stderr", True)):
+            [file] = both.torchrun_logs.glob(f"*/attempt_0/{rank}/{name}.log")
+            torchrun = [line for line in file.read_text().splitlines() if line.startswith(mark)]
+            assert torchrun == [line for line in lines if ("err" in line) == is_err]
 
 
 def test_the_scripts_own_classes_pickle_also_to_spawned_children(both: Both) -> None:

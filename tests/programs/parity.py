@@ -127,10 +127,12 @@ def loading():
     """What a DataLoader with workers yields, by start method; only where it is asked for: it is slow."""
     from torch.utils.data import DataLoader
 
-    methods = os.environ.get("PARITY_LOADERS", "").split() if RANK == 0 else []
-    return {
-        m: [b.tolist() for b in DataLoader(Squares(), 4, num_workers=2, multiprocessing_context=m)] for m in methods
-    }
+    found = {}
+    for method in os.environ.get("PARITY_LOADERS", "").split() if RANK == 0 else []:
+        workers = 2 if method == "fork" else 1  # each spawned one imports torch anew
+        loader = DataLoader(Squares(), 4, num_workers=workers, multiprocessing_context=method)
+        found[method] = [batch.tolist() for batch in loader]
+    return found
 
 
 def linger(main):
