@@ -183,7 +183,7 @@ class Forge:
         sockets = self.home / "sockets"
         assert not (sockets.exists() and list(sockets.iterdir())), f"sockets are left: {list(sockets.rglob('*'))}"
         marks = {f"forgectl-{run}" for run in self.runs()}
-        folders = (folder for folder, _, _ in os.walk("/sys/fs/cgroup"))  # unlike glob, it bears others' coming and going
+        folders = (folder for folder, _, _ in os.walk("/sys/fs/cgroup"))  # which bears others' coming and going
         cgroups = [folder for folder in folders if Path(folder).name in marks]
         assert not cgroups, f"cgroups are left: {cgroups}"
 

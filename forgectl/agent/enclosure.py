@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ from dataclasses import dataclass
 from forgectl.agent import cgroups
 from forgectl.agent.cgroups import Cgroup
 from forgectl.agent.exits import all_ended
-from forgectl.agent.processes import REAL, Identity, ProcessTable, Stat, alive, signal_exactly
 from forgectl.agent.sweep import Marks, Roots, sweep
+from forgectl.processes import REAL, Identity, ProcessTable, Stat, alive, signal_exactly
 
 UNKILLABLE_AFTER = 5.0  # seconds after SIGKILL; a process that holds much memory may need one or two to go
 _RESCAN = 0.5  # seconds; for what joined while we waited for others
@@ -276,4 +277,7 @@ async def sweep_run(
     rest = Enclosure(Marks(run, host), groups, above=1, table=table)
     report = await rest.end(0, unkillable_after=unkillable_after)
     rest.close()
+    for root in cgroups.find(f"forgectl-{run}"):  # whoever emptied it may have died before removing it
+        with contextlib.suppress(OSError):  # another host of the run, simulated on this machine, is in it
+            root.path.rmdir()
     return report

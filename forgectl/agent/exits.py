@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from functools import partial
 
 from forgectl.agent.cgroups import Cgroup, EmptyWatch
-from forgectl.agent.processes import Identity, ProcessTable, open_pidfd
+from forgectl.processes import Identity, ProcessTable, open_pidfd
 
 _AT_ONCE = 128  # descriptors to spend on one wait; the rest get their turn in the next
 _POLL = 0.02  # seconds, where a kernel gives us nothing to wait on

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from forgectl.agent.forkserver import PACKET
-from forgectl.agent.processes import Identity, boot_id
 from forgectl.agent.reaper import Reaper
+from forgectl.processes import Identity, boot_id
 from forgectl.rank.title import PADDING
 
 BOOT = str(Path(__file__).resolve().parent.parent / "boot.py")

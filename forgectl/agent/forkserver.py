@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from forgectl.agent.processes import become_subreaper, die_with_parent, identify
+from forgectl.processes import become_subreaper, die_with_parent, identify
 from forgectl.rank import failure
 
 PACKET = 160 * 1024

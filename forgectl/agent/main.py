@@ -20,12 +20,12 @@ from forgectl.agent.enclosure import sweep_run
 from forgectl.agent.events import EventLog
 from forgectl.agent.forks import ForkServer, Setting
 from forgectl.agent.mesh import HostMesh
-from forgectl.agent.processes import become_subreaper, boot_id
 from forgectl.agent.reaper import Reaper
 from forgectl.agent.stats import UseMeter
 from forgectl.codec import CodecError, from_json
 from forgectl.doorway import Doorway
 from forgectl.plan.model import MeshPlan
+from forgectl.processes import become_subreaper, boot_id
 from forgectl.protocol import (
     CONTROLLER_TO_AGENT,
     Ack,

@@ -17,10 +17,10 @@ from forgectl.agent import gpu_leases, logs, store
 from forgectl.agent.enclosure import Enclosure
 from forgectl.agent.forks import Child, ForkServer, ForkServerError
 from forgectl.agent.oom import OomWitness
-from forgectl.agent.processes import Identity
 from forgectl.agent.reports import exit_report
 from forgectl.plan.environment import launch_environment
 from forgectl.plan.model import Gpu, MeshPlan, RankPlan
+from forgectl.processes import Identity
 from forgectl.protocol import (
     Happening,
     MeshGone,

@@ -6,7 +6,7 @@ import time
 
 import psutil
 
-from forgectl.agent.processes import Identity
+from forgectl.processes import Identity
 from forgectl.protocol import RankStats
 
 

@@ -7,7 +7,7 @@ import signal
 import socket
 from datetime import timedelta
 
-from forgectl.agent.processes import die_with_parent
+from forgectl.processes import die_with_parent
 
 
 def bind(address: str) -> socket.socket:

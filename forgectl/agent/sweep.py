@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from forgectl.agent.processes import Identity, ProcessTable, Stat
+from forgectl.processes import Identity, ProcessTable, Stat
 
 _NEVER = frozenset({b"controller", b"agent"})
 _LISTINGS = 50  # where others keep starting processes; two are the rule

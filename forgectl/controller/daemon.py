@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from forgectl import __version__
-from forgectl.agent.processes import Identity, boot_id, identify, open_pidfd
 from forgectl.controller import journal
 from forgectl.controller.commands import Command, commands
 from forgectl.controller.links import Link, Use
 from forgectl.controller.records import Born, Record, StopAsked
 from forgectl.controller.run import Run
-from forgectl.controller.rundir import RunDir, seal, write_file
+from forgectl.controller.rundir import RunDir
 from forgectl.controller.server import ControlServer
 from forgectl.controller.state import FAILURE_GRACE
 from forgectl.controller.view import run_document
 from forgectl.doorway import LOOK_SECONDS
+from forgectl.processes import Identity, boot_id, identify, open_pidfd
 from forgectl.protocol import AgentConfig
 from forgectl.wire import dial
 
@@ -187,7 +187,7 @@ class Controller:
     def _leave_final_state(self) -> None:
         final = run_document(self.run, self.dir.path, alive=False)
         with contextlib.suppress(OSError):  # a full disk: the journal says the same, less handily
-            write_file(self.dir.final_file, seal(json.dumps(final).encode()))
+            self.dir.write_final(final)
 
     def _watch_owner(self) -> None:
         """Notice the end of the launch in the foreground even while it is not connected, or was not yet."""

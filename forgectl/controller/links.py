@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Protocol
 
 from forgectl import __version__
-from forgectl.agent.processes import boot_id
 from forgectl.controller.commands import Command, key
 from forgectl.controller.records import AgentLost, AgentUp, Happened, Record
 from forgectl.controller.state import Host
 from forgectl.errors import ForgeError, UnreachableError
+from forgectl.processes import boot_id
 from forgectl.protocol import (
     AGENT_TO_CONTROLLER,
     Ack,

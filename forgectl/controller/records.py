@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from forgectl.agent.processes import Identity
+from forgectl.processes import Identity
 from forgectl.protocol import HAPPENINGS, pack, unpack
 
 

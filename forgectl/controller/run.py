@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from forgectl.agent.processes import Identity
 from forgectl.controller.records import AgentLost, AgentUp, Born, Happened, Record, StopAsked
 from forgectl.controller.state import ENDED, FAILURE_GRACE, Host, Mesh, Rank, describe
 from forgectl.plan.model import Plan
+from forgectl.processes import Identity
 from forgectl.protocol import (
     HAPPENINGS,
     MeshGone,

@@ -19,6 +19,10 @@ from forgectl.errors import BusyError, ForgeError, InternalError
 from forgectl.plan.model import Plan
 from forgectl.wire import private_folder
 
+RESERVE = 64 * 1024
+RESERVE_PER_RANK = 1024
+"""Bytes that a run keeps for its final state: without that every later command would take it for a crashed one."""
+
 
 def runs_folder() -> Path:
     """The folder of all runs of this user: $FORGECTL_HOME or $XDG_STATE_HOME/forgectl, then `runs`."""
@@ -78,6 +82,21 @@ class RunDir:
     def final_file(self) -> Path:
         """The status document of a run that has ended; there is none before."""
         return self.path / "status.json"
+
+    @property
+    def reserve_file(self) -> Path:
+        """Space that is given up for the final state where the disk is full by then."""
+        return self.path / ".reserve"
+
+    def write_final(self, document: dict[str, Any]) -> None:
+        """Leave the status document of the ended run; raises OSError where even the reserve does not suffice."""
+        data = seal(json.dumps(document).encode())
+        try:
+            write_file(self.final_file, data)
+        except OSError:
+            self.reserve_file.unlink(missing_ok=True)
+            write_file(self.final_file, data)
+        self.reserve_file.unlink(missing_ok=True)
 
     def read_plan(self) -> Plan:
         """The plan that was launched; raises InternalError where it cannot be read."""
@@ -155,6 +174,8 @@ def create(plan: Plan, spec_text: bytes) -> tuple[RunDir, int]:
         for part in ("agents", "logs"):
             (run.path / part).mkdir(mode=0o700)
         write_file(run.path / "spec.yaml", spec_text)
+        ranks = sum(m.procs for m in plan.meshes)
+        write_file(run.reserve_file, os.urandom(max(RESERVE, ranks * RESERVE_PER_RANK)))  # noise: no disk compresses it
         lock = run.lock_controller()
         assert lock is not None, "nobody else knows of this run yet"
         # The plan comes last: a folder without one is no run.

@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from forgectl.agent.processes import die_with_parent
+from forgectl.processes import die_with_parent
 from forgectl.rank import failure, title
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126

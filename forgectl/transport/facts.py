@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from forgectl.agent.gpus import NoSuchGpu, discover
-from forgectl.agent.processes import boot_id
 from forgectl.errors import SpecError, SpecProblem
 from forgectl.plan.model import HostFacts
+from forgectl.processes import boot_id
 
 if TYPE_CHECKING:
     from forgectl.spec.model import Host, Spec

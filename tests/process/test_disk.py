@@ -96,9 +96,7 @@ def test_a_run_survives_a_disk_that_fills_up_meanwhile(small: Forge) -> None:
     assert "24 × " in result.stdout
     until(lambda: not processes_of(run), "the end of its processes")
     for command in (["status"], ["status", "-a", "--json"], ["logs", "stay"], ["shutdown", "--all"]):
-        told = small.run(*command)
-        assert "Traceback" not in told.stderr
-        assert "a fault of forgectl" not in told.stderr
+        small.ok(*command)
     filler.unlink()
     assert small.until_ended(run)["state"] in ("stopped", "failed", "lost")
 

@@ -15,7 +15,7 @@ import pytest
 
 from forgectl.agent import cgroups
 from forgectl.agent.enclosure import Enclosure, sweep_run
-from forgectl.agent.processes import Identity, alive, identify
+from forgectl.processes import Identity, alive, identify
 from tests.process.families import HOST, PROGRAMS, Family
 
 

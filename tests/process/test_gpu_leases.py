@@ -85,9 +85,7 @@ def kill(pid: int) -> None:
         os.close(process)
 
 
-def test_of_fifty_at_once_exactly_one_gets_the_gpu_and_all_others_name_it(
-    directory: Path, start: Start
-) -> None:
+def test_of_fifty_at_once_exactly_one_gets_the_gpu_and_all_others_name_it(directory: Path, start: Start) -> None:
     rivals = start("rival", A, "--rivals", "50")
     lines = [said(rivals) for _ in range(50)]
     winners = [line for line in lines if not line["taken"]]
@@ -99,9 +97,7 @@ def test_of_fifty_at_once_exactly_one_gets_the_gpu_and_all_others_name_it(
             assert line["exit_code"] == 75
 
 
-def test_rivals_for_sets_that_overlap_do_not_refuse_each_other_for_ever(
-    directory: Path, start: Start
-) -> None:
+def test_rivals_for_sets_that_overlap_do_not_refuse_each_other_for_ever(directory: Path, start: Start) -> None:
     rivals = [start(f"r{i}", *pair, "--rivals", "5") for i, pair in enumerate([(A, B), (B, C), (C, A)])]
     lines = [said(process) for process in rivals for _ in range(5)]
     assert sum(not line["taken"] for line in lines) == 1
@@ -218,9 +214,7 @@ def test_looking_makes_no_files(directory: Path) -> None:
     assert list(directory.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "uuid", ["../../etc/x", "a/b", "declared:h:0", ".", "MIG-GPU-1/2/0", "ä\n", "\x00", "%2F"]
-)
+@pytest.mark.parametrize("uuid", ["../../etc/x", "a/b", "declared:h:0", ".", "MIG-GPU-1/2/0", "ä\n", "\x00", "%2F"])
 def test_any_uuid_has_a_file_of_its_own_in_the_folder(directory: Path, uuid: str) -> None:
     lease = take(directory, uuid)
     assert [path.name for path in directory.iterdir()] == [lock_name(uuid)]
@@ -251,9 +245,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("content", HOSTILE, ids=range(len(HOSTILE)))
-def test_what_a_file_says_is_never_believed_beyond_a_well_formed_record(
-    directory: Path, content: bytes
-) -> None:
+def test_what_a_file_says_is_never_believed_beyond_a_well_formed_record(directory: Path, content: bytes) -> None:
     (directory / lock_name(A)).write_bytes(content)
     assert holders([A], directory) == {}
     lease = take(directory, A)
@@ -288,9 +280,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("kind", ["symlink", "dangling", "fifo", "folder", "hard link", "socket"])
-def test_what_is_no_lock_file_is_not_followed_written_or_waited_for(
-    directory: Path, tmp_path: Path, kind: str
-) -> None:
+def test_what_is_no_lock_file_is_not_followed_written_or_waited_for(directory: Path, tmp_path: Path, kind: str) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
     place = directory / lock_name(A)
@@ -338,9 +328,7 @@ def test_a_file_removed_between_opening_and_locking_is_not_taken_for_the_lock(
     lease.release()
 
 
-def test_too_few_descriptors_are_not_reported_as_a_taken_gpu(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_few_descriptors_are_not_reported_as_a_taken_gpu(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> int:
         raise OSError(24, "Too many open files")
 
@@ -354,9 +342,7 @@ def test_too_few_descriptors_are_not_reported_as_a_taken_gpu(
 
 
 @root
-def test_another_users_file_can_be_locked_and_its_text_is_not_taken_for_ours(
-    directory: Path, start: Start
-) -> None:
+def test_another_users_file_can_be_locked_and_its_text_is_not_taken_for_ours(directory: Path, start: Start) -> None:
     ann = start("anns-0001", A, "--uid", str(ANN))
     assert said(ann)["taken"] == {}
     words = holders([A], directory)[A]
@@ -408,9 +394,7 @@ def test_a_holder_in_another_container_is_named_from_both_sides(directory: Path,
         pytest.skip("no namespaces here")
     inside = start("inside-0001", A, before=container)
     assert said(inside) == {"pid": 1, "taken": {}, "heir": 0}
-    assert holders([A], directory)[A] == (
-        "run inside-0001, mesh trainer, of user root, pid 1 of another container"
-    )
+    assert holders([A], directory)[A] == ("run inside-0001, mesh trainer, of user root, pid 1 of another container")
     lease = take(directory, B)
     other = said(start("inside-0002", A, B, before=container))
     assert other["taken"] == {

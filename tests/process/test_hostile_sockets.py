@@ -171,7 +171,7 @@ def test_slow_writers_and_idle_connections_keep_nobody_waiting(target: Target) -
                     return True
             return False
 
-        until(lambda: not any([still_there(s) for s in slow]), "the slow ones to be dropped")
+        until(lambda: [still_there(s) for s in slow] == [False] * len(slow), "the slow ones to be dropped")
         for sock in silent:
             assert target.hung_up(sock) == b""
     finally:

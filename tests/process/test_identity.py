@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from forgectl.agent.processes import (
+from forgectl.processes import (
     REAL,
     Identity,
     alive,
@@ -136,7 +136,7 @@ def run_python(code):
 def test_orphans_fall_to_a_subreaper():
     done = run_python("""
 import os
-from forgectl.agent.processes import become_subreaper
+from forgectl.processes import become_subreaper
 become_subreaper()
 ready, told = os.pipe()
 if os.fork() == 0:
@@ -154,7 +154,7 @@ assert os.waitstatus_to_exitcode(os.wait()[1]) == 7
 
 DIES = """
 import os, signal, sys
-from forgectl.agent.processes import become_subreaper, die_with_parent
+from forgectl.processes import become_subreaper, die_with_parent
 become_subreaper()
 ready, told = os.pipe()
 parent = os.fork()
@@ -183,7 +183,7 @@ def test_die_with_parent(too_late):
 def test_die_with_parent_leaves_a_child_of_a_living_parent_alone():
     done = run_python("""
 import os
-from forgectl.agent.processes import die_with_parent
+from forgectl.processes import die_with_parent
 parent = os.getpid()
 if os.fork() == 0:
     die_with_parent(parent)

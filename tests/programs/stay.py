@@ -6,6 +6,7 @@ import sys
 
 if "deaf" in sys.argv:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-print(f"here: rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}, generation {os.environ['TORCHELASTIC_RESTART_COUNT']}")
+generation = os.environ["TORCHELASTIC_RESTART_COUNT"]
+print(f"here: rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}, generation {generation}", flush=True)
 while True:
     signal.pause()

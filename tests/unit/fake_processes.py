@@ -4,7 +4,7 @@ import os
 import signal
 from dataclasses import replace
 
-from forgectl.agent.processes import Identity, ProcessTable, Stat
+from forgectl.processes import Identity, ProcessTable, Stat
 
 BOOT = "boot-1"
 

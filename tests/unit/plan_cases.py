@@ -43,9 +43,7 @@ def case(hosts: str, meshes: str) -> tuple[Spec, dict[str, HostFacts]]:
     line, facts = hosts_of(hosts)
     text = f"{line}scripts:\n"
     for word in meshes.split():
-        name, procs, cpu, count, named = re.fullmatch(
-            r"(\w+):(\d+)(-)?(?:/(\d+))?(?:@([\w+]+))?", word
-        ).groups()
+        name, procs, cpu, count, named = re.fullmatch(r"(\w+):(\d+)(-)?(?:/(\d+))?(?:@([\w+]+))?", word).groups()
         on = f", hosts: {count}" if count else f", hosts: [{named.replace('+', ', ')}]" if named else ""
         text += f"  {name}: {{command: 'true', procs: {procs}, with_gpus: {str(not cpu).lower()}{on}}}\n"
     return spec_of(text), facts

@@ -108,12 +108,8 @@ def cards(count: int) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def find(tmp_path: Path) -> Any:
-    def run(
-        nvml: FakeNvml | None, declared: Any = "auto", run: str | None = None, **environ: str
-    ) -> HostGpus:
-        found = discover(
-            declared, host="here", environ=environ, run=run, directory=tmp_path, nvml=lambda: nvml
-        )
+    def run(nvml: FakeNvml | None, declared: Any = "auto", run: str | None = None, **environ: str) -> HostGpus:
+        found = discover(declared, host="here", environ=environ, run=run, directory=tmp_path, nvml=lambda: nvml)
         assert nvml is None or nvml.open == 0 or "nvmlShutdown" in nvml.broken
         return found
 
@@ -193,9 +189,7 @@ def test_nothing_that_nvml_refuses_stops_an_agent(find: Any, question: str, erro
     if question == "nvmlDeviceGetMigMode":
         assert visible(found) == ["0", "1", "2"]
     else:
-        assert [g.uuid for g in found.gpus] == (
-            [] if question in NO_GPUS else ["GPU-0000-x", "GPU-1111-x", *mig]
-        )
+        assert [g.uuid for g in found.gpus] == ([] if question in NO_GPUS else ["GPU-0000-x", "GPU-1111-x", *mig])
     assert ("nvmlShutdown" in nvml.asked) == (question != "nvmlInit")
 
 
@@ -214,9 +208,7 @@ MIG = {"uuid": "GPU-mmmm", "mig": ["MIG-aa", None, "MIG-ab"]}
 
 def test_each_mig_device_is_a_gpu_by_its_uuid(find: Any) -> None:
     found = find(FakeNvml(MIG))
-    assert found.gpus == tuple(
-        Gpu(visible=uuid, uuid=uuid, name="H100 MIG 1g.10gb") for uuid in ("MIG-aa", "MIG-ab")
-    )
+    assert found.gpus == tuple(Gpu(visible=uuid, uuid=uuid, name="H100 MIG 1g.10gb") for uuid in ("MIG-aa", "MIG-ab"))
 
 
 @pytest.mark.parametrize(
@@ -306,9 +298,7 @@ def test_a_declared_number_means_the_first_that_nvml_sees(find: Any) -> None:
 @pytest.mark.parametrize("nvml", [None, FakeNvml(), FakeNvml(*cards(2))], ids=["absent", "0", "2"])
 def test_more_than_nvml_sees_are_made_up(find: Any, nvml: FakeNvml | None) -> None:
     found = find(nvml, 3)
-    assert found == HostGpus(
-        tuple(Gpu(visible=str(i), uuid=f"declared:here:{i}") for i in range(3)), declared=True
-    )
+    assert found == HostGpus(tuple(Gpu(visible=str(i), uuid=f"declared:here:{i}") for i in range(3)), declared=True)
 
 
 def test_gpus_that_are_there_but_hidden_are_not_made_up(find: Any) -> None:
@@ -353,9 +343,7 @@ def holder_of(find: Any, run: str | None = None, **card: Any) -> str | None:
 
 
 def test_a_leased_gpu_names_run_mesh_user_and_pid(find: Any, tmp_path: Path) -> None:
-    lease = acquire(
-        [Gpu("1", "GPU-1111-x")], run="grpo-7f3a", mesh="trainer", host="here", directory=tmp_path
-    )
+    lease = acquire([Gpu("1", "GPU-1111-x")], run="grpo-7f3a", mesh="trainer", host="here", directory=tmp_path)
     found = find(FakeNvml(*cards(2)))
     user = psutil.Process().username()
     assert [g.holder for g in found.gpus] == [
@@ -373,9 +361,7 @@ def test_a_declared_gpu_can_be_leased_too(find: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["compute", "graphics"])
-def test_a_foreign_process_is_named_with_its_memory_but_not_its_arguments(
-    find: Any, kind: str, tmp_path: Path
-) -> None:
+def test_a_foreign_process_is_named_with_its_memory_but_not_its_arguments(find: Any, kind: str, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text("import sys; sys.stdin.read()")
     argv = [sys.executable, "-u", "train.py", "--key=s3cret"]

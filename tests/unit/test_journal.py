@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from forgectl.agent.processes import Identity
 from forgectl.controller import journal
 from forgectl.controller.records import AgentLost, AgentUp, Born, Happened, Record, StopAsked
 from forgectl.controller.rundir import seal, unseal
+from forgectl.processes import Identity
 from forgectl.protocol import Prepared, RankStarted, pack
 
 RECORDS: list[tuple[float, Record]] = [

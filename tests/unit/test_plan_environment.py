@@ -110,9 +110,7 @@ def test_threads_are_the_cores_shared_by_all_ranks_of_the_machine(
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "TORCH_NCCL_ASYNC_ERROR_HANDLING"])
 def test_a_default_gives_way_to_the_spec_then_to_the_launching_environment(name: str) -> None:
-    def value(
-        *layers: dict[str, str], inherited: dict[str, str], secrets: tuple[str, ...] = ()
-    ) -> str | None:
+    def value(*layers: dict[str, str], inherited: dict[str, str], secrets: tuple[str, ...] = ()) -> str | None:
         env = host_environment(*layers, host="a", cores=4, ranks=4, inherited=inherited, secrets=secrets)
         return env.get(name)
 

@@ -34,9 +34,7 @@ class Problem:
             f"{name}={machine}:{count}" + ("!" + "".join(map(str, held)) if held else "")
             for name, (machine, count, held) in self.hosts.items()
         )
-        meshes = " ".join(
-            f"x{i}:{m.procs}{'' if m.gpus else '-'}" + self._on(m) for i, m in enumerate(self.meshes)
-        )
+        meshes = " ".join(f"x{i}:{m.procs}{'' if m.gpus else '-'}" + self._on(m) for i, m in enumerate(self.meshes))
         return case(hosts, meshes)
 
     @staticmethod
@@ -46,9 +44,7 @@ class Problem:
         return f"/{mesh.hosts}" if mesh.hosts else ""
 
     def room(self, *, held_count: bool) -> dict[str, int]:
-        return {
-            machine: count - (0 if held_count else len(held)) for machine, count, held in self.hosts.values()
-        }
+        return {machine: count - (0 if held_count else len(held)) for machine, count, held in self.hosts.values()}
 
     def fits(self, room: dict[str, int], meshes: tuple[Mesh, ...] | None = None) -> bool:
         """By trying every choice of hosts for every mesh: GPUs of a machine are alike, so counts will do."""
@@ -130,9 +126,7 @@ def test_every_plan_is_whole_even_exclusive_and_the_same_again(problem: Problem)
     for mesh, wanted in zip(plan.meshes, problem.meshes, strict=True):
         assert [r.rank for r in mesh.ranks] == list(range(wanted.procs))
         each = wanted.procs // len(mesh.hosts)
-        assert [(r.host, r.local_rank) for r in mesh.ranks] == [
-            (h, i) for h in mesh.hosts for i in range(each)
-        ]
+        assert [(r.host, r.local_rank) for r in mesh.ranks] == [(h, i) for h in mesh.hosts for i in range(each)]
         assert len(set(mesh.hosts)) == len(mesh.hosts)
         for host in mesh.hosts:
             assert set(mesh.gpus[host]) <= set(facts[host].gpus)

@@ -18,7 +18,7 @@ env: {PLAIN: "yes", LONG: "%s", "EVIL": "\\e]52;c;aGk=\\a[red]x[/red]\\n\\u202e"
 secrets: [HF_TOKEN]
 actors: {trainer: {class: actors.trainer:Trainer, procs: 4, hosts: 2, with_gpus: true, restart: {max: 3, within: 10m}}}
 scripts: {tidy: {command: [sh, -c, "echo hi there"], hosts: [b]}}
-"""  # noqa: E501
+"""
 
 
 def planned() -> Plan:
