@@ -12,9 +12,10 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -n 4
+	$(BIN)/python -m pytest -q -n 4 --dist loadgroup
 
 bench: $(READY)
+	@mkdir -p benchmarks/results
 	$(BIN)/python benchmarks/launch.py --json benchmarks/results/launch.json
 
 $(READY): pyproject.toml constraints.txt

@@ -135,6 +135,8 @@ class _Launch:
             self._show_logs()
             if document["ended_at"] and mesh["failure"]:
                 continue  # its report follows, after the logs
+            if mesh["state"] == "stopping" and not mesh["reason"]:
+                continue  # of itself, as it is done: how it ended follows
             line = f"{mesh['mesh']} {mesh['state']}"
             if mesh["state"] in ("running", "ready"):
                 line += f" ({mesh['desired']} {'rank' if mesh['desired'] == 1 else 'ranks'}, run {document['run']})"

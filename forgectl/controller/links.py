@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,7 @@ from forgectl.wire import HANDSHAKE_SECONDS
 
 Use = dict[str, dict[int, RankStats]]
 STATS_SECONDS = 2.0
+START_TIMES = 5
 
 
 class Owner(Protocol):
@@ -101,13 +103,20 @@ class Link:
         first = self.host.pid is None and not self._unsure
         why = "" if first else self._why_gone()
         try:
-            pid = await local.start_agent(self._config(not first), self.host.plan.python)
+            pid = await self._start_agent(sweep=not first)
         except ForgeError as e:
             self._owner.record(AgentLost(self.name, e.message, e.exit_code, e.hint, final=True))
             return False
         if not first and pid != self.host.pid:
             self._owner.record(AgentLost(self.name, why))
         return True
+
+    async def _start_agent(self, *, sweep: bool) -> int:
+        """Start an agent, and others where that is killed: without one nobody ends what an earlier one left."""
+        for _ in range(START_TIMES - 1):
+            with contextlib.suppress(local.AgentKilledError):
+                return await local.start_agent(self._config(sweep), self.host.plan.python)
+        return await local.start_agent(self._config(sweep), self.host.plan.python)
 
     def _why_gone(self) -> str:
         if self.host.boot_id not in (boot_id(), None):

@@ -47,9 +47,15 @@ async def start_agent(config: AgentConfig, python: str) -> int:
         raise _why_not(config, python, err.decode(errors="replace"), process.returncode) from None
 
 
+class AgentKilledError(UnreachableError):
+    """An agent ended before it listened, without a word: it was killed, and another may fare better."""
+
+
 def _why_not(config: AgentConfig, python: str, err: str, code: int | None) -> ForgeError:
-    silent = f"killed by signal {-code}" if code and code < 0 else "it ended before it listened"
-    last = err.strip().splitlines()[-1] if err.strip() else silent
+    if not err.strip():
+        how = f"was killed by signal {-code}" if code and code < 0 else "ended before it listened"
+        return AgentKilledError(f"host {config.host}: its agent {how}", hint=f"see {config.run_dir}/agents")
+    last = err.strip().splitlines()[-1]
     hint = f"install it there: {python} -m pip install psutil" if "psutil" in last else None
     return UnreachableError(f"host {config.host}: its agent could not start under {python}: {last}", hint=hint)
 
