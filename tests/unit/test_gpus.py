@@ -363,9 +363,11 @@ def test_a_declared_gpu_can_be_leased_too(find: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["compute", "graphics"])
 def test_a_foreign_process_is_named_with_its_memory_but_not_its_arguments(find: Any, kind: str, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
-    script.write_text("import sys; sys.stdin.read()")
+    script.write_text("import sys; print(); sys.stdin.read()")
     argv = [sys.executable, "-u", "train.py", "--key=s3cret"]
-    with subprocess.Popen(argv, cwd=tmp_path, stdin=subprocess.PIPE) as stranger:
+    with subprocess.Popen(argv, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as stranger:
+        assert stranger.stdout is not None
+        stranger.stdout.readline()  # its exec is done: before, it has no command line
         words = holder_of(find, **{kind: [process(stranger.pid, int(30.1 * GIB))]})
         stranger.communicate()
     python, user = Path(sys.executable).name, psutil.Process().username()

@@ -7,10 +7,10 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from plan_cases import CORES, case, hosts_of, placed, spec_of
 
 from forgectl.plan.environment import AT_LAUNCH, host_environment, launch_environment
 from forgectl.plan.model import MeshPlan
+from tests.unit.plan_cases import CORES, case, hosts_of, placed, spec_of
 
 
 def variables(mesh: MeshPlan, rank: int) -> dict[str, str]:

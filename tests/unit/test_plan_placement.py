@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from plan_cases import HOLDER, case, hosts_of, notation_of, placed, spec_of
 
 from forgectl.errors import BusyError, SpecError
 from forgectl.plan.model import Program
+from tests.unit.plan_cases import HOLDER, case, hosts_of, notation_of, placed, spec_of
 
 FITS = [
     # hosts, meshes, plan

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan_cases import case, placed
 
 from forgectl.codec import from_json, to_json
 from forgectl.errors import BusyError, SpecError
 from forgectl.plan.model import Plan
+from tests.unit.plan_cases import case, placed
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 
-from plan_cases import hosts_of, placed, spec_of
 from rich.console import Console
 
 from forgectl.cli.plan_view import plan_json, plan_table
 from forgectl.codec import from_json
 from forgectl.plan.environment import AT_LAUNCH
 from forgectl.plan.model import Plan
+from tests.unit.plan_cases import hosts_of, placed, spec_of
 
 SPEC = """
 hosts: [{name: a, local: true}, {name: b, local: true}]
