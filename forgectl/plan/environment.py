@@ -60,7 +60,8 @@ def rank_environment(
     """A rank's variables that are known before launch, on top of its host's.
 
     A mesh has one role, its own name, so role rank and world size are those of the mesh (as in torchrun).
-    `gpus` are all that the mesh has on the host: a rank picks its own by LOCAL_RANK.
+    `gpus` are all that the mesh has on the host: a rank picks its own by LOCAL_RANK. Of MIG devices each rank sees
+    only its own, as cuda:0.
     """
     env = {
         "RANK": str(rank),
@@ -77,7 +78,9 @@ def rank_environment(
         "FORGE_MESH": mesh,
     }
     if gpus:
-        env["CUDA_VISIBLE_DEVICES"] = ",".join(g.visible for g in gpus)
+        mig = any(g.visible.startswith("MIG-") for g in gpus)  # CUDA shows a process only the first MIG device
+        seen = gpus[local_rank : local_rank + 1] if mig else gpus
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(g.visible for g in seen)
         env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # what `visible` counts in; CUDA's own order is by speed
     return env
 

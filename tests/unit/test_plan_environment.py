@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from forgectl.plan.environment import AT_LAUNCH, host_environment, launch_environment
-from forgectl.plan.model import MeshPlan
+from forgectl.plan.environment import AT_LAUNCH, host_environment, launch_environment, rank_environment
+from forgectl.plan.model import Gpu, MeshPlan
 from tests.unit.plan_cases import CORES, case, hosts_of, placed, spec_of
 
 
@@ -124,3 +124,23 @@ def test_restarts_are_told_to_ranks() -> None:
     spec = spec_of("scripts: {x: {command: 'true', restart: {max: 2}}}")
     mesh = placed(spec, hosts_of("local:0")[1]).mesh("x")
     assert mesh.ranks[0].env["TORCHELASTIC_MAX_RESTARTS"] == "2"
+
+
+def test_a_rank_on_a_mig_device_sees_only_its_own() -> None:
+    """CUDA enumerates one MIG device a process, the first that is named."""
+    gpus = [Gpu("MIG-a", "MIG-a"), Gpu("MIG-b", "MIG-b")]
+    seen = [
+        rank_environment(
+            mesh="m",
+            rank=rank,
+            local_rank=rank,
+            world_size=2,
+            local_world_size=2,
+            group_rank=0,
+            group_world_size=1,
+            max_restarts=0,
+            gpus=gpus,
+        )["CUDA_VISIBLE_DEVICES"]
+        for rank in range(2)
+    ]
+    assert seen == ["MIG-a", "MIG-b"]
