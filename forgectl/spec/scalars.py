@@ -14,7 +14,7 @@ from forgectl.spec.problems import did_you_mean, show
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 NAME_RULE = "at most 63 letters, digits, '.', '_' or '-', the first a letter or digit"
-MAX_PROCS = 65_536
+MAX_PROCS = 4096
 _LINE = 20_000  # characters; splitting takes microseconds for each
 
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
