@@ -79,7 +79,7 @@ def test_a_signal_at_any_moment_of_a_launch_leaves_nothing(forge: Forge, number:
             stopped += document["stopped_by"] in ("Ctrl-C", number.name)
         else:
             assert document["state"] == "succeeded", where
-    assert stopped >= MOMENTS // 5, "most moments were not within the launch"
+    assert stopped, "no moment was within the launch"
     assert forge.status() == []
 
 

@@ -76,6 +76,7 @@ def test_an_agent_that_dies_between_two_rmdirs_leaves_no_cgroup(forge: Forge) ->
     for role in ("controller", "agent"):
         end(roles[role][0])
     until_empty(run)
+    until(lambda: not root.populated(), "the kernel to have let go of the last process")
     for folder in root.tree()[:-1]:
         folder.rmdir()
     assert forge.until_ended(run)["state"] == "lost"
