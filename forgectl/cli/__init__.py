@@ -14,10 +14,11 @@ def main() -> None:
     if before is signal.default_int_handler:  # else somebody had it ignored
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     _open_standard_streams()
-    from forgectl.cli.app import run
+    from forgectl.cli import app
 
-    signal.signal(signal.SIGINT, before)
-    run()
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, app.interrupt)
+    app.run()
 
 
 def _open_standard_streams() -> None:

@@ -69,6 +69,15 @@ def main(
     """Options of all commands."""
 
 
+_interrupted: list[int] = []
+
+
+def interrupt(number: int, frame: object) -> NoReturn:
+    """Ctrl-C. It is remembered, since a library may make an error of its own of it (pydantic's core does)."""
+    _interrupted.append(number)
+    raise KeyboardInterrupt
+
+
 def run() -> NoReturn:
     """Run the command line and exit with its code."""
     code = _run()
