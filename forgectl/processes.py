@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -197,6 +198,18 @@ def _signal_by_number(identity: Identity, signum: int, table: ProcessTable) -> b
     except (ProcessLookupError, PermissionError):
         return False
     return True
+
+
+def collect_children() -> Iterator[tuple[int, int]]:
+    """(pid, wait status) of every child that has ended; returns when none is left to collect."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        yield pid, status
 
 
 def become_subreaper() -> None:

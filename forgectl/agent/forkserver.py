@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from forgectl.processes import become_subreaper, die_with_parent, identify
+from forgectl.processes import become_subreaper, collect_children, die_with_parent, identify
 from forgectl.rank import failure
 
 PACKET = 160 * 1024
@@ -103,13 +103,7 @@ class _Server:
                     return child
 
     def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
+        for pid, status in collect_children():
             self._tell({"exited": pid, "status": status, "time": time.time()})
 
     def _fork(self, request: dict[str, Any], fds: list[int]) -> Child | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections.abc import Callable
+
+from forgectl.processes import collect_children
 
 
 class Reaper:
@@ -25,12 +26,6 @@ class Reaper:
 
     def reap(self) -> None:
         """Collect all that have ended."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
+        for pid, status in collect_children():
             if then := self._claims.pop(pid, None):
                 then(status)

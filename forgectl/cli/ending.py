@@ -8,14 +8,12 @@ import time
 from typing import Any
 
 from forgectl.cli import render
-from forgectl.cli.find import mesh_of
+from forgectl.cli.find import OVER, mesh_of
 from forgectl.controller import client, rundir
 from forgectl.controller.rundir import RunDir
 from forgectl.errors import ForgeError
 from forgectl.protocol import Attach, Shutdown, StatusReport
 from forgectl.wire import Line
-
-OVER = ("succeeded", "failed", "stopped", "lost")
 
 
 def end_all(targets: dict[str, tuple[str, ...] | None], grace: float) -> int:

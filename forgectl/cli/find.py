@@ -9,6 +9,9 @@ from forgectl.controller import rundir
 from forgectl.controller.rundir import RunDir
 from forgectl.errors import InternalError, NotFoundError, UsageError
 
+OVER = ("succeeded", "failed", "stopped", "lost")
+"""States of a mesh or run that nothing follows."""
+
 
 def all_living() -> list[RunDir]:
     """Runs that have not ended, oldest first."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from forgectl.cli import render
-from forgectl.cli.find import mesh_of
+from forgectl.cli.find import OVER, mesh_of
 from forgectl.cli.log_stream import IDLE_SECONDS, LogStream, Source, read_all
 from forgectl.cli.log_writer import LogWriter
 from forgectl.controller import client
@@ -62,7 +62,7 @@ def _follow(
             for source in _sources(document, ranks):
                 stream.add(source, last)
             last = None  # later generations are shown from their beginning
-            over = document["state"] in ("succeeded", "failed", "stopped", "lost")
+            over = document["state"] in OVER
             if over:
                 stream.end()
         idle = True
