@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -159,7 +160,7 @@ def test_the_controller_dies_while_ranks_fall_and_restart(forge: Forge) -> None:
         until(lambda g=generation: forge.mesh(run, "fall")["generation"] > g, "another generation")
         generation = forge.mesh(run, "fall")["generation"]
         launch = forge.start("status", "--json")  # so that the kill comes at any moment of a command, too
-        with pytest.raises(subprocess.TimeoutExpired):
+        with contextlib.suppress(subprocess.TimeoutExpired):
             launch.wait(chance.uniform(0, 0.1))
         end_controller(forge, run)
         launch.communicate(timeout=60)
