@@ -1,3 +1,38 @@
 """forgectl: launch, watch and shut down process groups for PyTorch. Importing it imports neither torch nor monarch."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from forgectl.actor.driver import get as get
+    from forgectl.actor.endpoint import endpoint as endpoint
+    from forgectl.actor.endpoint import service_endpoint as service_endpoint
+    from forgectl.actor.engine import current_rank as current_rank
+    from forgectl.actor.engine import current_size as current_size
+    from forgectl.actor.forge_actor import ForgeActor as ForgeActor
+    from forgectl.errors import ActorDied as ActorDied
+    from forgectl.errors import ForgeError as ForgeError
+
 __version__ = "0.1.0"
+
+_PUBLIC = {
+    "ActorDied": "errors",
+    "ForgeActor": "actor.forge_actor",
+    "ForgeError": "errors",
+    "current_rank": "actor.engine",
+    "current_size": "actor.engine",
+    "endpoint": "actor.endpoint",
+    "get": "actor.driver",
+    "service_endpoint": "actor.endpoint",
+}
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    """The public API, imported when it is first asked for."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'forgectl' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"forgectl.{_PUBLIC[name]}"), name)
+    return value

@@ -7,6 +7,9 @@ added to the path, and only until it is found.
 import sys
 from pathlib import Path
 
+BOOT = str(Path(__file__).resolve())
+"""This file, for the command lines that start our processes."""
+
 ROLES = {
     "controller": "forgectl.controller.daemon",
     "agent": "forgectl.agent.main",

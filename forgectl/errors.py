@@ -107,3 +107,50 @@ BY_EXIT_CODE: dict[int, type[ForgeError]] = {
     124: TimedOutError,
 }
 """How an error that crossed a socket as (exit code, message, hint) becomes an exception again."""
+
+
+class ActorDied(ForgeError):
+    """A rank of an actor mesh died, so that the call cannot be answered. Every field is None, or empty, if not known.
+
+    `rank_exit_code` and `signal` say how its process ended, `log_tail` the last lines that it printed.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        mesh: str | None = None,
+        rank: int | None = None,
+        host: str | None = None,
+        rank_exit_code: int | None = None,
+        signal: int | None = None,
+        log_tail: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.mesh = mesh
+        self.rank = rank
+        self.host = host
+        self.rank_exit_code = rank_exit_code
+        self.signal = signal
+        self.log_tail = tuple(log_tail)
+
+
+class ServiceStopped(ForgeError):
+    """The service was shut down before the request was done."""
+
+    exit_code = 66
+
+
+class ServiceUnavailable(ForgeError):
+    """No replica of the service is healthy."""
+
+    exit_code = 75
+
+
+class ServiceOverloaded(ForgeError):
+    """As many requests wait for the service as `max_queue` allows."""
+
+    exit_code = 75

@@ -1,4 +1,4 @@
-"""The messages between CLI, controller and agent: typed dataclasses, one JSON object a line.
+"""The messages between CLI, driver, controller and agent: typed dataclasses, one JSON object a line.
 
 Each direction has a fixed table of messages; whatever else arrives is refused. Nothing is ever unpickled.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from forgectl.codec import CodecError, from_json, to_json
-from forgectl.plan.model import MeshPlan
+from forgectl.plan.model import MeshPlan, Unit
 
 MAX_LINE = 4 * 1024 * 1024
 """Bytes that one message may take; a longer one ends the connection."""
@@ -72,9 +72,13 @@ class Ack:
 
 @dataclass(frozen=True)
 class Prepare:
-    """Lease the mesh's GPUs on this host and start warming its fork server."""
+    """Lease the mesh's GPUs on this host and start warming its fork server.
+
+    `generation` is its first one, which tells it from an ended mesh that had its name.
+    """
 
     mesh: MeshPlan
+    generation: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class OpenStore:
 
 @dataclass(frozen=True)
 class Start:
-    """Fork this host's ranks of a generation."""
+    """Fork this host's ranks of a generation; of an actor's mesh those that forwarders ask for."""
 
     mesh: str
     generation: int
@@ -107,9 +111,10 @@ class Stop:
 
 @dataclass(frozen=True)
 class Release:
-    """The mesh is over: give its GPUs back and let its fork server go."""
+    """The mesh is over: give its GPUs back and let its fork server go. `generation` as in Prepare."""
 
     mesh: str
+    generation: int = 0
 
 
 @dataclass(frozen=True)
@@ -195,6 +200,14 @@ class StartFailed:
 
 
 @dataclass(frozen=True)
+class Opened:
+    """An actor mesh's generation is ready here for its ranks to be asked for, by forwarders."""
+
+    mesh: str
+    generation: int
+
+
+@dataclass(frozen=True)
 class RankStarted:
     """A rank runs. `log` is its log file on that host; `start_time` in clock ticks since boot."""
 
@@ -246,7 +259,9 @@ class Notice:
     message: str
 
 
-Happening: TypeAlias = Prepared | Refused | StoreOpened | StartFailed | RankStarted | RankExited | MeshGone | Notice
+Happening: TypeAlias = (
+    Prepared | Refused | StoreOpened | StartFailed | Opened | RankStarted | RankExited | MeshGone | Notice
+)
 
 
 @dataclass(frozen=True)
@@ -255,6 +270,28 @@ class Event:
 
     seq: int
     what: dict[str, Any]  # a Happening, packed: its type is among HAPPENINGS
+
+
+# ---------------------------------------------------------------- forwarder → agent, and back
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A forwarder's first line: fork this rank in my place. `env` is what Monarch gave the forwarder."""
+
+    version: str
+    run: str
+    mesh: str
+    generation: int
+    rank: int
+    env: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """The rank has ended; the forwarder is to end the same way. A wait status, as of os.waitpid."""
+
+    status: int
 
 
 # ---------------------------------------------------------------- CLI → controller
@@ -284,7 +321,35 @@ class Shutdown:
     exit_code: int = 0  # what a foreground launch should end with
 
 
-# ---------------------------------------------------------------- controller → CLI
+# ---------------------------------------------------------------- driver → controller
+
+
+@dataclass(frozen=True)
+class AddMesh:
+    """Place and start one more mesh; answered by MeshAdded or Refusal. Not `named`: a number may follow its name."""
+
+    unit: Unit
+    named: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a generation's actors: all have been set up, or one raised (`error`, with its traceback)."""
+
+    mesh: str
+    generation: int
+    error: str | None = None
+    traceback: str = ""
+
+
+# ---------------------------------------------------------------- controller → CLI and driver
+
+
+@dataclass(frozen=True)
+class MeshAdded:
+    """The name under which the mesh is now part of the run."""
+
+    mesh: str
 
 
 @dataclass(frozen=True)
@@ -295,11 +360,47 @@ class StatusReport:
     ended: bool = False
 
 
+# ---------------------------------------------------------------- CLI → driver, and back
+
+
+@dataclass(frozen=True)
+class Call:
+    """Call an endpoint of an actor (on all its ranks) or of a service (routed); `timeout` in seconds."""
+
+    target: str
+    endpoint: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    timeout: float | None = None
+
+
+@dataclass(frozen=True)
+class GetMetrics:
+    """Ask for the metrics of all services."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """An actor's values by rank, or a service's one; what JSON cannot hold comes as its repr."""
+
+    values: list[Any]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Service → its metrics."""
+
+    services: dict[str, Any]
+
+
 CONTROLLER_TO_AGENT = (Hello, Ping, Ack, Prepare, OpenStore, Start, Stop, Release, GetStats, Quit)
 AGENT_TO_CONTROLLER = (Welcome, Refusal, Synced, Pong, Stats, Event)
-CLI_TO_CONTROLLER = (Hello, GetStatus, Attach, Shutdown)
-CONTROLLER_TO_CLI = (Hello, Refusal, StatusReport)
-HAPPENINGS = (Prepared, Refused, StoreOpened, StartFailed, RankStarted, RankExited, MeshGone, Notice)
+FORWARDER_TO_AGENT = (Forward,)
+CLI_TO_CONTROLLER = (Hello, GetStatus, Attach, Shutdown, AddMesh, Report)
+CONTROLLER_TO_CLI = (Hello, Refusal, StatusReport, MeshAdded)
+CLI_TO_DRIVER = (Hello, Call, GetMetrics)
+DRIVER_TO_CLI = (Hello, Refusal, Values, Metrics)
+HAPPENINGS = (Prepared, Refused, StoreOpened, StartFailed, Opened, RankStarted, RankExited, MeshGone, Notice)
 
 
 def pack(message: Any) -> dict[str, Any]:

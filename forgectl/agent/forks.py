@@ -18,10 +18,9 @@ from typing import Any
 
 from forgectl.agent.forkserver import PACKET
 from forgectl.agent.reaper import Reaper
+from forgectl.boot import BOOT
 from forgectl.processes import Identity, boot_id
 from forgectl.rank.title import PADDING
-
-BOOT = str(Path(__file__).resolve().parent.parent / "boot.py")
 
 
 class ForkServerError(Exception):

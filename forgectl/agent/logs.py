@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 Why: TypeAlias = Literal["limit", "disk full"]
 
@@ -26,17 +26,23 @@ _NO_HOLES_HERE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.E
 
 @dataclass(frozen=True)
 class Trimmed:
-    """The oldest `dropped` bytes that `path` still had are gone; `kept` are left."""
+    """The oldest `dropped` bytes that `path` still had are gone, `total` since it began; `kept` are left."""
 
     path: Path
     dropped: int
+    total: int
     kept: int
     why: Why
+
+    @property
+    def worth_telling(self) -> bool:
+        """True the first time, then where the total passes a power of two: a flood is trimmed every second or so."""
+        return self.total.bit_length() > (self.total - self.dropped).bit_length()
 
     def describe(self) -> str:
         """One sentence for the user."""
         why = "it was over log_limit" if self.why == "limit" else "its disk is nearly full"
-        return f"dropped the oldest {self.dropped / 1e6:.1f} MB of {self.path}, as {why}"
+        return f"dropped the oldest {self.total / 1e6:.1f} MB of {self.path.name}, as {why}"
 
 
 @dataclass(frozen=True)
@@ -45,18 +51,11 @@ class Uncapped:
 
     path: Path
     reason: str
+    worth_telling: ClassVar[bool] = True
 
     def describe(self) -> str:
         """One sentence for the user."""
-        return f"cannot keep {self.path} within log_limit: {self.reason}"
-
-
-def describe(what: Trimmed | Uncapped) -> str:
-    """What happened to a log, in one line for a user."""
-    if isinstance(what, Uncapped):
-        return f"{what.path.name} cannot be kept below log_limit: {what.reason}"
-    why = "log_limit is reached" if what.why == "limit" else "the disk is nearly full"
-    return f"{what.path.name}: its oldest {what.dropped} bytes were dropped, since {why}"
+        return f"cannot keep {self.path.name} within log_limit: {self.reason}"
 
 
 def open_log(path: Path) -> int:
@@ -138,29 +137,29 @@ class LogCap:
 
     def _trim(self, path: Path, keep: int, why: Why) -> Iterator[Trimmed | Uncapped]:
         try:
-            dropped = _drop_all_but(path, keep)
+            dropped, total = _drop_all_but(path, keep)
         except OSError as e:
             if e.errno in _NO_HOLES_HERE:
                 self._hopeless.add(path)
                 yield Uncapped(path, f"its file system cannot free a part of a file ({os.strerror(e.errno)})")
             return  # anything else, such as a log that is gone, may be otherwise next time
         if dropped:
-            yield Trimmed(path, dropped, _on_disk(path), why)
+            yield Trimmed(path, dropped, total, _on_disk(path), why)
 
 
-def _drop_all_but(path: Path, keep: int) -> int:
-    """Free what lies before the last `keep` bytes, in whole blocks; returns the bytes that were freed."""
+def _drop_all_but(path: Path, keep: int) -> tuple[int, int]:
+    """Free what lies before the last `keep` bytes, in whole blocks: the bytes freed now, and all ever freed."""
     fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            return 0
+            return 0, 0
         end = (status.st_size - keep) // status.st_blksize * status.st_blksize
         begin = leading_hole(fd)
         if end <= begin:
-            return 0
+            return 0, begin
         _punch_hole(fd, 0, end)
-        return end - begin
+        return end - begin, end
     finally:
         os.close(fd)
 

@@ -18,7 +18,7 @@ from forgectl import __version__
 from forgectl.agent import logs
 from forgectl.agent.enclosure import sweep_run
 from forgectl.agent.events import EventLog
-from forgectl.agent.forks import ForkServer, Setting
+from forgectl.agent.forks import ForkServer, ForkServerError, Setting
 from forgectl.agent.mesh import HostMesh
 from forgectl.agent.reaper import Reaper
 from forgectl.agent.stats import UseMeter
@@ -28,12 +28,15 @@ from forgectl.plan.model import MeshPlan
 from forgectl.processes import become_subreaper, boot_id
 from forgectl.protocol import (
     CONTROLLER_TO_AGENT,
+    FORWARDER_TO_AGENT,
     Ack,
     AgentConfig,
     Event,
+    Forward,
     GetStats,
     Hello,
     MeshGone,
+    Mirror,
     Notice,
     OpenStore,
     Ping,
@@ -52,6 +55,8 @@ from forgectl.stream import Stream
 from forgectl.wire import HANDSHAKE_SECONDS, dial, peer_pid, wrong_version
 
 LOG_CHECK_SECONDS = 1.0
+ORPHAN_SECONDS = 3.0
+"""How long a rank may outlive its forwarder: the driver's end ends both, in whatever order."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -92,9 +97,14 @@ class Agent:
     # ------------------------------------------------------------ the controller's connection
 
     async def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        stream = Stream(reader, writer, CONTROLLER_TO_AGENT)
+        stream = Stream(reader, writer, (*CONTROLLER_TO_AGENT, *FORWARDER_TO_AGENT))
         try:
-            if stream.is_ours() and await self._greet(stream):
+            if not stream.is_ours():
+                return
+            first = await stream.receive(HANDSHAKE_SECONDS)
+            if isinstance(first, Forward):
+                await self._forward(stream, first)
+            elif isinstance(first, Hello) and await self._greet(stream, first):
                 await self._obey(stream)
         except (ProtocolError, asyncio.TimeoutError, ConnectionError) as e:
             log(f"connection dropped: {e!r}")
@@ -103,9 +113,30 @@ class Agent:
                 self._stream = None
             stream.abort()
 
-    async def _greet(self, stream: Stream) -> bool:
-        hello = await stream.receive(HANDSHAKE_SECONDS)
-        if not isinstance(hello, Hello) or hello.run != self.config.run:
+    async def _forward(self, stream: Stream, request: Forward) -> None:
+        """Have a rank forked for Monarch, which watches the forwarder at the other end in its place."""
+        mesh = self.meshes.get(request.mesh)
+        if request.run != self.config.run or wrong_version(request.version) or mesh is None:
+            return
+        try:
+            child = await mesh.admit(request)
+        except (ForkServerError, OSError) as e:
+            log(f"rank {request.rank} of {request.mesh}: {e}")
+            return
+        gone = asyncio.ensure_future(stream.receive())  # it says nothing more: this is its end
+        ended: set[asyncio.Future[Any]] = {child.exited, gone}
+        await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
+        if not child.exited.done():
+            await asyncio.wait({child.exited}, timeout=ORPHAN_SECONDS)  # the whole mesh may be ending
+        if child.exited.done():
+            stream.send(Mirror(child.exited.result()[0]))
+            await stream.close()
+        else:
+            mesh.disown(child)
+        gone.cancel()
+
+    async def _greet(self, stream: Stream, hello: Hello) -> bool:
+        if hello.run != self.config.run:
             return False
         if refusal := wrong_version(hello.version):
             stream.send(refusal)
@@ -147,7 +178,7 @@ class Agent:
         elif isinstance(command, Prepare):
             if not NAME.fullmatch(command.mesh.mesh):
                 raise ProtocolError(f"{command.mesh.mesh[:80]!r} is no name of a mesh")  # it becomes part of paths
-            self._mesh(command.mesh).prepare()
+            self._mesh(command.mesh, command.generation).prepare()
         elif isinstance(command, Quit):
             self.quit("told to")
         elif isinstance(command, (OpenStore, Start, Stop, Release)):
@@ -158,24 +189,33 @@ class Agent:
         if mesh is None:
             if isinstance(command, Stop):
                 self.events.emit(MeshGone(command.mesh, command.generation))  # it was never prepared here
+        elif isinstance(command, Release):
+            if mesh.first == command.generation:
+                self._release_soon(mesh)
         elif isinstance(command, OpenStore):
             mesh.open_store(command.generation, command.address)
         elif isinstance(command, Start):
             mesh.start(command)
-        elif isinstance(command, Stop):
-            mesh.stop(command.generation, command.grace)
         else:
-            self._tasks.add(task := asyncio.create_task(self._release(mesh)))
-            task.add_done_callback(self._tasks.discard)
+            mesh.stop(command.generation, command.grace)
+
+    def _release_soon(self, mesh: HostMesh) -> None:
+        self._tasks.add(task := asyncio.create_task(self._release(mesh)))
+        task.add_done_callback(self._tasks.discard)
 
     async def _release(self, mesh: HostMesh) -> None:
         await mesh.release()
         self._let_servers_go()
 
-    def _mesh(self, plan: MeshPlan) -> HostMesh:
-        if plan.mesh not in self.meshes:
+    def _mesh(self, plan: MeshPlan, first: int) -> HostMesh:
+        known = self.meshes.get(plan.mesh)
+        if known is not None and known.first != first:  # it has ended, and the name is another mesh's now
+            self._release_soon(known)
+            known = None
+        if known is None:
             self.meshes[plan.mesh] = HostMesh(
                 plan,
+                first,
                 run=self.config.run,
                 host=self.config.host,
                 run_dir=self.run_dir,
@@ -227,8 +267,9 @@ class Agent:
         while True:
             await asyncio.sleep(LOG_CHECK_SECONDS)
             owners = {p: m for m in self.meshes.values() for p in m.log_files()}
-            for dropped in self.log_cap.check(list(owners)):
-                self.events.emit(Notice(owners[dropped.path].plan.mesh, logs.describe(dropped)))
+            for change in self.log_cap.check(list(owners)):
+                if change.worth_telling:
+                    self.events.emit(Notice(owners[change.path].plan.mesh, change.describe()))
 
     def quit(self, why: str) -> None:
         """End everything that is left, then the agent."""

@@ -22,9 +22,11 @@ from forgectl.plan.environment import launch_environment
 from forgectl.plan.model import Gpu, MeshPlan, RankPlan
 from forgectl.processes import Identity
 from forgectl.protocol import (
+    Forward,
     Happening,
     MeshGone,
     Notice,
+    Opened,
     Prepared,
     RankStarted,
     Refusal,
@@ -47,9 +49,11 @@ class Generation:
         self.oom = OomWitness(enclosure.cgroup.path if enclosure.cgroup else None)
         self.oom.note()
         self.listener: socket.socket | None = None
+        self.order: Start | None = None  # once its ranks can be forked
         self.server: ForkServer | None = None
         self.store: Child | None = None
         self.starting: asyncio.Task[None] | None = None
+        self.admitting: set[asyncio.Task[Child]] = set()
         self.ending: asyncio.Task[None] | None = None
         self.stopping = asyncio.Event()
         self.ranks: dict[int, Child] = {}
@@ -63,6 +67,7 @@ class HostMesh:
     def __init__(
         self,
         plan: MeshPlan,
+        first: int,
         *,
         run: str,
         host: str,
@@ -72,8 +77,10 @@ class HostMesh:
         redact: Callable[[str], str],
     ) -> None:
         self.plan = plan
+        self.first = first
         self.run = run
         self.host = host
+        self._run_dir = run_dir
         self._logs = run_dir / "logs" / plan.mesh
         self._emit = emit
         self._fork_server = fork_server
@@ -161,10 +168,16 @@ class HostMesh:
                 return
             if generation.listener is not None:
                 await self._serve_store(server, generation, order.master_addr)
+            generation.order = order
+            if self.plan.stays:
+                self._emit(Opened(self.plan.mesh, generation.number))
+                return
             await asyncio.gather(
                 *(self._start_rank(server, generation, order, rank) for rank in self.plan.ranks_on(self.host))
             )
         except ForkServerError as e:
+            if generation.stopping.is_set():
+                return
             what = f"could not start on host {self.host}: {e}"
             self._emit(StartFailed(self.plan.mesh, generation.number, what, self._redact(e.detail)))
         except OSError as e:
@@ -205,9 +218,41 @@ class HostMesh:
         generation.store = await server.fork(request, [listener.fileno()])
         listener.close()
 
-    async def _start_rank(self, server: ForkServer, generation: Generation, order: Start, rank: RankPlan) -> None:
+    async def admit(self, request: Forward) -> Child:
+        """Fork a rank of an actor's mesh for its forwarder; raises ForkServerError where it cannot be one."""
+        generation = self.generation
+        rank = next((r for r in self.plan.ranks_on(self.host) if r.rank == request.rank), None)
+        if generation is None or generation.number != request.generation or rank is None:
+            raise ForkServerError(f"not a rank of generation {request.generation}")
+        if (
+            generation.stopping.is_set()
+            or rank.rank in generation.ranks
+            or not (generation.order and generation.server)
+        ):
+            raise ForkServerError(f"generation {request.generation} does not wait for it")
+        forking = asyncio.ensure_future(
+            self._start_rank(generation.server, generation, generation.order, rank, request.env)
+        )
+        generation.admitting.add(forking)
+        forking.add_done_callback(generation.admitting.discard)
+        return await forking
+
+    @staticmethod
+    def disown(child: Child) -> None:
+        """End a rank whose forwarder is gone: Monarch takes it for dead."""
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+
+    async def _start_rank(
+        self,
+        server: ForkServer,
+        generation: Generation,
+        order: Start,
+        rank: RankPlan,
+        more_env: dict[str, str] | None = None,
+    ) -> Child:
         if generation.stopping.is_set():
-            return
+            raise ForkServerError("stopped before it began")
         folder = self._logs / str(generation.number)
         log_path = folder / f"rank-{rank.rank}.log"
         error_path = folder / f"rank-{rank.rank}.error.json"
@@ -218,7 +263,7 @@ class HostMesh:
             )
             request = {
                 "what": "rank",
-                "env": {**rank.env, **launch},
+                "env": {**rank.env, **launch, **self._context(), **(more_env or {})},
                 "cgroup": str(generation.enclosure.cgroup_procs_path or ""),
                 "workdir": self.plan.workdir,
                 "start_method": self.plan.start_method,
@@ -240,6 +285,11 @@ class HostMesh:
         )
         watcher = self._watch(generation, rank.rank, child, log_path, error_path)
         generation.watchers.append(asyncio.create_task(watcher))
+        return child
+
+    def _context(self) -> dict[str, str]:
+        """What the driver and actors need to reach their run."""
+        return {"FORGE_RUN_DIR": str(self._run_dir)} if self.plan.kind == "driver" or self.plan.stays else {}
 
     async def _watch(self, generation: Generation, rank: int, child: Child, log: Path, error: Path) -> None:
         status, when = await child.exited
@@ -283,6 +333,8 @@ class HostMesh:
     async def _end(self, generation: Generation, grace: float) -> None:
         if generation.starting is not None:  # forks that were asked for must be known before they can be ended
             await self._served(generation, generation.starting)
+        if generation.admitting:
+            await self._served(generation, asyncio.gather(*generation.admitting, return_exceptions=True))
         report = await generation.enclosure.end(grace)
         await self._served(generation, self._end_store(generation))
         unkillable = tuple(str(p) for p in report.unkillable)

@@ -15,6 +15,7 @@ import click
 import typer
 
 from forgectl import __version__
+from forgectl.cli.call import call
 from forgectl.cli.init import init
 from forgectl.cli.launch import launch
 from forgectl.cli.logs import logs
@@ -30,7 +31,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: as readable, and twice as fast
-    suggest_commands=False,  # click does
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Launch, watch and shut down process groups for PyTorch, here or on machines reached by ssh.",
 )
@@ -45,6 +45,7 @@ COMMANDS: tuple[tuple[str, Callable[..., Any], dict[str, Any]], ...] = (
     ("plan", plan, {}),
     ("status", status, {}),
     ("logs", logs, {}),
+    ("call", call, {}),
     ("shutdown", shutdown, {}),
     ("schema", schema, {}),
     ("init", init, {}),

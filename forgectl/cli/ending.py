@@ -88,7 +88,8 @@ def _tell(document: dict[str, Any], meshes: tuple[str, ...] | None) -> int:
         ends: dict[str, int] = {}
         for rank in mesh["ranks"]:
             how = "never started" if rank["pid"] is None else render.how_ended(rank)
-            ends[how if how != "-" else rank["state"]] = ends.get(how, 0) + 1
+            how = how if how != "-" else rank["state"]
+            ends[how] = ends.get(how, 0) + 1
         how_many = ", ".join(f"{count} × {how}" for how, count in ends.items())
         sys.stdout.write(f"{document['run']}/{mesh['mesh']} {mesh['state']}: {how_many}\n")
         if mesh["unkillable"]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from forgectl.controller import rundir
+from forgectl.controller import client, rundir
 from forgectl.controller.rundir import RunDir
-from forgectl.errors import InternalError, NotFoundError, UsageError
+from forgectl.errors import ForgeError, NotFoundError, UsageError
 
 OVER = ("succeeded", "failed", "stopped", "lost")
 """States of a mesh or run that nothing follows."""
@@ -34,24 +34,27 @@ def find_run(name: str, *, ended: bool = False) -> RunDir:
     raise NotFoundError(f"no run {name!r}", hint=_nearest(name, [*known, *(r.rpartition("-")[0] for r in known)]))
 
 
-def find_mesh(name: str, *, ended: bool = False) -> tuple[RunDir, str]:
-    """Run and mesh of `MESH` or `RUN/MESH`: in living runs, else with `ended` in the latest that had it."""
+def find_mesh(name: str, *, ended: bool = False) -> tuple[RunDir, tuple[str, ...]]:
+    """Run and meshes of `MESH` or `RUN/MESH`: in living runs, else with `ended` in the latest that had it.
+
+    A service's name stands for the meshes of all its replicas.
+    """
     if "/" in name:
         run_name, _, mesh = name.partition("/")
         run = find_run(run_name, ended=ended)
-        if mesh not in _mesh_names(run):
-            raise NotFoundError(f"run {run.run} has no mesh {mesh!r}", hint=_nearest(mesh, _mesh_names(run)))
-        return run, mesh
+        if not (found := _called(run, mesh)):
+            raise NotFoundError(f"run {run.run} has no mesh {mesh!r}", hint=_nearest(mesh, list(_meshes(run))))
+        return run, found
     runs = rundir.all_runs()
-    having = [r for r in runs if name in _mesh_names(r)]
+    having = [r for r in runs if _called(r, name)]
     living = [r for r in having if r.read_final() is None]
     if len(living) > 1:
         choices = ", ".join(f"{r.run}/{name}" for r in living)
         raise UsageError(f"several runs have a mesh {name!r}", hint=f"say which: {choices}")
     if living:
-        return living[0], name
+        return living[0], _called(living[0], name)
     if having and ended:
-        return having[-1], name
+        return having[-1], _called(having[-1], name)
     raise NotFoundError(f"no mesh {name!r}{' in a living run' if having else ''}", hint=_hint(name, runs, ended))
 
 
@@ -60,15 +63,27 @@ def _hint(name: str, runs: list[RunDir], ended: bool) -> str:
         return (
             f"that is a run; use `--run {name}`" if not ended else f"that is a run; name one of its meshes: {name}/MESH"
         )
-    names = [m for r in runs if ended or r.read_final() is None for m in _mesh_names(r)]
+    names = [m for r in runs if ended or r.read_final() is None for m in _meshes(r)]
     return _nearest(name, names)
 
 
-def _mesh_names(run: RunDir) -> list[str]:
+def _called(run: RunDir, name: str) -> tuple[str, ...]:
+    """The meshes of a run that a name stands for: one, or the replicas of a service."""
+    meshes = _meshes(run)
+    if name in meshes:
+        return (name,)
+    return tuple(m for m, kind in meshes.items() if kind == "service" and m.rpartition(".")[0] == name)
+
+
+def _meshes(run: RunDir) -> dict[str, str]:
+    """Mesh → kind of a run. What code added only the controller, or the final state, knows."""
     try:
-        return [m.mesh for m in run.read_plan().meshes]
-    except InternalError:  # no reason not to find another run's; `forgectl status` tells of it
-        return []
+        plan = run.read_plan()
+        if not plan.open and not any(m.kind == "driver" for m in plan.meshes):
+            return {m.mesh: m.kind for m in plan.meshes}
+        return {m["mesh"]: m["kind"] for m in client.document(run)["meshes"]}
+    except ForgeError:  # no reason not to find another run's; `forgectl status` tells of it
+        return {}
 
 
 def _nearest(name: str, known: list[str]) -> str:

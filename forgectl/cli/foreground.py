@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from forgectl.cli import render
-from forgectl.cli.begin import begin_run
 from forgectl.cli.log_stream import LogStream, Source
 from forgectl.cli.log_writer import LogWriter
 from forgectl.cli.watch import Signals, Watch
 from forgectl.controller import client
+from forgectl.controller.begin import begin_run
 from forgectl.controller.rundir import RunDir
 from forgectl.errors import TimedOutError
 from forgectl.plan.model import Plan

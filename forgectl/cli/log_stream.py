@@ -9,9 +9,6 @@ from pathlib import Path
 
 from forgectl.cli.log_file import LogFile
 
-IDLE_SECONDS = 0.05
-"""How long to wait before looking again after nothing new was found; a look is one system call a log."""
-
 LONGEST_LINE = 64 * 1024
 """Bytes of an unfinished line that are kept; a longer one is handed on in parts."""
 
@@ -49,20 +46,27 @@ class LogStream:
         self._terminal = terminal
         self._clock = clock
         self._logs: dict[Source, _Log] = {}
+        self._newest: dict[str, Source] = {}
 
     def add(self, source: Source, last: int | None = None) -> None:
-        """Follow one more log, from the beginning or from its `last` lines; it need not exist yet."""
-        if source in self._logs:
+        """Follow one more log, from the beginning or from its `last` lines; it need not exist yet.
+
+        It ends the log that had its label: a rank's next generation begins when the one before is gone.
+        """
+        before = self._newest.get(source.label)
+        if source == before:
             return
+        if before in self._logs:
+            self._logs[before].file.stop_here()
+        self._newest[source.label] = source
         log = self._logs[source] = _Log(LogFile(source.path), self._terminal, self._clock)
         if last is not None:
             log.file.start_at_last(last)
 
-    def end(self, source: Source | None = None) -> None:
-        """Nothing more will be written to `source` (None: to any): once read to its end it is forgotten."""
-        for known, log in self._logs.items():
-            if source is None or source == known:
-                log.file.stop_here()
+    def end(self) -> None:
+        """Nothing more will be written: each log is forgotten once it is read to its end."""
+        for log in self._logs.values():
+            log.file.stop_here()
 
     @property
     def done(self) -> bool:
@@ -76,20 +80,6 @@ class LogStream:
                 yield Chunk(source, data)
             if log.file.at_end:
                 self._logs.pop(source, None)
-
-    def follow(self, ended: Callable[[], bool]) -> Iterator[Chunk]:
-        """Poll until `ended()` and all that was written before is read; logs may be added meanwhile."""
-        last_round = False
-        while not (last_round and self.done):
-            last_round = ended()
-            if last_round:
-                self.end()
-            idle = True
-            for chunk in self.poll():
-                idle = False
-                yield chunk
-            if idle and not last_round:
-                time.sleep(IDLE_SECONDS)
 
 
 def read_all(sources: Iterable[Source], last: int | None = None, *, terminal: bool = False) -> Iterator[Chunk]:

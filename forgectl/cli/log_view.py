@@ -1,4 +1,4 @@
-"""Shows the logs of one mesh: all there is, or on and on until it has ended."""
+"""Shows the logs of one mesh, or of a service's: all there is, or on and on until it has ended."""
 
 from __future__ import annotations
 
@@ -9,32 +9,38 @@ from typing import Any
 
 from forgectl.cli import render
 from forgectl.cli.find import OVER, mesh_of
-from forgectl.cli.log_stream import IDLE_SECONDS, LogStream, Source, read_all
+from forgectl.cli.log_stream import LogStream, Source, read_all
 from forgectl.cli.log_writer import LogWriter
 from forgectl.controller import client
 from forgectl.controller.rundir import RunDir
 from forgectl.errors import NotFoundError
+
+IDLE_SECONDS = 0.05
+"""How long to wait before looking again after nothing new was found; a look is one system call a log."""
 
 STATE_SECONDS = 0.5
 """How often a follower asks for the mesh's state."""
 
 
 def show_logs(
-    run: RunDir, mesh: str, *, follow: bool, last: int | None, ranks: frozenset[int] | None, prefix: bool
+    run: RunDir, meshes: tuple[str, ...], *, follow: bool, last: int | None, ranks: frozenset[int] | None, prefix: bool
 ) -> None:
     """Write logs to stdout: those of the current generation, and of later ones if following."""
     terminal = sys.stdout.isatty()
     writer = LogWriter(sys.stdout.buffer, terminal=terminal, color=render.wants_color(sys.stdout), prefix=prefix)
-    document = mesh_of(client.document(run), mesh)
-    sources = _sources(document, ranks)
+    sources = _sources(client.document(run), meshes, ranks)
     if follow:
-        _follow(run, mesh, LogStream(terminal=terminal), writer, last, ranks)
+        _follow(run, meshes, LogStream(terminal=terminal), writer, last, ranks)
         return
     for chunk in read_all(sources, last, terminal=terminal):
         writer.write(chunk)
 
 
-def _sources(mesh: dict[str, Any], ranks: frozenset[int] | None) -> list[Source]:
+def _sources(run: dict[str, Any], meshes: tuple[str, ...], ranks: frozenset[int] | None) -> list[Source]:
+    return [source for name in meshes for source in _sources_of(mesh_of(run, name), ranks)]
+
+
+def _sources_of(mesh: dict[str, Any], ranks: frozenset[int] | None) -> list[Source]:
     known = {r["rank"] for r in mesh["ranks"]}
     if ranks is not None and (missing := sorted(ranks - known)):
         raise NotFoundError(f"mesh {mesh['mesh']!r} has no rank {missing[0]}", hint=f"it has ranks 0 to {max(known)}")
@@ -47,7 +53,7 @@ def _sources(mesh: dict[str, Any], ranks: frozenset[int] | None) -> list[Source]
 
 def _follow(
     run: RunDir,
-    mesh: str,
+    meshes: tuple[str, ...],
     stream: LogStream,
     writer: LogWriter,
     last: int | None,
@@ -58,11 +64,11 @@ def _follow(
     while not (over and stream.done):
         if not over and time.monotonic() - asked >= STATE_SECONDS:
             asked = time.monotonic()
-            document = mesh_of(client.document(run), mesh)
-            for source in _sources(document, ranks):
+            document = client.document(run)
+            for source in _sources(document, meshes, ranks):
                 stream.add(source, last)
             last = None  # later generations are shown from their beginning
-            over = document["state"] in OVER
+            over = all(mesh_of(document, name)["state"] in OVER for name in meshes)
             if over:
                 stream.end()
         idle = True

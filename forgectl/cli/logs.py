@@ -19,13 +19,13 @@ def logs(
     ] = None,
     no_prefix: Annotated[bool, typer.Option("--no-prefix", help="The lines alone, without rank and host.")] = False,
 ) -> None:
-    """Print the log of every rank of MESH, of its current generation."""
+    """Print the log of every rank of MESH, or of a service's replicas, of its current generation."""
     from forgectl.cli.find import find_mesh
     from forgectl.cli.log_view import show_logs
 
     wanted = parse_ranks(ranks)
-    run, name = find_mesh(mesh, ended=True)
-    show_logs(run, name, follow=follow, last=last, ranks=wanted, prefix=not no_prefix)
+    run, names = find_mesh(mesh, ended=True)
+    show_logs(run, names, follow=follow, last=last, ranks=wanted, prefix=not no_prefix)
 
 
 def parse_ranks(text: str | None) -> frozenset[int] | None:

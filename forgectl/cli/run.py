@@ -43,31 +43,15 @@ def run(
     """
     import os
 
-    import yaml
-
     from forgectl.cli.begin import make_plan
     from forgectl.cli.foreground import launch_plan
-    from forgectl.errors import NotFoundError, SpecError, UsageError
+    from forgectl.errors import SpecError, UsageError
     from forgectl.spec.load import parse
 
-    words = script or []
-    if module is None and not words:
-        raise UsageError("nothing to run: name a SCRIPT, or a module with -m", hint="forgectl run -n 2 train.py")
-    target = module or words[0]
-    mesh = _mesh_name(target)
-    body: dict[str, Any] = {"procs": procs, "with_gpus": gpus}
-    body |= {"module": [module, *words]} if module else {"run": [str(Path(target).expanduser()), *words[1:]]}
-    if env:
-        body["env"] = _environment(env)
-    if restarts:
-        body["restart"] = {"max": restarts}
-    spec: dict[str, Any] = {"name": name or mesh, "scripts": {mesh: body}}
-    if hosts:
-        spec["hosts"] = hosts
-        body["hosts"] = len(hosts)
-    text = yaml.safe_dump(_literal(spec), sort_keys=False, allow_unicode=True).encode()
-    if module is None and not Path(target).expanduser().is_file():
-        raise NotFoundError(f"no script {target}; looked in {Path.cwd()}", hint=_near(target))
+    kind, words = _program(script or [], module)
+    mesh = _mesh_name(words[0])
+    ranks = {"procs": procs, "with_gpus": gpus, "env": _environment(env or []), "restart": {"max": restarts}}
+    text = _spec(name or mesh, mesh, {kind: words, **ranks}, hosts)
     try:
         plan = make_plan(parse(text, source="forgectl run", folder=Path.cwd(), environ=os.environ))
     except SpecError as e:
@@ -75,6 +59,30 @@ def run(
     raise typer.Exit(
         launch_plan(plan, text, detach=detach, timeout=timeout, as_json=as_json, name_is_given=name is not None)
     )
+
+
+def _program(words: list[str], module: str | None) -> tuple[str, list[str]]:
+    """What ranks run, as a key of a spec and its value; raises NotFoundError where there is no such file."""
+    from forgectl.errors import NotFoundError, UsageError
+
+    if module is not None:
+        return "module", [module, *words]
+    if not words:
+        raise UsageError("nothing to run: name a SCRIPT, or a module with -m", hint="forgectl run -n 2 train.py")
+    path = Path(words[0]).expanduser()
+    if not path.is_file():
+        raise NotFoundError(f"no script {words[0]}; looked in {Path.cwd()}", hint=_near(words[0]))
+    return "run", [str(path), *words[1:]]
+
+
+def _spec(name: str, mesh: str, body: dict[str, Any], hosts: list[str] | None) -> bytes:
+    """A spec of one mesh, spread over all `hosts`, as YAML."""
+    import yaml
+
+    spec: dict[str, Any] = {"name": name, "scripts": {mesh: body}}
+    if hosts:
+        spec |= {"hosts": hosts, "scripts": {mesh: body | {"hosts": len(hosts)}}}
+    return yaml.safe_dump(_literal(spec), sort_keys=False, allow_unicode=True).encode()
 
 
 def _option(where: str, mesh: str) -> str:

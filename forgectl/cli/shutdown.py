@@ -33,6 +33,6 @@ def shutdown(
         targets = {find_run(name).run: None for name in runs}
     else:
         for name in meshes or ():
-            run, mesh = find_mesh(name)
-            targets[run.run] = (*(targets.get(run.run) or ()), mesh)
+            run, found = find_mesh(name)
+            targets[run.run] = (*(targets.get(run.run) or ()), *found)
     raise typer.Exit(end_all(targets, 0.0 if force else timeout))

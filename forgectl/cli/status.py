@@ -49,9 +49,9 @@ def collect(mesh: str | None, everything: bool, *, stats: bool) -> tuple[list[di
     from forgectl.controller import client, rundir
 
     if mesh is not None:
-        run, name = find_mesh(mesh, ended=True)
+        run, names = find_mesh(mesh, ended=True)
         document = client.document(run, stats=stats)
-        return [{**document, "meshes": [m for m in document["meshes"] if m["mesh"] == name]}], []
+        return [{**document, "meshes": [m for m in document["meshes"] if m["mesh"] in names]}], []
     found, troubles = [], []
     for run in rundir.all_runs():
         if not everything and run.read_final() is not None:

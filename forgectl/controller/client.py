@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from forgectl import __version__
+from forgectl.boot import BOOT
 from forgectl.controller.rundir import RunDir
 from forgectl.errors import BY_EXIT_CODE, ForgeError, InternalError, TimedOutError
 from forgectl.protocol import (
@@ -25,7 +26,6 @@ from forgectl.protocol import (
 )
 from forgectl.wire import Line, dial
 
-BOOT = str(Path(__file__).resolve().parent.parent / "boot.py")
 START_SECONDS = 30.0
 ANSWER_SECONDS = 10.0
 

@@ -19,11 +19,11 @@ def commands(run: Run, host: str) -> list[Command]:
 
 def _for_mesh(run: Run, mesh: Mesh, host: str) -> Command | None:
     if mesh.ended:
-        return Release(mesh.name)
+        return Release(mesh.name, mesh.first)
     if mesh.ending:
         return None if host in mesh.gone else Stop(mesh.name, mesh.generation, mesh.grace)
     if host not in mesh.prepared:
-        return Prepare(mesh.plan)
+        return Prepare(mesh.plan, mesh.first)
     if mesh.state != "starting":
         return None
     first = mesh.plan.hosts[0]

@@ -16,17 +16,20 @@ from typing import Any
 
 from forgectl import __version__
 from forgectl.controller import journal
+from forgectl.controller.additions import Additions
 from forgectl.controller.commands import Command, commands
 from forgectl.controller.links import Link, Use
-from forgectl.controller.records import Born, Record, StopAsked
+from forgectl.controller.records import Added, Born, Record, StopAsked
 from forgectl.controller.run import Run
 from forgectl.controller.rundir import RunDir
 from forgectl.controller.server import ControlServer
 from forgectl.controller.state import FAILURE_GRACE
 from forgectl.controller.view import run_document
 from forgectl.doorway import LOOK_SECONDS
+from forgectl.errors import ForgeError
+from forgectl.plan.model import Unit
 from forgectl.processes import Identity, boot_id, identify, open_pidfd
-from forgectl.protocol import AgentConfig
+from forgectl.protocol import AgentConfig, MeshAdded, Refusal, Report
 from forgectl.wire import dial
 
 REPORT_SECONDS = 0.02
@@ -39,13 +42,14 @@ class Controller:
 
     def __init__(self, run_dir: RunDir, secrets: dict[str, str], adopt: bool, owner: Identity | None) -> None:
         self.dir = run_dir
-        self._sockets = run_dir.sockets
+        self._sockets, self._messages = run_dir.sockets, run_dir.messages
         self.run = Run.new(run_dir.run, run_dir.read_plan())
         self._secrets = secrets
         whole = not adopt or self._recall()
         self._journal = journal.Journal(run_dir.journal_file)
         self._over = asyncio.Event()
         self._report_due = False
+        self._additions = Additions()
         self.server = ControlServer(self, run_dir.control_socket)
         self.links = {
             name: Link(host, self._config_of(i), run_dir.agent_socket(i), self, unsure=not whole)
@@ -89,7 +93,12 @@ class Controller:
 
     def _config_of(self, index: int) -> Callable[[bool], AgentConfig]:
         host = self.run.plan.hosts[index]
-        needed = {name for m in self.run.plan.meshes if host.name in m.hosts for name in m.secrets}
+        code_may_add = self.run.plan.open or any(m.kind == "driver" for m in self.run.plan.meshes)
+        needed = (
+            set(self.run.plan.secrets)
+            if code_may_add
+            else {name for m in self.run.plan.meshes if host.name in m.hosts for name in m.secrets}
+        )
 
         def config(sweep: bool) -> AgentConfig:
             return AgentConfig(
@@ -127,6 +136,20 @@ class Controller:
         """End meshes (None: the run), unless the run has ended."""
         if not self.run.ended:
             self.record(StopAsked(meshes, grace, by, exit_code))
+
+    async def add_mesh(self, unit: Unit, named: bool) -> MeshAdded | Refusal:
+        """Make one more mesh a part of the run."""
+        try:
+            plan = await self._additions.place(self.run, unit, named=named)
+        except ForgeError as e:
+            return Refusal(e.exit_code, e.message, e.hint)
+        self.record(Added(plan))
+        return MeshAdded(plan.mesh)
+
+    def take_report(self, report: Report) -> None:
+        """What the driver made of a mesh."""
+        if not self.run.ended:
+            self.record(report)
 
     def owner_left(self) -> None:
         """The launch in the foreground is gone: so shall be its run."""
@@ -173,6 +196,7 @@ class Controller:
         for task in late:
             task.cancel()
         with contextlib.suppress(OSError):
+            shutil.rmtree(self._messages, ignore_errors=True)
             shutil.rmtree(self._sockets)  # before the state is final: from then on nobody would clean up
         self._leave_final_state()
         await self.server.farewell(self.document())

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from forgectl.plan.model import MeshPlan
 from forgectl.processes import Identity
-from forgectl.protocol import HAPPENINGS, pack, unpack
+from forgectl.protocol import HAPPENINGS, Report, pack, unpack
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,15 @@ class StopAsked:
     exit_code: int = 0
 
 
-Record: TypeAlias = Born | AgentUp | AgentLost | Happened | StopAsked
-RECORDS = (Born, AgentUp, AgentLost, Happened, StopAsked)
+@dataclass(frozen=True)
+class Added:
+    """The driver's code asked for one more mesh."""
+
+    plan: MeshPlan
+
+
+Record: TypeAlias = Born | AgentUp | AgentLost | Happened | StopAsked | Added | Report
+RECORDS = (Born, AgentUp, AgentLost, Happened, StopAsked, Added, Report)
 
 
 def to_line(time: float, record: Record) -> dict[str, Any]:

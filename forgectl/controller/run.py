@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from forgectl.controller.records import AgentLost, AgentUp, Born, Happened, Record, StopAsked
+from forgectl.controller.records import Added, AgentLost, AgentUp, Born, Happened, Record, StopAsked
 from forgectl.controller.state import ENDED, FAILURE_GRACE, Host, Mesh, Rank, describe
 from forgectl.plan.model import Plan
 from forgectl.processes import Identity
@@ -13,11 +13,13 @@ from forgectl.protocol import (
     HAPPENINGS,
     MeshGone,
     Notice,
+    Opened,
     Prepared,
     RankExited,
     RankStarted,
     Refusal,
     Refused,
+    Report,
     StartFailed,
     StoreOpened,
     unpack,
@@ -74,6 +76,10 @@ class Run:
             self._agent_lost(now, record)
         elif isinstance(record, Happened):
             self._happened(now, record)
+        elif isinstance(record, Added):
+            self._added(record)
+        elif isinstance(record, Report):
+            self._reported(now, record)
         else:
             self._stop_asked(now, record)
         for mesh in self.meshes.values():
@@ -112,6 +118,29 @@ class Run:
                 mesh.failed = True
                 mesh.detail = record.why
 
+    def _added(self, record: Added) -> None:
+        name = record.plan.mesh
+        before = self.meshes.pop(name, None)  # the end of the order: it is the newest
+        mesh = self.meshes[name] = Mesh(record.plan, added=True, stop=self.stop)
+        # Of a mesh that ended under the same name the logs stay, and the agents know its generations to be over.
+        mesh.begin_generation(before.generation + 1 if before else 0)
+        mesh.first = mesh.generation
+
+    def _reported(self, now: float, record: Report) -> None:
+        mesh = self.meshes.get(record.mesh)
+        if mesh is None or mesh.generation != record.generation or mesh.ending or mesh.ended:
+            return
+        if record.error is None:
+            mesh.set_up = True
+        else:
+            self._cannot_start(now, mesh, record.error, record.traceback, Refusal(1, record.error))
+
+    def _cannot_start(self, now: float, mesh: Mesh, why: str, detail: str, error: Refusal) -> None:
+        """A generation did not come up. Without the first one there is no launch."""
+        mesh.failed, mesh.cannot_start, mesh.detail, mesh.error = True, why, detail, error
+        if (mesh.generation == mesh.first or mesh.hopeless) and not mesh.added:
+            self._roll_back(now, error)
+
     def _stop_asked(self, now: float, record: StopAsked) -> None:
         if record.meshes is None:
             self.stop = record
@@ -132,8 +161,8 @@ class Run:
             mesh.prepared.add(record.host)
         elif isinstance(what, Refused):
             mesh.gone.update(mesh.plan.hosts)
-            mesh.failed, mesh.cannot_start = True, what.error.message
-            self._roll_back(now, what.error)
+            mesh.hopeless = True
+            self._cannot_start(now, mesh, what.error.message, "", what.error)
         elif isinstance(what, Notice):
             mesh.notices = [*mesh.notices[-9:], what.message]
         elif what.generation >= mesh.generation:
@@ -147,10 +176,12 @@ class Run:
         now: float,
         host: str,
         mesh: Mesh,
-        what: StoreOpened | StartFailed | RankStarted | RankExited | MeshGone,
+        what: StoreOpened | StartFailed | Opened | RankStarted | RankExited | MeshGone,
     ) -> None:
         if isinstance(what, StoreOpened):
             mesh.port = what.port
+        elif isinstance(what, Opened):
+            mesh.opened.add(host)
         elif isinstance(what, RankStarted):
             rank = mesh.ranks[what.rank]
             rank.pid, rank.log, rank.state = what.pid, what.log, "running"
@@ -164,9 +195,8 @@ class Run:
             mesh.killed += what.killed
             mesh.unkillable.extend(what.unkillable)
         elif mesh.stop is None:
-            mesh.failed, mesh.cannot_start, mesh.detail = True, what.message, what.detail
-            if mesh.generation == 0:
-                self._roll_back(now, Refusal(1, f"mesh {mesh.name} {what.message}"))
+            error = Refusal(1, f"mesh {mesh.name} {what.message}")
+            self._cannot_start(now, mesh, what.message, what.detail, error)
 
     def _roll_back(self, now: float, error: Refusal) -> None:
         """The launch cannot succeed: end all that was started."""
@@ -187,12 +217,15 @@ class Run:
             if mesh.gone >= set(mesh.plan.hosts):
                 self._end_generation(mesh, now)
             return
-        if mesh.state == "pending" and self.leased:
+        if mesh.state == "pending" and self.leased and mesh.prepared >= set(mesh.plan.hosts):
             mesh.become("starting", now)
         if mesh.state == "restarting" and mesh.prepared >= set(mesh.plan.hosts):
             mesh.become("starting", now)
         if mesh.state == "starting" and all(r.pid is not None for r in mesh.ranks.values()):
-            mesh.become("running", now)
+            if not mesh.plan.stays:
+                mesh.become("running", now)
+            elif mesh.set_up:
+                mesh.become("ready", now)
 
     def _can_start(self, mesh: Mesh) -> bool:
         return not any(self.hosts[name].given_up for name in mesh.plan.hosts)
@@ -200,7 +233,7 @@ class Run:
     def _end_generation(self, mesh: Mesh, now: float) -> None:
         if mesh.state == "restarting":
             mesh.restarts.append(now)
-            root = mesh.root_cause()
+            root = mesh.fallen = mesh.root_cause()
             mesh.last_failure = mesh.cannot_start or (root and describe(root, mesh)) or None
             mesh.begin_generation(mesh.generation + 1)
         elif mesh.done and mesh.stop is None:
@@ -214,17 +247,16 @@ class Run:
 
     def _settle_run(self, now: float) -> None:
         meshes = list(self.meshes.values())
-        self.leased = self.leased or all(m.prepared >= set(m.plan.hosts) for m in meshes)
+        self.leased = self.leased or all(m.prepared >= set(m.plan.hosts) for m in meshes if not m.added)
         if self.leased:
             for mesh in meshes:
                 self._settle(mesh, now)
-        self.was_up = self.was_up or all(m.up or m.state in ENDED for m in meshes)
-        deciding = self._deciding()
-        if self.stop is None and deciding and all(m.ended for m in deciding):
-            self._stop_asked(now, StopAsked(None, FAILURE_GRACE, "the end of its scripts"))
+        self.was_up = self.was_up or all(m.up or m.state in ENDED for m in meshes if not m.added)
+        if self.stop is None and (why := self._over()):
+            self._stop_asked(now, StopAsked(None, FAILURE_GRACE, why))
             for mesh in meshes:
                 self._settle(mesh, now)
-        if all(m.ended for m in meshes):
+        if all(m.ended for m in meshes) and (self.stop is not None or not self.plan.open):
             if not self.ended:
                 self.state, self.ended_at = self._verdict(meshes), now
         elif self.stop is not None:
@@ -242,10 +274,26 @@ class Run:
             return "succeeded"
         return "stopped"
 
+    def _over(self) -> str | None:
+        """Why there is nothing left to run for; None while there is."""
+        drivers = [m for m in self.meshes.values() if m.plan.kind == "driver"]
+        if any(m.ended for m in drivers):
+            return "the end of its driver"
+        deciding = self._deciding()
+        if deciding and all(m.ended for m in deciding):
+            return f"the end of its {deciding[0].plan.kind}s"
+        return None
+
     def _deciding(self) -> list[Mesh]:
-        """The meshes whose end is the run's: its driver, else its scripts; actors alone stay up."""
+        """The meshes whose end is the run's: its driver, else its scripts, else its actors."""
+        if self.plan.open:
+            return []
         meshes = self.meshes.values()
-        return [m for m in meshes if m.plan.kind == "driver"] or [m for m in meshes if m.plan.kind == "script"]
+        return (
+            [m for m in meshes if m.plan.kind == "driver" and m.plan.program.kind != "resident"]
+            or [m for m in meshes if m.plan.kind == "script"]
+            or [m for m in meshes if m.plan.stays]
+        )
 
     @property
     def exit_code(self) -> int:

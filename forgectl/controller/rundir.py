@@ -63,6 +63,18 @@ class RunDir:
         return Path((self.path / "sockets").readlink())
 
     @property
+    def messages(self) -> Path:
+        """Where Monarch's sockets are, in a folder of ours alone: their addresses are limited to 107 bytes."""
+        sockets = self.sockets
+        if len(os.fsencode(sockets)) <= 64:
+            return sockets
+        return Path(f"/tmp/forgectl-{os.getuid()}") / f"{zlib.crc32(os.fsencode(sockets)):08x}"
+
+    @property
+    def driver_socket(self) -> Path:
+        return self.sockets / "driver"
+
+    @property
     def control_socket(self) -> Path:
         return self.sockets / "control"
 

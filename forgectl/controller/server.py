@@ -11,12 +11,17 @@ from forgectl import __version__
 from forgectl.controller.links import Use
 from forgectl.controller.run import Run
 from forgectl.doorway import Doorway
+from forgectl.plan.model import Unit
 from forgectl.protocol import (
     CLI_TO_CONTROLLER,
+    AddMesh,
     Attach,
     GetStatus,
     Hello,
+    MeshAdded,
     ProtocolError,
+    Refusal,
+    Report,
     Shutdown,
     StatusReport,
 )
@@ -34,6 +39,10 @@ class Subject(Protocol):
     async def use(self) -> Use: ...
 
     def ask_stop(self, meshes: tuple[str, ...] | None, grace: float, by: str, exit_code: int = 0) -> None: ...
+
+    async def add_mesh(self, unit: Unit, named: bool) -> MeshAdded | Refusal: ...
+
+    def take_report(self, report: Report) -> None: ...
 
     def owner_left(self) -> None: ...
 
@@ -99,5 +108,9 @@ class ControlServer:
             if request.owner:
                 self._owners.add(stream)
             stream.send(StatusReport(self._subject.document()))
+        elif isinstance(request, AddMesh):
+            stream.send(await self._subject.add_mesh(request.unit, request.named))
+        elif isinstance(request, Report):
+            self._subject.take_report(request)
         elif isinstance(request, Shutdown):
             self._subject.ask_stop(request.meshes, request.grace, request.by, request.exit_code)

@@ -4,6 +4,7 @@
                   ▲            │
                   └─ restarting ◀─ (a failure that `restart:` allows for)
 
+An actor's mesh is `ready` instead of `running`, once the driver has reported that `setup` returned on every rank.
 A mesh leaves `stopping` and `restarting` only when every host has said that nothing of the generation is left.
 """
 
@@ -15,10 +16,10 @@ from typing import Literal
 
 from forgectl.controller.records import StopAsked
 from forgectl.plan.model import HostPlan, MeshPlan, RankPlan
-from forgectl.protocol import RankExited
+from forgectl.protocol import RankExited, Refusal
 
 MeshStateName = Literal[
-    "pending", "starting", "running", "ready", "degraded", "restarting",
+    "pending", "starting", "running", "ready", "restarting",
     "stopping", "succeeded", "failed", "stopped", "lost",
 ]  # fmt: skip
 RankStateName = Literal["starting", "running", "exited", "killed", "lost"]
@@ -28,8 +29,7 @@ MESH_TRANSITIONS: dict[MeshStateName, tuple[MeshStateName, ...]] = {
     "pending": ("starting", "stopping", "failed", "stopped", "lost"),
     "starting": ("running", "ready", "stopping", "restarting", "failed", "stopped", "lost"),
     "running": ("stopping", "restarting", "succeeded", "failed", "stopped", "lost"),
-    "ready": ("degraded", "stopping", "restarting", "succeeded", "failed", "stopped", "lost"),
-    "degraded": ("ready", "stopping", "restarting", "failed", "stopped", "lost"),
+    "ready": ("stopping", "restarting", "succeeded", "failed", "stopped", "lost"),
     "restarting": ("starting", "stopping", "failed", "stopped", "lost"),
     "stopping": ("succeeded", "failed", "stopped", "lost"),
     "succeeded": (),
@@ -50,6 +50,7 @@ class Rank:
     """One rank of the current generation. Times are unix times."""
 
     plan: RankPlan
+    stays: bool = False  # it ends only when told to
     state: RankStateName = "starting"
     pid: int | None = None
     log: str | None = None
@@ -62,7 +63,9 @@ class Rank:
         """Whether it ended badly by itself, not because it was told to."""
         if self.state == "lost":
             return True
-        return self.exit is not None and self.exit.exit_code != 0 and (not self.exit.asked or bool(self.exit.error))
+        if self.exit is None or (self.exit.exit_code == 0 and not self.stays):
+            return False
+        return not self.exit.asked or bool(self.exit.error)
 
 
 @dataclass
@@ -73,19 +76,26 @@ class Mesh:
     state: MeshStateName = "pending"
     since: float = 0.0
     generation: int = 0
+    first: int = 0  # its first generation
     ranks: dict[int, Rank] = field(default_factory=dict)
     prepared: set[str] = field(default_factory=set)
     gone: set[str] = field(default_factory=set)
+    opened: set[str] = field(default_factory=set)  # hosts where an actor's ranks can be asked for
+    set_up: bool = False  # the driver has reported that the actors are
+    added: bool = False  # by code, while the run went on
     port: int | None = None
     stop: StopAsked | None = None
     failed: bool = False
     cannot_start: str | None = None  # why the generation could not be started at all
+    error: Refusal | None = None  # the same, for whoever asked for the mesh
+    hopeless: bool = False  # an agent will not have it: no restart would help
     detail: str = ""
     restarts: list[float] = field(default_factory=list)
     killed: int = 0
     unkillable: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     last_failure: str | None = None  # what made the generation before this one end
+    fallen: Rank | None = None  # its first failed rank
 
     @property
     def name(self) -> str:
@@ -97,7 +107,12 @@ class Mesh:
 
     @property
     def up(self) -> bool:
-        return self.state in ("running", "ready", "degraded")
+        return self.state in ("running", "ready")
+
+    @property
+    def open(self) -> bool:
+        """Whether the driver may ask for the ranks of this actor's mesh."""
+        return self.state == "starting" and self.plan.stays and self.opened >= set(self.plan.hosts)
 
     @property
     def ending(self) -> bool:
@@ -107,7 +122,7 @@ class Mesh:
     @property
     def done(self) -> bool:
         """Whether every rank has come to a good end by itself."""
-        return bool(self.ranks) and all(r.exit is not None and r.exit.exit_code == 0 for r in self.ranks.values())
+        return not self.plan.stays and all(r.exit is not None and r.exit.exit_code == 0 for r in self.ranks.values())
 
     @property
     def grace(self) -> float:
@@ -129,6 +144,8 @@ class Mesh:
     def may_restart(self, now: float) -> bool:
         """Whether `restart:` allows for one more generation."""
         policy = self.plan.restart
+        if self.hopeless or (self.cannot_start and self.generation == self.first):
+            return False  # it would not get any further
         recent = [t for t in self.restarts if policy.within is None or now - t < policy.within]
         return len(recent) < policy.max
 
@@ -143,11 +160,14 @@ class Mesh:
     def begin_generation(self, number: int) -> None:
         """Forget the processes of the generation before."""
         self.generation = number
-        self.ranks = {r.rank: Rank(r) for r in self.plan.ranks}
+        self.ranks = {r.rank: Rank(r, self.plan.stays) for r in self.plan.ranks}
         self.gone = set()
+        self.opened = set()
+        self.set_up = False
         self.port = None
         self.failed = False
         self.cannot_start = None
+        self.error = None
         self.detail = ""
 
 

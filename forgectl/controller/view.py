@@ -8,7 +8,7 @@ from typing import Any
 
 from forgectl.controller.run import Run
 from forgectl.controller.state import Host, Mesh, Rank, describe
-from forgectl.protocol import RankStats
+from forgectl.protocol import RankStats, Refusal
 
 Use = dict[str, dict[int, RankStats]]
 
@@ -23,9 +23,7 @@ def run_document(run: Run, run_dir: Path, *, alive: bool = True, use: Use | None
         "started_at": timestamp(run.started_at),
         "ended_at": timestamp(run.ended_at),
         "exit_code": run.exit_code if run.ended else None,
-        "error": (
-            {"code": run.error.code, "message": run.error.message, "hint": run.error.hint} if run.error else None
-        ),
+        "error": error(run.error),
         "stopped_by": run.stop.by if run.stop else None,
         "was_up": run.was_up,
         "controller": {"pid": run.controller_pid, "alive": alive},
@@ -52,16 +50,24 @@ def _mesh(mesh: Mesh, use: dict[int, RankStats]) -> dict[str, Any]:
         "state": mesh.state,
         "since": timestamp(mesh.since or None),
         "desired": mesh.plan.procs,
-        "ready": sum(r.state == "running" for r in mesh.ranks.values()),
+        "ready": sum(r.state == "running" for r in mesh.ranks.values()) if mesh.set_up or not mesh.plan.stays else 0,
         "generation": mesh.generation,
         "restarts": len(mesh.restarts),
         "max_restarts": mesh.plan.restart.max,
         "reason": reason(mesh),
+        "open": mesh.open,
+        "error": error(mesh.error),
         "failure": failure(mesh),
+        "last_failure": _fallen(mesh.fallen, mesh) if mesh.fallen else None,
         "notices": mesh.notices,
         "unkillable": mesh.unkillable,
         "ranks": [_rank(r, use.get(r.plan.rank)) for r in mesh.ranks.values()],
     }
+
+
+def error(refusal: Refusal | None) -> dict[str, Any] | None:
+    """An error that a user can meet, as data."""
+    return {"code": refusal.code, "message": refusal.message, "hint": refusal.hint} if refusal else None
 
 
 def reason(mesh: Mesh) -> str | None:
@@ -88,14 +94,20 @@ def failure(mesh: Mesh) -> dict[str, Any] | None:
     root = mesh.root_cause() if mesh.failed else None
     if root is None:
         return None
+    collateral = [{"rank": r.plan.rank, "message": describe(r, mesh)[:200]} for r in mesh.collateral()]
+    return {**_fallen(root, mesh), "collateral": collateral}
+
+
+def _fallen(rank: Rank, mesh: Mesh) -> dict[str, Any]:
     return {
-        "rank": root.plan.rank,
-        "host": root.plan.host,
-        "message": describe(root, mesh),
-        "traceback": root.exit.traceback if root.exit else None,
-        "log_tail": list(root.exit.log_tail) if root.exit else [],
-        "log": root.log,
-        "collateral": [{"rank": r.plan.rank, "message": describe(r, mesh)[:200]} for r in mesh.collateral()],
+        "rank": rank.plan.rank,
+        "host": rank.plan.host,
+        "message": describe(rank, mesh),
+        "traceback": rank.exit.traceback if rank.exit else None,
+        "log_tail": list(rank.exit.log_tail) if rank.exit else [],
+        "log": rank.log,
+        "exit_code": rank.exit.exit_code if rank.exit else None,
+        "signal": rank.exit.signal if rank.exit else None,
     }
 
 

@@ -5,8 +5,8 @@ The same objects are printed by `forgectl plan`, stored in the run's directory a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 MeshKind = Literal["actor", "service", "script", "driver"]
 StartMethod = Literal["fork", "spawn"]
@@ -48,6 +48,8 @@ class HostPlan:
     address: str  # where other hosts of the run reach it; 127.0.0.1 while all are one machine
     ssh: str | None = None
     env: dict[str, str] | None = None
+    gpus: str = "auto"  # as the spec has it: auto, none, a number, or indices with commas
+    cores: int = 1
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,11 @@ class Program:
     """What each rank of a mesh runs.
 
     file: a Python file, `target` its path; module: as `python -m target`; command: any program, `target`
-    looked up in PATH; actor: `target` is module:Class (its constructor arguments are the driver's business).
+    looked up in PATH; actor: `target` is module:Class (its constructor arguments are the driver's business);
+    resident: a driver without a script, which serves `forgectl call`.
     """
 
-    kind: Literal["file", "module", "command", "actor"]
+    kind: Literal["file", "module", "command", "actor", "resident"]
     target: str
     args: tuple[str, ...] = ()
 
@@ -69,6 +72,39 @@ class RestartPolicy:
 
     max: int = 0
     within: float | None = None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One mesh that is to be placed. `where` is its place in the spec; a service's replicas share theirs."""
+
+    mesh: str
+    kind: MeshKind
+    where: str
+    program: Program
+    procs: int
+    hosts: tuple[str, ...] | int | None
+    with_gpus: bool
+    env: dict[str, str]
+    python: str | None
+    preload: tuple[str, ...]
+    start_method: StartMethod
+    restart: RestartPolicy
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """An actor or a service of the spec: what the driver makes of its meshes.
+
+    `target` is module:Class, `args` its keyword arguments; `settings` what a service has besides its meshes.
+    """
+
+    name: str
+    kind: Literal["actor", "service"]
+    target: str
+    meshes: tuple[str, ...]
+    args: dict[str, Any]
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -105,6 +141,11 @@ class MeshPlan:
     secrets: tuple[str, ...] = ()
 
     @property
+    def stays(self) -> bool:
+        """Whether its ranks end only when told to: those of actors."""
+        return self.program.kind == "actor"
+
+    @property
     def procs(self) -> int:
         """World size: the number of ranks in all."""
         return len(self.ranks)
@@ -116,7 +157,11 @@ class MeshPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole run before it has an id. `lease` in seconds."""
+    """A whole run before it has an id. `lease` in seconds.
+
+    `env` is the spec's, for meshes that code adds later. An `open` run begins without meshes: the Python process
+    that owns it adds them, and ends it.
+    """
 
     name: str
     spec: str  # path of the spec file, or "" for one made on the spot
@@ -126,6 +171,9 @@ class Plan:
     hosts: tuple[HostPlan, ...]
     meshes: tuple[MeshPlan, ...]
     secrets: tuple[str, ...] = ()
+    env: dict[str, str] = field(default_factory=dict)
+    declared: tuple[Declaration, ...] = ()
+    open: bool = False
 
     def mesh(self, name: str) -> MeshPlan:
         """The mesh of that name; KeyError where there is none."""

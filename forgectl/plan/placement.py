@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from forgectl.errors import SpecError, SpecProblem
+from forgectl.errors import SpecError, SpecProblem, UsageError
 from forgectl.plan.allotment import Allotment, Pool, Request, allot
 from forgectl.plan.environment import host_environment, rank_environment
-from forgectl.plan.model import HostFacts, HostPlan, MeshPlan, Plan, RankPlan
+from forgectl.plan.model import Gpu, HostFacts, HostPlan, MeshPlan, Plan, RankPlan, Unit
 from forgectl.plan.shortage import busy, never_fits
-from forgectl.plan.units import Unit, units_of
+from forgectl.plan.units import declarations_of, units_of
 
 if TYPE_CHECKING:
     from forgectl.spec.model import Host, Spec
@@ -83,9 +83,10 @@ def _assemble(
     inherited: Mapping[str, str],
 ) -> Plan:
     used = {name for a in allotments.values() for name in a.hosts}
-    hosts = [h for h in spec.hosts if h.name in used] or list(spec.hosts[:1])
+    code_may_add = any(u.kind == "driver" for u in units)
+    hosts = [h for h in spec.hosts if h.name in used or code_may_add] or list(spec.hosts[:1])
     one_machine = len({facts[h.name].machine for h in hosts}) == 1
-    host_plans = {h.name: _host_plan(h, python, one_machine) for h in hosts}
+    host_plans = {h.name: _host_plan(h, facts[h.name], python, one_machine) for h in hosts}
     crowd = Counter(facts[name].machine for u in units for name in _rank_hosts(u, allotments[u.mesh]))
     meshes = []
     for unit in units:
@@ -103,7 +104,7 @@ def _assemble(
             )
             for name in allotment.hosts
         }
-        meshes.append(_mesh_plan(spec, unit, allotment, env, host_plans))
+        meshes.append(_mesh_plan(unit, allotment, env, host_plans, str(spec.workdir), spec.secrets))
     return Plan(
         name=spec.name,
         spec=spec.source,
@@ -113,27 +114,31 @@ def _assemble(
         hosts=tuple(host_plans.values()),
         meshes=tuple(meshes),
         secrets=spec.secrets,
+        env=dict(spec.env),
+        declared=declarations_of(spec),
     )
 
 
-def _host_plan(host: Host, python: str, one_machine: bool) -> HostPlan:
+def _host_plan(host: Host, facts: HostFacts, python: str, one_machine: bool) -> HostPlan:
     python = host.python or (python if host.local else "python3")
     address = "127.0.0.1" if one_machine else host.address or ""  # "": learned when the host is reached
-    return HostPlan(host.name, host.local, python, address, host.ssh, dict(host.env) or None)
+    gpus = ",".join(map(str, host.gpus)) + "," if isinstance(host.gpus, tuple) else str(host.gpus)
+    return HostPlan(host.name, host.local, python, address, host.ssh, dict(host.env) or None, gpus, facts.cores)
 
 
 def _mesh_plan(
-    spec: Spec,
     unit: Unit,
     allotment: Allotment,
     env: dict[str, dict[str, str]],
     host_plans: Mapping[str, HostPlan],
+    workdir: str,
+    secrets: tuple[str, ...],
 ) -> MeshPlan:
     return MeshPlan(
         mesh=unit.mesh,
         kind=unit.kind,
         program=unit.program,
-        workdir=str(spec.workdir),
+        workdir=workdir,
         hosts=allotment.hosts,
         ranks=tuple(_ranks(unit, allotment)),
         env=env,
@@ -142,8 +147,52 @@ def _mesh_plan(
         preload=unit.preload,
         start_method=unit.start_method,
         restart=unit.restart,
-        secrets=spec.secrets,
+        secrets=secrets,
     )
+
+
+def place_more(plan: Plan, unit: Unit, gpus: Mapping[str, tuple[Gpu, ...]], inherited: Mapping[str, str]) -> MeshPlan:
+    """One more mesh for a run: on the first hosts with room, or those it names.
+
+    `gpus` are those of each host that this run has not given out. Raises UsageError for what can never be, BusyError
+    for GPUs that others hold.
+    """
+    _check_hosts(plan, unit)
+    hosts = {h.name: h for h in plan.hosts}
+    if unit.with_gpus:
+        pool = Pool({name: tuple(gpus.get(name, ())) for name in hosts})
+        request = Request(unit.mesh, unit.where, unit.procs, unit.hosts)
+        allotments = allot([request], pool.free())
+        if isinstance(allotments, list):
+            never = allot([request], pool)
+            if isinstance(never, list):
+                raise UsageError("; ".join(f"{where}: {what}" for where, what in never_fits(never, pool)))
+            raise busy(allotments, pool)
+        allotment = allotments[unit.mesh]
+    else:
+        names = unit.hosts if isinstance(unit.hosts, tuple) else tuple(hosts)[: unit.hosts or 1]
+        allotment = Allotment(names, dict.fromkeys(names, ()))
+    each = unit.procs // len(allotment.hosts)
+    env = {
+        name: host_environment(
+            plan.env, hosts[name].env or {}, unit.env, host=name, cores=hosts[name].cores, ranks=each,
+            inherited=inherited, secrets=plan.secrets,
+        )
+        for name in allotment.hosts
+    }  # fmt: skip
+    return _mesh_plan(unit, allotment, env, hosts, plan.workdir, plan.secrets)
+
+
+def _check_hosts(plan: Plan, unit: Unit) -> None:
+    there = [h.name for h in plan.hosts]
+    wanted = unit.hosts
+    if isinstance(wanted, tuple) and (unknown := [n for n in wanted if n not in there]):
+        raise UsageError(f"mesh {unit.mesh}: no host {', '.join(unknown)} in this run; it has {', '.join(there)}")
+    count = len(wanted) if isinstance(wanted, tuple) else wanted or 1
+    if count > len(there):
+        raise UsageError(f"mesh {unit.mesh} wants {count} hosts, but the run has {len(there)}: {', '.join(there[:8])}")
+    if unit.procs % count:
+        raise UsageError(f"mesh {unit.mesh}: {unit.procs} processes cannot be spread evenly over {count} hosts")
 
 
 def _rank_hosts(unit: Unit, allotment: Allotment) -> list[str]:

@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from forgectl.plan.model import MeshKind, Program, RestartPolicy, StartMethod
+from forgectl.plan.model import Declaration, MeshKind, Program, RestartPolicy, Unit
 
 if TYPE_CHECKING:
-    from forgectl.spec.model import Driver, Mesh, Spec
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One mesh that is to be placed. `where` is its place in the spec; a service's replicas share theirs."""
-
-    mesh: str
-    kind: MeshKind
-    where: str
-    program: Program
-    procs: int
-    hosts: tuple[str, ...] | int | None
-    with_gpus: bool
-    env: dict[str, str]
-    python: str | None
-    preload: tuple[str, ...]
-    start_method: StartMethod
-    restart: RestartPolicy
+    from forgectl.spec.model import Mesh, Spec
 
 
 def units_of(spec: Spec) -> list[Unit]:
@@ -38,8 +19,19 @@ def units_of(spec: Spec) -> list[Unit]:
         program, where = service.program, f"services.{name}"
         units += [_unit(f"{name}.{i}", "service", where, program, service) for i in range(service.num_replicas)]
     if spec.driver is not None:
-        units.append(_driver(spec.driver))
+        units.append(_driver(spec.driver.program, dict(spec.driver.env), spec.driver.python))
+    elif spec.actors or spec.services:
+        units.append(_driver(Program("resident", ""), {}, None))
     return units
+
+
+def declarations_of(spec: Spec) -> tuple[Declaration, ...]:
+    """What the driver has to bring up before its script."""
+    found = [Declaration(n, "actor", a.class_, (n,), a.args, {}) for n, a in spec.actors.items()]
+    for name, s in spec.services.items():
+        meshes = tuple(f"{name}.{i}" for i in range(s.num_replicas))
+        found.append(Declaration(name, "service", s.class_, meshes, s.args, {"router": s.router}))
+    return tuple(found)
 
 
 def _unit(mesh: str, kind: MeshKind, where: str, program: Program, body: Mesh) -> Unit:
@@ -59,18 +51,18 @@ def _unit(mesh: str, kind: MeshKind, where: str, program: Program, body: Mesh) -
     )
 
 
-def _driver(driver: Driver) -> Unit:
+def _driver(program: Program, env: dict[str, str], python: str | None) -> Unit:
     return Unit(
         mesh="driver",
         kind="driver",
         where="driver",
-        program=driver.program,
+        program=program,
         procs=1,
         hosts=None,
         with_gpus=False,
-        env=dict(driver.env),
-        python=driver.python,
-        preload=() if driver.program.kind == "command" else ("torch",),
+        env=env,
+        python=python,
+        preload=() if program.kind == "command" else ("torch",),
         start_method="fork",
         restart=RestartPolicy(),
     )

@@ -13,9 +13,12 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+from forgectl.boot import BOOT
 from forgectl.processes import die_with_parent
 from forgectl.rank import failure, title
 
+DRIVER = "driver"
+"""The mesh that owns the run's Monarch client."""
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 """Exit codes of a rank whose program cannot be run, as shells have them."""
 
@@ -56,7 +59,7 @@ def main(arguments: list[str]) -> None:
 
 
 def run(kind: str, target: str, args: list[str], workdir: str) -> None:
-    """Run a Python file or module as the main program, and record what it dies of."""
+    """Run a Python file or module as the main program, or be an actor's or driver's rank; record what it dies of."""
     from forgectl.rank import streams
 
     rank = os.getpid()
@@ -70,11 +73,14 @@ def run(kind: str, target: str, args: list[str], workdir: str) -> None:
     if "__mp_main__" in sys.modules:  # what children spawned by multiprocessing know __main__ as; it was ours
         sys.modules["__mp_main__"] = main_module
     try:
-        if kind == "module":
-            _put_first(workdir)
+        _put_first(workdir)
+        if os.environ["FORGE_MESH"] == DRIVER and not importlib.import_module("forgectl.rank.driver").begin(kind):
+            return
+        if kind == "actor":
+            importlib.import_module("forgectl.rank.actor").run()
+        elif kind == "module":
             runpy._run_module_as_main(target, alter_argv=True)  # type: ignore[attr-defined]
         else:
-            _put_first(workdir)
             _put_first(os.path.dirname(os.path.realpath(target)))  # noqa: PTH120 (as python does)
             _run_file(target, main_module)
     except SystemExit:
@@ -116,8 +122,7 @@ def _exec(program: dict[str, Any], workdir: str) -> None:
     if program["kind"] == "command":
         argv = [program["target"], *program["args"]]
     else:
-        boot = os.path.join(os.path.dirname(os.path.dirname(__file__)), "boot.py")  # noqa: PTH118, PTH120
-        argv = [sys.executable, boot, "rank", workdir, program["kind"], program["target"], *program["args"]]
+        argv = [sys.executable, BOOT, "rank", workdir, program["kind"], program["target"], *program["args"]]
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, which an exec would hand on
         signal.signal(number, signal.SIG_DFL)
     try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from forgectl.agent.gpus import NoSuchGpu, discover
 from forgectl.errors import SpecError, SpecProblem
-from forgectl.plan.model import HostFacts
+from forgectl.plan.model import Gpu, HostFacts, HostPlan
 from forgectl.processes import boot_id
 
 if TYPE_CHECKING:
@@ -28,6 +28,16 @@ def gather(spec: Spec, environ: Mapping[str, str]) -> dict[str, HostFacts]:
     if problems:
         raise SpecError(spec.source, problems)
     return facts
+
+
+def gpus_of(host: HostPlan, environ: Mapping[str, str]) -> tuple[Gpu, ...]:
+    """The GPUs of a host of a run, with their holders of this moment."""
+    wanted: str | int | tuple[int, ...] = host.gpus
+    if "," in host.gpus:
+        wanted = tuple(int(i) for i in host.gpus.split(",") if i)
+    elif host.gpus.isdigit():
+        wanted = int(host.gpus)
+    return discover(wanted, host=host.name, environ=environ).gpus
 
 
 def _local(host: Host, environ: Mapping[str, str], *, look_for_gpus: bool) -> HostFacts:

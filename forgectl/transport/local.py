@@ -6,14 +6,13 @@ import asyncio
 import json
 import os
 import signal
-from pathlib import Path
 
+from forgectl.boot import BOOT
 from forgectl.codec import to_json
 from forgectl.errors import ForgeError, NotFoundError, UnreachableError
 from forgectl.processes import Identity, boot_id, identify, open_pidfd, signal_exactly
 from forgectl.protocol import AgentConfig
 
-BOOT = str(Path(__file__).resolve().parent.parent / "boot.py")
 START_SECONDS = 30.0
 
 

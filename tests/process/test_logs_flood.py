@@ -46,8 +46,11 @@ def test_a_flood_is_followed_in_bounded_memory(tmp_path: Path) -> None:
     process = writer_of(source)
     tracemalloc.start()
     try:
-        for chunk in stream.follow(lambda: process.poll() is not None):
-            writer.write(chunk)
+        while not stream.done:
+            if process.poll() is not None:
+                stream.end()
+            for chunk in stream.poll():
+                writer.write(chunk)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

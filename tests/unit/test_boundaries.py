@@ -23,16 +23,36 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "doorway": ("protocol", "wire"),
     "plan": ("errors", "plan", "spec"),
     "spec": ("errors", "plan.model", "spec"),
-    "rank": ("processes", "rank"),
-    "agent": (*SHARED, "agent", "plan.environment", "doorway", "rank", "stream", "wire"),
-    "transport": (*SHARED, "agent.gpus", "spec", "transport"),
-    "controller": (*SHARED, "controller", "doorway", "stream", "transport", "wire"),
-    "cli": (*SHARED, "cli", "controller.client", "controller.rundir", "plan", "spec", "transport.facts", "wire"),
+    "rank": ("boot", "processes", "rank"),
+    "agent": (*SHARED, "agent", "boot", "plan.environment", "doorway", "rank", "stream", "wire"),
+    "transport": (*SHARED, "agent.gpus", "boot", "spec", "transport"),
+    "controller": (*SHARED, "boot", "controller", "doorway", "plan.placement", "stream", "transport", "wire"),
+    "actor": (
+        *SHARED,
+        "actor",
+        "controller.begin",
+        "controller.client",
+        "controller.rundir",
+        "doorway",
+        "stream",
+        "wire",
+    ),
+    "cli": (
+        *SHARED,
+        "cli",
+        "controller.begin",
+        "controller.client",
+        "controller.rundir",
+        "plan",
+        "spec",
+        "transport.facts",
+        "wire",
+    ),
     "__main__": ("cli",),
-    "__init__": (),
+    "__init__": ("actor", "errors"),
 }
 HEAVY = {"torch", "monarch", "numpy"}
-MAY_BE_HEAVY = {"agent/store.py", "rank/script.py", "cli/templates/train.py"}
+MAY_BE_HEAVY = {"agent/store.py", "rank/script.py", "cli/templates/train.py", "actor/engine.py"}
 SHIPPED = ("agent", "rank", "codec", "processes", "protocol", "stream", "doorway", "wire", "boot", "plan/environment")
 """What runs on hosts: standard library and psutil only (pynvml where there is one)."""
 

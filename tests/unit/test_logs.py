@@ -138,7 +138,7 @@ def test_a_log_over_the_limit_loses_its_oldest_part(with_holes: Path) -> None:
     assert path.stat().st_size == 4 * MB
     assert MB // 2 <= on_disk(path) <= MB // 2 + 65536
     assert trimmed.kept == on_disk(path)
-    assert trimmed.dropped == dropped_of(path)
+    assert trimmed.dropped == trimmed.total == dropped_of(path)
     data = path.read_bytes()
     assert data[trimmed.dropped :] == b"".join(rows)[trimmed.dropped :]
     assert not any(data[: trimmed.dropped])
@@ -153,12 +153,24 @@ def test_a_log_that_goes_on_is_kept_in_bounds(with_holes: Path) -> None:
     dropped = 0
     for n in range(100):
         os.write(fd, b"%02d" % n * 50_000)
-        dropped += sum(r.dropped for r in cap.check([path]) if isinstance(r, Trimmed))
+        for trimmed in cap.check([path]):
+            assert isinstance(trimmed, Trimmed)
+            dropped += trimmed.dropped
+            assert trimmed.total == dropped
         assert on_disk(path) <= MB + 65536
     os.close(fd)
     assert path.stat().st_size == 100 * 100_000
     assert dropped == dropped_of(path)
     assert path.read_bytes().endswith(b"99" * 50_000)
+
+
+@pytest.mark.parametrize("each", [1, 4096, 3 * MB, 1 << 30])
+def test_of_a_steady_flood_the_first_loss_is_told_then_each_doubling(each: int) -> None:
+    trimmings = [Trimmed(Path("rank-0.log"), each, n * each, MB, "limit") for n in range(1, 1001)]
+    told = [t.total // each for t in trimmings if t.worth_telling]
+    assert told[0] == 1
+    assert 9 <= len(told) <= 11
+    assert all(later >= 2 * first for first, later in zip(told, told[2:], strict=False))
 
 
 def test_a_log_within_the_limit_or_gone_is_left_alone(tmp_path: Path) -> None:
@@ -184,6 +196,7 @@ def test_a_file_system_without_holes_is_told_of_once(mount: Mount) -> None:
     results = cap.check([path])
     assert [type(r) for r in results] == [Uncapped]
     assert "log_limit" in results[0].describe()
+    assert results[0].worth_telling
     assert cap.check([path]) == []
     assert path.read_bytes() == b"x" * 100_000
 

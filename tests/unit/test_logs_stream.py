@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,6 @@ from forgectl.cli.log_stream import (
     LONGEST_LINE,
     PATIENCE,
     PROGRESS_EVERY,
-    Chunk,
     LogStream,
     Source,
     read_all,
@@ -102,9 +99,25 @@ def test_an_ended_log_is_read_to_its_end_and_forgotten(source: Source, clock: Cl
     stream = LogStream(clock=clock)
     stream.add(source)
     append(source, b"one\nlast words")
-    stream.end(source)
+    stream.end()
     append(source, b" from a grandchild that lingers\n")
     assert poll(stream) == b"one\nlast words"
+    assert stream.done
+
+
+def test_the_next_log_of_a_rank_ends_the_one_before(source: Source, tmp_path: Path, clock: Clock) -> None:
+    later = Source(source.label, tmp_path / "generation-1.log")
+    stream = LogStream(clock=clock)
+    stream.add(source)
+    append(source, b"one\nlast words")
+    append(later, b"two\n")
+    stream.add(later)
+    stream.add(later)
+    append(source, b" from a grandchild that lingers\n")
+    assert [c.data for c in stream.poll()] == [b"one\n", b"last words", b"two\n"]
+    assert poll(stream) == b""
+    stream.end()
+    assert poll(stream) == b""
     assert stream.done
 
 
@@ -310,44 +323,3 @@ def test_on_a_terminal_only_the_last_state_is_kept(source: Source, clock: Clock,
     (data,) = lines_on_a_terminal(stream)
     assert b"20%" in data
     assert b"10%" not in data
-
-
-def follow(stream: LogStream, write: Callable[[], None]) -> list[Chunk]:
-    ended = threading.Event()
-
-    def run() -> None:
-        write()
-        ended.set()
-
-    writer = threading.Thread(target=run)
-    writer.start()
-    chunks = list(stream.follow(ended.is_set))
-    writer.join()
-    return chunks
-
-
-def test_following_waits_for_logs_that_are_added_later(source: Source) -> None:
-    stream = LogStream()
-
-    def write() -> None:
-        append(source, b"late\n")
-        stream.add(source)
-
-    assert b"".join(c.data for c in follow(stream, write)) == b"late\n"
-
-
-def test_following_ends_with_everything_read(tmp_path: Path) -> None:
-    sources = [Source(f"m/{n}@local", tmp_path / str(n)) for n in range(8)]
-    stream = LogStream()
-    for source in sources:
-        stream.add(source)
-
-    def write() -> None:
-        for n in range(200):
-            for source in sources:
-                append(source, b"%d\n" % n)
-
-    chunks = follow(stream, write)
-    for source in sources:
-        data = b"".join(c.data for c in chunks if c.source == source)
-        assert data == b"".join(b"%d\n" % n for n in range(200))

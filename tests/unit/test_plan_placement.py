@@ -204,10 +204,17 @@ def test_a_driver_without_a_local_host_is_an_error_with_its_place() -> None:
 
 
 def test_only_hosts_in_use_are_planned_each_with_its_interpreter() -> None:
+    spec = spec_of("hosts: [gpu01, {name: here, local: true}, idle]\nscripts: {x: {command: 'true', hosts: [here]}}\n")
+    plan = placed(spec, hosts_of("gpu01:0 here:0 idle:0")[1])
+    assert [(h.name, h.python, h.local, h.ssh) for h in plan.hosts] == [("here", "/usr/bin/python3", True, None)]
+
+
+def test_a_driver_may_add_meshes_on_any_host_so_all_are_planned() -> None:
     hosts = everything_planned().hosts
     assert [(h.name, h.python, h.local, h.ssh) for h in hosts] == [
         ("gpu01", "python3", False, "gpu01"),
         ("here", "/usr/bin/python3", True, None),
+        ("unused", "/usr/bin/python3", True, None),
     ]
 
 

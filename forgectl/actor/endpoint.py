@@ -1,0 +1,103 @@
+"""What makes a method callable from elsewhere. Pure marks: the class itself can be used, and tested, without a mesh."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, overload
+
+F = TypeVar("F", bound=Callable[..., Any])
+MARK = "__forge_endpoint__"
+
+
+@dataclass(frozen=True)
+class EndpointInfo:
+    """How an endpoint is called, beside its signature.
+
+    idempotent: a service may call it again on another replica when one dies meanwhile. router: a name or class,
+    instead of the service's own. batch_size: a service gathers up to so many calls into one, whose arguments are
+    lists; batch_timeout: seconds that the first of them waits for others.
+    """
+
+    idempotent: bool = False
+    router: Any = None
+    batch_size: int = 1
+    batch_timeout: float = 0.01
+
+
+@overload
+def endpoint(method: F) -> F: ...
+@overload
+def endpoint(*, idempotent: bool = False) -> Callable[[F], F]: ...
+def endpoint(method: F | None = None, *, idempotent: bool = False) -> F | Callable[[F], F]:
+    """Make a method, `async` or plain, an endpoint of its actor: `handle.method.call(…)` runs it on every rank.
+
+    A plain one runs in a thread of the rank, so that it does not block the rank's event loop. A rank runs one
+    endpoint at a time. With `idempotent` a service may repeat a call whose replica died while it ran.
+    """
+    mark = _marker(EndpointInfo(idempotent=idempotent))
+    return mark if method is None else mark(method)
+
+
+def service_endpoint(
+    *, router: Any = None, batch_size: int = 1, batch_timeout: float = 0.01, idempotent: bool = False
+) -> Callable[[F], F]:
+    """An endpoint with settings of its own in a service; on an actor it is like `endpoint`.
+
+    `router` as in `options(router=…)`. With `batch_size` above 1 scalar calls are gathered: the method gets a list
+    for each argument, of up to `batch_size` values in the order of the calls, and returns as many results. A batch
+    starts when it is full, or `batch_timeout` seconds after its first call. Raises ValueError for other values.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; at least 1 is needed")
+    if batch_timeout < 0:
+        raise ValueError(f"batch_timeout is {batch_timeout}; seconds cannot be negative")
+    return _marker(EndpointInfo(idempotent, router, batch_size, batch_timeout))
+
+
+def _marker(info: EndpointInfo) -> Callable[[F], F]:
+    def mark(method: F) -> F:
+        if not callable(method):
+            raise TypeError(f"an endpoint is a method, not {type(method).__name__}")
+        setattr(method, MARK, info)
+        return method
+
+    return mark
+
+
+def endpoints_of(cls: type) -> dict[str, EndpointInfo]:
+    """Name → info of every endpoint of a class, Monarch's own `@endpoint` included; `setup` counts if defined."""
+    found = {}
+    for name in dir(cls):
+        member = inspect.getattr_static(cls, name)
+        info = getattr(member, MARK, None)
+        if info is None and type(member).__name__ == "EndpointProperty":
+            info = EndpointInfo()
+        if info is not None:
+            found[name] = info
+    return found
+
+
+def method_of(cls: type, name: str) -> Callable[..., Any]:
+    """The function behind an endpoint, Monarch's or ours."""
+    member = inspect.getattr_static(cls, name)
+    return getattr(member, "_method", member)  # type: ignore[no-any-return]
+
+
+def signature_of(cls: type, name: str) -> inspect.Signature:
+    """An endpoint's signature as its callers see it, without `self`."""
+    signature = inspect.signature(method_of(cls, name))
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+def unknown_endpoint(cls: type, name: str) -> str:
+    """What to say of an endpoint that is none: the nearest, and all that there are with their signatures."""
+    names = sorted(endpoints_of(cls))
+    near = difflib.get_close_matches(name, names, n=1)
+    guess = f"; did you mean {near[0]!r}?" if near else ""
+    there = ", ".join(f"{n}{signature_of(cls, n)}" for n in names) or "none"
+    unmarked = callable(inspect.getattr_static(cls, name, None))
+    why = f"{cls.__name__}.{name} is not marked @endpoint" if unmarked else f"{cls.__name__} has no endpoint {name!r}"
+    return f"{why}{guess}; endpoints: {there}"

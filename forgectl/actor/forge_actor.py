@@ -1,0 +1,180 @@
+"""ForgeActor: a class whose instances are the ranks of a mesh. After TorchForge's class of the same name."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib.util
+import logging
+import os
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from forgectl.actor import home as homes
+from forgectl.actor.engine import Actor
+from forgectl.actor.handle import ActorHandle
+from forgectl.actor.live_mesh import LiveMesh, Making
+from forgectl.actor.settings import Settings, check_shape
+from forgectl.plan.model import Program, Unit
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from forgectl.actor.service_handle import ServiceHandle
+
+SHAPE = ("procs", "hosts", "with_gpus", "num_replicas", "mesh_name")
+_UNSET: Any = object()
+
+
+class ForgeActor(Actor):  # type: ignore[misc]
+    """Subclass it, mark methods with `@endpoint`, and launch it: `await MyActor.options(procs=4).as_actor(…)`.
+
+    Each process of the mesh has one instance, made with the arguments of `as_actor`. An endpoint named `setup` is
+    awaited on every rank before `as_actor` returns. In each rank `torch.distributed.init_process_group()` works.
+    """
+
+    procs: ClassVar[int] = 1
+    """Processes in all."""
+    hosts: ClassVar[int | tuple[str, ...] | None] = None
+    """So many hosts, or these, with equally many processes each; None: as few as have room."""
+    with_gpus: ClassVar[bool] = False
+    """One GPU a process."""
+    num_replicas: ClassVar[int] = 1
+    """Meshes of a service."""
+    mesh_name: ClassVar[str | None] = None
+    """What `forgectl status` calls it; None: the class's name in lower case."""
+    _settings: ClassVar[Settings] = Settings()
+    _kind: ClassVar[Any] = "actor"
+
+    mesh: ActorHandle
+    """The mesh that this rank belongs to."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+
+    # ------------------------------------------------------------ in a rank
+
+    @property
+    def rank(self) -> int:
+        """This process's rank in its mesh, from 0."""
+        return int(os.environ.get("RANK", "0"))
+
+    @property
+    def size(self) -> int:
+        """Processes in its mesh."""
+        return int(os.environ.get("WORLD_SIZE", "1"))
+
+    @functools.cached_property
+    def logger(self) -> logging.Logger:
+        """A logger whose lines name class, rank and size. It writes to stderr unless the root logger has handlers."""
+        return _logger(_origin(type(self)).__qualname__, self.rank, self.size)
+
+    # ------------------------------------------------------------ configure
+
+    @classmethod
+    def options(
+        cls,
+        *,
+        procs: int = _UNSET,
+        hosts: Any = _UNSET,
+        with_gpus: bool = _UNSET,
+        num_replicas: int = _UNSET,
+        mesh_name: str | None = _UNSET,
+        **kwargs: Any,
+    ) -> type[Self]:
+        """A subclass with these settings; what is not given stays as it was. `kwargs`: see `Settings`.
+
+        Raises TypeError for an unknown setting or a value of the wrong type, ValueError for one that cannot be.
+        """
+        given = zip(SHAPE, (procs, hosts, with_gpus, num_replicas, mesh_name), strict=True)
+        body = {name: check_shape(name, value) for name, value in given if value is not _UNSET}
+        body["_settings"] = cls._settings.with_changes(kwargs, SHAPE)
+        body |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+        body["_forge_origin"] = _origin(cls)
+        return type(cls.__name__, (cls,), body)
+
+    # ------------------------------------------------------------ launch and shut down
+
+    @classmethod
+    async def as_actor(cls, *args: Any, **kwargs: Any) -> ActorHandle:
+        """Launch one mesh whose ranks are made with these arguments; returns once `setup` has returned on each.
+
+        Raises what a constructor or `setup` raised, with its remote traceback as the cause; BusyError where GPUs or the
+        mesh's name are taken; ActorDied when a rank dies. Then, and when it is cancelled, nothing of it is left.
+        """
+        return await cls.launch(*args, **kwargs)
+
+    @classmethod
+    async def as_service(cls, *args: Any, **kwargs: Any) -> ServiceHandle:
+        """Launch `num_replicas` meshes behind one handle. Raises as `as_actor` does, and then leaves none of them."""
+        from forgectl.actor.service_handle import launch_service
+
+        return await launch_service(cls, args, kwargs)
+
+    @classmethod
+    async def launch(cls, *args: Any, **kwargs: Any) -> ActorHandle:
+        """What `as_actor` does, and `as_service` for each replica. Override it to launch several meshes together."""
+        home = await asyncio.to_thread(homes.home)
+        return await home.in_loop(cls._launch(home, args, kwargs))
+
+    @classmethod
+    async def _launch(cls, home: homes.Home, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ActorHandle:
+        unit = cls._unit()
+        obtaining = asyncio.ensure_future(home.obtain(unit, named=cls.mesh_name is not None))
+        making = Making(_origin(cls), args, kwargs, unit.procs, backoff=cls._kind == "service")
+        try:
+            name = await asyncio.shield(obtaining)
+            mesh = LiveMesh(home, name, making)
+            mesh.begin()
+            await mesh.shells()
+        except asyncio.CancelledError:
+            await home.stop(await obtaining, 0.0)
+            raise
+        except Exception:
+            if obtaining.done() and not obtaining.exception():
+                await mesh.shutdown(0.0)
+            raise
+        return ActorHandle(mesh)
+
+    @classmethod
+    async def shutdown(cls, actor: Any) -> None:
+        """End what `launch` gave. Override it together with `launch`. Again, it does nothing."""
+        await actor.shutdown()
+
+    @classmethod
+    def _unit(cls) -> Unit:
+        settings, origin = cls._settings, _origin(cls)
+        procs = check_shape("procs", cls.procs)
+        preload = settings.preload
+        if preload is None:
+            preload = ("torch",) if importlib.util.find_spec("torch") else ()
+        name = cls.mesh_name or origin.__name__.lower().strip("_") or "actor"
+        return Unit(
+            mesh=name,
+            kind=cls._kind,
+            where=name,
+            program=Program("actor", f"{origin.__module__}:{origin.__qualname__}"),
+            procs=procs,
+            hosts=check_shape("hosts", cls.hosts),
+            with_gpus=check_shape("with_gpus", cls.with_gpus),
+            env=dict(settings.env),
+            python=settings.python,
+            preload=preload,
+            start_method=settings.start_method,  # type: ignore[arg-type]
+            restart=settings.restart_policy(service=cls._kind == "service"),
+        )
+
+
+def _origin(cls: type) -> type:
+    """The class as the user wrote it, of one that `options` made."""
+    return cls.__dict__.get("_forge_origin", cls)  # type: ignore[no-any-return]
+
+
+def _logger(name: str, rank: int, size: int) -> logging.Logger:
+    logger = logging.getLogger(f"forgectl.actor.{name}")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(f"%(levelname)s [{name} {rank}/{size}] %(message)s"))
+        handler.addFilter(lambda record: not logging.getLogger().handlers)  # else it is shown by those
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    return logger

@@ -1,0 +1,165 @@
+"""What `as_actor` gives: the ranks of a mesh, to be called."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any, NoReturn
+
+from forgectl.actor.endpoint import endpoints_of, unknown_endpoint
+from forgectl.actor.mesh import Mesh, Shells, Start
+from forgectl.actor.performer import calling
+
+GRACE = 10.0
+
+
+class ActorHandle:
+    """A mesh of actors, or a slice of one. `handle.ENDPOINT.call(…)` calls; see `Endpoint`.
+
+    It may be handed to other actors as an argument, and called there.
+    """
+
+    def __init__(self, mesh: Mesh, *, where: dict[str, Any] | None = None, timeout: float | None = None) -> None:
+        self._mesh = mesh
+        self._where = where or {}
+        self._timeout = timeout
+        self._infos = endpoints_of(mesh.cls)
+
+    def __getattr__(self, name: str) -> Endpoint:
+        if name.startswith("__") or "_infos" not in self.__dict__:
+            raise AttributeError(name)
+        if name not in self._infos:
+            raise AttributeError(unknown_endpoint(self._mesh.cls, name))
+        endpoint = self.__dict__[name] = Endpoint(self, name)  # found here the next time
+        return endpoint
+
+    def options(self, *, timeout: float | None = None) -> ActorHandle:
+        """The same ranks, with `timeout` seconds for each call: TimeoutError after that, while the rank goes on."""
+        return ActorHandle(self._mesh, where=self._where, timeout=timeout)
+
+    def slice(self, **where: Any) -> ActorHandle:
+        """Some ranks: `slice(procs=0)`, or `slice(procs=slice(2, 4))`. Raises ValueError where there are none."""
+        for dimension, chosen in where.items():
+            if dimension != "procs":
+                raise ValueError(f"mesh {self._mesh.name} has the dimension 'procs', not {dimension!r}")
+            if not self._ranks()[chosen] if isinstance(chosen, slice) else not -1 < chosen < len(self):
+                raise ValueError(f"mesh {self._mesh.name} has no rank {chosen}; it has {len(self)}")
+        if "procs" in self._where and where:
+            where = {"procs": _composed(self._ranks(), where["procs"])}
+        return ActorHandle(self._mesh, where={**self._where, **where}, timeout=self._timeout)
+
+    def _ranks(self) -> range:
+        every = range(self._mesh.procs)
+        chosen = self._where.get("procs", slice(None))
+        return every[chosen] if isinstance(chosen, slice) else range(chosen, chosen + 1)
+
+    def __len__(self) -> int:
+        return len(self._ranks())
+
+    @property
+    def size(self) -> dict[str, int]:
+        """Dimension → how many ranks along it."""
+        return {"procs": len(self)}
+
+    @property
+    def mesh_name(self) -> str:
+        """What `forgectl status` calls the mesh."""
+        return self._mesh.name
+
+    async def shutdown(self, grace: float = GRACE) -> None:
+        """End the mesh: SIGTERM, `grace` seconds, SIGKILL. Returns when nothing is left; again, it does nothing."""
+        await self._mesh.shutdown(grace)
+
+    def __repr__(self) -> str:
+        part = f"[{self._where['procs']}]" if "procs" in self._where else ""
+        return f"<{self._mesh.cls.__name__} mesh {self._mesh.name}{part}, {len(self)} ranks>"
+
+    def __reduce__(self) -> Any:
+        return _from_parts, (self._mesh.foreign(), self._where, self._timeout)
+
+
+def _from_parts(mesh: Mesh, where: dict[str, Any], timeout: float | None) -> ActorHandle:
+    return ActorHandle(mesh, where=where, timeout=timeout)
+
+
+def _composed(ranks: range, chosen: Any) -> Any:
+    """A choice among `ranks`, as a choice among all of the mesh."""
+    if isinstance(chosen, slice):
+        part = ranks[chosen]
+        return slice(part.start, part.stop, part.step)
+    return ranks[chosen]
+
+
+class Endpoint:
+    """One endpoint of the ranks of a handle.
+
+    All raise ActorDied when a rank of the mesh dies meanwhile, what the endpoint raises (with the remote traceback as
+    its cause), and TimeoutError where the handle has a timeout.
+    """
+
+    def __init__(self, handle: ActorHandle, name: str) -> None:
+        self._mesh = handle._mesh
+        self._where = handle._where
+        self._timeout = handle._timeout
+        self._count = len(handle)
+        self.name = name
+
+    async def _send(self, start: Start) -> Any:
+        shells: Shells = self._mesh.now() or await self._mesh.shells()
+        return await shells.call(start, self._timeout)
+
+    def _chosen(self, monarchs: Any) -> Any:
+        return monarchs.slice(**self._where) if self._where else monarchs
+
+    async def call(self, *args: Any, **kwargs: Any) -> Any:
+        """Every rank: a ValueMesh of their values, by rank."""
+        return await self._send(lambda s: self._chosen(s).invoke.call(self.name, args, kwargs, calling.get()))
+
+    async def call_one(self, *args: Any, **kwargs: Any) -> Any:
+        """The only rank: its value. Raises ValueError where the handle has several; `slice` one out of them."""
+        if self._count != 1:
+            name = f"{self._mesh.name}.{self.name}"
+            raise ValueError(f"{name}.call_one needs one rank, the handle has {self._count}; use slice(procs=RANK)")
+        return await self._send(lambda s: self._chosen(s).invoke.call_one(self.name, args, kwargs, calling.get()))
+
+    async def choose(self, *args: Any, **kwargs: Any) -> Any:
+        """Any one rank, at random: its value."""
+        return await self._send(lambda s: self._chosen(s).invoke.choose(self.name, args, kwargs, calling.get()))
+
+    def broadcast(self, *args: Any, **kwargs: Any) -> None:
+        """Every rank, no answer: what it raises goes to the rank's log. While the mesh is not up, it is dropped."""
+        shells = self._mesh.now()
+        if shells is not None and shells.died is None:
+            self._chosen(shells.monarchs).cast.broadcast(self.name, args, kwargs, ())
+
+    async def stream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        """Every rank: `async for value in handle.endpoint.stream(…)` gives their values as they come."""
+        shells: Shells = self._mesh.now() or await self._mesh.shells()
+        chain = calling.get()
+        answers = list(self._chosen(shells.monarchs).invoke.stream(self.name, args, kwargs, chain))
+        pending = [asyncio.ensure_future(shells.call(partial(_itself, a), self._timeout)) for a in answers]
+        try:
+            for answer in asyncio.as_completed(pending):
+                yield await answer
+        finally:
+            for task in pending:
+                task.cancel()
+
+    def _instead(self, verb: str) -> NoReturn:
+        raise NotImplementedError(f"{self._mesh.name} is an actor, not a service: use call, call_one or choose")
+
+    def route(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Of services alone: raises NotImplementedError."""
+        self._instead("route")
+
+    def fanout(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Of services alone: raises NotImplementedError."""
+        self._instead("fanout")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(f"{self.name} is an endpoint of a mesh: use {self.name}.call(…), call_one, choose or broadcast")
+
+
+def _itself(answer: Any, _: Any) -> Any:
+    return answer

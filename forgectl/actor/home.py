@@ -1,0 +1,220 @@
+"""The run that this process drives: its state as the controller reports it, and what it asks of the controller.
+
+One thread reads the controller's reports, another is the event loop that meshes and services live in: the user's code
+may run loops of its own, one after the other, or none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import itertools
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from forgectl.controller import client
+from forgectl.controller.begin import begin_run
+from forgectl.controller.rundir import RunDir
+from forgectl.errors import BY_EXIT_CODE, BusyError, ForgeError, UsageError
+from forgectl.plan.model import HostPlan, Plan, Unit
+from forgectl.protocol import AddMesh, Attach, MeshAdded, Refusal, Report, Shutdown, StatusReport
+from forgectl.wire import private_folder
+
+T = TypeVar("T")
+Document = dict[str, Any]
+
+END_SECONDS = 20.0
+"""How long the end of a script waits for the end of its run."""
+
+
+class Home:
+    """The run of this process. Get it by `home()`."""
+
+    def __init__(self, run: RunDir, plan: Plan, *, own: bool) -> None:
+        self.run = run
+        self.plan = plan
+        self.ended = False
+        self.connections = 0  # how often a controller was found: what was said to the one before may be lost
+        self._pid = os.getpid()
+        self._own = own
+        self._closing = False
+        self._documents: dict[str, Document] = {}
+        self._watchers: dict[str, Callable[[Document], None]] = {}
+        self.meshes: dict[str, Any] = {}  # those launched here, by name
+        self.services: dict[str, Any] = {}
+        self._unclaimed = {name for d in plan.declared for name in d.meshes}
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, name="forgectl", daemon=True).start()
+        self._follower = threading.Thread(target=self._follow, name="forgectl-follow", daemon=True)
+        self._follower.start()
+
+    @property
+    def is_of_a_parent(self) -> bool:
+        """Whether this process was forked since: threads and connections stayed behind."""
+        return os.getpid() != self._pid
+
+    # ------------------------------------------------------------ the loop
+
+    async def in_loop(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await `work` in the loop of meshes and services, from any other; cancelling goes through."""
+        if asyncio.get_running_loop() is self.loop:
+            return await work
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
+
+    # ------------------------------------------------------------ what the controller reports
+
+    def _follow(self) -> None:
+        while not self._closing:
+            try:
+                line = client.connect(self.run)
+                if line is None:
+                    break
+                with contextlib.closing(line):
+                    line.send(Attach())
+                    self.connections += 1
+                    while (report := line.receive()) is not None:
+                        if isinstance(report, StatusReport):
+                            self.loop.call_soon_threadsafe(self._take, report.run)
+            except (ForgeError, OSError):
+                if not self.run.path.exists():
+                    break
+        final = self.run.read_final()
+        self.loop.call_soon_threadsafe(self._take, final or {"meshes": [], "state": "lost"}, True)
+
+    def _take(self, document: Document, final: bool = False) -> None:
+        for mesh in document["meshes"]:
+            self._documents[mesh["mesh"]] = mesh
+            if (watcher := self._watchers.get(mesh["mesh"])) is not None:
+                watcher(mesh)
+        if final:
+            self.ended = True
+            for name, watcher in list(self._watchers.items()):
+                gone = {"mesh": name, "state": "lost", "reason": "its run has ended", "generation": 0, "open": False}
+                if not any(m["mesh"] == name for m in document["meshes"]):
+                    watcher({"error": None, "failure": None, "ranks": [], **gone})
+
+    def watch(self, mesh: str, watcher: Callable[[Document], None]) -> None:
+        """Have `watcher` called with every later state of a mesh, and with the present one. In the loop."""
+        self._watchers[mesh] = watcher
+        if mesh in self._documents:
+            watcher(self._documents[mesh])
+
+    def forget(self, mesh: str, watcher: Callable[[Document], None]) -> None:
+        """Call `watcher` no more: the mesh is over."""
+        if self._watchers.get(mesh) == watcher:
+            del self._watchers[mesh]
+            self._documents.pop(mesh, None)
+
+    # ------------------------------------------------------------ what is asked of the controller
+
+    async def obtain(self, unit: Unit, *, named: bool) -> str:
+        """The name of a mesh for this unit: one that the spec declares, else a new one; raises ForgeError."""
+        if unit.mesh in self._unclaimed:
+            self._unclaimed.discard(unit.mesh)
+            return unit.mesh
+        answer = await asyncio.to_thread(self._ask, AddMesh(unit, named))
+        if isinstance(answer, Refusal):
+            raise error_of(answer.code, answer.message, answer.hint)
+        if not isinstance(answer, MeshAdded):
+            raise ForgeError(f"run {self.run.run} has ended; no mesh can be added to it")
+        return answer.mesh
+
+    def service_name(self, name: str, *, named: bool) -> str:
+        """A name that no living service has; raises BusyError for one that was chosen and is taken."""
+        if name not in self.services:
+            return name
+        if named:
+            hint = "choose another mesh_name, or shut that one down"
+            raise BusyError(f"there is a service {name} already", hint=hint)
+        return next(f"{name}-{n}" for n in itertools.count(2) if f"{name}-{n}" not in self.services)
+
+    async def report(self, report: Report) -> None:
+        """Tell what became of a generation's actors."""
+        await asyncio.to_thread(self._ask, report, answer=False)
+
+    async def stop(self, mesh: str, grace: float) -> None:
+        """Have a mesh end: SIGTERM, `grace` seconds, SIGKILL."""
+        await asyncio.to_thread(self._ask, Shutdown((mesh,), grace, "its driver"), answer=False)
+
+    def _ask(self, request: Any, *, answer: bool = True) -> Any:
+        line = client.connect(self.run)
+        if line is None:
+            return None
+        with contextlib.closing(line):
+            if answer:
+                return client.ask(self.run, line, request)
+            with contextlib.suppress(OSError):
+                line.send(request)
+                line.socket.shutdown(1)  # all is said: wait until it was read
+                line.receive(client.ANSWER_SECONDS)
+            return None
+
+    # ------------------------------------------------------------ the end
+
+    def close(self) -> None:
+        """End a run of one's own, at the end of the process, and wait until nothing is left of it."""
+        if self.is_of_a_parent or self._closing or not self._own:
+            return
+        self._closing = True
+        with contextlib.suppress(ForgeError, OSError):
+            self._ask(Shutdown(None, 5.0, "the end of its script"), answer=False)
+        self._follower.join(END_SECONDS)
+
+
+def error_of(code: int, message: str, hint: str | None) -> ForgeError:
+    """An error that crossed a socket, as an exception again."""
+    error = BY_EXIT_CODE.get(code, ForgeError)(message, hint=hint)
+    error.exit_code = code
+    return error
+
+
+_home: Home | None = None
+_lock = threading.Lock()
+
+
+def home() -> Home:
+    """The run that this process drives; begun now where there is none. Raises ForgeError."""
+    global _home
+    with _lock:
+        if _home is None or _home.is_of_a_parent:
+            _home = _find_or_begin()
+            atexit.register(_home.close)
+        return _home
+
+
+def living_home() -> Home | None:
+    """The run that this process drives, if it does."""
+    return _home if _home is not None and not _home.is_of_a_parent else None
+
+
+def _find_or_begin() -> Home:
+    from forgectl.actor.engine import start_client
+
+    if "FORGE_RUN_DIR" in os.environ:
+        if os.environ["FORGE_MESH"] != "driver":
+            raise UsageError(
+                "actors are launched by the driver of a run, not by other actors",
+                hint="launch it in the driver, and hand its handle to this actor",
+            )
+        run, own = RunDir(Path(os.environ["FORGE_RUN_DIR"])), False
+    else:
+        plan = _own_plan()
+        run, own = begin_run(plan, b"", name_is_given=False, own=True), True
+    found = Home(run, run.read_plan(), own=own)
+    private_folder(run.messages.parent)
+    start_client(private_folder(run.messages))
+    return found
+
+
+def _own_plan() -> Plan:
+    """A run without meshes on this machine, named after the script."""
+    script = Path(sys.argv[0] or "python").stem
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", script).lstrip("._-")[:50] or "python"
+    host = HostPlan("local", True, sys.executable, "127.0.0.1", cores=len(os.sched_getaffinity(0)))
+    return Plan(name, "", str(Path.cwd()), 30.0, 2 << 30, (host,), (), open=True)

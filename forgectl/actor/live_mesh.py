@@ -1,0 +1,218 @@
+"""A mesh that this process launched: follows its generations, and fills each with actors."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+
+from forgectl import __version__
+from forgectl.actor import engine
+from forgectl.actor.endpoint import endpoints_of
+from forgectl.actor.foreign_mesh import ForeignMesh
+from forgectl.actor.handle import ActorHandle
+from forgectl.actor.home import Document, Home, error_of
+from forgectl.actor.mesh import Shells, Start, died
+from forgectl.errors import ActorDied, ForgeError
+from forgectl.protocol import Report
+
+FORWARDER = str(Path(__file__).resolve().parent.parent / "rank" / "forward.py")
+OVER = frozenset({"succeeded", "failed", "stopped", "lost"})
+LONGEST_BACKOFF = 10.0
+
+
+@dataclass(frozen=True)
+class Making:
+    """What each generation is made of: the constructor's arguments, and what the ranks are asked as."""
+
+    cls: type
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    procs: int
+    backoff: bool = False  # wait longer before each further restart
+
+
+class LiveMesh:
+    """One mesh, from its first generation to its end. Lives in the home's loop; may be called from any."""
+
+    def __init__(self, home: Home, name: str, making: Making) -> None:
+        self.name = name
+        self.cls = making.cls
+        self.procs = making.procs
+        self._home = home
+        self._making = making
+        self._hosts: dict[int, str] = {}
+        self._attempted = -1  # the generation that was last filled, or tried to be
+        self._reported: tuple[int, int] | None = None  # (generation, connection) that was told to be set up
+        self._shells: Shells | None = None
+        self._spawning: Shells | None = None
+        self._error: BaseException | None = None  # what a constructor or setup raised
+        self._up: concurrent.futures.Future[Shells] = concurrent.futures.Future()
+        self._over: concurrent.futures.Future[Document] = concurrent.futures.Future()
+        self._restarts = 0
+        self._listeners: list[Callable[[], None]] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._up.add_done_callback(lambda f: f.exception())  # asked for or not
+
+    # ------------------------------------------------------------ what callers see
+
+    def now(self) -> Shells | None:
+        """The shells of the generation that is up."""
+        return self._shells
+
+    def foreign(self, shells: Shells | None = None) -> ForeignMesh:
+        """The generation that is up, as other processes may have it; raises ActorDied where none is."""
+        shells = shells or self._shells
+        if shells is None:
+            raise ActorDied(f"mesh {self.name} is not up: its handle cannot be handed on", mesh=self.name)
+        where = str(self._home.run.path)
+        return ForeignMesh(self.name, self.cls, self.procs, where, shells.generation, shells.monarchs)
+
+    async def shells(self) -> Shells:
+        """The shells of the generation that is up, or coming up; raises why there will be none."""
+        if self._shells is not None:
+            return self._shells
+        return await asyncio.shield(asyncio.wrap_future(self._up))
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it can be called now."""
+        return self._shells is not None
+
+    @property
+    def ended(self) -> BaseException | None:
+        """Why it will never be up again; None while it may."""
+        return self._up.exception() if self._over.done() and self._up.done() else None
+
+    def subscribe(self, listener: Callable[[], None]) -> None:
+        """Have `listener` called, in the home's loop, when `healthy` or `ended` has changed."""
+        self._listeners.append(listener)
+
+    async def shutdown(self, grace: float = 10.0) -> None:
+        """End it; returns when no process of it is left. Again, or after its end: nothing."""
+        if not self._over.done():
+            await self._home.stop(self.name, grace)
+            await asyncio.shield(asyncio.wrap_future(self._over))
+
+    # ------------------------------------------------------------ what happens to it
+
+    def begin(self) -> None:
+        """Follow the mesh from now on. In the home's loop."""
+        self._home.meshes[self.name] = self
+        self._home.watch(self.name, self._take)
+
+    def _take(self, document: Document) -> None:
+        state, generation = document["state"], document["generation"]
+        alive = state in ("pending", "starting", "ready")
+        for shells in (self._shells, self._spawning):
+            if shells is not None and (not alive or generation != shells.generation):
+                self._lose(shells, document)
+        if state in OVER:
+            self._end(document)
+        elif document["open"] and generation > self._attempted:
+            self._attempted = generation
+            self._hosts = {r["rank"]: r["host"] for r in document["ranks"]}
+            self._restarts = document["restarts"]
+            self._soon(self._fill(generation))
+        elif state == "starting" and self._shells is not None and generation == self._shells.generation:
+            self._soon(self._tell(generation))  # a new controller may not have heard
+
+    def _lose(self, shells: Shells, document: Document) -> None:
+        shells.die(died(document, mesh=self.name))
+        if shells is self._shells:
+            self._shells = None
+            self._up = concurrent.futures.Future()
+            self._up.add_done_callback(lambda f: f.exception())
+            self._tell_listeners()
+
+    def _end(self, document: Document) -> None:
+        if self._over.done():
+            return
+        self._home.forget(self.name, self._take)
+        self._over.set_result(document)
+        if self._up.done():
+            self._up = concurrent.futures.Future()
+        self._up.set_exception(self._error or _refused(document) or died(document, mesh=self.name))
+        self._tell_listeners()
+
+    def _tell_listeners(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+    def _soon(self, work: Any) -> None:
+        self._tasks.add(task := asyncio.get_running_loop().create_task(work))
+        task.add_done_callback(self._tasks.discard)
+
+    # ------------------------------------------------------------ a generation
+
+    async def _fill(self, generation: int) -> None:
+        """Spawn the ranks of a generation, construct an actor in each, set them up, and say so."""
+        if self._making.backoff and self._restarts > 1:
+            await asyncio.sleep(min(0.1 * 2**self._restarts, LONGEST_BACKOFF))
+        spawned = await engine.spawn(self.name, self.procs, lambda rank: self._forwarder(generation, rank))
+        shells = self._spawning = Shells(self.name, generation, spawned.shells)
+        try:
+            await self._make(shells)
+        except ActorDied:
+            self._soon(engine.drop(spawned))
+            return  # its state tells why
+        except Exception as e:
+            self._error = e
+            remote = str(e.__cause__).strip() if e.__cause__ else ""
+            text = remote or "".join(traceback.format_exception(e))
+            where = "its constructor or setup"
+            await self._home.report(Report(self.name, generation, f"{where} raised {_one_line(e)}", text))
+            return
+        finally:
+            self._spawning = None
+        self._shells = shells
+        self._up.set_result(shells)
+        self._tell_listeners()
+        await self._tell(generation)
+
+    async def _make(self, shells: Shells) -> None:
+        making = self._making
+        payload = cloudpickle.dumps((making.cls, making.args, making.kwargs))
+        handle = ActorHandle(self.foreign(shells))
+        construct: Start = lambda s: s.construct.call(_import_path(), self.name, handle, payload)  # noqa: E731
+        await shells.call(construct)
+        if "setup" in endpoints_of(making.cls):
+            await shells.call(lambda s: s.invoke.call("setup", (), {}, ()))
+
+    async def _tell(self, generation: int) -> None:
+        key = (generation, self._home.connections)
+        if self._reported != key:
+            self._reported = key
+            await self._home.report(Report(self.name, generation))
+
+    def _forwarder(self, generation: int, rank: int) -> list[str]:
+        index = next(i for i, h in enumerate(self._home.plan.hosts) if h.name == self._hosts[rank])
+        agent = str(self._home.run.agent_socket(index))
+        run = self._home.run.run
+        return ["-S", "-I", FORWARDER, agent, __version__, run, self.name, str(generation), str(rank)]
+
+
+def _import_path() -> list[str]:
+    """Where this process finds modules, for ranks to find them too."""
+    return [os.path.abspath(p) for p in sys.path if p != ""] + [os.getcwd()] * ("" in sys.path)  # noqa: PTH100, PTH109
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _refused(document: Document) -> ForgeError | None:
+    """What kept it from starting, where that was not the user's code."""
+    error = document["error"]
+    if not error or error["code"] == 1:
+        return None
+    return error_of(error["code"], f"mesh {document['mesh']}: {error['message']}", error["hint"])

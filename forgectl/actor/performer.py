@@ -1,0 +1,79 @@
+"""Runs the endpoints of the user's object in a rank: one at a time, plain ones in a thread. No Monarch here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import inspect
+import sys
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from forgectl.actor.endpoint import endpoints_of, method_of, unknown_endpoint
+
+Chain = tuple[str, ...]
+
+calling: contextvars.ContextVar[Chain] = contextvars.ContextVar("forgectl_calling", default=())
+"""The meshes whose endpoints await what this code does: a call back to one of them cannot wait for its turn."""
+
+
+class Performer:
+    """One rank's object of a mesh. To be made and used in one event loop."""
+
+    def __init__(self, mesh: str, subject: object) -> None:
+        self._mesh = mesh
+        self._subject = subject
+        self._endpoints = endpoints_of(type(subject))
+        self._turns = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="endpoint")
+
+    async def perform(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], chain: Chain) -> Any:
+        """Run an endpoint when those that came before it are done; raises what it raises."""
+        if name not in self._endpoints:
+            raise AttributeError(unknown_endpoint(type(self._subject), name))
+        method = method_of(type(self._subject), name)
+        back = self._mesh in chain
+        calling.set((*chain, self._mesh))
+        async with self._turn(back):
+            if inspect.iscoroutinefunction(method):
+                return await method(self._subject, *args, **kwargs)
+            run = functools.partial(method, self._subject, *args, **kwargs)
+            return await self._in_thread(run, back)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, back: bool) -> AsyncIterator[None]:
+        if back:  # whoever has the turn awaits this very call
+            yield
+            return
+        async with self._turns:
+            yield
+
+    async def _in_thread(self, run: Callable[[], Any], back: bool) -> Any:
+        """Run it off the loop, on the GPU that this thread has selected; a selection of its own comes back."""
+        context = contextvars.copy_context()
+        work = functools.partial(context.run, _on_device, _device(), run)
+        executor = None if back else self._thread  # of a call back the one thread may be the one that waits
+        result, device = await asyncio.get_running_loop().run_in_executor(executor, work)
+        _select(device)
+        return result
+
+
+def _on_device(device: int | None, run: Callable[[], Any]) -> tuple[Any, int | None]:
+    _select(device)
+    return run(), _device()
+
+
+def _device() -> int | None:
+    """The CUDA device that this thread has selected, where CUDA is in use: the selection is a thread's own."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return int(torch.cuda.current_device())
+
+
+def _select(device: int | None) -> None:
+    if device is not None:
+        sys.modules["torch"].cuda.set_device(device)

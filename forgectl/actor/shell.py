@@ -1,0 +1,44 @@
+"""The one Monarch actor in each rank: every ForgeActor is performed by it, so that all calls and errors go one way."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import cloudpickle
+
+from forgectl.actor.engine import Actor, concurrent_endpoint
+from forgectl.actor.performer import Chain, Performer
+
+
+class Shell(Actor):  # type: ignore[misc]
+    """Empty until `construct`; its endpoints are Monarch's, those of the user's class are names to it."""
+
+    def __init__(self) -> None:
+        self._performer: Performer | None = None
+
+    @concurrent_endpoint  # type: ignore[untyped-decorator]
+    async def construct(self, path: list[str], mesh: str, handle: Any, payload: bytes) -> None:
+        """Make the user's object from (class, args, kwargs); `path` is the sys.path that its class was found by."""
+        sys.path += [p for p in path if p not in sys.path]
+        cls, args, kwargs = cloudpickle.loads(payload)
+        made = cls.__new__(cls)
+        made.__dict__["mesh"] = handle
+        made.__init__(*args, **kwargs)
+        self._performer = Performer(mesh, made)
+
+    @concurrent_endpoint  # type: ignore[untyped-decorator]
+    async def invoke(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], chain: Chain) -> Any:
+        """Run an endpoint; its value or exception goes to the caller."""
+        assert self._performer is not None, "it is constructed before anybody has its handle"
+        return await self._performer.perform(name, args, kwargs, chain)
+
+    @concurrent_endpoint  # type: ignore[untyped-decorator]
+    async def cast(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], chain: Chain) -> None:
+        """Run an endpoint of which nobody awaits an answer: an exception goes to the rank's log."""
+        assert self._performer is not None, "it is constructed before anybody has its handle"
+        try:
+            await self._performer.perform(name, args, kwargs, chain)
+        except Exception:
+            logging.getLogger("forgectl").exception("endpoint %s, called by broadcast, raised", name)

@@ -1,0 +1,71 @@
+"""`forgectl call`: an endpoint of an actor or service that runs, from the shell."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+
+def call(
+    mesh: Annotated[str, typer.Argument(metavar="MESH", help="An actor's mesh or a service, or RUN/MESH.")],
+    endpoint: Annotated[str, typer.Argument(metavar="ENDPOINT", help="One of its endpoints.")],
+    args: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[JSON]...", help="Arguments; what is no JSON is taken as text.", show_default=False),
+    ] = None,
+    keywords: Annotated[list[str] | None, typer.Option("--kw", metavar="NAME=JSON", help="A keyword argument.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", min=0.0, metavar="S", help="Give up after S seconds.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, in the order of ranks.")] = False,
+) -> None:
+    """Call an endpoint on all ranks of an actor, or on one replica of a service, and print the values by rank."""
+    import json
+    import sys
+
+    from forgectl.cli import render
+    from forgectl.cli.driver import ask_driver
+    from forgectl.cli.find import find_mesh
+    from forgectl.protocol import Call, Values
+
+    run, _ = find_mesh(mesh)
+    positional = [_value(a) for a in args or ()]
+    named = dict(_keyword(k) for k in keywords or ())
+    answer = ask_driver(run, Call(mesh.rpartition("/")[2], endpoint, positional, named, timeout), Values, None)
+    if as_json:
+        sys.stdout.write(json.dumps(answer.values) + "\n")
+    elif len(answer.values) == 1:
+        render.stdout().print(render.plain(_text(answer.values[0])), soft_wrap=True)
+    else:
+        for rank, value in enumerate(answer.values):
+            render.stdout().print(render.plain(f"{rank}: {_text(value)}"), soft_wrap=True)
+
+
+def _value(word: str) -> Any:
+    """An argument: JSON, or text that does not look like it."""
+    import json
+
+    from forgectl.errors import UsageError
+
+    try:
+        return json.loads(word)
+    except ValueError as e:
+        if word[:1] in tuple('[{"'):
+            raise UsageError(f"{word!r} is not JSON: {e}", hint="quote it for the shell: '[1, 2]'") from None
+        return word
+
+
+def _keyword(pair: str) -> tuple[str, Any]:
+    from forgectl.errors import UsageError
+
+    name, equals, value = pair.partition("=")
+    if not equals or not name.isidentifier():
+        raise UsageError(f"--kw {pair!r}: expected NAME=JSON")
+    return name, _value(value)
+
+
+def _text(value: Any) -> str:
+    import json
+
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,44 @@
+"""Asks the driver of a run, over its Unix socket."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, TypeVar
+
+from forgectl import __version__
+from forgectl.controller import client
+from forgectl.controller.rundir import RunDir
+from forgectl.errors import BY_EXIT_CODE, ForgeError, InternalError, NotFoundError, TimedOutError
+from forgectl.protocol import DRIVER_TO_CLI, Hello, ProtocolError, Refusal
+from forgectl.wire import Line, dial
+
+T = TypeVar("T")
+
+
+def ask_driver(run: RunDir, request: Any, answer: type[T], seconds: float | None) -> T:
+    """The driver's answer; raises NotFoundError where the run has no driver that answers, and what it refuses with."""
+    try:
+        line = Line(dial(run.driver_socket, client.ANSWER_SECONDS), DRIVER_TO_CLI)
+    except OSError:
+        raise NotFoundError(
+            f"run {run.run} has no driver that could be asked",
+            hint="calls go to runs of a spec with actors or services, once its driver is up",
+        ) from None
+    with contextlib.closing(line):
+        try:
+            line.send(Hello(__version__, run.run))
+            greeting = line.receive(client.ANSWER_SECONDS)
+            if isinstance(greeting, Hello):
+                line.send(request)
+                greeting = line.receive(seconds)
+        except TimeoutError:
+            raise TimedOutError(f"the driver of run {run.run} does not answer") from None
+        except (OSError, ProtocolError) as e:
+            raise InternalError(f"the driver of run {run.run}: {e}") from None
+    if isinstance(greeting, Refusal):
+        error = BY_EXIT_CODE.get(greeting.code, ForgeError)(greeting.message, hint=greeting.hint)
+        error.exit_code = greeting.code
+        raise error
+    if not isinstance(greeting, answer):
+        raise NotFoundError(f"the driver of run {run.run} ended before it answered", hint="see `forgectl status -a`")
+    return greeting
