@@ -184,8 +184,6 @@ class Batcher:
         try:
             return await item.future
         except asyncio.CancelledError:
-            if item.future.done() and not item.future.cancelled():
-                item.future.exception()  # seen, so that asyncio does not report it as never retrieved
             item.batch.drop(item)
             raise
 

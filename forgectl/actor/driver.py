@@ -11,7 +11,7 @@ from typing import Any
 
 from forgectl import __version__
 from forgectl.actor import home as homes
-from forgectl.actor.endpoint import endpoints_of, signature_of, unknown_endpoint
+from forgectl.actor.endpoint import signature_of
 from forgectl.actor.forge_actor import ForgeActor
 from forgectl.actor.handle import ActorHandle
 from forgectl.actor.service_handle import ServiceHandle
@@ -123,9 +123,10 @@ class Door:
 
     async def _call(self, call: Call) -> list[Any]:
         target = self._find(call.target)
+        interface = target._interface if isinstance(target, ServiceHandle) else target._mesh.interface
+        if call.endpoint not in interface.endpoints:
+            raise NotFoundError(interface.unknown(call.endpoint))
         cls = target._cls if isinstance(target, ServiceHandle) else target._mesh.cls
-        if call.endpoint not in endpoints_of(cls):
-            raise NotFoundError(unknown_endpoint(cls, call.endpoint))
         signature = signature_of(cls, call.endpoint)
         try:
             signature.bind(*call.args, **call.kwargs)

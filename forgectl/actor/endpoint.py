@@ -92,12 +92,28 @@ def signature_of(cls: type, name: str) -> inspect.Signature:
     return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
-def unknown_endpoint(cls: type, name: str) -> str:
-    """What to say of an endpoint that is none: the nearest, and all that there are with their signatures."""
-    names = sorted(endpoints_of(cls))
-    near = difflib.get_close_matches(name, names, n=1)
-    guess = f"; did you mean {near[0]!r}?" if near else ""
-    there = ", ".join(f"{n}{signature_of(cls, n)}" for n in names) or "none"
-    unmarked = callable(inspect.getattr_static(cls, name, None))
-    why = f"{cls.__name__}.{name} is not marked @endpoint" if unmarked else f"{cls.__name__} has no endpoint {name!r}"
-    return f"{why}{guess}; endpoints: {there}"
+@dataclass(frozen=True)
+class Interface:
+    """What callers know of a class: its name, and its endpoints with their signatures. Needs no import to unpickle."""
+
+    name: str
+    endpoints: dict[str, str]
+    unmarked: frozenset[str] = frozenset()  # methods that are no endpoints
+
+    def unknown(self, name: str) -> str:
+        """What to say of an endpoint that is none: the nearest, and all that there are."""
+        near = difflib.get_close_matches(name, self.endpoints, n=1)
+        guess = f"; did you mean {near[0]!r}?" if near else ""
+        there = ", ".join(f"{n}{signature}" for n, signature in sorted(self.endpoints.items())) or "none"
+        why = f"{self.name} has no endpoint {name!r}"
+        if name in self.unmarked:
+            why = f"{self.name}.{name} is not marked @endpoint"
+        return f"{why}{guess}; endpoints: {there}"
+
+
+def interface_of(cls: type) -> Interface:
+    """The interface of a class."""
+    endpoints = {name: str(signature_of(cls, name)) for name in endpoints_of(cls)}
+    own = {n for c in cls.__mro__ if c.__module__.partition(".")[0] not in ("forgectl", "monarch") for n in vars(c)}
+    unmarked = {n for n in own if callable(getattr(cls, n, None)) and not n.startswith("__")} - endpoints.keys()
+    return Interface(cls.__name__, endpoints, frozenset(unmarked))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import os
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from typing import Any
 
 os.environ.setdefault("MONARCH_FILE_LOG", "error")  # its log is one file of all programs of a user, in /tmp
 import monarch.actor as monarch
+from monarch._rust_bindings.monarch_hyperactor.config import configure  # noqa: E402
 from monarch._rust_bindings.monarch_hyperactor.host_mesh import BootstrapCommand
 from monarch._rust_bindings.monarch_hyperactor.supervision import SupervisionError
 
@@ -35,10 +35,12 @@ __all__ = [
     "current_rank",
     "current_size",
     "drop",
-    "serve_rank",
     "spawn",
     "start_client",
 ]
+
+LONG = "1h"
+"""How long a rank may take to import what it needs: its death is told by its agent, so no timeout has to guess it."""
 
 DIMENSION = "procs"
 """The one dimension of every mesh: `handle.slice(procs=0)`."""
@@ -56,6 +58,7 @@ def start_client(folder: Path) -> None:
     """Make this process the run's one Monarch client, with its sockets in `folder`, which is ours alone (0700)."""
     # A fault ends this process by default. Ours are told of by the agents, sooner and with their cause.
     monarch.unhandled_fault_hook = lambda failure: None
+    configure(host_spawn_ready_timeout=LONG, mesh_proc_spawn_max_idle=LONG, actor_spawn_max_idle=LONG)
     monarch.enable_transport(f"ipc://{folder}/monarch-{os.getpid()}")
     with _temporary_files_in(folder), _without_greeting():  # where the ranks that it starts will listen
         monarch.context()
@@ -107,10 +110,3 @@ async def drop(spawned: Spawned) -> None:
     """Have Monarch forget a generation whose processes are gone."""
     with contextlib.suppress(Exception):  # it complains of their death
         await asyncio.wait_for(spawned.procs.stop(), 10)
-
-
-def serve_rank() -> None:
-    """Be the process that Monarch meant to start; returns, or exits, when it ends."""
-    config: Any = importlib.import_module("monarch._src.actor.config")
-    config.prefix_python_logs_with_actor = False  # ours name the rank
-    importlib.import_module("monarch._src.actor.bootstrap_main").invoke_main()

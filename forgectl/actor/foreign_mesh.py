@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from forgectl.actor.home import Home, living_home
+from forgectl.actor.endpoint import Interface
 from forgectl.actor.mesh import Mesh, Shells, died
-from forgectl.controller.rundir import RunDir
 from forgectl.errors import ForgeError
+
+if TYPE_CHECKING:
+    from forgectl.actor.home import Home
 
 
 class ForeignMesh:
     """One generation of a mesh. When that dies its calls raise ActorDied; what comes after it only the driver has."""
 
-    def __init__(self, name: str, cls: type, procs: int, run_dir: str, generation: int, monarchs: Any) -> None:
+    def __init__(
+        self, name: str, interface: Interface, procs: int, run_dir: str, generation: int, monarchs: Any
+    ) -> None:
         self.name = name
-        self.cls = cls
+        self.interface = interface
         self.procs = procs
-        self._parts = (name, cls, procs, run_dir, generation, monarchs)
+        self._parts = (name, interface, procs, run_dir, generation, monarchs)
         self._shells = Shells(name, generation, monarchs)
         self._followed = False
 
@@ -50,11 +55,17 @@ class ForeignMesh:
         raise ForgeError(f"mesh {self.name} is shut down by the driver that launched it, not by an actor")
 
 
-def _found(name: str, cls: type, procs: int, run_dir: str, generation: int, monarchs: Any) -> Mesh:
+def _found(name: str, interface: Interface, procs: int, run_dir: str, generation: int, monarchs: Any) -> Mesh:
     """The mesh that this process launched itself, when its handle comes back; else a foreign one."""
-    home = living_home()
+    home = _this_process_s_home()
     mesh = home.meshes.get(name) if home is not None and str(home.run.path) == run_dir else None
-    return mesh or ForeignMesh(name, cls, procs, run_dir, generation, monarchs)
+    return mesh or ForeignMesh(name, interface, procs, run_dir, generation, monarchs)
+
+
+def _this_process_s_home() -> Home | None:
+    """Where this process drives a run it has imported what that takes; ranks need not."""
+    module = sys.modules.get("forgectl.actor.home")
+    return module.living_home() if module else None
 
 
 _followed: dict[str, Home] = {}
@@ -64,6 +75,9 @@ _lock = threading.Lock()
 def follow(run_dir: str, mesh: str, watcher: Any) -> None:
     """Have `watcher` told of a mesh of a run, where the run's controller can be reached from here."""
     with _lock:
+        from forgectl.actor.home import Home
+        from forgectl.controller.rundir import RunDir
+
         home = _followed.get(run_dir)
         if home is None:
             run = RunDir(Path(run_dir))

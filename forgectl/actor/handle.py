@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any, NoReturn
 
-from forgectl.actor.endpoint import endpoints_of, unknown_endpoint
 from forgectl.actor.mesh import Mesh, Shells, Start
 from forgectl.actor.performer import calling
 
@@ -24,13 +23,12 @@ class ActorHandle:
         self._mesh = mesh
         self._where = where or {}
         self._timeout = timeout
-        self._infos = endpoints_of(mesh.cls)
 
     def __getattr__(self, name: str) -> Endpoint:
-        if name.startswith("__") or "_infos" not in self.__dict__:
+        if name.startswith("__") or "_mesh" not in self.__dict__:
             raise AttributeError(name)
-        if name not in self._infos:
-            raise AttributeError(unknown_endpoint(self._mesh.cls, name))
+        if name not in self._mesh.interface.endpoints:
+            raise AttributeError(self._mesh.interface.unknown(name))
         endpoint = self.__dict__[name] = Endpoint(self, name)  # found here the next time
         return endpoint
 
@@ -73,7 +71,7 @@ class ActorHandle:
 
     def __repr__(self) -> str:
         part = f"[{self._where['procs']}]" if "procs" in self._where else ""
-        return f"<{self._mesh.cls.__name__} mesh {self._mesh.name}{part}, {len(self)} ranks>"
+        return f"<{self._mesh.interface.name} mesh {self._mesh.name}{part}, {len(self)} ranks>"
 
     def __reduce__(self) -> Any:
         return _from_parts, (self._mesh.foreign(), self._where, self._timeout)

@@ -16,7 +16,7 @@ import cloudpickle
 
 from forgectl import __version__
 from forgectl.actor import engine
-from forgectl.actor.endpoint import endpoints_of
+from forgectl.actor.endpoint import endpoints_of, interface_of
 from forgectl.actor.foreign_mesh import ForeignMesh
 from forgectl.actor.handle import ActorHandle
 from forgectl.actor.home import Document, Home, error_of
@@ -46,6 +46,7 @@ class LiveMesh:
     def __init__(self, home: Home, name: str, making: Making) -> None:
         self.name = name
         self.cls = making.cls
+        self.interface = interface_of(making.cls)
         self.procs = making.procs
         self._home = home
         self._making = making
@@ -74,7 +75,7 @@ class LiveMesh:
         if shells is None:
             raise ActorDied(f"mesh {self.name} is not up: its handle cannot be handed on", mesh=self.name)
         where = str(self._home.run.path)
-        return ForeignMesh(self.name, self.cls, self.procs, where, shells.generation, shells.monarchs)
+        return ForeignMesh(self.name, self.interface, self.procs, where, shells.generation, shells.monarchs)
 
     async def shells(self) -> Shells:
         """The shells of the generation that is up, or coming up; raises why there will be none."""

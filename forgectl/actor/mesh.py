@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
+from forgectl.actor.endpoint import Interface
 from forgectl.actor.engine import ActorError, SupervisionError
 from forgectl.errors import ActorDied
 
@@ -117,7 +118,7 @@ class Mesh(Protocol):
     """What a handle needs of its mesh."""
 
     name: str
-    cls: type
+    interface: Interface
     procs: int
 
     def foreign(self) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from forgectl.actor.endpoint import endpoints_of, method_of, unknown_endpoint
+from forgectl.actor.endpoint import endpoints_of, interface_of, method_of
 
 Chain = tuple[str, ...]
 
@@ -33,7 +33,7 @@ class Performer:
     async def perform(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], chain: Chain) -> Any:
         """Run an endpoint when those that came before it are done; raises what it raises."""
         if name not in self._endpoints:
-            raise AttributeError(unknown_endpoint(type(self._subject), name))
+            raise AttributeError(interface_of(type(self._subject)).unknown(name))
         method = method_of(type(self._subject), name)
         back = self._mesh in chain
         calling.set((*chain, self._mesh))

@@ -245,20 +245,20 @@ class Service:
             await self._add(self.config.num_replicas)
             self._poll()
 
-    async def scale(self, replicas: int) -> None:
+    async def scale(self, n: int) -> None:
         """Have so many replicas, not counting those that ended for good, which go. Scale calls take turns.
 
         New ones get new indexes; if one fails to start, none is added, and its error is raised. Of too many those with
         the highest indexes go, once what runs on them is done; what waits there moves. Raises ValueError below 1.
         """
-        if replicas < 1:
-            raise ValueError(f"a service needs at least 1 replica, not {replicas}; `shutdown` ends it")
+        if n < 1:
+            raise ValueError(f"a service needs at least 1 replica, not {n}; `shutdown` ends it")
         async with self._sizing:
             self._check_running()
             lasting = [r for r in self._placement.replicas.values() if r.mesh.ended is None and not r.retiring]
-            if replicas > len(lasting):
-                await self._add(replicas - len(lasting))
-            kept = set(lasting[:replicas])
+            if n > len(lasting):
+                await self._add(n - len(lasting))
+            kept = set(lasting[:n])
             ended = [r for r in self._placement.replicas.values() if r.mesh.ended is not None]
             await self._retire([*ended, *(r for r in lasting if r not in kept)])
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from forgectl.actor import home as homes
-from forgectl.actor.endpoint import endpoints_of, unknown_endpoint
+from forgectl.actor.endpoint import endpoints_of, interface_of
 from forgectl.actor.handle import ActorHandle
 from forgectl.actor.live_mesh import LiveMesh
 from forgectl.actor.service import Service
@@ -52,13 +52,14 @@ class ServiceHandle:
     def __init__(self, home: homes.Home, cls: type, core: Service) -> None:
         self._home = home
         self._cls = cls
+        self._interface = interface_of(cls)
         self._core = core
 
     def __getattr__(self, name: str) -> ServiceEndpoint:
         if name.startswith("__") or "_core" not in self.__dict__:
             raise AttributeError(name)
-        if name not in endpoints_of(self._cls):
-            raise AttributeError(unknown_endpoint(self._cls, name))
+        if name not in self._interface.endpoints:
+            raise AttributeError(self._interface.unknown(name))
         endpoint = self.__dict__[name] = ServiceEndpoint(self, name)
         return endpoint
 

@@ -1,7 +1,8 @@
-"""The one Monarch actor in each rank: every ForgeActor is performed by it, so that all calls and errors go one way."""
+"""The one Monarch actor in each rank: every ForgeActor is performed by it, so that calls and errors go one way."""
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
 from typing import Any
@@ -42,3 +43,10 @@ class Shell(Actor):  # type: ignore[misc]
             await self._performer.perform(name, args, kwargs, chain)
         except Exception:
             logging.getLogger("forgectl").exception("endpoint %s, called by broadcast, raised", name)
+
+
+def serve() -> None:
+    """Be the process that Monarch meant to start; returns, or exits, when it ends."""
+    config: Any = importlib.import_module("monarch._src.actor.config")
+    config.prefix_python_logs_with_actor = False  # ours name the rank
+    importlib.import_module("monarch._src.actor.bootstrap_main").invoke_main()

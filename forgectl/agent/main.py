@@ -237,6 +237,8 @@ class Agent:
             "FORGE_ROLE": "forkserver",
         }
         preload = plan.preload if plan.start_method == "fork" and plan.program.kind != "command" else ()
+        if preload and (plan.stays or plan.kind == "driver"):
+            preload = (*preload, AHEAD)
         return Setting(plan.python[self.config.host], plan.workdir, preload, tuple(sorted(env.items())))
 
     def _fork_server(self, plan: MeshPlan) -> ForkServer:
@@ -295,6 +297,7 @@ class Agent:
         return text
 
 
+AHEAD = "forgectl.rank.ahead"
 NOT_FOR_RANKS = frozenset({"FORGE_ROLE", "FORGE_MESH"})
 
 

@@ -164,17 +164,16 @@ class HostMesh:
     async def _start(self, generation: Generation, order: Start) -> None:
         try:
             server = generation.server = self._fork_server(self.plan)
+            if self.plan.stays:  # forwarders take their time, too: they may come while the server gets warm
+                self._emit(Opened(self.plan.mesh, generation.number))
             if not await self._warm(server, generation):
                 return
             if generation.listener is not None:
                 await self._serve_store(server, generation, order.master_addr)
             generation.order = order
-            if self.plan.stays:
-                self._emit(Opened(self.plan.mesh, generation.number))
-                return
-            await asyncio.gather(
-                *(self._start_rank(server, generation, order, rank) for rank in self.plan.ranks_on(self.host))
-            )
+            if not self.plan.stays:
+                ranks = self.plan.ranks_on(self.host)
+                await asyncio.gather(*(self._start_rank(server, generation, order, rank) for rank in ranks))
         except ForkServerError as e:
             if generation.stopping.is_set():
                 return
@@ -222,13 +221,10 @@ class HostMesh:
         """Fork a rank of an actor's mesh for its forwarder; raises ForkServerError where it cannot be one."""
         generation = self.generation
         rank = next((r for r in self.plan.ranks_on(self.host) if r.rank == request.rank), None)
-        if generation is None or generation.number != request.generation or rank is None:
+        if generation is None or generation.number != request.generation or generation.starting is None or rank is None:
             raise ForkServerError(f"not a rank of generation {request.generation}")
-        if (
-            generation.stopping.is_set()
-            or rank.rank in generation.ranks
-            or not (generation.order and generation.server)
-        ):
+        await asyncio.wait({generation.starting})
+        if generation.order is None or generation.server is None or rank.rank in generation.ranks:
             raise ForkServerError(f"generation {request.generation} does not wait for it")
         forking = asyncio.ensure_future(
             self._start_rank(generation.server, generation, generation.order, rank, request.env)

@@ -1,0 +1,25 @@
+"""An actor of forgectl that imports torch and answers."""
+
+import asyncio
+import os
+
+from forgectl import ForgeActor, endpoint
+
+
+class Echo(ForgeActor):
+    """Gives back what it is given."""
+
+    def __init__(self):
+        import torch  # noqa: F401  (in the rank, not in the script)
+
+    @endpoint
+    async def echo(self, n):
+        return n
+
+    @endpoint
+    async def pid(self):
+        return os.getpid()
+
+    @endpoint
+    async def sleep(self, seconds):
+        await asyncio.sleep(seconds)
