@@ -67,6 +67,12 @@ class UnreachableError(ForgeError):
     exit_code = 69
 
 
+class NotInstalledError(ForgeError, ImportError):
+    """A package that only a part of forgectl needs is missing."""
+
+    exit_code = 69
+
+
 class InternalError(ForgeError):
     """A fault of forgectl itself."""
 

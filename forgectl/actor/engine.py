@@ -12,9 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from forgectl.errors import NotInstalledError
+
 os.environ.setdefault("MONARCH_FILE_LOG", "error")  # its log is one file of all programs of a user, in /tmp
-import monarch.actor as monarch
-from monarch._rust_bindings.monarch_hyperactor.config import configure  # noqa: E402
+try:
+    import monarch.actor as monarch
+except ModuleNotFoundError as e:
+    if str(e.name).partition(".")[0] != "monarch":
+        raise
+    raise NotInstalledError("actors and services need torchmonarch: pip install 'forgectl[actors]'") from None
+from monarch._rust_bindings.monarch_hyperactor.config import configure
 from monarch._rust_bindings.monarch_hyperactor.host_mesh import BootstrapCommand
 from monarch._rust_bindings.monarch_hyperactor.supervision import SupervisionError
 

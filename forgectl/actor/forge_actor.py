@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import importlib.util
 import logging
@@ -14,6 +15,7 @@ from forgectl.actor.engine import Actor
 from forgectl.actor.handle import ActorHandle
 from forgectl.actor.live_mesh import LiveMesh, Making
 from forgectl.actor.settings import Settings, check_shape
+from forgectl.errors import ForgeError
 from forgectl.plan.model import Program, Unit
 
 if TYPE_CHECKING:
@@ -121,17 +123,13 @@ class ForgeActor(Actor):  # type: ignore[misc]
         unit = cls._unit()
         obtaining = asyncio.ensure_future(home.obtain(unit, named=cls.mesh_name is not None))
         making = Making(_origin(cls), args, kwargs, unit.procs, backoff=cls._kind == "service")
+        mesh: LiveMesh | None = None
         try:
-            name = await asyncio.shield(obtaining)
-            mesh = LiveMesh(home, name, making)
-            mesh.begin()
+            mesh = LiveMesh.begun(home, await asyncio.shield(obtaining), making)
             await mesh.shells()
-        except asyncio.CancelledError:
-            await home.stop(await obtaining, 0.0)
-            raise
-        except Exception:
-            if obtaining.done() and not obtaining.exception():
-                await mesh.shutdown(0.0)
+        except BaseException:
+            with contextlib.suppress(ForgeError):  # it was refused: nothing of it is there
+                await (mesh or LiveMesh.begun(home, await obtaining, making)).shutdown(0.0)
             raise
         return ActorHandle(mesh)
 

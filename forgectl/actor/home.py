@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures
 import contextlib
 import itertools
 import os
@@ -31,6 +32,8 @@ Document = dict[str, Any]
 
 END_SECONDS = 20.0
 """How long the end of a script waits for the end of its run."""
+END_GRACE = 10.0
+"""Seconds that ranks have to end in, once their driver has."""
 
 
 class Home:
@@ -62,10 +65,25 @@ class Home:
     # ------------------------------------------------------------ the loop
 
     async def in_loop(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await `work` in the loop of meshes and services, from any other; cancelling goes through."""
+        """Await `work` in the loop of meshes and services, from any other; when cancelled, until it has cleaned up."""
         if asyncio.get_running_loop() is self.loop:
             return await work
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
+        over: concurrent.futures.Future[T] = concurrent.futures.Future()
+        tasks: list[asyncio.Task[T]] = []
+
+        def begin() -> None:
+            tasks.append(self.loop.create_task(work))
+            tasks[0].add_done_callback(lambda task: _hand_over(task, over))
+
+        self.loop.call_soon_threadsafe(begin)
+        answer = asyncio.wrap_future(over)
+        try:
+            return await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            if not answer.done():
+                self.loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+                await asyncio.wait({answer})
+            raise
 
     # ------------------------------------------------------------ what the controller reports
 
@@ -158,13 +176,30 @@ class Home:
     # ------------------------------------------------------------ the end
 
     def close(self) -> None:
-        """End a run of one's own, at the end of the process, and wait until nothing is left of it."""
-        if self.is_of_a_parent or self._closing or not self._own:
+        """At the end of the process: end a run of one's own, and wait until nothing is left of it.
+
+        In a run's driver: have its meshes end, before Monarch, which exits next, makes a failure of their end.
+        """
+        if self.is_of_a_parent or self._closing:
             return
         self._closing = True
+        if not self._own:
+            with contextlib.suppress(ForgeError, OSError):
+                self._ask(Shutdown(tuple(self.meshes), END_GRACE, "the end of its driver"), answer=False)
+            return
         with contextlib.suppress(ForgeError, OSError):
             self._ask(Shutdown(None, 5.0, "the end of its script"), answer=False)
         self._follower.join(END_SECONDS)
+
+
+def _hand_over(task: asyncio.Task[T], over: concurrent.futures.Future[T]) -> None:
+    """Give what a task came to to whoever waits in another thread."""
+    if task.cancelled():
+        over.cancel()
+    elif (error := task.exception()) is not None:
+        over.set_exception(error)
+    else:
+        over.set_result(task.result())
 
 
 def error_of(code: int, message: str, hint: str | None) -> ForgeError:

@@ -21,6 +21,7 @@ from forgectl.actor.foreign_mesh import ForeignMesh
 from forgectl.actor.handle import ActorHandle
 from forgectl.actor.home import Document, Home, error_of
 from forgectl.actor.mesh import Shells, Start, died
+from forgectl.actor.raised import RemoteTraceback
 from forgectl.errors import ActorDied, ForgeError
 from forgectl.protocol import Report
 
@@ -59,6 +60,7 @@ class LiveMesh:
         self._up: concurrent.futures.Future[Shells] = concurrent.futures.Future()
         self._over: concurrent.futures.Future[Document] = concurrent.futures.Future()
         self._restarts = 0
+        self._spawned: dict[int, engine.Spawned] = {}
         self._listeners: list[Callable[[], None]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._up.add_done_callback(lambda f: f.exception())  # asked for or not
@@ -81,7 +83,9 @@ class LiveMesh:
         """The shells of the generation that is up, or coming up; raises why there will be none."""
         if self._shells is not None:
             return self._shells
-        return await asyncio.shield(asyncio.wrap_future(self._up))
+        coming = asyncio.wrap_future(self._up)
+        coming.add_done_callback(lambda f: f.cancelled() or f.exception())  # also when nobody waits any more
+        return await asyncio.shield(coming)
 
     @property
     def healthy(self) -> bool:
@@ -105,10 +109,12 @@ class LiveMesh:
 
     # ------------------------------------------------------------ what happens to it
 
-    def begin(self) -> None:
-        """Follow the mesh from now on. In the home's loop."""
-        self._home.meshes[self.name] = self
-        self._home.watch(self.name, self._take)
+    @classmethod
+    def begun(cls, home: Home, name: str, making: Making) -> LiveMesh:
+        """One that follows its mesh from now on. In the home's loop."""
+        mesh = home.meshes[name] = cls(home, name, making)
+        home.watch(name, mesh._take)
+        return mesh
 
     def _take(self, document: Document) -> None:
         state, generation = document["state"], document["generation"]
@@ -127,11 +133,15 @@ class LiveMesh:
             self._soon(self._tell(generation))  # a new controller may not have heard
 
     def _lose(self, shells: Shells, document: Document) -> None:
-        shells.die(died(document, mesh=self.name))
-        if shells is self._shells:
+        was_up = shells is self._shells
+        if was_up:  # first: who is told of the death may call again at once, and is to wait for what comes
             self._shells = None
             self._up = concurrent.futures.Future()
             self._up.add_done_callback(lambda f: f.exception())
+        shells.die(died(document, mesh=self.name))
+        if spawned := self._spawned.pop(shells.generation, None):
+            self._soon(engine.drop(spawned))
+        if was_up:
             self._tell_listeners()
 
     def _end(self, document: Document) -> None:
@@ -159,18 +169,16 @@ class LiveMesh:
         if self._making.backoff and self._restarts > 1:
             await asyncio.sleep(min(0.1 * 2**self._restarts, LONGEST_BACKOFF))
         spawned = await engine.spawn(self.name, self.procs, lambda rank: self._forwarder(generation, rank))
-        shells = self._spawning = Shells(self.name, generation, spawned.shells)
+        shells = self._spawning = Shells(self.name, generation, spawned.shells, self._give_up)
+        self._spawned[generation] = spawned
         try:
             await self._make(shells)
-        except ActorDied:
-            self._soon(engine.drop(spawned))
+        except ActorDied as e:
+            if shells.died is None:  # only Monarch says so
+                await self._cannot(generation, e)
             return  # its state tells why
         except Exception as e:
-            self._error = e
-            remote = str(e.__cause__).strip() if e.__cause__ else ""
-            text = remote or "".join(traceback.format_exception(e))
-            where = "its constructor or setup"
-            await self._home.report(Report(self.name, generation, f"{where} raised {_one_line(e)}", text))
+            await self._cannot(generation, e)
             return
         finally:
             self._spawning = None
@@ -179,14 +187,32 @@ class LiveMesh:
         self._tell_listeners()
         await self._tell(generation)
 
+    async def _cannot(self, generation: int, error: Exception) -> None:
+        self._error = error
+        remote = str(error.__cause__).strip() if error.__cause__ else ""
+        text = remote or "".join(traceback.format_exception(error))
+        what = f"its constructor or setup raised {_one_line(error)}"
+        await self._home.report(Report(self.name, generation, what, text))
+
     async def _make(self, shells: Shells) -> None:
         making = self._making
         payload = cloudpickle.dumps((making.cls, making.args, making.kwargs))
         handle = ActorHandle(self.foreign(shells))
         construct: Start = lambda s: s.construct.call(_import_path(), self.name, handle, payload)  # noqa: E731
-        await shells.call(construct)
+        try:
+            await shells.call(construct)
+        except ValueError as e:
+            if isinstance(e.__cause__, RemoteTraceback):
+                raise
+            raise await shells.cause(str(e)) from None  # a process of it could not be started
         if "setup" in endpoints_of(making.cls):
             await shells.call(lambda s: s.invoke.call("setup", (), {}, ()))
+
+    def _give_up(self, monarchs_word: str) -> None:
+        """Monarch cannot reach what the agents see running: it counts as failed. From any loop."""
+        text = monarchs_word.strip().splitlines() or ["it does not say why"]
+        report = Report(self.name, self._attempted, f"Monarch has lost it: {text[0]}", monarchs_word)
+        asyncio.run_coroutine_threadsafe(self._home.report(report), self._home.loop)
 
     async def _tell(self, generation: int) -> None:
         key = (generation, self._home.connections)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import sys
 from collections.abc import Callable
@@ -10,12 +11,13 @@ from typing import Any, Protocol, TypeVar
 
 from forgectl.actor.endpoint import Interface
 from forgectl.actor.engine import ActorError, SupervisionError
+from forgectl.actor.raised import original
 from forgectl.errors import ActorDied
 
 T = TypeVar("T")
 Start = Callable[[Any], Any]  # the shells of a mesh → Monarch's future of what they answer
 
-NEWS_SECONDS = 20.0
+NEWS_SECONDS = 3.0
 """How long to wait for the agents to say why, once Monarch has said that something died."""
 
 
@@ -36,13 +38,20 @@ class _Call:
 class Shells:
     """One generation's shells, and the calls that wait for them."""
 
-    def __init__(self, mesh: str, generation: int, monarchs: Any) -> None:
+    def __init__(
+        self, mesh: str, generation: int, monarchs: Any, give_up: Callable[[str], None] = lambda word: None
+    ) -> None:
         self.mesh = mesh
         self.generation = generation
         self.monarchs = monarchs
-        self.died: ActorDied | None = None
+        self._give_up = give_up  # told when Monarch has lost what still runs
+        self._death: concurrent.futures.Future[ActorDied] = concurrent.futures.Future()
         self._calls: set[_Call] = set()
-        self._news = asyncio.Event()
+
+    @property
+    def died(self) -> ActorDied | None:
+        """Why it is no more; None while it lives."""
+        return self._death.result() if self._death.done() else None
 
     async def call(self, start: Start, timeout: float | None = None) -> Any:
         """Send what `start` sends and await the answer.
@@ -65,26 +74,28 @@ class Shells:
                 raise
             raise again(call.died) from None
         except ActorError as e:
-            raise remote_exception(e) from RemoteTraceback(str(e))
+            error, remote = original(e)
+            raise error from remote
         except SupervisionError as e:
-            raise await self._cause(str(e)) from None
+            raise await self.cause(str(e)) from None
         finally:
             self._calls.discard(call)
 
     def die(self, why: ActorDied) -> None:
         """Cut all calls short, and refuse later ones. From any thread."""
-        if self.died is None:
-            self.died = why
+        if not self._death.done():
+            self._death.set_result(why)
             for call in list(self._calls):
                 call.cut(why)
 
-    async def _cause(self, monarchs_word: str) -> ActorDied:
+    async def cause(self, monarchs_word: str) -> ActorDied:
         """What the agents say of a death that Monarch was first to notice."""
-        waited = 0.0
-        while self.died is None and waited < NEWS_SECONDS:
-            await asyncio.sleep(0.05)
-            waited += 0.05
-        return again(self.died or ActorDied(f"mesh {self.mesh} does not answer: {monarchs_word}", mesh=self.mesh))
+        news = asyncio.shield(asyncio.wrap_future(self._death))
+        try:
+            return again(await asyncio.wait_for(news, NEWS_SECONDS))
+        except (asyncio.TimeoutError, TimeoutError):
+            self._give_up(monarchs_word)
+            return ActorDied(f"mesh {self.mesh} cannot be reached any more: {monarchs_word}", mesh=self.mesh)
 
 
 def _was_cancelled() -> bool:
@@ -99,19 +110,6 @@ def again(died: ActorDied) -> ActorDied:
     copy.__dict__.update(died.__dict__)
     copy.args = died.args
     return copy
-
-
-class RemoteTraceback(Exception):
-    """Where in a rank an endpoint raised, as text. The cause of the exception that its caller gets."""
-
-    def __str__(self) -> str:
-        return "\n" + str(self.args[0])
-
-
-def remote_exception(error: Any) -> BaseException:
-    """The exception that an endpoint raised."""
-    raised = error.exception
-    return raised if isinstance(raised, Exception) else RuntimeError(str(error))
 
 
 class Mesh(Protocol):

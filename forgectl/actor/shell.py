@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import logging
+import os
 import sys
 from typing import Any
 
@@ -11,6 +13,7 @@ import cloudpickle
 
 from forgectl.actor.engine import Actor, concurrent_endpoint
 from forgectl.actor.performer import Chain, Performer
+from forgectl.actor.raised import carrier
 
 
 class Shell(Actor):  # type: ignore[misc]
@@ -23,17 +26,23 @@ class Shell(Actor):  # type: ignore[misc]
     async def construct(self, path: list[str], mesh: str, handle: Any, payload: bytes) -> None:
         """Make the user's object from (class, args, kwargs); `path` is the sys.path that its class was found by."""
         sys.path += [p for p in path if p not in sys.path]
-        cls, args, kwargs = cloudpickle.loads(payload)
-        made = cls.__new__(cls)
-        made.__dict__["mesh"] = handle
-        made.__init__(*args, **kwargs)
+        try:
+            cls, args, kwargs = cloudpickle.loads(payload)
+            made = cls.__new__(cls)
+            made.__dict__["mesh"] = handle
+            made.__init__(*args, **kwargs)
+        except BaseException as e:
+            raise _sent(e) from None
         self._performer = Performer(mesh, made)
 
     @concurrent_endpoint  # type: ignore[untyped-decorator]
     async def invoke(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], chain: Chain) -> Any:
         """Run an endpoint; its value or exception goes to the caller."""
         assert self._performer is not None, "it is constructed before anybody has its handle"
-        return await self._performer.perform(name, args, kwargs, chain)
+        try:
+            return await self._performer.perform(name, args, kwargs, chain)
+        except BaseException as e:
+            raise _sent(e) from None
 
     @concurrent_endpoint  # type: ignore[untyped-decorator]
     async def cast(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], chain: Chain) -> None:
@@ -41,8 +50,28 @@ class Shell(Actor):  # type: ignore[misc]
         assert self._performer is not None, "it is constructed before anybody has its handle"
         try:
             await self._performer.perform(name, args, kwargs, chain)
+        except (SystemExit, KeyboardInterrupt) as e:
+            _sent(e)
         except Exception:
             logging.getLogger("forgectl").exception("endpoint %s, called by broadcast, raised", name)
+
+
+def _sent(error: BaseException) -> BaseException:
+    """What to raise for the caller of an endpoint.
+
+    An exit that the user's code asks for is one of the rank, as in any program; Monarch would make an error of it.
+    """
+    if isinstance(error, Exception):
+        return carrier(error)
+    if isinstance(error, asyncio.CancelledError):
+        return error  # the rank is ending
+    code = error.code if isinstance(error, SystemExit) else 130
+    if code is not None and not isinstance(code, int):
+        sys.stderr.write(f"{code}\n")
+        code = 1
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code or 0)
 
 
 def serve() -> None:

@@ -185,12 +185,15 @@ class HostMesh:
 
     @staticmethod
     async def _warm(server: ForkServer, generation: Generation) -> bool:
-        """Wait until the server is warm; False when the generation is stopped meanwhile."""
+        """Wait until the server is warm, or raise why not; False when the generation is stopped meanwhile."""
         stopped = asyncio.ensure_future(generation.stopping.wait())
         either: set[asyncio.Future[Any]] = {server.warm, stopped}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
-        return not generation.stopping.is_set()
+        if generation.stopping.is_set():
+            return False
+        server.warm.result()
+        return True
 
     async def _serve_store(self, server: ForkServer, generation: Generation, address: str) -> None:
         """Have the store served: now by a server that has torch, else when somebody first dials it."""

@@ -12,7 +12,11 @@ def call(
     endpoint: Annotated[str, typer.Argument(metavar="ENDPOINT", help="One of its endpoints.")],
     args: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[JSON]...", help="Arguments; what is no JSON is taken as text.", show_default=False),
+        typer.Argument(
+            metavar="[JSON]...",
+            help="Arguments; what is no JSON is taken as text. Write -- before -1.",
+            show_default=False,
+        ),
     ] = None,
     keywords: Annotated[list[str] | None, typer.Option("--kw", metavar="NAME=JSON", help="A keyword argument.")] = None,
     timeout: Annotated[

@@ -138,7 +138,8 @@ class Run:
     def _cannot_start(self, now: float, mesh: Mesh, why: str, detail: str, error: Refusal) -> None:
         """A generation did not come up. Without the first one there is no launch."""
         mesh.failed, mesh.cannot_start, mesh.detail, mesh.error = True, why, detail, error
-        if (mesh.generation == mesh.first or mesh.hopeless) and not mesh.added:
+        first = mesh.generation == mesh.first and not mesh.set_up
+        if (first or mesh.hopeless) and not mesh.added:
             self._roll_back(now, error)
 
     def _stop_asked(self, now: float, record: StopAsked) -> None:

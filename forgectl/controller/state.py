@@ -144,7 +144,7 @@ class Mesh:
     def may_restart(self, now: float) -> bool:
         """Whether `restart:` allows for one more generation."""
         policy = self.plan.restart
-        if self.hopeless or (self.cannot_start and self.generation == self.first):
+        if self.hopeless or (self.cannot_start and not self.set_up and self.generation == self.first):
             return False  # it would not get any further
         recent = [t for t in self.restarts if policy.within is None or now - t < policy.within]
         return len(recent) < policy.max

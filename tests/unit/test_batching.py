@@ -1,14 +1,16 @@
 """Batches: nothing lost, nothing twice, order kept, and errors where they belong."""
 
 import asyncio
+import gc
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forgectl.actor.endpoint import EndpointInfo
+from forgectl.actor.replica import ATTEMPTS
 from forgectl.errors import ActorDied, ServiceOverloaded
-from tests.unit.fakes_service import Rig, UserError, outcome, settle
+from tests.unit.fakes_service import Rig, UserError, finish_all, outcome, settle
 
 STEPS = st.lists(
     st.one_of(
@@ -215,6 +217,53 @@ def test_a_batch_whose_replica_dies_runs_again_only_if_that_is_safe(endpoint):
                 assert all(isinstance(g, ActorDied) for g in got)
             else:
                 assert (got[0], got[2], tasks[1].cancelled()) == (0, 2, True)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("event", ["death", "cancel"])
+def test_a_batch_about_to_start_when_its_replica_or_all_its_callers_go(event):
+    async def main():
+        complaints = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+        async with Rig(num_replicas=2, max_concurrent_requests=1) as rig:
+            tasks = [rig.call(n) for n in range(2)]
+            await settle()
+            batch = [rig.call(n, "batched") for n in (2, 3)]
+            await settle()
+            run = rig.meshes[0].running[0]  # once it is done the batch has its slot, and starts one step later
+            if event == "death":
+                run.future.add_done_callback(lambda _: rig.meshes[0].die())
+            else:
+                run.future.add_done_callback(lambda _: [task.cancel() for task in batch])
+            while not all(task.done() for task in [*tasks, *batch]):
+                finish_all(rig)
+                await settle()
+            assert rig.meshes[0].values() == [0]
+            assert [await task for task in tasks] == [0, 1]
+            assert all(task.cancelled() if event == "cancel" else task.result() for task in batch)
+            assert rig.service.metrics()["active"] == 0
+        gc.collect()
+        assert not complaints
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("endpoint", ["safe", "safely_batched"])
+def test_runs_again_so_often_and_no_queue_is_too_full_for_it(endpoint):
+    async def main():
+        async with Rig(num_replicas=ATTEMPTS + 1, max_concurrent_requests=1, max_queue=0) as rig:
+            task = rig.call("poison", endpoint)
+            await settle()
+            busy = [rig.call(n) for n in range(ATTEMPTS)]
+            while not task.done():
+                mine = [m for m in rig.meshes.values() if m.running and m.running[0].endpoint == endpoint]
+                mine[0].die() if mine else finish_all(rig)
+                await settle()
+            assert isinstance(await outcome(task), ActorDied)
+            assert sum(run.endpoint == endpoint for m in rig.meshes.values() for run in m.started) == ATTEMPTS
+            finish_all(rig)
+            assert await asyncio.gather(*busy) == list(range(ATTEMPTS))
 
     asyncio.run(main())
 

@@ -1,0 +1,64 @@
+"""What an endpoint raises, on its way to the caller: the exception itself where it can be had there, and words."""
+
+from __future__ import annotations
+
+import concurrent.futures.thread
+import pickle
+import traceback
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cloudpickle
+
+_OURS = {str(Path(__file__).with_name(name)) for name in ("shell.py", "performer.py")}
+_BELOW = {*_OURS, concurrent.futures.thread.__file__}
+
+
+class Raised(Exception):
+    """Carries an exception out of a rank. `pickled` is empty where that cannot be."""
+
+    def __init__(self, pickled: bytes, line: str, text: str) -> None:
+        super().__init__(pickled, line, text)
+        self.pickled = pickled
+        self.line = line
+        self.text = text
+
+
+def carrier(error: Exception) -> Raised:
+    """An exception that any process can unpickle, whatever `error` is."""
+    line = "".join(traceback.format_exception_only(type(error), error)).strip()
+    text = "".join(traceback.format_exception(type(error), error, _without_ours(error.__traceback__)))
+    try:
+        pickled = cloudpickle.dumps(error)
+    except Exception:
+        pickled = b""
+    return Raised(pickled, line, text)
+
+
+def _without_ours(trace: TracebackType | None) -> TracebackType | None:
+    while trace is not None and trace.tb_frame.f_code.co_filename in _BELOW:
+        trace = trace.tb_next
+    return trace
+
+
+class RemoteTraceback(Exception):
+    """Where in a rank an endpoint raised, as text. The cause of the exception that its caller gets."""
+
+    def __str__(self) -> str:
+        return "\n" + str(self.args[0])
+
+
+def original(error: Any) -> tuple[Exception, RemoteTraceback]:
+    """The exception behind Monarch's ActorError, or a RuntimeError where it cannot be had here, and its cause."""
+    raised = error.exception
+    if not isinstance(raised, Raised):  # not the user's code: a value that cannot be pickled, for one
+        found = raised if isinstance(raised, Exception) else RuntimeError(str(error))
+        return found, RemoteTraceback(str(error))
+    try:
+        found = pickle.loads(raised.pickled)  # noqa: S301 (from a rank of ours)
+        if not isinstance(found, Exception):
+            raise TypeError
+    except Exception:
+        found = RuntimeError(raised.line)
+    return found, RemoteTraceback(raised.text)
