@@ -25,6 +25,7 @@ from forgectl.controller.rundir import RunDir
 from forgectl.errors import BY_EXIT_CODE, BusyError, ForgeError, UsageError
 from forgectl.plan.model import HostPlan, Plan, Unit
 from forgectl.protocol import AddMesh, Attach, MeshAdded, Refusal, Report, Shutdown, StatusReport
+from forgectl.rank import driver, script
 from forgectl.wire import private_folder
 
 T = TypeVar("T")
@@ -229,27 +230,28 @@ def living_home() -> Home | None:
 
 
 def _find_or_begin() -> Home:
+    from forgectl.actor.door import Door
     from forgectl.actor.engine import start_client
 
-    if "FORGE_RUN_DIR" in os.environ:
-        if os.environ["FORGE_MESH"] != "driver":
-            raise UsageError(
-                "actors are launched by the driver of a run, not by other actors",
-                hint="launch it in the driver, and hand its handle to this actor",
-            )
-        run, own = RunDir(Path(os.environ["FORGE_RUN_DIR"])), False
+    if (run_dir := driver.run_dir()) is not None:
+        run, own = RunDir(Path(run_dir)), False
+    elif "FORGE_RUN_DIR" in os.environ and os.environ.get("FORGE_MESH") != script.DRIVER:
+        raise UsageError(
+            "actors are launched by the driver of a run, not by other actors",
+            hint="launch it in the driver, and hand its handle to this actor",
+        )
     else:
         plan = _own_plan()
         run, own = begin_run(plan, b"", name_is_given=False, own=True), True
     found = Home(run, run.read_plan(), own=own)
     private_folder(run.messages.parent)
     start_client(private_folder(run.messages))
+    asyncio.run_coroutine_threadsafe(Door(found).keep(), found.loop)
     return found
 
 
 def _own_plan() -> Plan:
     """A run without meshes on this machine, named after the script."""
-    script = Path(sys.argv[0] or "python").stem
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", script).lstrip("._-")[:50] or "python"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(sys.argv[0] or "python").stem).lstrip("._-")[:50] or "python"
     host = HostPlan("local", True, sys.executable, "127.0.0.1", cores=len(os.sched_getaffinity(0)))
     return Plan(name, "", str(Path.cwd()), 30.0, 2 << 30, (host,), (), open=True)

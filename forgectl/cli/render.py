@@ -146,6 +146,35 @@ def _run_details(run: dict[str, Any]) -> Iterator[RenderableType]:
                 Text(how_ended(rank)),
             )
     yield table
+    names = {m["mesh"].rpartition(".")[0] for m in run["meshes"] if m["kind"] == "service"}
+    services = {name: s for name, s in run.get("services", {}).items() if name in names}
+    if services:
+        yield Text()
+        yield _services(services)
+
+
+def _services(services: dict[str, Any]) -> Table:
+    """A row a service, and one for each of its replicas."""
+    table = _table(
+        "SERVICE", "HEALTHY", "REQUESTS", "FAILED", "PER S", "MEAN", "P50", "P99", "ACTIVE", "QUEUED", "SESSIONS"
+    )
+    for name, service in services.items():
+        replicas = service["replicas"]
+        table.add_row(plain(name), Text(f"{sum(r['healthy'] for r in replicas)}/{len(replicas)}"), *_requests(service))
+        for replica in replicas:
+            healthy = Text("yes", "green") if replica["healthy"] else Text("no", "bold red")
+            table.add_row(plain(f"  {replica['mesh']}"), healthy, *_requests(replica))
+    return table
+
+
+def _requests(metrics: dict[str, Any]) -> Iterator[Text]:
+    for key in ("total", "failures"):
+        yield Text(str(metrics[key]), justify="right")
+    yield Text(f"{metrics['requests_per_second']:.1f}", justify="right")
+    for key in ("latency_mean", "latency_p50", "latency_p99"):
+        yield Text("-" if metrics[key] is None else f"{1000 * metrics[key]:.1f} ms", justify="right")
+    for key in ("active", "queued", "sessions"):
+        yield Text(str(metrics[key]), justify="right")
 
 
 def how_ended(rank: dict[str, Any]) -> str:
@@ -163,7 +192,13 @@ def how_ended(rank: dict[str, Any]) -> str:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
     for column in columns:
-        flexible = column in ("MESH", "RANK", "REASON", "END")  # where there is no room for all, these are folded
+        flexible = column in (
+            "MESH",
+            "RANK",
+            "REASON",
+            "END",
+            "SERVICE",
+        )  # where there is no room for all, these are folded
         table.add_column(column, no_wrap=not flexible, overflow="fold", min_width=len(column))
     return table
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from forgectl.errors import ForgeError
+
+if TYPE_CHECKING:
+    from forgectl.controller.rundir import RunDir
+
+DRIVER_SECONDS = 1.0
+"""How long a driver may take to tell the metrics of its services."""
 
 
 def status(
@@ -46,18 +52,18 @@ def status(
 def collect(mesh: str | None, everything: bool, *, stats: bool) -> tuple[list[dict[str, Any]], list[ForgeError]]:
     """The status documents that were asked for, one run with one mesh if `mesh` is given; and of whom there is none."""
     from forgectl.cli.find import find_mesh
-    from forgectl.controller import client, rundir
+    from forgectl.controller import rundir
 
     if mesh is not None:
         run, names = find_mesh(mesh, ended=True)
-        document = client.document(run, stats=stats)
+        document = _document(run, stats=stats)
         return [{**document, "meshes": [m for m in document["meshes"] if m["mesh"] in names]}], []
     found, troubles = [], []
     for run in rundir.all_runs():
         if not everything and run.read_final() is not None:
             continue
         try:
-            document = client.document(run, stats=stats)
+            document = _document(run, stats=stats)
         except (ForgeError, FileNotFoundError) as e:  # no reason to keep quiet about the others
             if isinstance(e, ForgeError) and run.plan_file.exists():
                 troubles.append(e)
@@ -65,3 +71,19 @@ def collect(mesh: str | None, everything: bool, *, stats: bool) -> tuple[list[di
         if everything or document["ended_at"] is None or document["state"] == "lost":
             found.append(document)
     return found, troubles
+
+
+def _document(run: RunDir, *, stats: bool) -> dict[str, Any]:
+    """A run's state, with `stats` also what its ranks use and what its services have done."""
+    from forgectl.controller import client
+
+    document = client.document(run, stats=stats)
+    if stats and document["ended_at"] is None and any(m["kind"] == "service" for m in document["meshes"]):
+        from forgectl.cli.driver import ask_driver
+        from forgectl.protocol import GetMetrics, Metrics
+
+        try:
+            document["services"] = ask_driver(run, GetMetrics(), Metrics, DRIVER_SECONDS).services
+        except ForgeError:  # it is starting, ending or busy: the rest is worth showing without
+            document["services"] = {}
+    return document

@@ -21,7 +21,7 @@ def units_of(spec: Spec) -> list[Unit]:
     if spec.driver is not None:
         units.append(_driver(spec.driver.program, dict(spec.driver.env), spec.driver.python))
     elif spec.actors or spec.services:
-        units.append(_driver(Program("resident", ""), {}, None))
+        units.append(_driver(Program("resident", "(resident)"), {}, None))
     return units
 
 

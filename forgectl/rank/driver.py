@@ -6,10 +6,22 @@ import importlib
 import json
 import os
 
+_this_process: tuple[int, str] | None = None
+
+
+def run_dir() -> str | None:
+    """The directory of the run that this process drives. Its children drive nothing."""
+    if _this_process is None and os.environ.get("FORGE_MESH") == "driver":
+        return os.environ.get("FORGE_RUN_DIR")  # a command: it has the variables alone
+    return _this_process[1] if _this_process and _this_process[0] == os.getpid() else None
+
 
 def begin(kind: str) -> bool:
     """Bring up the declared actors and services; False once a driver without a script has been told to end."""
-    with open(os.path.join(os.environ["FORGE_RUN_DIR"], "plan.json")) as plan:  # noqa: PTH118
+    global _this_process
+    directory = os.environ.pop("FORGE_RUN_DIR")  # not for children
+    _this_process = (os.getpid(), directory)
+    with open(os.path.join(directory, "plan.json")) as plan:  # noqa: PTH118
         if not json.load(plan)["declared"]:
             return True  # a script alone: ForgeActor attaches to the run when it is used
     driver = importlib.import_module("forgectl.actor.driver")

@@ -167,6 +167,9 @@ class Actor(Mesh):
 class Service(Actor):
     """Replicas of an actor's mesh, and how calls find one of them."""
 
+    restart: Restart = Field(
+        default=Restart(max=3, within=600.0), description="When to restart a replica; default: 3 times within 10m"
+    )
     num_replicas: Procs = Field(default=1, description="Meshes of the same kind, NAME.0 and on")
     router: Router = Field(default="round_robin", description="Which replica gets a call")
 

@@ -27,6 +27,7 @@ def main() -> None:
         optimizer.step()
         if dist.get_rank() == 0 and step % 10 == 0:
             print(f"step {step}: loss {loss.item():.4f}")
+    del model  # before its process group: the other way round torch can hang in gloo's last threads
     dist.destroy_process_group()
 
 
