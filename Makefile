@@ -1,4 +1,4 @@
-# `make demo` trains on real text, `make test` runs every check. Both set up .venv first; only Python is needed.
+# `make demo` trains actors on real text, `make test` runs every check. Both set up .venv first; only Python is needed.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -6,7 +6,7 @@ READY := .venv/.ready
 .PHONY: demo test bench clean
 
 demo: $(READY)
-	$(BIN)/forgectl launch sample_configs/text.yaml
+	$(BIN)/forgectl launch sample_configs/story.yaml
 
 test: $(READY)
 	$(BIN)/ruff check .
@@ -19,10 +19,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/launch.py --json benchmarks/results/launch.json
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	    { echo "forgectl needs Python 3.10 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
+	    { echo "torchmonarch needs Python 3.10 to 3.13; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[torch,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[torch,actors,dev]'
 	$(BIN)/python -m compileall -q forgectl
 	@touch $@
 

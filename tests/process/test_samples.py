@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,55 @@ def test_text_learns(forge: Forge) -> None:
     assert len(losses) >= 2, result.stdout
     assert losses[-1] < losses[0]
     assert list(out.iterdir())
+
+
+def test_counter_counts_in_each_of_its_processes(forge: Forge) -> None:
+    run = forge.ok("launch", SAMPLES / "counter.yaml", "-d").strip()
+    assert json.loads(forge.ok("call", "counter", "add", "2", "--json")) == [3, 3, 3, 3]
+    assert json.loads(forge.ok("call", f"{run}/counter", "add", "--json", "--", "-4")) == [-1] * 4
+    assert forge.mesh(run, "counter")["state"] == "ready"
+    assert "counter/3@local │ INFO [Counter 3/4] 2 more makes 3" in forge.ok("logs", "counter", "--ranks", "3")
+    forge.ok("shutdown", "--run", run)
+    assert {m["mesh"]: m["state"] for m in forge.document(run)["meshes"]} == {"counter": "stopped", "driver": "stopped"}
+
+
+def test_greeter_takes_turns(forge: Forge) -> None:
+    run = forge.ok("launch", SAMPLES / "greeter.yaml", "-d").strip()
+    said = [forge.ok("call", "greeter", "greet", name).strip() for name in ("Ada", "Bo", "Cy")]
+    replicas = [line.rpartition(" ")[2] for line in said]
+    assert sorted(replicas[:2]) == ["greeter.0", "greeter.1"]
+    assert said == [
+        f"Welcome Ada, guest 1 of {replicas[0]}",
+        f"Welcome Bo, guest 1 of {replicas[1]}",
+        f"Welcome Cy, guest 2 of {replicas[0]}",
+    ]
+    assert {m["kind"] for m in forge.document(run)["meshes"]} == {"service", "driver"}
+
+
+def test_driver_ends_its_run_and_fails_nobody(forge: Forge) -> None:
+    """Monarch, too, ends ranks when its client exits: that is no failure of theirs."""
+    result = forge.run("launch", SAMPLES / "driver.yaml")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "400000 darts by 2 processes: pi is about 3.14" in result.stdout
+    [document] = forge.status("-a")
+    assert document["state"] == "succeeded"
+    assert {m["mesh"]: (m["state"], m["reason"]) for m in document["meshes"]} == {
+        "darts": ("stopped", "stopped by the end of its driver"),
+        "driver": ("succeeded", None),
+    }
+
+
+@pytest.mark.timeout(300)
+def test_story_learns_and_both_replicas_write(forge: Forge) -> None:
+    """What `make demo` launches, with a smaller model and fewer steps."""
+    small = "actors.trainer.args={batch: 4, context: 32, width: 32, layers: 1}"
+    script = "driver.run=story.py --rounds 3 --steps 10 --length 30"
+    result = forge.run("launch", SAMPLES / "story.yaml", "--set", small, "--set", script, timeout=240)
+    assert result.returncode == 0, result.stdout + result.stderr
+    losses = [float(x) for x in re.findall(r"round \d: train (\S+), held out", result.stdout)]
+    assert len(losses) == 3, result.stdout
+    assert losses == sorted(losses, reverse=True)
+    assert len(re.findall(r"driver/0@local │   (?:The|A class)", result.stdout)) == 6
 
 
 def test_init_gives_a_spec_that_runs(forge: Forge) -> None:

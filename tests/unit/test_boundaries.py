@@ -36,6 +36,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "doorway",
         "stream",
         "wire",
+        "rank.driver",
+        "rank.script",
     ),
     "cli": (
         *SHARED,

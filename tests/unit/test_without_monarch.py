@@ -1,0 +1,62 @@
+"""Where torchmonarch is not installed, everything but actors works, and actors say what is missing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WITHOUT = "import sys; sys.modules['monarch'] = None; "
+ACTORS = {
+    "actor": "actors: {one: {class: mine:Mine}}",
+    "service": "services: {one: {class: mine:Mine}}",
+    "both, and a driver": "{actors: {a: {class: m:M}}, services: {b: {class: m:M}}, driver: {run: main.py}}",
+}
+
+
+def _python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "FORGECTL_HOME": str(folder / "home"), "NO_COLOR": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT + code], capture_output=True, text=True, cwd=folder, env=env, timeout=60
+    )
+
+
+def _forgectl(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return _python(f"from forgectl.cli import main; sys.argv[1:] = {list(arguments)!r}; main()", folder)
+
+
+@pytest.mark.parametrize("command", ["launch", "plan"])
+@pytest.mark.parametrize("spec", ACTORS)
+def test_a_spec_with_actors_is_refused_before_anything_is_started(tmp_path: Path, spec: str, command: str) -> None:
+    (tmp_path / "main.py").write_text("")
+    (tmp_path / "spec.yaml").write_text(ACTORS[spec])
+    result = _forgectl(tmp_path, command, "spec.yaml")
+    assert (result.returncode, result.stdout) == (69, "")
+    assert f"actors and services need torchmonarch, which {sys.executable} does not have" in result.stderr
+    assert "pip install 'forgectl[actors]'" in result.stderr
+    assert not (tmp_path / "home").exists()
+
+
+def test_scripts_and_meshes_of_another_interpreter_are_planned(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text("")
+    other = "python: /usr/bin/python3"
+    spec = (
+        f"scripts: {{s: {{run: main.py}}}}\nactors: {{a: {{class: m:M, {other}}}}}\ndriver: {{run: main.py, {other}}}"
+    )
+    (tmp_path / "spec.yaml").write_text(spec)
+    assert _forgectl(tmp_path, "plan", "spec.yaml").returncode == 0
+
+
+def test_the_class_says_how_to_install_it(tmp_path: Path) -> None:
+    result = _python("from forgectl import ForgeError, endpoint; from forgectl import ForgeActor", tmp_path)
+    assert result.returncode == 1
+    *_, last = result.stderr.splitlines()
+    assert last.endswith("NotInstalledError: actors and services need torchmonarch: pip install 'forgectl[actors]'")
+
+
+def test_it_is_an_import_error_and_one_of_ours(tmp_path: Path) -> None:
+    code = "import forgectl\ntry:\n  forgectl.get\nexcept ImportError as e: print(isinstance(e, forgectl.ForgeError))"
+    assert _python(f"exec({code!r})", tmp_path).stdout.strip() == "True"
