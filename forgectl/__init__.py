@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as typing's, which would be the first import of every command
 if TYPE_CHECKING:
+    from typing import Any
+
     from forgectl.actor.driver import get as get
     from forgectl.actor.endpoint import endpoint as endpoint
     from forgectl.actor.endpoint import service_endpoint as service_endpoint
@@ -32,6 +32,8 @@ __all__ = ["__version__", *_PUBLIC]
 
 def __getattr__(name: str) -> Any:
     """The public API, imported when it is first asked for."""
+    import importlib
+
     if name not in _PUBLIC:
         raise AttributeError(f"module 'forgectl' has no attribute {name!r}")
     value = globals()[name] = getattr(importlib.import_module(f"forgectl.{_PUBLIC[name]}"), name)

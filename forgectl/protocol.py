@@ -347,9 +347,10 @@ class Report:
 
 @dataclass(frozen=True)
 class MeshAdded:
-    """The name under which the mesh is now part of the run."""
+    """The name under which the mesh is now part of the run, and its first generation: a mesh before had the others."""
 
     mesh: str
+    generation: int = 0
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from forgectl.controller.rundir import RunDir
+
 PROGRAMS = Path(__file__).parent / "programs"
 
 
@@ -30,8 +32,13 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any
 
 def processes_of(run: str) -> dict[int, str]:
     """pid → command line of every process whose environment carries the run's id; zombies do not count."""
+    return processes_with(f"FORGE_RUN_ID={run}")
+
+
+def processes_with(variable: str) -> dict[int, str]:
+    """pid → command line of every process that has NAME=VALUE in its environment; zombies do not count."""
     found = {}
-    mark = f"FORGE_RUN_ID={run}".encode()
+    mark = variable.encode()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
@@ -95,6 +102,14 @@ class Forge:
         process = subprocess.Popen(
             self.argv(*arguments), cwd=self.folder, env=self.env, text=True, start_new_session=True, **options
         )
+        self._started.append(process)
+        return process
+
+    def python(self, *arguments: object, **options: Any) -> subprocess.Popen[str]:
+        """Python in the background, as a user runs a script, in a session of its own."""
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **options}
+        argv = [sys.executable, *map(str, arguments)]
+        process = subprocess.Popen(argv, cwd=self.folder, env=self.env, text=True, start_new_session=True, **options)
         self._started.append(process)
         return process
 
@@ -174,7 +189,8 @@ class Forge:
                 os.kill(process.pid, signal.SIGKILL)
             process.communicate()
         self.run("shutdown", "--all", "--force")
-        left = {run: found for run in self.runs() if (found := self._settled(run))}
+        marks = [f"FORGE_RUN_ID={run}" for run in self.runs()] + [f"FORGECTL_HOME={self.home}"]
+        left = {mark: found for mark in marks if (found := self._settled(mark))}
         for found in left.values():
             for pid in found:
                 with contextlib.suppress(ProcessLookupError):
@@ -182,16 +198,24 @@ class Forge:
         assert not left, f"processes are left: {left}"
         sockets = self.home / "sockets"
         assert not (sockets.exists() and list(sockets.iterdir())), f"sockets are left: {list(sockets.rglob('*'))}"
-        marks = {f"forgectl-{run}" for run in self.runs()}
+        messages = [folder for run in self.runs() if (folder := self._messages_of(run)) and folder.exists()]
+        assert not messages, f"Monarch's sockets are left: {messages}"
+        marks = [f"forgectl-{run}" for run in self.runs()]
         folders = (folder for folder, _, _ in os.walk("/sys/fs/cgroup"))  # which bears others' coming and going
         cgroups = [folder for folder in folders if Path(folder).name in marks]
         assert not cgroups, f"cgroups are left: {cgroups}"
 
+    def _messages_of(self, run: str) -> Path | None:
+        """Where Monarch's sockets of a run are; None where a test has spoilt the run's directory."""
+        with contextlib.suppress(OSError):
+            return RunDir(self.run_dir(run)).messages
+        return None
+
     @staticmethod
-    def _settled(run: str) -> dict[int, str]:
-        """What is left of a run after its last processes had a moment to exit."""
+    def _settled(mark: str) -> dict[int, str]:
+        """What is left of the processes with a mark after the last of them had a moment to exit."""
         deadline = time.monotonic() + 5
-        while (found := processes_of(run)) and time.monotonic() < deadline:
+        while (found := processes_with(mark)) and time.monotonic() < deadline:
             time.sleep(0.02)
         return found
 

@@ -156,7 +156,7 @@ class Batcher:
 
     def gathering(self) -> int:
         """Calls in batches that have not closed yet."""
-        return sum(len(batch.items) for batch in self._open.values())
+        return sum(len(batch.items) for batch in list(self._open.values()))
 
     async def call(
         self,

@@ -48,8 +48,10 @@ class Home:
         self._pid = os.getpid()
         self._own = own
         self._closing = False
+        self._reachable: concurrent.futures.Future[None] | None = None
         self._documents: dict[str, Document] = {}
         self._watchers: dict[str, Callable[[Document], None]] = {}
+        self._firsts: dict[str, int] = {}  # mesh → its first generation, where an ended one had its name before
         self.meshes: dict[str, Any] = {}  # those launched here, by name
         self.services: dict[str, Any] = {}
         self._unclaimed = {name for d in plan.declared for name in d.meshes}
@@ -86,6 +88,17 @@ class Home:
                 await asyncio.wait({answer})
             raise
 
+    def keep_reachable(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have `work` look after the socket where this process is asked, until the run begins to end.
+
+        Whose sockets its controller then removes: nobody would clean up after another one.
+        """
+        self._reachable = asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    def _let_go(self) -> None:
+        if self._reachable is not None:
+            self._reachable.cancel()
+
     # ------------------------------------------------------------ what the controller reports
 
     def _follow(self) -> None:
@@ -107,7 +120,11 @@ class Home:
         self.loop.call_soon_threadsafe(self._take, final or {"meshes": [], "state": "lost"}, True)
 
     def _take(self, document: Document, final: bool = False) -> None:
+        if document["state"] not in ("starting", "running"):
+            self._let_go()
         for mesh in document["meshes"]:
+            if mesh["generation"] < self._firsts.get(mesh["mesh"], 0) and not final:
+                continue
             self._documents[mesh["mesh"]] = mesh
             if (watcher := self._watchers.get(mesh["mesh"])) is not None:
                 watcher(mesh)
@@ -121,8 +138,9 @@ class Home:
     def watch(self, mesh: str, watcher: Callable[[Document], None]) -> None:
         """Have `watcher` called with every later state of a mesh, and with the present one. In the loop."""
         self._watchers[mesh] = watcher
-        if mesh in self._documents:
-            watcher(self._documents[mesh])
+        document = self._documents.get(mesh)
+        if document is not None and (self.ended or document["generation"] >= self._firsts.get(mesh, 0)):
+            watcher(document)
 
     def forget(self, mesh: str, watcher: Callable[[Document], None]) -> None:
         """Call `watcher` no more: the mesh is over."""
@@ -142,6 +160,7 @@ class Home:
             raise error_of(answer.code, answer.message, answer.hint)
         if not isinstance(answer, MeshAdded):
             raise ForgeError(f"run {self.run.run} has ended; no mesh can be added to it")
+        self._firsts[answer.mesh] = answer.generation
         return answer.mesh
 
     def service_name(self, name: str, *, named: bool) -> str:
@@ -184,6 +203,7 @@ class Home:
         if self.is_of_a_parent or self._closing:
             return
         self._closing = True
+        self._let_go()
         if not self._own:
             with contextlib.suppress(ForgeError, OSError):
                 self._ask(Shutdown(tuple(self.meshes), END_GRACE, "the end of its driver"), answer=False)
@@ -246,7 +266,7 @@ def _find_or_begin() -> Home:
     found = Home(run, run.read_plan(), own=own)
     private_folder(run.messages.parent)
     start_client(private_folder(run.messages))
-    asyncio.run_coroutine_threadsafe(Door(found).keep(), found.loop)
+    found.keep_reachable(Door(found).keep())
     return found
 
 

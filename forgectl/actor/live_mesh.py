@@ -20,7 +20,7 @@ from forgectl.actor.endpoint import endpoints_of, interface_of
 from forgectl.actor.foreign_mesh import ForeignMesh
 from forgectl.actor.handle import ActorHandle
 from forgectl.actor.home import Document, Home, error_of
-from forgectl.actor.mesh import Shells, Start, died
+from forgectl.actor.mesh import Shells, Start, again, died
 from forgectl.actor.raised import RemoteTraceback
 from forgectl.errors import ActorDied, ForgeError
 from forgectl.protocol import Report
@@ -85,7 +85,10 @@ class LiveMesh:
             return self._shells
         coming = asyncio.wrap_future(self._up)
         coming.add_done_callback(lambda f: f.cancelled() or f.exception())  # also when nobody waits any more
-        return await asyncio.shield(coming)
+        try:
+            return await asyncio.shield(coming)
+        except ActorDied as e:
+            raise again(e) from None
 
     @property
     def healthy(self) -> bool:

@@ -225,7 +225,7 @@ class Placement:
 
     def waiting(self) -> int:
         """Calls that wait, for a replica or for any."""
-        return self.held.size + sum(r.line.size for r in self.replicas.values())
+        return self.held.size + sum(r.line.size for r in list(self.replicas.values()))
 
     def stop(self) -> None:
         """Fail all that has not started, and all that comes."""

@@ -363,8 +363,9 @@ class Service:
     # Numbers
 
     def metrics(self) -> dict[str, Any]:
-        """The service's numbers and each replica's, ready for JSON; see `Stats.as_dict`."""
+        """The service's numbers and each replica's, ready for JSON; see `Stats.as_dict`. From any thread."""
         sessions = self._sessions.count()
+        present = list(self._placement.replicas.values())  # at once: another thread may change it meanwhile
         replicas = [
             {
                 "index": r.index,
@@ -376,11 +377,11 @@ class Service:
                 "sessions": sessions[r.index],
                 **r.stats.as_dict(),
             }
-            for r in self._placement.replicas.values()
+            for r in present
         ]
         return {
             "service": self.name,
-            "active": sum(r.running for r in self._placement.replicas.values()),
+            "active": sum(replica["active"] for replica in replicas),
             "queued": self._placement.waiting() + self._batcher.gathering(),
             "sessions": len(self._sessions),
             **self._stats.as_dict(),

@@ -91,7 +91,8 @@ class ServiceHandle:
     async def shutdown(self, timeout: float = 10.0) -> None:
         """End it: running requests have `timeout` seconds, queued ones raise ServiceStopped. Again: nothing."""
         await self._home.in_loop(self._core.shutdown(timeout))
-        self._home.services.pop(self.name, None)
+        if self._home.services.get(self.name) is self:  # and not a later one of the same name
+            del self._home.services[self.name]
 
     def __repr__(self) -> str:
         return f"<service {self.name} of {self._cls.__name__}>"
@@ -151,7 +152,7 @@ class ServiceEndpoint:
 async def launch_service(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ServiceHandle:
     """Bring up `cls.num_replicas` replicas, and a service before them."""
     home = await asyncio.to_thread(homes.home)
-    name = home.service_name(cls.mesh_name or cls.__name__.lower(), named=cls.mesh_name is not None)
+    name = home.service_name(cls._unit().mesh, named=cls.mesh_name is not None)
     settings = cls._settings
 
     async def start(index: int) -> _Replica:

@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import sys
+import traceback
 from typing import Any
 
 import cloudpickle
@@ -50,10 +51,10 @@ class Shell(Actor):  # type: ignore[misc]
         assert self._performer is not None, "it is constructed before anybody has its handle"
         try:
             await self._performer.perform(name, args, kwargs, chain)
-        except (SystemExit, KeyboardInterrupt) as e:
-            _sent(e)
         except Exception:
             logging.getLogger("forgectl").exception("endpoint %s, called by broadcast, raised", name)
+        except BaseException as e:
+            raise _sent(e) from None
 
 
 def _sent(error: BaseException) -> BaseException:
@@ -65,7 +66,9 @@ def _sent(error: BaseException) -> BaseException:
         return carrier(error)
     if isinstance(error, asyncio.CancelledError):
         return error  # the rank is ending
-    code = error.code if isinstance(error, SystemExit) else 130
+    code: Any = error.code if isinstance(error, SystemExit) else 130 if isinstance(error, KeyboardInterrupt) else 1
+    if not isinstance(error, SystemExit):
+        traceback.print_exception(error)
     if code is not None and not isinstance(code, int):
         sys.stderr.write(f"{code}\n")
         code = 1

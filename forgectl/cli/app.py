@@ -45,7 +45,7 @@ COMMANDS: tuple[tuple[str, Callable[..., Any], dict[str, Any]], ...] = (
     ("plan", plan, {}),
     ("status", status, {}),
     ("logs", logs, {}),
-    ("call", call, {}),
+    ("call", call, {"context_settings": {"ignore_unknown_options": True}}),  # an argument may be -4
     ("shutdown", shutdown, {}),
     ("schema", schema, {}),
     ("init", init, {}),

@@ -24,7 +24,10 @@ def call(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, in the order of ranks.")] = False,
 ) -> None:
-    """Call an endpoint on all ranks of an actor, or on one replica of a service, and print the values by rank."""
+    """Call an endpoint of an actor or a service.
+
+    An actor's is called on all ranks, and their values are printed by rank; a service's on one replica.
+    """
     import json
     import sys
 
@@ -57,6 +60,8 @@ def _value(word: str) -> Any:
     except ValueError as e:
         if word[:1] in tuple('[{"'):
             raise UsageError(f"{word!r} is not JSON: {e}", hint="quote it for the shell: '[1, 2]'") from None
+        if word.startswith("-"):
+            raise UsageError(f"no such option: {word}", hint=f"as text: '\"{word}\"'") from None
         return word
 
 

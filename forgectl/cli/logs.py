@@ -19,7 +19,10 @@ def logs(
     ] = None,
     no_prefix: Annotated[bool, typer.Option("--no-prefix", help="The lines alone, without rank and host.")] = False,
 ) -> None:
-    """Print the log of every rank of MESH, or of a service's replicas, of its current generation."""
+    """Print the log of every rank of MESH.
+
+    Of its current generation; a service's is that of all its replicas.
+    """
     from forgectl.cli.find import find_mesh
     from forgectl.cli.log_view import show_logs
 

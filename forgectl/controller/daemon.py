@@ -144,7 +144,7 @@ class Controller:
         except ForgeError as e:
             return Refusal(e.exit_code, e.message, e.hint)
         self.record(Added(plan))
-        return MeshAdded(plan.mesh)
+        return MeshAdded(plan.mesh, self.run.meshes[plan.mesh].first)
 
     def take_report(self, report: Report) -> None:
         """What the driver made of a mesh."""

@@ -201,7 +201,7 @@ def test_a_hung_agent_is_put_down_by_a_controller_that_never_heard_it(forge: For
     end(controller_of(forge, run))
     mesh = forge.until_mesh(run, "stay", lambda m: m["generation"] == 1 and m["state"] == "running")
     assert not any(map(lives, [agent, *ranks]))
-    assert sorted(forge.roles(run)["rank"]) == sorted(pids(mesh))
+    until(lambda: sorted(forge.roles(run)["rank"]) == sorted(pids(mesh)), "the ranks' own names, and no others")
     assert forge.roles(run)["agent"] == [agent_of(forge, run)]
 
 

@@ -99,7 +99,7 @@ def test_help_and_version(desk: Forge) -> None:
     assert desk.ok("--version").startswith("forgectl ")
     overview = desk.ok("--help")
     assert "…" not in overview and "..." not in overview.split("Commands:")[1], "a description was cut"
-    for command in ("launch", "run", "plan", "status", "logs", "shutdown", "schema", "init"):
+    for command in ("launch", "run", "plan", "status", "logs", "call", "shutdown", "schema", "init"):
         assert command in overview
         assert "Usage: forgectl" in desk.ok(command, "--help") or "Usage:" in desk.ok(command, "-h")
     bare = desk.run()
