@@ -28,12 +28,16 @@ class Raised(Exception):
 def carrier(error: Exception) -> Raised:
     """An exception that any process can unpickle, whatever `error` is."""
     line = "".join(traceback.format_exception_only(type(error), error)).strip()
-    text = "".join(traceback.format_exception(type(error), error, _without_ours(error.__traceback__)))
     try:
         pickled = cloudpickle.dumps(error)
     except Exception:
         pickled = b""
-    return Raised(pickled, line, text)
+    return Raised(pickled, line, shown(error))
+
+
+def shown(error: BaseException) -> str:
+    """The traceback of `error` from the user's code on."""
+    return "".join(traceback.format_exception(type(error), error, _without_ours(error.__traceback__)))
 
 
 def _without_ours(trace: TracebackType | None) -> TracebackType | None:

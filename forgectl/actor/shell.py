@@ -7,14 +7,13 @@ import importlib
 import logging
 import os
 import sys
-import traceback
 from typing import Any
 
 import cloudpickle
 
 from forgectl.actor.engine import Actor, concurrent_endpoint
 from forgectl.actor.performer import Chain, Performer
-from forgectl.actor.raised import carrier
+from forgectl.actor.raised import carrier, shown
 
 
 class Shell(Actor):  # type: ignore[misc]
@@ -68,7 +67,7 @@ def _sent(error: BaseException) -> BaseException:
         return error  # the rank is ending
     code: Any = error.code if isinstance(error, SystemExit) else 130 if isinstance(error, KeyboardInterrupt) else 1
     if not isinstance(error, SystemExit):
-        traceback.print_exception(error)
+        sys.stderr.write(shown(error))
     if code is not None and not isinstance(code, int):
         sys.stderr.write(f"{code}\n")
         code = 1

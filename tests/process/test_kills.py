@@ -130,7 +130,7 @@ def test_the_agent_is_replaced_where_restart_allows(forge: Forge) -> None:
         seen.append(agent_of(forge, run))
     assert len(set(seen)) == 4
     assert forge.roles(run)["agent"] == [seen[-1]]
-    assert sorted(forge.roles(run)["rank"]) == sorted(ranks)
+    until(lambda: sorted(forge.roles(run)["rank"]) == sorted(ranks), "the ranks' own names, and no others")
 
 
 @pytest.mark.parametrize("how", ["fork", "exec"])
@@ -209,8 +209,15 @@ def test_a_hung_agent_is_put_down_by_a_controller_that_never_heard_it(forge: For
 
 
 def fork_server_of(forge: Forge, run: str) -> int:
-    [pid] = forge.roles(run)["forkserver"]
-    return pid
+    """Ranks just forked still bear its name."""
+    found: list[int] = []
+
+    def alone() -> bool:
+        found[:] = forge.roles(run)["forkserver"]
+        return len(found) == 1
+
+    until(alone, "one fork server")
+    return found[0]
 
 
 def test_an_idle_fork_server_takes_its_ranks_along_and_is_named(forge: Forge) -> None:
