@@ -17,6 +17,8 @@ test: $(READY)
 bench: $(READY)
 	@mkdir -p benchmarks/results
 	$(BIN)/python benchmarks/launch.py --json benchmarks/results/launch.json
+	$(BIN)/python benchmarks/actors.py --json benchmarks/results/actors.json
+	$(BIN)/python benchmarks/readme.py benchmarks/results/launch.json benchmarks/results/actors.json
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \

@@ -1,4 +1,7 @@
-"""Puts the figures of a results file into the README, as they are: `python benchmarks/readme.py RESULTS.json`."""
+"""Puts the figures of results files into the README, as they are: `python benchmarks/readme.py RESULTS.json…`.
+
+Those of NAME.json go between the marks `<!-- benchmark NAME -->` and `<!-- end of benchmark NAME -->`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ from typing import Any
 from report import quantity
 
 README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- benchmark -->", "<!-- end of benchmark -->"
 
 
 def rows(document: dict[str, Any]) -> list[str]:
@@ -26,18 +28,26 @@ def rows(document: dict[str, Any]) -> list[str]:
     lines += [
         "",
         f"`make bench` on {machine['cpu']}, {machine['cores']} cores, {memory:.0f} GiB, Linux {machine['kernel']}, "
-        f"Python {versions['python']}, torch {versions['torch']}, {document['date'][:10]}; "
+        f"{_named(versions)}, {document['date'][:10]}; "
         f"medians of {document['options']['repeat']}, sides by turns, all samples in `benchmarks/results/`.",
     ]
     return lines
 
 
+def _named(versions: dict[str, Any]) -> str:
+    shown = {"python": "Python", "torch": "torch", "torchmonarch": "Monarch", "ray": "Ray"}
+    return ", ".join(f"{name} {versions[key]}" for key, name in shown.items() if versions.get(key))
+
+
 def main() -> None:
     """Replace what stands between the marks."""
-    document = json.loads(Path(sys.argv[1]).read_text())
-    before, _, rest = README.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    README.write_text("\n".join([before + BEGIN, *rows(document), END]) + after)
+    for path in map(Path, sys.argv[1:]):
+        begin, end = f"<!-- benchmark {path.stem} -->", f"<!-- end of benchmark {path.stem} -->"
+        before, mark, rest = README.read_text().partition(begin)
+        if not mark:
+            sys.exit(f"{README.name} has no mark {begin}")
+        after = rest.partition(end)[2]
+        README.write_text("\n".join([before + begin, *rows(json.loads(path.read_text())), end]) + after)
 
 
 if __name__ == "__main__":

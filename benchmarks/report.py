@@ -14,7 +14,7 @@ from measure import Row
 from rich.console import Console
 from rich.table import Table
 
-PACKAGES = ("forgectl", "torch", "typer", "rich", "pydantic", "psutil")
+PACKAGES = ("forgectl", "torch", "torchmonarch", "ray", "typer", "rich", "pydantic", "psutil")
 
 
 def table(rows: Sequence[Row]) -> Table:

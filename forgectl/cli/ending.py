@@ -57,7 +57,7 @@ def _wait(run: RunDir, line: Line | None, meshes: tuple[str, ...] | None, grace:
         except OSError:
             report = None
         if isinstance(report, StatusReport):
-            if report.ended or (meshes is not None and _over(report.run, meshes) and not _all_over(report.run)):
+            if report.ended or (meshes is not None and _over(report.run, meshes) and not _ends(run, report.run)):
                 return report.run
             continue
         line.close()
@@ -73,9 +73,10 @@ def _over(document: dict[str, Any], meshes: tuple[str, ...]) -> bool:
     return all(mesh_of(document, name)["state"] in OVER for name in meshes)
 
 
-def _all_over(document: dict[str, Any]) -> bool:
-    """The run itself is ending too: wait for its last word."""
-    return all(m["state"] in OVER for m in document["meshes"])
+def _ends(run: RunDir, document: dict[str, Any]) -> bool:
+    """The run itself is ending too: wait for its last word. A script's own run goes on without meshes."""
+    ends = all(m["state"] in OVER for m in document["meshes"])
+    return ends and (document["state"] == "stopping" or not run.read_plan().open)
 
 
 def _tell(document: dict[str, Any], meshes: tuple[str, ...] | None) -> int:

@@ -1,0 +1,110 @@
+"""Endpoints: the marks on methods, their signatures, and what is said of those that are none."""
+
+import inspect
+import pickle
+
+import pytest
+
+from forgectl.actor.endpoint import (
+    EndpointInfo,
+    endpoint,
+    endpoints_of,
+    interface_of,
+    method_of,
+    service_endpoint,
+    signature_of,
+)
+from forgectl.actor.engine import monarch
+
+
+class Counter:
+    @endpoint
+    async def add(self, k: int, *, twice: bool = False) -> int:
+        return k
+
+    @endpoint
+    def plain(self) -> None: ...
+
+    @endpoint(idempotent=True)
+    def look(self) -> None: ...
+
+    @service_endpoint(router="session", batch_size=4, batch_timeout=0.5)
+    async def many(self, xs: list[int]) -> list[int]:
+        return xs
+
+    @monarch.endpoint
+    async def theirs(self, x: int) -> int:
+        return x
+
+    def helper(self) -> None: ...
+
+    @property
+    def trap(self):
+        raise AssertionError("looking for endpoints must run no code of the user's")
+
+
+class Child(Counter):
+    async def add(self, k: int, *, twice: bool = False) -> int:  # overridden without the mark
+        return -k
+
+    @endpoint
+    def more(self) -> None: ...
+
+
+def test_marks_are_found_with_their_settings():
+    assert endpoints_of(Counter) == {
+        "add": EndpointInfo(),
+        "plain": EndpointInfo(),
+        "look": EndpointInfo(idempotent=True),
+        "many": EndpointInfo(router="session", batch_size=4, batch_timeout=0.5),
+        "theirs": EndpointInfo(),
+    }
+
+
+def test_inherited_marks_count_and_an_override_decides_anew():
+    assert set(endpoints_of(Child)) == {"plain", "look", "many", "theirs", "more"}
+
+
+def test_a_marked_method_is_still_a_method():
+    assert Counter().plain() is None
+    assert inspect.iscoroutinefunction(Counter.add)
+    assert inspect.iscoroutinefunction(method_of(Counter, "theirs"))
+
+
+def test_signatures_are_those_of_callers():
+    assert str(signature_of(Counter, "add")) == "(k: int, *, twice: bool = False) -> int"
+    assert str(signature_of(Counter, "theirs")) == "(x: int) -> int"
+    assert str(signature_of(Counter, "plain")) == "() -> None"
+
+
+def test_an_unknown_name_is_answered_with_the_nearest_and_all():
+    said = interface_of(Counter).unknown("ad")
+    assert said.startswith("Counter has no endpoint 'ad'; did you mean 'add'?; endpoints: add(k: int, *, twice")
+    assert "plain() -> None" in said
+    assert "did you mean" not in interface_of(Counter).unknown("zzzzzz")
+
+
+def test_an_unmarked_method_is_said_to_be_one():
+    assert interface_of(Counter).unknown("helper").startswith("Counter.helper is not marked @endpoint")
+    assert interface_of(Child).unknown("add").startswith("Child.add is not marked @endpoint")
+
+
+def test_an_interface_is_plain_data_for_processes_that_cannot_import_the_class():
+    data = pickle.dumps(interface_of(Counter))
+    assert __name__.encode() not in data
+    assert pickle.loads(data) == interface_of(Counter)  # noqa: S301 (our own)
+
+
+def test_a_class_without_endpoints_says_so():
+    assert interface_of(object).unknown("go") == "object has no endpoint 'go'; endpoints: none"
+
+
+@pytest.mark.parametrize("given", [{"batch_size": 0}, {"batch_size": -1}, {"batch_timeout": -0.1}])
+def test_what_cannot_be_is_refused(given):
+    with pytest.raises(ValueError, match="batch_"):
+        service_endpoint(**given)
+
+
+def test_only_callables_can_be_marked():
+    with pytest.raises(TypeError, match="an endpoint is a method, not int"):
+        endpoint(1)

@@ -1,0 +1,184 @@
+"""`options()`: a new subclass each time, checked at once; class attributes are the defaults."""
+
+import logging
+
+import pytest
+
+from forgectl import ForgeActor, endpoint
+from forgectl.plan.model import RestartPolicy
+
+
+class Plain(ForgeActor):
+    """Nothing but the defaults."""
+
+    @endpoint
+    def name(self) -> str:
+        return "plain"
+
+
+class Wide(Plain):
+    procs = 4
+    hosts = 2
+    with_gpus = True
+    num_replicas = 3
+    mesh_name = "wide"
+
+
+def shape(cls):
+    return cls.procs, cls.hosts, cls.with_gpus, cls.num_replicas, cls.mesh_name
+
+
+def test_several_configurations_live_side_by_side():
+    two, three = Plain.options(procs=2), Plain.options(procs=3, mesh_name="three")
+    assert [shape(c) for c in (Plain, two, three)] == [
+        (1, None, False, 1, None),
+        (2, None, False, 1, None),
+        (3, None, False, 1, "three"),
+    ]
+    assert issubclass(two, Plain)
+    assert two is not three
+    assert (two.__name__, two.__module__, two.__qualname__, two.__doc__) == (
+        Plain.__name__,
+        Plain.__module__,
+        Plain.__qualname__,
+        Plain.__doc__,
+    )
+
+
+def test_chained_calls_keep_what_the_earlier_ones_set():
+    first = Plain.options(procs=2, env={"A": "1"}, restart=2)
+    second = first.options(hosts=["a", "b"], start_method="spawn").options(procs=4)
+    unit = second._unit()
+    assert (unit.procs, unit.hosts, unit.env, unit.start_method) == (4, ("a", "b"), {"A": "1"}, "spawn")
+    assert unit.restart == RestartPolicy(2)
+    assert first._unit().start_method == "fork"
+    assert second.options(hosts=None, mesh_name=None)._unit().hosts is None  # None is a value
+
+
+def test_class_attributes_are_the_defaults():
+    unit = Wide._unit()
+    assert (unit.mesh, unit.procs, unit.hosts, unit.with_gpus) == ("wide", 4, 2, True)
+    assert Wide.options(procs=8)._unit().hosts == 2
+    assert shape(Wide.options()) == shape(Wide)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "error"), [("procs", 0, ValueError), ("with_gpus", 1, TypeError), ("hosts", "a", TypeError)]
+)
+def test_class_attributes_are_checked_too(attribute, value, error):
+    cls = type("Wrong", (Plain,), {attribute: value})
+    with pytest.raises(error, match=attribute):
+        cls._unit()
+
+
+def test_a_mesh_is_named_after_its_class():
+    class _Private_(Plain):
+        pass
+
+    assert Plain._unit().mesh == "plain"
+    assert Plain.options(procs=2)._unit().mesh == "plain"
+    assert _Private_._unit().mesh == "private"
+
+
+def test_a_class_within_others_is_still_found_by_its_path():
+    class Local(Plain):
+        pass
+
+    target = Local.options(procs=2)._unit().program.target
+    assert target.endswith(":test_a_class_within_others_is_still_found_by_its_path.<locals>.Local")
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "text"),
+    [
+        ({"procs": 0}, ValueError, "procs is 0; it is 1 to 4096"),
+        ({"procs": 4097}, ValueError, "procs is 4097"),
+        ({"procs": "4"}, TypeError, "procs is '4'; it is a whole number"),
+        ({"procs": 2.0}, TypeError, "procs is 2.0"),
+        ({"procs": True}, TypeError, "procs is True"),
+        ({"procs": None}, TypeError, "procs is None"),
+        ({"num_replicas": 0}, ValueError, "num_replicas is 0"),
+        ({"hosts": 0}, ValueError, "hosts is 0"),
+        ({"hosts": "gpu01"}, TypeError, "hosts is 'gpu01'"),
+        ({"hosts": []}, TypeError, r"hosts is \[\]"),
+        ({"hosts": ["a", "a"]}, ValueError, "a host is named twice"),
+        ({"with_gpus": 4}, TypeError, "with_gpus is 4"),
+        ({"mesh_name": "no way"}, ValueError, "mesh_name is 'no way'"),
+        ({"mesh_name": "../etc"}, ValueError, "mesh_name"),
+        ({"mesh_name": ""}, ValueError, "mesh_name"),
+        ({"env": {"A": 1}}, TypeError, "env"),
+        ({"env": ["A=1"]}, TypeError, "env"),
+        ({"start_method": "forkserver"}, ValueError, "start_method is 'forkserver'; it is 'fork' or 'spawn'"),
+        ({"preload": "torch"}, TypeError, "preload is 'torch'; it is a list"),
+        ({"restart": -1}, ValueError, "restart is -1"),
+        ({"restart": True}, ValueError, "restart is True"),
+        ({"restart": {"maximum": 3}}, ValueError, "restart is {'maximum': 3}"),
+        ({"restart": {"max": 3, "within": "10m"}}, ValueError, "restart within '10m'; give seconds"),
+        ({"restart": {"max": 3, "within": 0}}, ValueError, "restart within 0"),
+        ({"router": "fastest"}, ValueError, "fastest"),
+        ({"max_concurrent_requests": 0}, ValueError, "max_concurrent_requests"),
+    ],
+)
+def test_a_wrong_value_is_an_error_at_once(given, error, text):
+    with pytest.raises(error, match=text):
+        Plain.options(**given)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [("prcs", "procs"), ("nprocs", "procs"), ("replicas", "num_replicas"), ("start_methd", "start_method")],
+)
+def test_an_unknown_setting_names_the_nearest(wrong, near):
+    with pytest.raises(TypeError, match=f"no setting '{wrong}'; did you mean '{near}'"):
+        Plain.options(**{wrong: 1})
+
+
+def test_an_unknown_setting_that_is_near_none_names_all():
+    with pytest.raises(TypeError, match=r"no setting 'zzz'; there are procs, hosts, with_gpus, .*, env, .*router"):
+        Plain.options(zzz=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "policy"),
+    [
+        (None, RestartPolicy()),
+        (0, RestartPolicy()),
+        (3, RestartPolicy(3)),
+        ({"max": 3, "within": 60}, RestartPolicy(3, 60)),
+        (RestartPolicy(1, 2.0), RestartPolicy(1, 2.0)),
+    ],
+)
+def test_restart_may_be_written_in_several_ways(given, policy):
+    assert Plain.options(restart=given)._unit().restart == policy
+
+
+def test_an_object_can_be_made_without_a_mesh():
+    """For unit tests of the user's own class."""
+
+    class Forgetful(ForgeActor):
+        def __init__(self):
+            self.n = 1
+
+    for made in (Forgetful(), Plain(1, a=2)):
+        assert (made.rank, made.size) == (0, 1)
+    assert Plain().name() == "plain"
+
+
+def test_the_logger_names_class_rank_and_size_and_leaves_the_root_alone(capsys, monkeypatch):
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+
+    class Speaker(ForgeActor):
+        pass
+
+    logger = Speaker.options(procs=4)().logger
+    assert Speaker().logger is logger
+    assert root.handlers == []
+    logger.info("hello")
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith("Speaker 2/4] hello")
+    root.addHandler(logging.NullHandler())  # the user's own logging: it is shown by that, not twice
+    logger.info("again")
+    assert "again" not in capsys.readouterr().err
