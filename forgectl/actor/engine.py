@@ -12,19 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forgectl.errors import NotInstalledError
+from forgectl.actor.forge_actor import ForgeActor
 
 os.environ.setdefault("MONARCH_FILE_LOG", "error")  # its log is one file of all programs of a user, in /tmp
-try:
-    import monarch.actor as monarch
-except ModuleNotFoundError as e:
-    if str(e.name).partition(".")[0] != "monarch":
-        raise
-    raise NotInstalledError("actors and services need torchmonarch: pip install 'forgectl[actors]'") from None
+import monarch.actor as monarch
 from monarch._rust_bindings.monarch_hyperactor.config import configure
 from monarch._rust_bindings.monarch_hyperactor.host_mesh import BootstrapCommand
 from monarch._rust_bindings.monarch_hyperactor.supervision import SupervisionError
 
+monarch.Actor.register(ForgeActor)  # what performs it is one (shell.py); the class itself need not know Monarch
 Actor: Any = monarch.Actor
 ActorError = monarch.ActorError
 ValueMesh = monarch.ValueMesh
@@ -42,6 +38,7 @@ __all__ = [
     "current_rank",
     "current_size",
     "drop",
+    "open_port",
     "spawn",
     "start_client",
 ]
@@ -99,6 +96,12 @@ def _without_greeting() -> Iterator[None]:
             for line in said:
                 if not line.startswith(b"Monarch internal logs are being written"):
                     os.write(2, line)
+
+
+def open_port() -> tuple[Any, Any]:
+    """A port that ranks may send to, and the receiver whose `recv()` awaits what they send."""
+    port, receiver = monarch.Channel.open()
+    return port, receiver
 
 
 async def spawn(name: str, procs: int, forwarder: Callable[[int], list[str]]) -> Spawned:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forgectl.actor.endpoint import Interface
-from forgectl.actor.mesh import Mesh, Shells, died
+from forgectl.actor.mesh import Mesh, died
+from forgectl.actor.shells import Shells
 from forgectl.errors import ForgeError
 
 if TYPE_CHECKING:

@@ -11,11 +11,10 @@ import os
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from forgectl.actor import home as homes
-from forgectl.actor.engine import Actor
 from forgectl.actor.handle import ActorHandle
 from forgectl.actor.live_mesh import LiveMesh, Making
 from forgectl.actor.settings import Settings, check_shape
-from forgectl.errors import ForgeError
+from forgectl.errors import ForgeError, NotInstalledError
 from forgectl.plan.model import Program, Unit
 
 if TYPE_CHECKING:
@@ -26,12 +25,16 @@ if TYPE_CHECKING:
 SHAPE = ("procs", "hosts", "with_gpus", "num_replicas", "mesh_name")
 _UNSET: Any = object()
 
+if importlib.util.find_spec("monarch") is None:
+    raise NotInstalledError("actors and services need torchmonarch: pip install 'forgectl[actors]'")
 
-class ForgeActor(Actor):  # type: ignore[misc]
+
+class ForgeActor:
     """Subclass it, mark methods with `@endpoint`, and launch it: `await MyActor.options(procs=4).as_actor(…)`.
 
     Each process of the mesh has one instance, made with the arguments of `as_actor`. An endpoint named `setup` is
     awaited on every rank before `as_actor` returns. In each rank `torch.distributed.init_process_group()` works.
+    It counts as a Monarch `Actor` (a virtual subclass), without the import of Monarch that such a base would need.
     """
 
     procs: ClassVar[int] = 1
@@ -51,7 +54,7 @@ class ForgeActor(Actor):  # type: ignore[misc]
     """The mesh that this rank belongs to."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__()
+        """Takes any arguments, for subclasses to pass theirs on."""
 
     # ------------------------------------------------------------ in a rank
 

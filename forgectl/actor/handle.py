@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from forgectl.actor.mesh import Mesh, Shells, Start
+from forgectl.actor.mesh import Mesh
 from forgectl.actor.performer import calling
+
+if TYPE_CHECKING:
+    from forgectl.actor.shells import Shells, Start
 
 GRACE = 10.0
 
@@ -112,18 +115,18 @@ class Endpoint:
 
     async def call(self, *args: Any, **kwargs: Any) -> Any:
         """Every rank: a ValueMesh of their values, by rank."""
-        return await self._send(lambda s: self._chosen(s).invoke.call(self.name, args, kwargs, calling.get()))
+        return await self._send(lambda s, n: self._chosen(s).invoke.call(self.name, args, kwargs, calling.get(), n))
 
     async def call_one(self, *args: Any, **kwargs: Any) -> Any:
         """The only rank: its value. Raises ValueError where the handle has several; `slice` one out of them."""
         if self._count != 1:
             name = f"{self._mesh.name}.{self.name}"
             raise ValueError(f"{name}.call_one needs one rank, the handle has {self._count}; use slice(procs=RANK)")
-        return await self._send(lambda s: self._chosen(s).invoke.call_one(self.name, args, kwargs, calling.get()))
+        return await self._send(lambda s, n: self._chosen(s).invoke.call_one(self.name, args, kwargs, calling.get(), n))
 
     async def choose(self, *args: Any, **kwargs: Any) -> Any:
         """Any one rank, at random: its value."""
-        return await self._send(lambda s: self._chosen(s).invoke.choose(self.name, args, kwargs, calling.get()))
+        return await self._send(lambda s, n: self._chosen(s).invoke.choose(self.name, args, kwargs, calling.get(), n))
 
     def broadcast(self, *args: Any, **kwargs: Any) -> None:
         """Every rank, no answer: what it raises goes to the rank's log. While the mesh is not up, it is dropped."""
@@ -135,7 +138,7 @@ class Endpoint:
         """Every rank: `async for value in handle.endpoint.stream(…)` gives their values as they come."""
         shells: Shells = self._mesh.now() or await self._mesh.shells()
         chain = calling.get()
-        answers = list(self._chosen(shells.monarchs).invoke.stream(self.name, args, kwargs, chain))
+        answers = list(self._chosen(shells.monarchs).invoke.stream(self.name, args, kwargs, chain, 0))
         pending = [asyncio.ensure_future(shells.call(partial(_itself, a), self._timeout)) for a in answers]
         try:
             for answer in asyncio.as_completed(pending):
@@ -159,5 +162,5 @@ class Endpoint:
         raise TypeError(f"{self.name} is an endpoint of a mesh: use {self.name}.call(…), call_one, choose or broadcast")
 
 
-def _itself(answer: Any, _: Any) -> Any:
+def _itself(answer: Any, *_: Any) -> Any:
     return answer

@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
+import importlib
 import itertools
 import os
 import re
@@ -17,7 +18,7 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from forgectl.controller import client
 from forgectl.controller.begin import begin_run
@@ -27,6 +28,9 @@ from forgectl.plan.model import HostPlan, Plan, Unit
 from forgectl.protocol import AddMesh, Attach, MeshAdded, Refusal, Report, Shutdown, StatusReport
 from forgectl.rank import driver, script
 from forgectl.wire import private_folder
+
+if TYPE_CHECKING:
+    from forgectl.actor.client import Client
 
 T = TypeVar("T")
 Document = dict[str, Any]
@@ -49,6 +53,7 @@ class Home:
         self._own = own
         self._closing = False
         self._reachable: concurrent.futures.Future[None] | None = None
+        self._client: asyncio.Task[Any] | None = None
         self._documents: dict[str, Document] = {}
         self._watchers: dict[str, Callable[[Document], None]] = {}
         self._firsts: dict[str, int] = {}  # mesh → its first generation, where an ended one had its name before
@@ -87,6 +92,23 @@ class Home:
                 self.loop.call_soon_threadsafe(lambda: tasks[0].cancel())
                 await asyncio.wait({answer})
             raise
+
+    async def client(self) -> Client:
+        """This process as the run's Monarch client; made when it is first needed. In the loop."""
+        if self._client is None:
+            self._client = self.loop.create_task(self._become_client())
+        return await asyncio.shield(self._client)
+
+    async def _become_client(self) -> Client:
+        def begin() -> Client:
+            private_folder(self.run.messages.parent)
+            found: Client = importlib.import_module("forgectl.actor.client").Client(private_folder(self.run.messages))
+            atexit.register(self.close)  # again: to come before what Monarch has just registered
+            return found
+
+        client = await asyncio.to_thread(begin)
+        self._errors = self.loop.create_task(client.hear_errors())
+        return client
 
     def keep_reachable(self, work: Coroutine[Any, Any, None]) -> None:
         """Have `work` look after the socket where this process is asked, until the run begins to end.
@@ -251,8 +273,9 @@ def living_home() -> Home | None:
 
 def _find_or_begin() -> Home:
     from forgectl.actor.door import Door
-    from forgectl.actor.engine import start_client
 
+    monarch = threading.Thread(target=_import_monarch, name="import monarch")
+    monarch.start()  # meanwhile we wait for other processes
     if (run_dir := driver.run_dir()) is not None:
         run, own = RunDir(Path(run_dir)), False
     elif "FORGE_RUN_DIR" in os.environ and os.environ.get("FORGE_MESH") != script.DRIVER:
@@ -264,10 +287,13 @@ def _find_or_begin() -> Home:
         plan = _own_plan()
         run, own = begin_run(plan, b"", name_is_given=False, own=True), True
     found = Home(run, run.read_plan(), own=own)
-    private_folder(run.messages.parent)
-    start_client(private_folder(run.messages))
     found.keep_reachable(Door(found).keep())
     return found
+
+
+def _import_monarch() -> None:
+    with contextlib.suppress(Exception):  # whoever needs it will be told
+        importlib.import_module("forgectl.actor.client")
 
 
 def _own_plan() -> Plan:

@@ -10,20 +10,24 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
 from forgectl import __version__
-from forgectl.actor import engine
 from forgectl.actor.endpoint import endpoints_of, interface_of
-from forgectl.actor.foreign_mesh import ForeignMesh
 from forgectl.actor.handle import ActorHandle
 from forgectl.actor.home import Document, Home, error_of
-from forgectl.actor.mesh import Shells, Start, again, died
+from forgectl.actor.mesh import again, died
 from forgectl.actor.raised import RemoteTraceback
 from forgectl.errors import ActorDied, ForgeError
 from forgectl.protocol import Report
+
+if TYPE_CHECKING:
+    from forgectl.actor.client import Client
+    from forgectl.actor.engine import Spawned
+    from forgectl.actor.foreign_mesh import ForeignMesh
+    from forgectl.actor.shells import Shells
 
 FORWARDER = str(Path(__file__).resolve().parent.parent / "rank" / "forward.py")
 OVER = frozenset({"succeeded", "failed", "stopped", "lost"})
@@ -60,7 +64,7 @@ class LiveMesh:
         self._up: concurrent.futures.Future[Shells] = concurrent.futures.Future()
         self._over: concurrent.futures.Future[Document] = concurrent.futures.Future()
         self._restarts = 0
-        self._spawned: dict[int, engine.Spawned] = {}
+        self._spawned: dict[int, Spawned] = {}
         self._listeners: list[Callable[[], None]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._up.add_done_callback(lambda f: f.exception())  # asked for or not
@@ -76,6 +80,8 @@ class LiveMesh:
         shells = shells or self._shells
         if shells is None:
             raise ActorDied(f"mesh {self.name} is not up: its handle cannot be handed on", mesh=self.name)
+        from forgectl.actor.foreign_mesh import ForeignMesh
+
         where = str(self._home.run.path)
         return ForeignMesh(self.name, self.interface, self.procs, where, shells.generation, shells.monarchs)
 
@@ -143,7 +149,7 @@ class LiveMesh:
             self._up.add_done_callback(lambda f: f.exception())
         shells.die(died(document, mesh=self.name))
         if spawned := self._spawned.pop(shells.generation, None):
-            self._soon(engine.drop(spawned))
+            self._soon(self._drop(spawned))
         if was_up:
             self._tell_listeners()
 
@@ -171,11 +177,14 @@ class LiveMesh:
         """Spawn the ranks of a generation, construct an actor in each, set them up, and say so."""
         if self._making.backoff and self._restarts > 1:
             await asyncio.sleep(min(0.1 * 2**self._restarts, LONGEST_BACKOFF))
-        spawned = await engine.spawn(self.name, self.procs, lambda rank: self._forwarder(generation, rank))
-        shells = self._spawning = Shells(self.name, generation, spawned.shells, self._give_up)
+        client = await self._home.client()
+        spawned, shells = await client.spawn(
+            self.name, generation, self.procs, lambda rank: self._forwarder(generation, rank), self._give_up
+        )
+        self._spawning = shells
         self._spawned[generation] = spawned
         try:
-            await self._make(shells)
+            await self._make(shells, client)
         except ActorDied as e:
             if shells.died is None:  # only Monarch says so
                 await self._cannot(generation, e)
@@ -197,19 +206,22 @@ class LiveMesh:
         what = f"its constructor or setup raised {_one_line(error)}"
         await self._home.report(Report(self.name, generation, what, text))
 
-    async def _make(self, shells: Shells) -> None:
+    async def _make(self, shells: Shells, client: Client) -> None:
         making = self._making
         payload = cloudpickle.dumps((making.cls, making.args, making.kwargs))
         handle = ActorHandle(self.foreign(shells))
-        construct: Start = lambda s: s.construct.call(_import_path(), self.name, handle, payload)  # noqa: E731
+        path, errors = _import_path(), client.errors
         try:
-            await shells.call(construct)
+            await shells.call(lambda s, n: s.construct.call(path, self.name, handle, payload, errors, n))
         except ValueError as e:
             if isinstance(e.__cause__, RemoteTraceback):
                 raise
             raise await shells.cause(str(e)) from None  # a process of it could not be started
         if "setup" in endpoints_of(making.cls):
-            await shells.call(lambda s: s.invoke.call("setup", (), {}, ()))
+            await shells.call(lambda s, n: s.invoke.call("setup", (), {}, (), n))
+
+    async def _drop(self, spawned: Spawned) -> None:
+        await (await self._home.client()).drop(spawned)
 
     def _give_up(self, monarchs_word: str) -> None:
         """Monarch cannot reach what the agents see running: it counts as failed. From any loop."""

@@ -7,7 +7,6 @@ import pickle
 import traceback
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import cloudpickle
 
@@ -53,12 +52,8 @@ class RemoteTraceback(Exception):
         return "\n" + str(self.args[0])
 
 
-def original(error: Any) -> tuple[Exception, RemoteTraceback]:
-    """The exception behind Monarch's ActorError, or a RuntimeError where it cannot be had here, and its cause."""
-    raised = error.exception
-    if not isinstance(raised, Raised):  # not the user's code: a value that cannot be pickled, for one
-        found = raised if isinstance(raised, Exception) else RuntimeError(str(error))
-        return found, RemoteTraceback(str(error))
+def original(raised: Raised) -> tuple[Exception, RemoteTraceback]:
+    """The exception that was carried, or a RuntimeError where it cannot be had here, and its cause."""
     try:
         found = pickle.loads(raised.pickled)  # noqa: S301 (from a rank of ours)
         if not isinstance(found, Exception):

@@ -13,7 +13,7 @@ import cloudpickle
 
 from forgectl.actor.engine import Actor, concurrent_endpoint
 from forgectl.actor.performer import Chain, Performer
-from forgectl.actor.raised import carrier, shown
+from forgectl.actor.raised import Raised, carrier, shown
 
 
 class Shell(Actor):  # type: ignore[misc]
@@ -21,10 +21,17 @@ class Shell(Actor):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self._performer: Performer | None = None
+        self._errors: Any = None
 
     @concurrent_endpoint  # type: ignore[untyped-decorator]
-    async def construct(self, path: list[str], mesh: str, handle: Any, payload: bytes) -> None:
-        """Make the user's object from (class, args, kwargs); `path` is the sys.path that its class was found by."""
+    async def construct(
+        self, path: list[str], mesh: str, handle: Any, payload: bytes, errors: Any, number: int
+    ) -> None:
+        """Make the user's object from (class, args, kwargs).
+
+        `path` is the sys.path that its class was found by, `errors` a port of the driver, `number` that of the call.
+        """
+        self._errors = errors if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
         sys.path += [p for p in path if p not in sys.path]
         try:
             cls, args, kwargs = cloudpickle.loads(payload)
@@ -32,17 +39,17 @@ class Shell(Actor):  # type: ignore[misc]
             made.__dict__["mesh"] = handle
             made.__init__(*args, **kwargs)
         except BaseException as e:
-            raise _sent(e) from None
+            raise self._sent(e, number) from None
         self._performer = Performer(mesh, made)
 
     @concurrent_endpoint  # type: ignore[untyped-decorator]
-    async def invoke(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], chain: Chain) -> Any:
-        """Run an endpoint; its value or exception goes to the caller."""
+    async def invoke(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], chain: Chain, number: int) -> Any:
+        """Run an endpoint; its value or exception goes to the caller. `number`: of a call by the driver, else 0."""
         assert self._performer is not None, "it is constructed before anybody has its handle"
         try:
             return await self._performer.perform(name, args, kwargs, chain)
         except BaseException as e:
-            raise _sent(e) from None
+            raise self._sent(e, number) from None
 
     @concurrent_endpoint  # type: ignore[untyped-decorator]
     async def cast(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], chain: Chain) -> None:
@@ -54,6 +61,13 @@ class Shell(Actor):  # type: ignore[misc]
             logging.getLogger("forgectl").exception("endpoint %s, called by broadcast, raised", name)
         except BaseException as e:
             raise _sent(e) from None
+
+    def _sent(self, error: BaseException, number: int) -> BaseException:
+        """What to raise for the caller; its driver is told at once, as other ranks may wait for this one for ever."""
+        sent = _sent(error)
+        if number and self._errors is not None and isinstance(sent, Raised):
+            self._errors.send((number, sent))
+        return sent
 
 
 def _sent(error: BaseException) -> BaseException:

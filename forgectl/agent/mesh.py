@@ -258,7 +258,7 @@ class HostMesh:
         log = logs.open_log(log_path)
         try:
             launch = launch_environment(
-                self.run, generation.number, order.master_addr, order.master_port, str(error_path)
+                self.run, generation.number - self.first, order.master_addr, order.master_port, str(error_path)
             )
             request = {
                 "what": "rank",

@@ -266,6 +266,7 @@ class Run:
             self.state = "running"
 
     def _verdict(self, meshes: list[Mesh]) -> RunStateName:
+        meshes = self._drivers() or meshes  # what becomes of its meshes is the script's own affair
         states = {m.state for m in meshes}
         if self.error is not None or "failed" in states:
             return "failed"
@@ -290,18 +291,18 @@ class Run:
         if self.plan.open:
             return []
         meshes = self.meshes.values()
-        return (
-            [m for m in meshes if m.plan.kind == "driver" and m.plan.program.kind != "resident"]
-            or [m for m in meshes if m.plan.kind == "script"]
-            or [m for m in meshes if m.plan.stays]
-        )
+        return self._drivers() or [m for m in meshes if m.plan.kind == "script"] or [m for m in meshes if m.plan.stays]
+
+    def _drivers(self) -> list[Mesh]:
+        """The mesh of the user's own driver script, where there is one."""
+        return [m for m in self.meshes.values() if m.plan.kind == "driver" and m.plan.program.kind != "resident"]
 
     @property
     def exit_code(self) -> int:
         """The exit code of a launch in the foreground: the failed workload's own, where there is one."""
         if self.stop is not None and self.stop.exit_code:
             return self.stop.exit_code
-        for mesh in sorted(self.meshes.values(), key=lambda m: m.since):
+        for mesh in sorted(self._drivers() or self.meshes.values(), key=lambda m: m.since):
             if mesh.state == "failed":
                 return _workload_code(mesh.root_cause())
         if self.state == "lost":

@@ -29,8 +29,21 @@ def run_document(run: Run, run_dir: Path, *, alive: bool = True, use: Use | None
         "controller": {"pid": run.controller_pid, "alive": alive},
         "run_dir": str(run_dir),
         "hosts": [_host(h) for h in run.hosts.values()],
-        "meshes": [_mesh(m, (use or {}).get(m.name, {})) for m in run.meshes.values()],
+        "meshes": [_mesh(m, (use or {}).get(m.name, {})) for m in _in_order(run)],
     }
+
+
+def _in_order(run: Run) -> list[Mesh]:
+    """Meshes as they came, but a service's replicas, which code adds in any order, together and by number."""
+    places: dict[str, int] = {}
+
+    def place(mesh: Mesh) -> tuple[int, int]:
+        service, _, number = mesh.name.rpartition(".")
+        if mesh.plan.kind != "service" or not number.isdigit():
+            service, number = mesh.name, "0"
+        return places.setdefault(service, len(places)), int(number)
+
+    return sorted(run.meshes.values(), key=place)
 
 
 def _host(host: Host) -> dict[str, Any]:

@@ -86,13 +86,13 @@ def rank_environment(
 
 
 def launch_environment(
-    run_id: str, generation: int, master_addr: str, master_port: int, error_file: str
+    run_id: str, restarts: int, master_addr: str, master_port: int, error_file: str
 ) -> dict[str, str]:
-    """The variables that a launch adds. A mesh's generation counts its restarts."""
+    """The variables that a launch adds. `restarts`: how many generations of the mesh were before this one."""
     return {
         "MASTER_ADDR": master_addr,
         "MASTER_PORT": str(master_port),
-        "TORCHELASTIC_RESTART_COUNT": str(generation),
+        "TORCHELASTIC_RESTART_COUNT": str(restarts),
         "TORCHELASTIC_RUN_ID": run_id,
         "TORCHELASTIC_ERROR_FILE": error_file,
         "FORGE_RUN_ID": run_id,

@@ -29,8 +29,11 @@ def main() -> None:
     }
     agent = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     folder, name = os.path.split(path)
-    os.chdir(folder)  # socket addresses are limited to 107 bytes
-    agent.connect(name)
+    try:
+        os.chdir(folder)  # socket addresses are limited to 107 bytes
+        agent.connect(name)
+    except OSError:  # it has ended, and with it all that was to be forked
+        os._exit(1)
     os.chdir("/")
     agent.sendall(json.dumps(request).encode() + b"\n")
     answer = agent.makefile("rb").readline()

@@ -190,7 +190,7 @@ actors:
         ("{class: 'players:NotAnActor', preload: []}", "is no ForgeActor"),
         ("{class: 'no_such_module:A', preload: []}", "No module named 'no_such_module'"),
         ("{class: 'players:Counter', preload: [], args: {nothing: 1}}", "unexpected keyword argument 'nothing'"),
-        ("{class: 'players:Counter', preload: [players]}", "cannot preload players: ImportError: it imports monarch"),
+        ("{class: 'players:Counter', preload: [monarch.actor]}", "ImportError: it imports monarch"),
     ],
 )
 def test_what_keeps_actors_from_starting_is_told(forge: Forge, entry: str, words: str) -> None:

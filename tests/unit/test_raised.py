@@ -2,11 +2,11 @@
 
 import pickle
 import threading
-from types import SimpleNamespace
 
 import pytest
 
 from forgectl.actor.raised import RemoteTraceback, carrier, original
+from forgectl.actor.shells import _original
 from forgectl.errors import ActorDied
 
 
@@ -32,7 +32,7 @@ def crossed(error):
         raise error
     except Exception as e:
         carried = pickle.dumps(carrier(e))
-    return original(SimpleNamespace(exception=pickle.loads(carried)))  # noqa: S301 (our own)
+    return original(pickle.loads(carried))  # noqa: S301 (our own)
 
 
 def test_it_is_the_same_exception():
@@ -72,7 +72,7 @@ def test_what_monarch_raises_itself_is_kept():
         def __str__(self):
             return "their traceback"
 
-    found, remote = original(Theirs())
+    found, remote = _original(Theirs())
     assert found is Theirs.exception
     assert isinstance(remote, RemoteTraceback)
     assert str(remote) == "\ntheir traceback"

@@ -1,0 +1,152 @@
+"""Replicas of services for tests. Tests copy this file into their working folder: scripts and specs import it there."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+from forgectl import ForgeActor, endpoint, service_endpoint
+
+
+class Worker(ForgeActor):
+    """One replica: tells of itself, notes what it runs in `folder`, and waits where it is told to."""
+
+    def __init__(self, folder=".", start=0):
+        super().__init__()
+        self.folder = Path(folder)
+        self.n = self.start = start
+        self.name = os.environ["FORGE_MESH"]
+        self.generation = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+
+    def note(self, text, file="notes"):
+        with (self.folder / file).open("a") as notes:
+            notes.write(f"{text}\n")
+
+    async def until(self, name):
+        while not (self.folder / name).exists():
+            await asyncio.sleep(0.005)
+
+    @endpoint
+    async def who(self):
+        mine = {"mesh": self.name, "pid": os.getpid(), "rank": self.rank, "size": self.size}
+        return {**mine, "generation": self.generation, "start": self.start}
+
+    @endpoint
+    async def pid(self):
+        return os.getpid()
+
+    @endpoint
+    async def add(self, k=1):
+        self.n += k
+        return self.n
+
+    @endpoint
+    def add_plain(self, k=1):
+        self.n += k
+        return self.n
+
+    @endpoint
+    async def each(self, text):
+        """Note it, on each rank."""
+        self.note(f"{text} {self.name} {self.rank}")
+        return self.rank
+
+    @endpoint
+    async def fail(self, text="no"):
+        raise ValueError(text)
+
+    @endpoint
+    async def hold(self, key, value=None):
+        """Say where it runs in `at-KEY`, and return once `go-KEY` is there."""
+        self.note(self.name, f"at-{key}")
+        await self.until(f"go-{key}")
+        return value
+
+    @endpoint(idempotent=True)
+    async def hold_safely(self, key, value=None):
+        self.note(self.name, f"at-{key}")
+        await self.until(f"go-{key}")
+        return value
+
+    @endpoint(idempotent=True)
+    async def echo(self, k):
+        self.note(k)
+        await asyncio.sleep(0.001)
+        return k, os.getpid()
+
+    @service_endpoint(router="least_loaded")
+    async def where(self):
+        return self.name
+
+    @service_endpoint(batch_size=4, batch_timeout=30)
+    async def double(self, xs):
+        """Full batches alone: 30 s are beyond any test."""
+        self.note(f"{self.name} {len(xs)}")
+        if "bad" in xs:
+            raise ValueError(f"bad among {xs}")
+        return [2 * x for x in xs]
+
+    @service_endpoint(batch_size=100, batch_timeout=0.02)
+    def gather(self, xs, plus):
+        self.note(f"{self.name} {xs} {plus}")
+        return [(x + p, self.name) for x, p in zip(xs, plus, strict=True)]
+
+    @service_endpoint(batch_size=2, batch_timeout=30)
+    async def too_few(self, xs):
+        return xs[1:]
+
+    @service_endpoint(batch_size=10, batch_timeout=0.01, idempotent=True)
+    async def gather_safely(self, ks):
+        for k in ks:
+            self.note(k)
+        await asyncio.sleep(0.001)
+        return ks
+
+    @service_endpoint(batch_size=4, batch_timeout=30)
+    async def hold_batch(self, ks):
+        self.note(self.name, "at-batch")
+        await self.until("go-batch")
+        return ks
+
+    @endpoint
+    async def ask(self, actor, name, *args):
+        return await getattr(actor, name).call_one(*args)
+
+    @endpoint
+    async def leave(self, code):
+        raise SystemExit(code)
+
+
+class SlowToComeBack(Worker):
+    """From its second generation on it waits in `setup` until there is a file `come`."""
+
+    @endpoint
+    async def setup(self):
+        if self.generation:
+            self.note(self.name, "coming")
+            await self.until("come")
+
+
+class SecondFails(Worker):
+    """The second replica does not start: its constructor raises, or its process ends in `setup`."""
+
+    def __init__(self, folder, how):
+        super().__init__(folder)
+        self.how = how
+        self.note(f"{os.getpid()}", "pids")
+        if self.name.endswith(".1") and how == "raises":
+            raise ValueError("the second has no data")
+
+    @endpoint
+    async def setup(self):
+        if self.name.endswith(".1") and self.how == "dies":
+            os._exit(5)
+        if not self.name.endswith(".1") and self.how == "first waits":
+            await self.until("never")
+        if self.name.endswith(".1") and self.how == "first waits":
+            raise LookupError("while the first is being set up")
+
+
+class _Private(Worker):
+    """A class whose name cannot be a mesh's as it is."""
