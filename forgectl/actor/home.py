@@ -196,11 +196,19 @@ class Home:
 
     async def report(self, report: Report) -> None:
         """Tell what became of a generation's actors."""
-        await asyncio.to_thread(self._ask, report, answer=False)
+        await self._say(report)
 
     async def stop(self, mesh: str, grace: float) -> None:
         """Have a mesh end: SIGTERM, `grace` seconds, SIGKILL."""
-        await asyncio.to_thread(self._ask, Shutdown((mesh,), grace, "its driver"), answer=False)
+        await self._say(Shutdown((mesh,), grace, "its driver"))
+
+    async def _say(self, request: Any) -> None:
+        try:
+            await asyncio.to_thread(self._ask, request, answer=False)
+        except RuntimeError as e:
+            if "shutdown" not in str(e):
+                raise
+            # The interpreter is ending and takes no more work for threads: the run ends with it.
 
     def _ask(self, request: Any, *, answer: bool = True) -> Any:
         line = client.connect(self.run)

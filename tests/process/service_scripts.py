@@ -74,7 +74,7 @@ async def healthy(service, *values):
 def play(forge: Forge, body: str, *, main: bool = True) -> None:
     """Run a script with a service, whose assertions must hold, to its end; nothing may be left of it, nor be said."""
     result = actor_scripts.play(forge, _whole(forge, body, main=main), main=False)
-    assert (result.stdout, result.stderr) == ("", "")
+    assert (result.stdout, result.stderr) == ("", ""), result.stdout + result.stderr
 
 
 def background(forge: Forge, body: str) -> subprocess.Popen[str]:
