@@ -157,8 +157,10 @@ class Counter(ForgeActor):
 def leave(how):
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+        threading.Event().wait()  # the signal may come to another thread, which takes its time
     elif how == "segv":
         os.kill(os.getpid(), signal.SIGSEGV)
+        threading.Event().wait()
     elif how == "_exit":
         os._exit(7)
     elif how == "SystemExit":
