@@ -164,7 +164,8 @@ async def memory(_, n):
     plain = Monarch()
     await plain.launch(1)
     result = {}
-    for name, do in (("plain", plain.all), ("handle", handle.echo.call), ("service", served.echo.route)):
+    sides = {"plain": plain.all, "handle": handle.echo.call, "service": served.echo.route, "plain again": plain.all}
+    for name, do in sides.items():
         for size in (n // 5, n):  # first until every pool and cache is full
             before = rss()
             for _ in range(0, size, 50):

@@ -1,4 +1,4 @@
-"""What a fork server of actors imports besides `preload:`: all that Monarch needs and that is safe to fork.
+"""What a fork server of actors imports besides `preload:`: ours, and all that Monarch needs and that is safe to fork.
 
 Monarch itself is not, for it starts threads; each rank imports it after the fork, in half the time thanks to these.
 """
@@ -11,7 +11,8 @@ import importlib
 MONARCHS_NEEDS = (
     *("asyncio", "cloudpickle", "concurrent.futures.thread", "http.client", "pdb", "socketserver", "urllib.request"),
     *("opentelemetry.context", "opentelemetry.metrics", "opentelemetry.trace"),
-    *("pyre_extensions", "tabulate", "typing_inspect", "forgectl.actor.performer", "forgectl.errors"),
+    *("pyre_extensions", "tabulate", "typing_inspect"),
+    *("forgectl.actor.forge_actor", "forgectl.actor.performer", "forgectl.actor.raised"),
 )
 
 for _name in MONARCHS_NEEDS:
