@@ -241,6 +241,8 @@ class Run:
             mesh.become("succeeded", now)
         elif mesh.failed and any(r.state == "lost" for r in mesh.ranks.values()):
             mesh.become("lost", now)
+        elif mesh.failed and mesh.stop is not None and mesh.may_restart(now):
+            mesh.become("stopped", now)  # it was coming back when somebody ended it
         elif mesh.failed:
             mesh.become("failed", now)
         else:

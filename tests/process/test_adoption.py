@@ -69,7 +69,9 @@ def test_the_launch_in_the_foreground_brings_up_the_next_controller(forge: Forge
     for number in range(2, 5):
         end_controller(forge, run)
         until(lambda n=number: forge.roles(run)["controller"] and births(forge, run) == n, "another controller")
-    last = _number_in(launch.stdout.readline())
+    line = launch.stdout.readline()
+    assert line, f"the launch ended: {launch.communicate(timeout=60)}"
+    last = _number_in(line)
     until(lambda: _number_in(launch.stdout.readline()) > last + 100, "many further lines")
     assert forge.roles(run)["rank"] == ranks
     launch.send_signal(signal.SIGINT)

