@@ -112,7 +112,13 @@ BY_EXIT_CODE: dict[int, type[ForgeError]] = {
     77: SshRefusedError,
     124: TimedOutError,
 }
-"""How an error that crossed a socket as (exit code, message, hint) becomes an exception again."""
+
+
+def error_of(code: int, message: str, hint: str | None) -> ForgeError:
+    """An error that crossed a socket, as an exception again."""
+    error = BY_EXIT_CODE.get(code, ForgeError)(message, hint=hint)
+    error.exit_code = code
+    return error
 
 
 class ActorDied(ForgeError):

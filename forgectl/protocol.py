@@ -353,6 +353,10 @@ class MeshAdded:
     generation: int = 0
 
 
+OVER = frozenset({"succeeded", "failed", "stopped", "lost"})
+"""States of a mesh or run in a StatusReport that nothing follows."""
+
+
 @dataclass(frozen=True)
 class StatusReport:
     """One run, in the form that `forgectl status --json` prints."""

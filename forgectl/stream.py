@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from forgectl.protocol import MAX_LINE, ProtocolError, decode, encode
-from forgectl.wire import dial, peer_pid, peer_uid
+from forgectl import __version__
+from forgectl.protocol import MAX_LINE, Hello, ProtocolError, decode, encode
+from forgectl.wire import HANDSHAKE_SECONDS, dial, peer_pid, peer_uid, wrong_version
 
 _MAX_BACKLOG = 16 * MAX_LINE
 
@@ -38,6 +39,22 @@ class Stream:
     def peer_pid(self) -> int:
         """The pid of the process at the other end; of a listening one, where we connected."""
         return peer_pid(self._writer.get_extra_info("socket"))
+
+    async def greet(self, run: str) -> bool:
+        """Answer the Hello of one who has a question about a run; False for a stranger, or another version."""
+        hello = await self.receive(HANDSHAKE_SECONDS)
+        if not isinstance(hello, Hello) or await self.refuse_version(hello):
+            return False
+        self.send(Hello(__version__, run))
+        return True
+
+    async def refuse_version(self, hello: Hello) -> bool:
+        """Hang up on another version of forgectl, naming both; whether it was one."""
+        refusal = wrong_version(hello.version)
+        if refusal is not None:
+            self.send(refusal)
+            await self.close()
+        return refusal is not None
 
     def send(self, message: Any) -> None:
         """Queue a message. A peer that does not read is dropped once its backlog is too long."""

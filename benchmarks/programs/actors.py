@@ -15,7 +15,7 @@ CALLS, ROUNDS = 200, 10
 
 
 class Side:
-    """How one side launches `n` actors and calls them."""
+    """How one side launches `n` actors and calls them: forgectl's handles and Monarch's are called alike."""
 
     async def launch(self, n):
         """Bring up n processes, each of which has imported torch."""
@@ -23,15 +23,15 @@ class Side:
 
     async def all(self, n):
         """Call `echo(n)` on every rank."""
-        raise NotImplementedError
+        return await self.actor.echo.call(n)
 
     async def pids(self):
         """The pid of every rank."""
-        raise NotImplementedError
+        return list((await self.actor.pid.call()).values())
 
     async def sleep(self, seconds):
         """A call that waits."""
-        raise NotImplementedError
+        await self.actor.sleep.call(seconds)
 
 
 class Forgectl(Side):
@@ -39,15 +39,6 @@ class Forgectl(Side):
         from echo_forge import Echo
 
         self.actor = await Echo.options(procs=n).as_actor()
-
-    async def all(self, n):
-        return await self.actor.echo.call(n)
-
-    async def pids(self):
-        return list((await self.actor.pid.call()).values())
-
-    async def sleep(self, seconds):
-        await self.actor.sleep.call(seconds)
 
 
 class Monarch(Side):
@@ -58,15 +49,6 @@ class Monarch(Side):
         self.procs = this_host().spawn_procs(per_host={"procs": n})
         self.actor = self.procs.spawn("echo", Echo)
         await self.actor.initialized
-
-    async def all(self, n):
-        return await self.actor.echo.call(n)
-
-    async def pids(self):
-        return list((await self.actor.pid.call()).values())
-
-    async def sleep(self, seconds):
-        await self.actor.sleep.call(seconds)
 
 
 class Ray(Side):

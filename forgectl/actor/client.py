@@ -22,7 +22,7 @@ class Client:
             number, raised = await self._receiver.recv()
             shells.cut(number, raised)
 
-    async def spawn(
+    def spawn(
         self,
         mesh: str,
         generation: int,
@@ -31,9 +31,5 @@ class Client:
         give_up: Callable[[str], None],
     ) -> tuple[Spawned, shells.Shells]:
         """Start the ranks of a generation through the commands `forwarder(rank)`."""
-        spawned = await engine.spawn(mesh, procs, forwarder)
+        spawned = engine.spawn(mesh, procs, forwarder)
         return spawned, shells.Shells(mesh, generation, spawned.shells, give_up)
-
-    async def drop(self, spawned: Spawned) -> None:
-        """Forget a generation that is over."""
-        await engine.drop(spawned)

@@ -7,15 +7,13 @@ import inspect
 import json
 from typing import TYPE_CHECKING, Any
 
-from forgectl import __version__
 from forgectl.actor.endpoint import signature_of
 from forgectl.actor.handle import ActorHandle
 from forgectl.actor.service_handle import ServiceHandle
 from forgectl.doorway import Doorway
 from forgectl.errors import ForgeError, NotFoundError, TimedOutError, UsageError
-from forgectl.protocol import CLI_TO_DRIVER, Call, GetMetrics, Hello, Metrics, ProtocolError, Refusal, Values
+from forgectl.protocol import CLI_TO_DRIVER, Call, GetMetrics, Metrics, ProtocolError, Refusal, Values
 from forgectl.stream import Stream
-from forgectl.wire import HANDSHAKE_SECONDS, wrong_version
 
 if TYPE_CHECKING:
     from forgectl.actor.home import Home
@@ -36,24 +34,13 @@ class Door:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         stream = Stream(reader, writer, CLI_TO_DRIVER)
         try:
-            if stream.is_ours() and await self._greet(stream):
+            if stream.is_ours() and await stream.greet(self._home.run.run):
                 while (request := await stream.receive()) is not None:
                     stream.send(await self._answer(request))
         except (ProtocolError, asyncio.TimeoutError, ConnectionError):
             pass
         finally:
             stream.abort()
-
-    async def _greet(self, stream: Stream) -> bool:
-        hello = await stream.receive(HANDSHAKE_SECONDS)
-        if not isinstance(hello, Hello):
-            return False
-        if refusal := wrong_version(hello.version):
-            stream.send(refusal)
-            await stream.close()
-            return False
-        stream.send(Hello(__version__, self._home.run.run))
-        return True
 
     async def _answer(self, request: Any) -> Any:
         if isinstance(request, GetMetrics):

@@ -37,7 +37,6 @@ __all__ = [
     "concurrent_endpoint",
     "current_rank",
     "current_size",
-    "drop",
     "open_port",
     "spawn",
     "start_client",
@@ -56,6 +55,11 @@ class Spawned:
 
     procs: Any
     shells: Any
+
+    async def drop(self) -> None:
+        """Have Monarch forget it, once its processes are gone."""
+        with contextlib.suppress(Exception):  # it complains of their death
+            await asyncio.wait_for(self.procs.stop(), 10)
 
 
 def start_client(folder: Path) -> None:
@@ -104,7 +108,7 @@ def open_port() -> tuple[Any, Any]:
     return port, receiver
 
 
-async def spawn(name: str, procs: int, forwarder: Callable[[int], list[str]]) -> Spawned:
+def spawn(name: str, procs: int, forwarder: Callable[[int], list[str]]) -> Spawned:
     """Start a mesh of `procs` ranks, each through the command `forwarder(rank)`, with an empty shell in each."""
     from forgectl.actor.shell import Shell
 
@@ -114,9 +118,3 @@ async def spawn(name: str, procs: int, forwarder: Callable[[int], list[str]]) ->
     # Both return at once; what is sent to the shells waits for them.
     mesh = monarch.this_host().spawn_procs(per_host={DIMENSION: procs}, name=name, bootstrap_command=command)
     return Spawned(mesh, mesh.spawn(name, Shell))
-
-
-async def drop(spawned: Spawned) -> None:
-    """Have Monarch forget a generation whose processes are gone."""
-    with contextlib.suppress(Exception):  # it complains of their death
-        await asyncio.wait_for(spawned.procs.stop(), 10)

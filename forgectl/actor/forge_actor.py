@@ -142,13 +142,18 @@ class ForgeActor:
         await actor.shutdown()
 
     @classmethod
+    def _base_name(cls) -> str:
+        """What its mesh or service is called, unless the name is not given and taken."""
+        return cls.mesh_name or _origin(cls).__name__.lower().strip("_") or "actor"
+
+    @classmethod
     def _unit(cls) -> Unit:
         settings, origin = cls._settings, _origin(cls)
         procs = check_shape("procs", cls.procs)
         preload = settings.preload
         if preload is None:
             preload = ("torch",) if importlib.util.find_spec("torch") else ()
-        name = cls.mesh_name or origin.__name__.lower().strip("_") or "actor"
+        name = cls._base_name()
         return Unit(
             mesh=name,
             kind=cls._kind,

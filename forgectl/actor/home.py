@@ -11,9 +11,7 @@ import atexit
 import concurrent.futures
 import contextlib
 import importlib
-import itertools
 import os
-import re
 import sys
 import threading
 from collections.abc import Callable, Coroutine
@@ -23,10 +21,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from forgectl.controller import client
 from forgectl.controller.begin import begin_run
 from forgectl.controller.rundir import RunDir
-from forgectl.errors import BY_EXIT_CODE, BusyError, ForgeError, UsageError
-from forgectl.plan.model import HostPlan, Plan, Unit
+from forgectl.errors import BusyError, ForgeError, UsageError, error_of
+from forgectl.names import free_name, name_of
+from forgectl.plan.model import LEASE, LOG_LIMIT, HostPlan, Plan, Unit
 from forgectl.protocol import AddMesh, Attach, MeshAdded, Refusal, Report, Shutdown, StatusReport
-from forgectl.rank import driver, script
+from forgectl.rank import driver
 from forgectl.wire import private_folder
 
 if TYPE_CHECKING:
@@ -187,12 +186,10 @@ class Home:
 
     def service_name(self, name: str, *, named: bool) -> str:
         """A name that no living service has; raises BusyError for one that was chosen and is taken."""
-        if name not in self.services:
-            return name
-        if named:
+        if named and name in self.services:
             hint = "choose another mesh_name, or shut that one down"
             raise BusyError(f"there is a service {name} already", hint=hint)
-        return next(f"{name}-{n}" for n in itertools.count(2) if f"{name}-{n}" not in self.services)
+        return free_name(name, self.services)
 
     async def report(self, report: Report) -> None:
         """Tell what became of a generation's actors."""
@@ -253,13 +250,6 @@ def _hand_over(task: asyncio.Task[T], over: concurrent.futures.Future[T]) -> Non
         over.set_result(task.result())
 
 
-def error_of(code: int, message: str, hint: str | None) -> ForgeError:
-    """An error that crossed a socket, as an exception again."""
-    error = BY_EXIT_CODE.get(code, ForgeError)(message, hint=hint)
-    error.exit_code = code
-    return error
-
-
 _home: Home | None = None
 _lock = threading.Lock()
 
@@ -286,7 +276,7 @@ def _find_or_begin() -> Home:
     monarch.start()  # meanwhile we wait for other processes
     if (run_dir := driver.run_dir()) is not None:
         run, own = RunDir(Path(run_dir)), False
-    elif "FORGE_RUN_DIR" in os.environ and os.environ.get("FORGE_MESH") != script.DRIVER:
+    elif "FORGE_RUN_DIR" in os.environ:
         raise UsageError(
             "actors are launched by the driver of a run, not by other actors",
             hint="launch it in the driver, and hand its handle to this actor",
@@ -306,6 +296,6 @@ def _import_monarch() -> None:
 
 def _own_plan() -> Plan:
     """A run without meshes on this machine, named after the script."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(sys.argv[0] or "python").stem).lstrip("._-")[:50] or "python"
+    name = name_of(Path(sys.argv[0] or "python").stem, "python")
     host = HostPlan("local", True, sys.executable, "127.0.0.1", cores=len(os.sched_getaffinity(0)))
-    return Plan(name, "", str(Path.cwd()), 30.0, 2 << 30, (host,), (), open=True)
+    return Plan(name, "", str(Path.cwd()), LEASE, LOG_LIMIT, (host,), (), open=True)

@@ -17,11 +17,11 @@ import cloudpickle
 from forgectl import __version__
 from forgectl.actor.endpoint import endpoints_of, interface_of
 from forgectl.actor.handle import ActorHandle
-from forgectl.actor.home import Document, Home, error_of
+from forgectl.actor.home import Document, Home
 from forgectl.actor.mesh import again, died
 from forgectl.actor.raised import RemoteTraceback
-from forgectl.errors import ActorDied, ForgeError
-from forgectl.protocol import Report
+from forgectl.errors import ActorDied, ForgeError, error_of
+from forgectl.protocol import OVER, Report
 
 if TYPE_CHECKING:
     from forgectl.actor.client import Client
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from forgectl.actor.shells import Shells
 
 FORWARDER = str(Path(__file__).resolve().parent.parent / "rank" / "forward.py")
-OVER = frozenset({"succeeded", "failed", "stopped", "lost"})
 LONGEST_BACKOFF = 10.0
 
 
@@ -55,7 +54,6 @@ class LiveMesh:
         self.procs = making.procs
         self._home = home
         self._making = making
-        self._hosts: dict[int, str] = {}
         self._attempted = -1  # the generation that was last filled, or tried to be
         self._reported: tuple[int, int] | None = None  # (generation, connection) that was told to be set up
         self._shells: Shells | None = None
@@ -63,11 +61,9 @@ class LiveMesh:
         self._error: BaseException | None = None  # what a constructor or setup raised
         self._up: concurrent.futures.Future[Shells] = concurrent.futures.Future()
         self._over: concurrent.futures.Future[Document] = concurrent.futures.Future()
-        self._restarts = 0
         self._spawned: dict[int, Spawned] = {}
         self._listeners: list[Callable[[], None]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._up.add_done_callback(lambda f: f.exception())  # asked for or not
 
     # ------------------------------------------------------------ what callers see
 
@@ -135,9 +131,7 @@ class LiveMesh:
             self._end(document)
         elif document["open"] and generation > self._attempted:
             self._attempted = generation
-            self._hosts = {r["rank"]: r["host"] for r in document["ranks"]}
-            self._restarts = document["restarts"]
-            self._soon(self._fill(generation))
+            self._soon(self._fill(document))
         elif state == "starting" and self._shells is not None and generation == self._shells.generation:
             self._soon(self._tell(generation))  # a new controller may not have heard
 
@@ -146,10 +140,9 @@ class LiveMesh:
         if was_up:  # first: who is told of the death may call again at once, and is to wait for what comes
             self._shells = None
             self._up = concurrent.futures.Future()
-            self._up.add_done_callback(lambda f: f.exception())
         shells.die(died(document, mesh=self.name))
         if spawned := self._spawned.pop(shells.generation, None):
-            self._soon(self._drop(spawned))
+            self._soon(spawned.drop())
         if was_up:
             self._tell_listeners()
 
@@ -173,14 +166,14 @@ class LiveMesh:
 
     # ------------------------------------------------------------ a generation
 
-    async def _fill(self, generation: int) -> None:
+    async def _fill(self, document: Document) -> None:
         """Spawn the ranks of a generation, construct an actor in each, set them up, and say so."""
-        if self._making.backoff and self._restarts > 1:
-            await asyncio.sleep(min(0.1 * 2**self._restarts, LONGEST_BACKOFF))
+        generation, restarts = document["generation"], document["restarts"]
+        if self._making.backoff and restarts > 1:
+            await asyncio.sleep(min(0.1 * 2**restarts, LONGEST_BACKOFF))
         client = await self._home.client()
-        spawned, shells = await client.spawn(
-            self.name, generation, self.procs, lambda rank: self._forwarder(generation, rank), self._give_up
-        )
+        forwarders = self._forwarders(document)
+        spawned, shells = client.spawn(self.name, generation, self.procs, forwarders.__getitem__, self._give_up)
         self._spawning = shells
         self._spawned[generation] = spawned
         try:
@@ -220,9 +213,6 @@ class LiveMesh:
         if "setup" in endpoints_of(making.cls):
             await shells.call(lambda s, n: s.invoke.call("setup", (), {}, (), n))
 
-    async def _drop(self, spawned: Spawned) -> None:
-        await (await self._home.client()).drop(spawned)
-
     def _give_up(self, monarchs_word: str) -> None:
         """Monarch cannot reach what the agents see running: it counts as failed. From any loop."""
         text = monarchs_word.strip().splitlines() or ["it does not say why"]
@@ -235,11 +225,12 @@ class LiveMesh:
             self._reported = key
             await self._home.report(Report(self.name, generation))
 
-    def _forwarder(self, generation: int, rank: int) -> list[str]:
-        index = next(i for i, h in enumerate(self._home.plan.hosts) if h.name == self._hosts[rank])
-        agent = str(self._home.run.agent_socket(index))
-        run = self._home.run.run
-        return ["-S", "-I", FORWARDER, agent, __version__, run, self.name, str(generation), str(rank)]
+    def _forwarders(self, document: Document) -> dict[int, list[str]]:
+        """Rank → the command that has it forked on its host."""
+        run = self._home.run
+        agents = {h.name: str(run.agent_socket(i)) for i, h in enumerate(self._home.plan.hosts)}
+        what = [__version__, run.run, self.name, str(document["generation"])]
+        return {r["rank"]: ["-S", "-I", FORWARDER, agents[r["host"]], *what, str(r["rank"])] for r in document["ranks"]}
 
 
 def _import_path() -> list[str]:

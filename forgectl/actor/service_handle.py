@@ -152,7 +152,7 @@ class ServiceEndpoint:
 async def launch_service(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ServiceHandle:
     """Bring up `cls.num_replicas` replicas, and a service before them."""
     home = await asyncio.to_thread(homes.home)
-    name = home.service_name(cls._unit().mesh, named=cls.mesh_name is not None)
+    name = home.service_name(cls._base_name(), named=cls.mesh_name is not None)
     settings = cls._settings
 
     async def start(index: int) -> _Replica:

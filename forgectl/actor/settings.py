@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from forgectl.actor.router import make_router
 from forgectl.actor.service import ServiceConfig
-from forgectl.plan.model import RestartPolicy
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-MAX_PROCS = 4096
-SERVICES_RESTART = RestartPolicy(3, 600.0)
+from forgectl.names import NAME
+from forgectl.plan.model import MAX_RANKS, SERVICE_RESTART, RestartPolicy
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ class Settings:
         """How often the mesh is restarted; raises ValueError or TypeError for what cannot be."""
         given = self.restart
         if given is None:
-            return SERVICES_RESTART if service else RestartPolicy()
+            return SERVICE_RESTART if service else RestartPolicy()
         if isinstance(given, RestartPolicy):
             return given
         parts = dict(given) if isinstance(given, Mapping) else {"max": given}
@@ -104,8 +100,8 @@ def check_shape(name: str, value: Any) -> Any:
         return _check_host_names(value)
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}; it is a whole number")
-    if not 1 <= value <= MAX_PROCS:
-        raise ValueError(f"{name} is {value}; it is 1 to {MAX_PROCS}")
+    if not 1 <= value <= MAX_RANKS:
+        raise ValueError(f"{name} is {value}; it is 1 to {MAX_RANKS}")
     return value
 
 

@@ -7,7 +7,6 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from forgectl.agent.reaper import Reaper
 from forgectl.agent.stats import UseMeter
 from forgectl.codec import CodecError, from_json
 from forgectl.doorway import Doorway
+from forgectl.names import NAME
 from forgectl.plan.model import MeshPlan
 from forgectl.processes import become_subreaper, boot_id
 from forgectl.protocol import (
@@ -57,7 +57,6 @@ from forgectl.wire import HANDSHAKE_SECONDS, dial, peer_pid, wrong_version
 LOG_CHECK_SECONDS = 1.0
 ORPHAN_SECONDS = 3.0
 """How long a rank may outlive its forwarder: the driver's end ends both, in whatever order."""
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 class Agent:
@@ -138,9 +137,7 @@ class Agent:
     async def _greet(self, stream: Stream, hello: Hello) -> bool:
         if hello.run != self.config.run:
             return False
-        if refusal := wrong_version(hello.version):
-            stream.send(refusal)
-            await stream.close()
+        if await stream.refuse_version(hello):
             return False
         if self._stream is not None:
             self._stream.abort()  # the newest controller is the one that counts

@@ -14,7 +14,7 @@ def call(
         list[str] | None,
         typer.Argument(
             metavar="[JSON]...",
-            help="Arguments; what is no JSON is taken as text. Write -- before -1.",
+            help="Arguments; what is no JSON is taken as text.",
             show_default=False,
         ),
     ] = None,

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from forgectl import __version__
 from forgectl.controller import client
 from forgectl.controller.rundir import RunDir
-from forgectl.errors import BY_EXIT_CODE, ForgeError, InternalError, NotFoundError, TimedOutError
+from forgectl.errors import InternalError, NotFoundError, TimedOutError, error_of
 from forgectl.protocol import DRIVER_TO_CLI, Hello, ProtocolError, Refusal
 from forgectl.wire import Line, dial
 
@@ -27,18 +27,16 @@ def ask_driver(run: RunDir, request: Any, answer: type[T], seconds: float | None
     with contextlib.closing(line):
         try:
             line.send(Hello(__version__, run.run))
-            greeting = line.receive(client.ANSWER_SECONDS)
-            if isinstance(greeting, Hello):
+            said = line.receive(client.ANSWER_SECONDS)
+            if isinstance(said, Hello):
                 line.send(request)
-                greeting = line.receive(seconds)
+                said = line.receive(seconds)
         except TimeoutError:
             raise TimedOutError(f"the driver of run {run.run} does not answer") from None
         except (OSError, ProtocolError) as e:
             raise InternalError(f"the driver of run {run.run}: {e}") from None
-    if isinstance(greeting, Refusal):
-        error = BY_EXIT_CODE.get(greeting.code, ForgeError)(greeting.message, hint=greeting.hint)
-        error.exit_code = greeting.code
-        raise error
-    if not isinstance(greeting, answer):
+    if isinstance(said, Refusal):
+        raise error_of(said.code, said.message, said.hint)
+    if not isinstance(said, answer):
         raise NotFoundError(f"the driver of run {run.run} ended before it answered", hint="see `forgectl status -a`")
-    return greeting
+    return said

@@ -8,11 +8,11 @@ import time
 from typing import Any
 
 from forgectl.cli import render
-from forgectl.cli.find import OVER, mesh_of
+from forgectl.cli.find import mesh_of
 from forgectl.controller import client, rundir
 from forgectl.controller.rundir import RunDir
 from forgectl.errors import ForgeError
-from forgectl.protocol import Attach, Shutdown, StatusReport
+from forgectl.protocol import OVER, Attach, Shutdown, StatusReport
 from forgectl.wire import Line
 
 

@@ -9,9 +9,6 @@ from forgectl.controller import client, rundir
 from forgectl.controller.rundir import RunDir
 from forgectl.errors import ForgeError, NotFoundError, UsageError
 
-OVER = ("succeeded", "failed", "stopped", "lost")
-"""States of a mesh or run that nothing follows."""
-
 
 def all_living() -> list[RunDir]:
     """Runs that have not ended, oldest first."""
@@ -46,15 +43,15 @@ def find_mesh(name: str, *, ended: bool = False) -> tuple[RunDir, tuple[str, ...
             raise NotFoundError(f"run {run.run} has no mesh {mesh!r}", hint=_nearest(mesh, list(_meshes(run))))
         return run, found
     runs = rundir.all_runs()
-    having = [r for r in runs if _called(r, name)]
-    living = [r for r in having if r.read_final() is None]
+    having = [(r, found) for r in runs if (found := _called(r, name))]
+    living = [(r, found) for r, found in having if r.read_final() is None]
     if len(living) > 1:
-        choices = ", ".join(f"{r.run}/{name}" for r in living)
+        choices = ", ".join(f"{r.run}/{name}" for r, _ in living)
         raise UsageError(f"several runs have a mesh {name!r}", hint=f"say which: {choices}")
     if living:
-        return living[0], _called(living[0], name)
+        return living[0]
     if having and ended:
-        return having[-1], _called(having[-1], name)
+        return having[-1]
     raise NotFoundError(f"no mesh {name!r}{' in a living run' if having else ''}", hint=_hint(name, runs, ended))
 
 
@@ -79,7 +76,7 @@ def _meshes(run: RunDir) -> dict[str, str]:
     """Mesh → kind of a run. What code added only the controller, or the final state, knows."""
     try:
         plan = run.read_plan()
-        if not plan.open and not any(m.kind == "driver" for m in plan.meshes):
+        if not plan.may_grow:
             return {m.mesh: m.kind for m in plan.meshes}
         return {m["mesh"]: m["kind"] for m in client.document(run)["meshes"]}
     except ForgeError:  # no reason not to find another run's; `forgectl status` tells of it

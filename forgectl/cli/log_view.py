@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from forgectl.cli import render
-from forgectl.cli.find import OVER, mesh_of
+from forgectl.cli.find import mesh_of
 from forgectl.cli.log_stream import LogStream, Source, read_all
 from forgectl.cli.log_writer import LogWriter
 from forgectl.controller import client
 from forgectl.controller.rundir import RunDir
 from forgectl.errors import NotFoundError
+from forgectl.protocol import OVER
 
 IDLE_SECONDS = 0.05
 """How long to wait before looking again after nothing new was found; a look is one system call a log."""

@@ -105,10 +105,10 @@ def _near(target: str) -> str | None:
 
 
 def _mesh_name(target: str) -> str:
-    import re
+    from forgectl.names import name_of
 
     stem = Path(target).stem if target.endswith(".py") else target.rpartition(".")[2]
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("._-")[:50] or "script"
+    return name_of(stem, "script")
 
 
 def _environment(pairs: list[str]) -> dict[str, str]:

@@ -8,11 +8,10 @@ import os
 
 from forgectl.controller.run import Run
 from forgectl.errors import BusyError, UsageError
-from forgectl.plan.model import Gpu, MeshPlan, Unit
+from forgectl.names import DRIVER, free_name
+from forgectl.plan.model import MAX_RANKS, Gpu, MeshPlan, Unit
 from forgectl.plan.placement import place_more
 from forgectl.transport.facts import gpus_of
-
-MAX_RANKS = 4096  # of a run: what the messages about it hold
 
 
 class Additions:
@@ -34,14 +33,11 @@ class Additions:
 
 
 def _free_name(run: Run, name: str, *, named: bool) -> str:
-    living = {m.name for m in run.meshes.values() if not m.ended} | {"driver"}
-    if name not in living:
-        return name
-    if named:
-        raise BusyError(
-            f"run {run.id} has a mesh {name} already", hint="choose another mesh_name, or shut that one down"
-        )
-    return next(f"{name}-{n}" for n in range(2, 1 << 30) if f"{name}-{n}" not in living)
+    living = {m.name for m in run.meshes.values() if not m.ended} | {DRIVER}
+    if named and name in living:
+        hint = "choose another mesh_name, or shut that one down"
+        raise BusyError(f"run {run.id} has a mesh {name} already", hint=hint)
+    return free_name(name, living)
 
 
 def _free_gpus(run: Run) -> dict[str, tuple[Gpu, ...]]:

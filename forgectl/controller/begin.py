@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
 
 from forgectl.controller import client, rundir
 from forgectl.controller.rundir import RunDir
 from forgectl.errors import BusyError, InternalError
+from forgectl.names import free_name
 from forgectl.plan.model import Plan
 
 
@@ -36,16 +36,13 @@ def begin_run(plan: Plan, spec_text: bytes, *, name_is_given: bool, own: bool) -
 
 def _free_name(name: str, is_given: bool) -> str:
     living = _living_names()
-    if name not in living:
-        return name
-    if is_given:
+    if is_given and name in living:
         run = living[name]
         raise BusyError(
             f"the name {name} is in use by run {run}",
             hint=f"`forgectl shutdown --run {run}` ends it; `--name OTHER` launches beside it",
         )
-    number: Callable[[int], str] = lambda n: f"{name}-{n}"  # noqa: E731
-    return next(number(n) for n in range(2, 1 << 30) if number(n) not in living)
+    return free_name(name, living)
 
 
 def _living_names() -> dict[str, str]:

@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from forgectl import __version__
+from forgectl import __version__, errors
 from forgectl.boot import BOOT
 from forgectl.controller.rundir import RunDir
-from forgectl.errors import BY_EXIT_CODE, ForgeError, InternalError, TimedOutError
+from forgectl.errors import ForgeError, InternalError, TimedOutError
 from forgectl.protocol import (
     CONTROLLER_TO_CLI,
     GetStatus,
@@ -147,12 +147,7 @@ def _no_answer(run: RunDir, why: Exception) -> TimedOutError:
 def error_of(document: dict[str, Any]) -> ForgeError | None:
     """The error that ended a launch, as an exception again."""
     error = document.get("error")
-    if not error:
-        return None
-    kind = BY_EXIT_CODE.get(error["code"], ForgeError)
-    result = kind(error["message"], hint=error["hint"])
-    result.exit_code = error["code"]
-    return result
+    return errors.error_of(error["code"], error["message"], error["hint"]) if error else None
 
 
 def wait_gone(document: dict[str, Any], seconds: float = 5.0) -> None:

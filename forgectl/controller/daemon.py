@@ -93,10 +93,9 @@ class Controller:
 
     def _config_of(self, index: int) -> Callable[[bool], AgentConfig]:
         host = self.run.plan.hosts[index]
-        code_may_add = self.run.plan.open or any(m.kind == "driver" for m in self.run.plan.meshes)
         needed = (
             set(self.run.plan.secrets)
-            if code_may_add
+            if self.run.plan.may_grow
             else {name for m in self.run.plan.meshes if host.name in m.hosts for name in m.secrets}
         )
 

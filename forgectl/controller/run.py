@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from forgectl.controller.records import Added, AgentLost, AgentUp, Born, Happened, Record, StopAsked
-from forgectl.controller.state import ENDED, FAILURE_GRACE, Host, Mesh, Rank, describe
+from forgectl.controller.state import FAILURE_GRACE, Host, Mesh, Rank, describe
 from forgectl.plan.model import Plan
 from forgectl.processes import Identity
 from forgectl.protocol import (
     HAPPENINGS,
+    OVER,
     MeshGone,
     Notice,
     Opened,
@@ -57,7 +58,7 @@ class Run:
 
     @property
     def ended(self) -> bool:
-        return self.state in ENDED
+        return self.state in OVER
 
     # ------------------------------------------------------------ records
 
@@ -254,7 +255,7 @@ class Run:
         if self.leased:
             for mesh in meshes:
                 self._settle(mesh, now)
-        self.was_up = self.was_up or all(m.up or m.state in ENDED for m in meshes if not m.added)
+        self.was_up = self.was_up or all(m.up or m.state in OVER for m in meshes if not m.added)
         if self.stop is None and (why := self._over()):
             self._stop_asked(now, StopAsked(None, FAILURE_GRACE, why))
             for mesh in meshes:

@@ -7,7 +7,6 @@ import contextlib
 from pathlib import Path
 from typing import Any, Protocol
 
-from forgectl import __version__
 from forgectl.controller.links import Use
 from forgectl.controller.run import Run
 from forgectl.doorway import Doorway
@@ -17,7 +16,6 @@ from forgectl.protocol import (
     AddMesh,
     Attach,
     GetStatus,
-    Hello,
     MeshAdded,
     ProtocolError,
     Refusal,
@@ -26,7 +24,6 @@ from forgectl.protocol import (
     StatusReport,
 )
 from forgectl.stream import Stream
-from forgectl.wire import HANDSHAKE_SECONDS, wrong_version
 
 
 class Subject(Protocol):
@@ -78,7 +75,7 @@ class ControlServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         stream = Stream(reader, writer, CLI_TO_CONTROLLER)
         with contextlib.suppress(ProtocolError, asyncio.TimeoutError, ConnectionError):
-            if stream.is_ours() and await self._greet(stream):
+            if stream.is_ours() and await stream.greet(self._subject.run.id):
                 while (request := await stream.receive()) is not None:
                     await self._answer(stream, request)
                     await stream.drain()  # who asks without reading waits for itself
@@ -87,17 +84,6 @@ class ControlServer:
             self._owners.discard(stream)
             self._subject.owner_left()
         stream.abort()
-
-    async def _greet(self, stream: Stream) -> bool:
-        hello = await stream.receive(HANDSHAKE_SECONDS)
-        if not isinstance(hello, Hello):
-            return False
-        if refusal := wrong_version(hello.version):
-            stream.send(refusal)
-            await stream.close()
-            return False
-        stream.send(Hello(__version__, self._subject.run.id))
-        return True
 
     async def _answer(self, stream: Stream, request: object) -> None:
         if isinstance(request, GetStatus):

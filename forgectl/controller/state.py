@@ -16,7 +16,7 @@ from typing import Literal
 
 from forgectl.controller.records import StopAsked
 from forgectl.plan.model import HostPlan, MeshPlan, RankPlan
-from forgectl.protocol import RankExited, Refusal
+from forgectl.protocol import OVER, RankExited, Refusal
 
 MeshStateName = Literal[
     "pending", "starting", "running", "ready", "restarting",
@@ -39,7 +39,6 @@ MESH_TRANSITIONS: dict[MeshStateName, tuple[MeshStateName, ...]] = {
 }
 """The allowed changes of a mesh's state."""
 
-ENDED: frozenset[str] = frozenset({"succeeded", "failed", "stopped", "lost"})
 FAILURE_GRACE = 10.0
 LEFTOVER_GRACE = 5.0
 """Seconds that the other ranks of a failed mesh, or what finished ranks left behind, have after SIGTERM."""
@@ -103,7 +102,7 @@ class Mesh:
 
     @property
     def ended(self) -> bool:
-        return self.state in ENDED
+        return self.state in OVER
 
     @property
     def up(self) -> bool:

@@ -12,6 +12,14 @@ MeshKind = Literal["actor", "service", "script", "driver"]
 StartMethod = Literal["fork", "spawn"]
 
 
+MAX_RANKS = 4096
+"""Of a run: the messages about all of them must fit a line of the protocol."""
+LEASE = 30.0
+"""Seconds that agents live on without a controller, where the spec says nothing."""
+LOG_LIMIT = 2 << 30
+"""Bytes that one rank's log may take on disk, where the spec says nothing."""
+
+
 @dataclass(frozen=True)
 class Gpu:
     """One GPU of a host.
@@ -48,7 +56,7 @@ class HostPlan:
     address: str  # where other hosts of the run reach it; 127.0.0.1 while all are one machine
     ssh: str | None = None
     env: dict[str, str] | None = None
-    gpus: str = "auto"  # as the spec has it: auto, none, a number, or indices with commas
+    gpus: str | int | tuple[int, ...] = "auto"  # as the spec has it
     cores: int = 1
 
 
@@ -72,6 +80,10 @@ class RestartPolicy:
 
     max: int = 0
     within: float | None = None
+
+
+SERVICE_RESTART = RestartPolicy(3, 600.0)
+"""Of a service's replicas, where nobody says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +186,11 @@ class Plan:
     env: dict[str, str] = field(default_factory=dict)
     declared: tuple[Declaration, ...] = ()
     open: bool = False
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether code may add meshes: a driver's, or that of the process which an open run belongs to."""
+        return self.open or any(m.kind == "driver" for m in self.meshes)
 
     def mesh(self, name: str) -> MeshPlan:
         """The mesh of that name; KeyError where there is none."""

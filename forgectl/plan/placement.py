@@ -122,8 +122,7 @@ def _assemble(
 def _host_plan(host: Host, facts: HostFacts, python: str, one_machine: bool) -> HostPlan:
     python = host.python or (python if host.local else "python3")
     address = "127.0.0.1" if one_machine else host.address or ""  # "": learned when the host is reached
-    gpus = ",".join(map(str, host.gpus)) + "," if isinstance(host.gpus, tuple) else str(host.gpus)
-    return HostPlan(host.name, host.local, python, address, host.ssh, dict(host.env) or None, gpus, facts.cores)
+    return HostPlan(host.name, host.local, python, address, host.ssh, dict(host.env) or None, host.gpus, facts.cores)
 
 
 def _mesh_plan(

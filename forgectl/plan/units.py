@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from forgectl.names import DRIVER
 from forgectl.plan.model import Declaration, MeshKind, Program, RestartPolicy, Unit
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def _unit(mesh: str, kind: MeshKind, where: str, program: Program, body: Mesh) -
 
 def _driver(program: Program, env: dict[str, str], python: str | None) -> Unit:
     return Unit(
-        mesh="driver",
+        mesh=DRIVER,
         kind="driver",
         where="driver",
         program=program,

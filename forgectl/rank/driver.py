@@ -6,12 +6,14 @@ import importlib
 import json
 import os
 
+from forgectl.names import DRIVER
+
 _this_process: tuple[int, str] | None = None
 
 
 def run_dir() -> str | None:
     """The directory of the run that this process drives. Its children drive nothing."""
-    if _this_process is None and os.environ.get("FORGE_MESH") == "driver":
+    if _this_process is None and os.environ.get("FORGE_MESH") == DRIVER:
         return os.environ.get("FORGE_RUN_DIR")  # a command: it has the variables alone
     return _this_process[1] if _this_process and _this_process[0] == os.getpid() else None
 

@@ -14,11 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 from forgectl.boot import BOOT
+from forgectl.names import DRIVER
 from forgectl.processes import die_with_parent
-from forgectl.rank import failure, title
+from forgectl.rank import driver, failure, title
 
-DRIVER = "driver"
-"""The mesh that owns the run's Monarch client."""
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 """Exit codes of a rank whose program cannot be run, as shells have them."""
 
@@ -74,7 +73,7 @@ def run(kind: str, target: str, args: list[str], workdir: str) -> None:
         sys.modules["__mp_main__"] = main_module
     try:
         _put_first(workdir)
-        if os.environ["FORGE_MESH"] == DRIVER and not importlib.import_module("forgectl.rank.driver").begin(kind):
+        if os.environ["FORGE_MESH"] == DRIVER and not driver.begin(kind):
             return
         if kind == "actor":
             importlib.import_module("forgectl.rank.actor").run()

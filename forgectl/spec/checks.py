@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from forgectl.names import DRIVER, NAME
+from forgectl.plan.model import MAX_RANKS
 from forgectl.spec.model import Document, Driver, Host, Mesh, Script, Service
 from forgectl.spec.problems import Problems, show, step
-from forgectl.spec.scalars import MAX_PROCS, NAME, NAME_RULE
+from forgectl.spec.scalars import NAME_RULE
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _REPLICA = re.compile(r"(.+)\.(0|[1-9][0-9]{0,8})", re.DOTALL)
@@ -91,7 +93,7 @@ class Checks:
                 self.problems.add(where, "the name 'local' is kept for this machine; choose another")
 
     def _mesh_names(self) -> None:
-        seen = {"driver": "the run's driver"}
+        seen = {DRIVER: "the run's driver"}
         for kind in ("actors", "services", "scripts"):
             group = self.data.get(kind)
             for name in group if isinstance(group, dict) else ():
@@ -143,8 +145,8 @@ class Checks:
 
     def _total(self) -> None:
         total = sum(m.procs * (m.num_replicas if isinstance(m, Service) else 1) for _, m in self.meshes)
-        if total > MAX_PROCS:
-            self.problems.add("", f"{total} processes in all; at most {MAX_PROCS} are supported")
+        if total > MAX_RANKS:
+            self.problems.add("", f"{total} processes in all; at most {MAX_RANKS} are supported")
 
     def _one_program(self, where: str, script: Script | Driver) -> None:
         kinds = [kind for kind in ("run", "module", "command") if getattr(script, kind)]

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from forgectl.errors import NotFoundError
+from forgectl.names import NAME
 from forgectl.spec import overrides as override
 from forgectl.spec import programs
 from forgectl.spec.checks import Checks
@@ -19,7 +20,7 @@ from forgectl.spec.document import MAX_BYTES, compose
 from forgectl.spec.model import Body, Document, Spec
 from forgectl.spec.problems import Place, Problems, Stop, nearest, one_line, show, step
 from forgectl.spec.read import Null, read
-from forgectl.spec.scalars import NAME, NAME_RULE
+from forgectl.spec.scalars import NAME_RULE
 from forgectl.spec.shape import at, keys
 
 _ROUNDS = 5

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
 from forgectl.errors import SpecProblem
-from forgectl.plan.model import Program
+from forgectl.names import NAME
+from forgectl.plan.model import LEASE, LOG_LIMIT, SERVICE_RESTART, Program
 from forgectl.spec.problems import Place, find, problem, show
 from forgectl.spec.read import Null
 from forgectl.spec.scalars import (
-    NAME,
     NAME_RULE,
     Bare,
     Bool,
@@ -168,7 +168,8 @@ class Service(Actor):
     """Replicas of an actor's mesh, and how calls find one of them."""
 
     restart: Restart = Field(
-        default=Restart(max=3, within=600.0), description="When to restart a replica; default: 3 times within 10m"
+        default=Restart(max=SERVICE_RESTART.max, within=SERVICE_RESTART.within),
+        description="When to restart a replica; default: 3 times within 10m",
     )
     num_replicas: Procs = Field(default=1, description="Meshes of the same kind, NAME.0 and on")
     router: Router = Field(default="round_robin", description="Which replica gets a call")
@@ -228,8 +229,8 @@ class Body(Model):
     hosts: Hosts = Field(default=(LOCAL,), description="Where ranks may run; default: [local]")
     env: Env = Field(default_factory=dict, description="Environment of every mesh")
     secrets: tuple[Text, ...] = Field(default=(), description="Names of variables taken from the launching environment")
-    lease: Lease = Field(default=30.0, description="How long agents live on without a controller")
-    log_limit: Size = Field(default=2 << 30, description="What the log of one rank may take on disk")
+    lease: Lease = Field(default=LEASE, description="How long agents live on without a controller")
+    log_limit: Size = Field(default=LOG_LIMIT, description="What the log of one rank may take on disk")
     actors: dict[str, Actor] = Field(default_factory=dict, description="Meshes of actors, by name")
     services: dict[str, Service] = Field(default_factory=dict, description="Replicated actors, by name")
     scripts: dict[str, Script] = Field(default_factory=dict, description="Process groups without actors, by name")

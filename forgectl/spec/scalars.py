@@ -10,11 +10,11 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from forgectl.names import NAME
+from forgectl.plan.model import MAX_RANKS
 from forgectl.spec.problems import did_you_mean, show
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 NAME_RULE = "at most 63 letters, digits, '.', '_' or '-', the first a letter or digit"
-MAX_PROCS = 4096
 _LINE = 20_000  # characters; splitting takes microseconds for each
 
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
@@ -201,7 +201,7 @@ def spread(value: Any) -> Any:
     if not isinstance(value, (list, tuple)):
         if isinstance(value, str) and NAME.fullmatch(value) and not value[0].isdigit():
             raise wrong(f"expected {what}, got {show(value)}; for a single host write [{value}]")
-        return whole(1, MAX_PROCS, what)(value)
+        return whole(1, MAX_RANKS, what)(value)
     if not value:
         raise wrong(f"expected {what}, got an empty list")
     seen: set[str] = set()
@@ -232,7 +232,7 @@ Bool = Annotated[bool, BeforeValidator(boolean), or_variable({"type": "boolean"}
 Name = Annotated[str, BeforeValidator(name), or_variable(_NAMED, {"type": "number"})]
 EnvText = Annotated[str, BeforeValidator(as_written), WithJsonSchema({"type": ["string", "number", "boolean", "null"]})]
 Procs = Annotated[
-    int, BeforeValidator(whole(1, MAX_PROCS)), or_variable(_INTEGER | {"minimum": 1, "maximum": MAX_PROCS})
+    int, BeforeValidator(whole(1, MAX_RANKS)), or_variable(_INTEGER | {"minimum": 1, "maximum": MAX_RANKS})
 ]
 Count = Annotated[int, BeforeValidator(whole(0, 10**9)), or_variable(_INTEGER | {"minimum": 0})]
 Lease = Annotated[float, BeforeValidator(seconds(1)), or_variable({"type": "number", "minimum": 1}, _DURATION)]

@@ -32,12 +32,7 @@ def gather(spec: Spec, environ: Mapping[str, str]) -> dict[str, HostFacts]:
 
 def gpus_of(host: HostPlan, environ: Mapping[str, str]) -> tuple[Gpu, ...]:
     """The GPUs of a host of a run, with their holders of this moment."""
-    wanted: str | int | tuple[int, ...] = host.gpus
-    if "," in host.gpus:
-        wanted = tuple(int(i) for i in host.gpus.split(",") if i)
-    elif host.gpus.isdigit():
-        wanted = int(host.gpus)
-    return discover(wanted, host=host.name, environ=environ).gpus
+    return discover(host.gpus, host=host.name, environ=environ).gpus
 
 
 def _local(host: Host, environ: Mapping[str, str], *, look_for_gpus: bool) -> HostFacts:

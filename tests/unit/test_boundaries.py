@@ -11,19 +11,20 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "forgectl"
 
-SHARED = ("errors", "codec", "protocol", "processes", "plan.model")
+SHARED = ("errors", "names", "codec", "protocol", "processes", "plan.model")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "boot": (),
     "errors": (),
     "codec": (),
+    "names": (),
     "processes": (),
     "protocol": ("codec", "plan.model"),
     "wire": ("protocol",),
     "stream": ("protocol", "wire"),
     "doorway": ("protocol", "wire"),
-    "plan": ("errors", "plan", "spec"),
-    "spec": ("errors", "plan.model", "spec"),
-    "rank": ("boot", "processes", "rank"),
+    "plan": ("errors", "names", "plan", "spec"),
+    "spec": ("errors", "names", "plan.model", "spec"),
+    "rank": ("boot", "names", "processes", "rank"),
     "agent": (*SHARED, "agent", "boot", "plan.environment", "doorway", "rank", "stream", "wire"),
     "transport": (*SHARED, "agent.gpus", "boot", "spec", "transport"),
     "controller": (*SHARED, "boot", "controller", "doorway", "plan.placement", "stream", "transport", "wire"),
@@ -37,7 +38,6 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "stream",
         "wire",
         "rank.driver",
-        "rank.script",
     ),
     "cli": (
         *SHARED,
@@ -55,7 +55,19 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 }
 HEAVY = {"torch", "monarch", "numpy"}
 MAY_BE_HEAVY = {"agent/store.py", "rank/script.py", "cli/templates/train.py", "actor/engine.py"}
-SHIPPED = ("agent", "rank", "codec", "processes", "protocol", "stream", "doorway", "wire", "boot", "plan/environment")
+SHIPPED = (
+    "agent",
+    "rank",
+    "names",
+    "codec",
+    "processes",
+    "protocol",
+    "stream",
+    "doorway",
+    "wire",
+    "boot",
+    "plan/environment",
+)
 """What runs on hosts: standard library and psutil only (pynvml where there is one)."""
 
 FILES = sorted(p.relative_to(PACKAGE) for p in PACKAGE.rglob("*.py"))

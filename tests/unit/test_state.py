@@ -7,9 +7,10 @@ import pytest
 from forgectl.controller.commands import commands
 from forgectl.controller.records import AgentLost, AgentUp, Born, Happened, Record, StopAsked, from_line, to_line
 from forgectl.controller.run import Run
-from forgectl.controller.state import ENDED, MESH_TRANSITIONS, Mesh
+from forgectl.controller.state import MESH_TRANSITIONS, Mesh
 from forgectl.plan.model import HostPlan, MeshPlan, Plan, Program, RankPlan, RestartPolicy
 from forgectl.protocol import (
+    OVER,
     Happening,
     MeshGone,
     OpenStore,
@@ -285,7 +286,7 @@ def test_a_replayed_event_counts_once() -> None:
     assert h.mesh().state == "running"
 
 
-@pytest.mark.parametrize("state", sorted(ENDED))
+@pytest.mark.parametrize("state", sorted(OVER))
 def test_nothing_follows_an_end(state: str) -> None:
     assert MESH_TRANSITIONS[state] == ()  # type: ignore[index]
 

@@ -1,0 +1,24 @@
+"""What runs, meshes and services may be called, and how a name is made of what there is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container
+from itertools import count
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+DRIVER = "driver"
+"""The mesh of a run's driver, and of nothing else."""
+
+
+def name_of(text: str, otherwise: str) -> str:
+    """A name like `text`, short enough to be numbered; `otherwise` where nothing of it can be used."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip("._-")[:50] or otherwise
+
+
+def free_name(name: str, taken: Container[str]) -> str:
+    """`name`, or the first of NAME-2, NAME-3 and on that is not taken."""
+    if name not in taken:
+        return name
+    return next(f"{name}-{n}" for n in count(2) if f"{name}-{n}" not in taken)
