@@ -122,6 +122,11 @@ class Line:
 
     def receive(self, timeout: float | None = None) -> Any:
         """The next message, or None at the end of the connection; raises TimeoutError, ProtocolError."""
+        line = self.receive_line(timeout)
+        return None if line is None else decode(line, self._incoming)
+
+    def receive_line(self, timeout: float | None = None) -> bytes | None:
+        """The bytes of the next line, without its end; None at the end of the connection."""
         self.socket.settimeout(timeout)
         while (end := self._buffer.find(b"\n")) < 0:
             if len(self._buffer) > MAX_LINE:
@@ -135,7 +140,28 @@ class Line:
             self._buffer += chunk
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
-        return decode(line, self._incoming)
+        return line
+
+    def send_bytes(self, data: bytes | memoryview) -> None:
+        """Send bytes whose number a message has told; raises OSError when the other end is gone."""
+        self.socket.sendall(data)
+
+    def receive_bytes(self, count: int, timeout: float | None = None) -> bytes:
+        """Exactly `count` bytes; raises ConnectionError at the end of the connection, TimeoutError."""
+        self.socket.settimeout(timeout)
+        data = self.take_buffered(count)
+        while len(data) < count:
+            chunk = self.socket.recv(min(count - len(data), 1 << 20))
+            if not chunk:
+                raise ConnectionResetError("the connection ended within a file")
+            data += chunk
+        return bytes(data)
+
+    def take_buffered(self, most: int) -> bytearray:
+        """At most so many of the bytes that have been read beyond the last message."""
+        data = self._buffer[:most]
+        del self._buffer[:most]
+        return data
 
     def close(self) -> None:
         """End the connection."""

@@ -28,6 +28,8 @@ from forgectl.wire import Line, dial
 
 START_SECONDS = 30.0
 ANSWER_SECONDS = 10.0
+CONTROLLERS = 20
+"""How many controllers one command brings up, one after the other, before it takes them for unable to live."""
 
 
 class _Killed(InternalError):
@@ -85,15 +87,16 @@ def start_controller(
 
 def connect(run: RunDir) -> Line | None:
     """A greeted connection to the run's controller, brought up anew where it has died; None if the run has ended."""
-    for _ in range(3):
+    for attempt in range(CONTROLLERS + 1):
         if run.read_final() is not None:
             return None
         try:
             return _greet(run, Line(dial(run.control_socket, ANSWER_SECONDS), CONTROLLER_TO_CLI))
         except (FileNotFoundError, ConnectionError):
             run.read_plan()  # without it no controller can be
-            with contextlib.suppress(_Killed):
-                start_controller(run, adopt=True)
+            if attempt < CONTROLLERS:
+                with contextlib.suppress(_Killed):
+                    start_controller(run, adopt=True)
         except (TimeoutError, ProtocolError) as e:
             raise _no_answer(run, e) from None
     raise InternalError(f"no controller of run {run.run} stays alive", hint=f"see {run.path / 'controller.log'}")
