@@ -9,6 +9,7 @@ demo: $(READY)
 	$(BIN)/forgectl launch sample_configs/story.yaml
 
 test: $(READY)
+	@tests/lab/install.sh
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

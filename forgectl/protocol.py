@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from forgectl.codec import CodecError, from_json, to_json
-from forgectl.plan.model import MeshPlan, Unit
+from forgectl.plan.model import Gpu, MeshPlan, Unit
 
 MAX_LINE = 4 * 1024 * 1024
 """Bytes that one message may take; a longer one ends the connection."""
@@ -56,11 +56,12 @@ class AgentConfig:
     log_limit: int
     secrets: dict[str, str] = field(default_factory=dict)
     sweep: bool = True  # end what an earlier agent of this run and host may have left
+    leaves: bool = False  # its run directory is a guest on an ssh host, and goes when the agent is told to quit
 
 
 @dataclass(frozen=True)
 class Ping:
-    """Renews the agent's lease."""
+    """Says that the last Pong (or Welcome) has arrived: the agent's lease runs anew, from when that was sent."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Prepare:
 
     mesh: MeshPlan
     generation: int = 0
+    before: int = 0  # how many it had on other hosts, before that first one
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,31 @@ class GetStats:
 
 
 @dataclass(frozen=True)
+class GetGpus:
+    """Ask for HostGpus: the GPUs of the host, `gpus` as the spec has it, with their holders of this moment."""
+
+    gpus: str | int | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LogAt:
+    """A place in a rank's log: bytes from its beginning."""
+
+    mesh: str
+    generation: int
+    rank: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class ReadLogs:
+    """Ask for LogParts: what these logs have from there on; without news after `wait` seconds."""
+
+    logs: tuple[LogAt, ...]
+    wait: float = 0.0
+
+
+@dataclass(frozen=True)
 class Quit:
     """End everything that is left, then yourself."""
 
@@ -163,6 +190,30 @@ class Stats:
     """Mesh → rank → its use."""
 
     meshes: dict[str, dict[int, RankStats]]
+
+
+@dataclass(frozen=True)
+class HostGpus:
+    """The host's GPUs, in the order in which ranks should get them."""
+
+    gpus: tuple[Gpu, ...]
+
+
+@dataclass(frozen=True)
+class LogPart:
+    """A part of a log: `data` (base64) begins at `offset`, beyond what was asked for where the log has a hole."""
+
+    at: LogAt
+    offset: int
+    data: str
+    size: int  # of the whole log, in bytes
+
+
+@dataclass(frozen=True)
+class LogParts:
+    """A part of each log; of further ones than fit, nothing."""
+
+    parts: tuple[LogPart, ...]
 
 
 @dataclass(frozen=True)
@@ -294,6 +345,254 @@ class Mirror:
     status: int
 
 
+# ---------------------------------------------------------------- launching machine → relay on an ssh host, and back
+
+
+@dataclass(frozen=True)
+class RelayReady:
+    """A relay's first message."""
+
+    version: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class GetFacts:
+    """Ask for a HostReport. `gpus` as the spec has it; `modules` are what the host's interpreter should have."""
+
+    host: str
+    gpus: str | int | tuple[int, ...]
+    look_for_gpus: bool
+    modules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class HostReport:
+    """What planning has to know of an ssh host. Hosts of one `network` reach each other on 127.0.0.1."""
+
+    hostname: str
+    python: str
+    root: str  # the folder of all that forgectl keeps on that host
+    boot_id: str
+    network: str
+    cores: int
+    addresses: tuple[str, ...]  # where others may reach it, the likeliest first
+    gpus: tuple[Gpu, ...] = ()
+    declared_gpus: bool = False
+    no_such_gpu: str | None = None
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ListenOn:
+    """Listen on a free port of each address that is the host's own, until the relay ends or listens elsewhere."""
+
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Address → port."""
+
+    ports: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to dial; `key` names it in the answer."""
+
+    key: str
+    address: str
+    port: int
+
+
+@dataclass(frozen=True)
+class DialOut:
+    """Dial all of these at once."""
+
+    targets: tuple[Target, ...]
+
+
+@dataclass(frozen=True)
+class Dialled:
+    """Target's key → why it did not answer; None where it did."""
+
+    results: dict[str, str | None]
+
+
+@dataclass(frozen=True)
+class StartAgent:
+    """Start the run's agent on this host; answered by AgentStarted once it listens, or by Refusal."""
+
+    config: AgentConfig
+
+
+@dataclass(frozen=True)
+class AgentStarted:
+    """The agent listens."""
+
+    pid: int
+
+
+@dataclass(frozen=True)
+class ReachAgent:
+    """Become a pipe to the agent that listens at `socket`, after the answer AgentReached; or say NoAgent."""
+
+    socket: str
+
+
+@dataclass(frozen=True)
+class AgentReached:
+    """From here on the connection is the agent's."""
+
+    pid: int
+
+
+@dataclass(frozen=True)
+class NoAgent:
+    """Nobody listens there."""
+
+
+# ---------------------------------------------------------------- launching machine → relay: the workdir, and back
+
+
+@dataclass(frozen=True)
+class Sync:
+    """Make the host's tree `key` equal to a workdir, whose listing has this hash. Answered by SendListing or Wanted."""
+
+    key: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class SendListing:
+    """The listing is not known here."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Some entries of the workdir, numbered from 0 through all messages, folders before what they hold.
+
+    Columns, of one length: see `forgectl.relay.entries.Entry`.
+    """
+
+    paths: tuple[str, ...]
+    kinds: str
+    sizes: tuple[int, ...]
+    marks: tuple[str, ...]
+    last: bool
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Files, by number, whose content is not on the host."""
+
+    files: tuple[int, ...]
+    last: bool
+
+
+@dataclass(frozen=True)
+class Contents:
+    """So many bytes of each of these files follow, end to end; GONE instead of a size for one that is there no more.
+
+    `more`: the last file goes on in the next message. A file that comes again has changed meanwhile.
+    """
+
+    files: tuple[int, ...]
+    sizes: tuple[int, ...]
+    more: bool
+
+
+GONE = -1
+
+
+@dataclass(frozen=True)
+class Sent:
+    """That was all the content, or all that is worth sending after a Refusal."""
+
+
+@dataclass(frozen=True)
+class TreeSynced:
+    """The tree is as listed, but for files (by number) that have changed since; `path` is where it is."""
+
+    path: str
+    deleted: int
+    changed: tuple[int, ...]
+
+
+# ---------------------------------------------------------------- launching machine → relay: forgectl check, and back
+
+
+@dataclass(frozen=True)
+class Examine:
+    """Ask for an Examination. `gpus` as the spec has it; `pythons` are interpreters of meshes besides the host's own."""
+
+    host: str
+    gpus: str | int | tuple[int, ...]
+    workdir: str
+    pythons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """A Python and what it has installed: what pip calls it → version, None where it is not there.
+
+    CUDA and NCCL, which come with torch, are among them. `error` says why it cannot be asked.
+    """
+
+    executable: str = ""
+    version: str = ""
+    packages: dict[str, str | None] = field(default_factory=dict)
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class GpuMemory:
+    """Bytes of a GPU, by its uuid."""
+
+    uuid: str
+    total: int
+    used: int
+
+
+@dataclass(frozen=True)
+class Space:
+    """The file system of `path`, in bytes; `there`: whether the path itself exists."""
+
+    path: str
+    total: int
+    free: int
+    there: bool = True
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What there is to know of a host before anything is launched on it."""
+
+    received: float  # the host's clock when it was asked
+    hostname: str
+    kernel: str
+    boot_id: str
+    network: str  # as in HostReport
+    addresses: tuple[str, ...]
+    root: str
+    interpreters: dict[str, Interpreter]  # as they were asked for; "" is the host's own
+    cores: int
+    memory: int  # bytes
+    memory_available: int
+    disks: tuple[Space, ...]  # of what forgectl keeps there, and of workdir
+    shm: Space | None
+    limits: dict[str, tuple[int, ...]]  # ulimit → soft, hard; -1: none
+    cgroup: bool  # whether the host's agent may make cgroups (v2)
+    driver: str = ""  # NVIDIA's version
+    nvml: bool = True  # whether the host's own Python can ask that driver, if there is one
+    gpus: tuple[Gpu, ...] = ()
+    declared_gpus: bool = False
+    gpu_memory: tuple[GpuMemory, ...] = ()
+    no_such_gpu: str | None = None
+    answered: float = 0.0  # the host's clock when all of this was known
+
+
 # ---------------------------------------------------------------- CLI → controller
 
 
@@ -309,6 +608,20 @@ class Attach:
     """Stream a StatusReport at every change. An `owner` takes the run down with it when its connection ends."""
 
     owner: bool = False
+
+
+@dataclass(frozen=True)
+class FollowLogs:
+    """Bring home what ranks of these meshes (None: all) write on ssh hosts, as long as this connection lasts."""
+
+    meshes: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class BringLogs:
+    """Bring home what ranks of these meshes have written on ssh hosts until now; answered by LogsHome."""
+
+    meshes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -351,6 +664,13 @@ class MeshAdded:
 
     mesh: str
     generation: int = 0
+
+
+@dataclass(frozen=True)
+class LogsHome:
+    """The logs are in the run's directory; `without` are hosts that could not be asked."""
+
+    without: tuple[str, ...] = ()
 
 
 OVER = frozenset({"succeeded", "failed", "stopped", "lost"})
@@ -398,11 +718,17 @@ class Metrics:
     services: dict[str, Any]
 
 
-CONTROLLER_TO_AGENT = (Hello, Ping, Ack, Prepare, OpenStore, Start, Stop, Release, GetStats, Quit)
-AGENT_TO_CONTROLLER = (Welcome, Refusal, Synced, Pong, Stats, Event)
+CONTROLLER_TO_AGENT = (Hello, Ping, Ack, Prepare, OpenStore, Start, Stop, Release, GetStats, GetGpus, ReadLogs, Quit)
+AGENT_TO_CONTROLLER = (Welcome, Refusal, Synced, Pong, Stats, HostGpus, LogParts, Event)
 FORWARDER_TO_AGENT = (Forward,)
-CLI_TO_CONTROLLER = (Hello, GetStatus, Attach, Shutdown, AddMesh, Report)
-CONTROLLER_TO_CLI = (Hello, Refusal, StatusReport, MeshAdded)
+LAUNCHER_TO_RELAY = (GetFacts, Examine, ListenOn, DialOut, StartAgent, ReachAgent)
+RELAY_TO_LAUNCHER = (
+    *(RelayReady, HostReport, Examination, Listening, Dialled, AgentStarted, AgentReached, NoAgent, Refusal),
+)
+SYNC_TO_RELAY = (Sync, Listing, Contents, Sent)
+RELAY_TO_SYNC = (SendListing, Wanted, TreeSynced, Refusal)
+CLI_TO_CONTROLLER = (Hello, GetStatus, Attach, FollowLogs, BringLogs, Shutdown, AddMesh, Report)
+CONTROLLER_TO_CLI = (Hello, Refusal, StatusReport, LogsHome, MeshAdded)
 CLI_TO_DRIVER = (Hello, Call, GetMetrics)
 DRIVER_TO_CLI = (Hello, Refusal, Values, Metrics)
 HAPPENINGS = (Prepared, Refused, StoreOpened, StartFailed, Opened, RankStarted, RankExited, MeshGone, Notice)

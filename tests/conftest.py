@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from forgectl.controller.rundir import RunDir
+from tests.lab.fixtures import lab, make_lab, standing_lab  # noqa: F401  (fixtures for all tests)
 
 PROGRAMS = Path(__file__).parent / "programs"
 

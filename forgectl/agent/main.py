@@ -7,22 +7,26 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 from forgectl import __version__
-from forgectl.agent import logs
 from forgectl.agent.enclosure import sweep_run
 from forgectl.agent.events import EventLog
 from forgectl.agent.forks import ForkServer, ForkServerError, Setting
+from forgectl.agent.gpus import NoSuchGpu, discover
+from forgectl.agent.log_parts import read_logs
 from forgectl.agent.mesh import HostMesh
 from forgectl.agent.reaper import Reaper
 from forgectl.agent.stats import UseMeter
 from forgectl.codec import CodecError, from_json
 from forgectl.doorway import Doorway
+from forgectl.errors import ForgeError
+from forgectl.log_cap import LogCap
 from forgectl.names import NAME
 from forgectl.plan.model import MeshPlan
 from forgectl.processes import become_subreaper, boot_id
@@ -33,8 +37,10 @@ from forgectl.protocol import (
     AgentConfig,
     Event,
     Forward,
+    GetGpus,
     GetStats,
     Hello,
+    HostGpus,
     MeshGone,
     Mirror,
     Notice,
@@ -44,6 +50,7 @@ from forgectl.protocol import (
     Prepare,
     ProtocolError,
     Quit,
+    ReadLogs,
     Release,
     Start,
     Stats,
@@ -69,8 +76,9 @@ class Agent:
         self.meshes: dict[str, HostMesh] = {}
         self.reaper = Reaper(asyncio.get_running_loop())
         self.use = UseMeter()
-        self.log_cap = logs.LogCap(config.log_limit)
-        self.heard = time.monotonic()
+        self.log_cap = LogCap(config.log_limit)
+        self.heard = time.monotonic()  # a time from which the controller knows that it was
+        self._said = self.heard  # when the last Welcome or Pong was sent
         self.done = asyncio.Event()
         self._servers: dict[Setting, ForkServer] = {}
         self._stream: Stream | None = None
@@ -142,7 +150,7 @@ class Agent:
         if self._stream is not None:
             self._stream.abort()  # the newest controller is the one that counts
         self._stream = stream
-        self.heard = time.monotonic()
+        self._said = time.monotonic()
         stream.send(Welcome(__version__, self.config.host, os.getpid(), boot_id()))
         for event in self.events.after(hello.since if hello.of == os.getpid() else 0):
             stream.send(event)
@@ -151,7 +159,6 @@ class Agent:
 
     async def _obey(self, stream: Stream) -> None:
         while (command := await stream.receive()) is not None and self._stream is stream:
-            self.heard = time.monotonic()
             self._carry_out(command)
 
     def _pass_on(self, event: Event) -> None:
@@ -166,20 +173,40 @@ class Agent:
 
     def _carry_out(self, command: Any) -> None:
         if isinstance(command, Ping):
+            self.heard, self._said = self._said, time.monotonic()
             self._answer(Pong())
         elif isinstance(command, Ack):
             self.events.acknowledge(command.seq)
         elif isinstance(command, GetStats):
             ranks = {name: mesh.rank_identities() for name, mesh in self.meshes.items()}
             self._answer(Stats(self.use.measure(ranks)))
+        elif isinstance(command, ReadLogs):
+            self._later(self._read_logs(command))
+        elif isinstance(command, GetGpus):
+            self._later(self._look_for_gpus(command))
         elif isinstance(command, Prepare):
             if not NAME.fullmatch(command.mesh.mesh):
                 raise ProtocolError(f"{command.mesh.mesh[:80]!r} is no name of a mesh")  # it becomes part of paths
-            self._mesh(command.mesh, command.generation).prepare()
+            self._mesh(command).prepare()
         elif isinstance(command, Quit):
-            self.quit("told to")
+            self.quit(TOLD)
         elif isinstance(command, (OpenStore, Start, Stop, Release)):
             self._command_mesh(command)
+
+    async def _read_logs(self, request: ReadLogs) -> None:
+        self._answer(await read_logs(self.run_dir / "logs", request))
+
+    async def _look_for_gpus(self, request: GetGpus) -> None:
+        """Answer with the host's GPUs; one that is not there any more is none."""
+        config = self.config
+        try:
+            found = await asyncio.to_thread(
+                discover, request.gpus, host=config.host, environ=os.environ, run=config.run
+            )
+            self._answer(HostGpus(found.gpus))
+        except (NoSuchGpu, ForgeError) as e:
+            log(f"no GPUs: {e}")
+            self._answer(HostGpus(()))
 
     def _command_mesh(self, command: OpenStore | Start | Stop | Release) -> None:
         mesh = self.meshes.get(command.mesh)
@@ -197,14 +224,18 @@ class Agent:
             mesh.stop(command.generation, command.grace)
 
     def _release_soon(self, mesh: HostMesh) -> None:
-        self._tasks.add(task := asyncio.create_task(self._release(mesh)))
+        self._later(self._release(mesh))
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.add(task := asyncio.create_task(work))
         task.add_done_callback(self._tasks.discard)
 
     async def _release(self, mesh: HostMesh) -> None:
         await mesh.release()
         self._let_servers_go()
 
-    def _mesh(self, plan: MeshPlan, first: int) -> HostMesh:
+    def _mesh(self, command: Prepare) -> HostMesh:
+        plan, first = command.mesh, command.generation
         known = self.meshes.get(plan.mesh)
         if known is not None and known.first != first:  # it has ended, and the name is another mesh's now
             self._release_soon(known)
@@ -213,6 +244,7 @@ class Agent:
             self.meshes[plan.mesh] = HostMesh(
                 plan,
                 first,
+                before=command.before,
                 run=self.config.run,
                 host=self.config.host,
                 run_dir=self.run_dir,
@@ -274,9 +306,9 @@ class Agent:
         """End everything that is left, then the agent."""
         if self._quitting is None:
             log(f"quitting: {why}")
-            self._quitting = asyncio.get_running_loop().create_task(self._quit())
+            self._quitting = asyncio.get_running_loop().create_task(self._quit(why))
 
-    async def _quit(self) -> None:
+    async def _quit(self, why: str) -> None:
         for mesh in self.meshes.values():
             if mesh.generation is not None:
                 mesh.stop(mesh.generation.number, 0.0)
@@ -285,6 +317,10 @@ class Agent:
         for mesh in self.meshes.values():
             await self._release(mesh)
         await sweep_run(self.config.run, self.config.host)
+        if self.config.leaves and why == TOLD:
+            shutil.rmtree(self.run_dir, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.run_dir.parent.rmdir()  # of the run, where no other host's is in it
         self.done.set()
 
     def _redact(self, text: str) -> str:
@@ -294,6 +330,7 @@ class Agent:
         return text
 
 
+TOLD = "told to"
 AHEAD = "forgectl.rank.ahead"
 NOT_FOR_RANKS = frozenset({"FORGE_ROLE", "FORGE_MESH"})
 

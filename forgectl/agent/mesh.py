@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from forgectl.agent import gpu_leases, logs, store
+from forgectl.agent import gpu_leases, interface, logs, store
 from forgectl.agent.enclosure import Enclosure
 from forgectl.agent.forks import Child, ForkServer, ForkServerError
 from forgectl.agent.oom import OomWitness
@@ -69,6 +69,7 @@ class HostMesh:
         plan: MeshPlan,
         first: int,
         *,
+        before: int = 0,
         run: str,
         host: str,
         run_dir: Path,
@@ -78,6 +79,7 @@ class HostMesh:
     ) -> None:
         self.plan = plan
         self.first = first
+        self._before = before
         self.run = run
         self.host = host
         self._run_dir = run_dir
@@ -258,11 +260,21 @@ class HostMesh:
         log = logs.open_log(log_path)
         try:
             launch = launch_environment(
-                self.run, generation.number - self.first, order.master_addr, order.master_port, str(error_path)
+                self.run,
+                generation.number - self.first + self._before,
+                order.master_addr,
+                order.master_port,
+                str(error_path),
             )
             request = {
                 "what": "rank",
-                "env": {**rank.env, **launch, **self._context(), **(more_env or {})},
+                "env": {
+                    **self._network(order.master_addr),
+                    **rank.env,
+                    **launch,
+                    **self._context(),
+                    **(more_env or {}),
+                },
                 "cgroup": str(generation.enclosure.cgroup_procs_path or ""),
                 "workdir": self.plan.workdir,
                 "start_method": self.plan.start_method,
@@ -285,6 +297,10 @@ class HostMesh:
         watcher = self._watch(generation, rank.rank, child, log_path, error_path)
         generation.watchers.append(asyncio.create_task(watcher))
         return child
+
+    def _network(self, master_addr: str) -> dict[str, str]:
+        several = len(self.plan.hosts) > 1
+        return interface.gloo_environment(master_addr, self.plan.env[self.host]) if several else {}
 
     def _context(self) -> dict[str, str]:
         """What the driver and actors need to reach their run."""

@@ -1,35 +1,48 @@
-"""What `launch`, `run` and `plan` share: a spec becomes a plan."""
+"""What `launch`, `run` and `plan` share: a spec becomes a plan, once its hosts have been asked."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forgectl.errors import NotInstalledError, SpecError
-from forgectl.plan.model import Plan
+from forgectl.plan.model import MeshPlan, Plan
 
 if TYPE_CHECKING:
     from forgectl.spec.model import Spec
+    from forgectl.transport.facts import Hosts
+
+PACKAGES = {"torch": "torch", "monarch": "torchmonarch", "cloudpickle": "cloudpickle"}
+"""Module → what pip calls it."""
 
 
-def make_plan(spec: Spec) -> Plan:
-    """Place the spec on its hosts as they are now; raises SpecError, BusyError, NotInstalledError."""
+@contextlib.contextmanager
+def planned(spec: Spec) -> Iterator[tuple[Plan, Hosts]]:
+    """Place the spec on its hosts as they are now, to which connections stay open meanwhile.
+
+    Raises SpecError, BusyError, NotInstalledError, and what ssh says of hosts that are not reached.
+    """
     from forgectl.plan.placement import place
+    from forgectl.transport.addresses import verified
     from forgectl.transport.facts import gather
 
     _refuse_what_cannot_be_launched(spec)
-    plan = place(spec, gather(spec, os.environ), python=sys.executable, inherited=os.environ)
-    _refuse_actors_without_monarch(plan)
-    return dataclasses.replace(plan, spec=str(Path(spec.source).absolute()) if spec.source else "")
+    with gather(spec, os.environ) as hosts:
+        plan = place(spec, hosts.facts, python=sys.executable, inherited=os.environ)
+        _refuse_actors_without_monarch(plan)
+        _refuse_hosts_without_what_they_need(plan, hosts)
+        plan = verified(plan, hosts, {h.name: h.address for h in spec.hosts if h.address})
+        yield dataclasses.replace(plan, spec=str(Path(spec.source).absolute()) if spec.source else ""), hosts
 
 
 def _refuse_what_cannot_be_launched(spec: Spec) -> None:
-    message = "hosts reached by ssh cannot be launched by this version yet"
-    problems = [spec.problem(f"hosts[{i}]", message) for i, host in enumerate(spec.hosts) if not host.local]
+    problems = []
     if spec.driver and spec.driver.command and (spec.actors or spec.services):
         message = "a command cannot bring up the spec's actors and services; use `run: FILE.py` or `module:`"
         problems.append(spec.problem("driver.command", message))
@@ -43,3 +56,22 @@ def _refuse_actors_without_monarch(plan: Plan) -> None:
     if any(sys.executable in m.python.values() for m in monarchs) and not importlib.util.find_spec("monarch"):
         message = f"actors and services need torchmonarch, which {sys.executable} does not have"
         raise NotInstalledError(message, hint="pip install 'forgectl[actors]'")
+
+
+def _refuse_hosts_without_what_they_need(plan: Plan, hosts: Hosts) -> None:
+    """Say of all ssh hosts at once what their interpreters lack. Of other interpreters than those, ranks tell."""
+    lacking = {}
+    for host in plan.hosts:
+        needed = {name for m in plan.meshes if m.python.get(host.name) == host.python for name in _needs(m)}
+        if absent := [m for m in hosts.missing.get(host.name, ()) if m in needed]:
+            lacking[host] = [PACKAGES[m] for m in absent]
+    if lacking:
+        said = [f"host {h.name}: {h.python} lacks {', '.join(p)}" for h, p in lacking.items()]
+        cures = [f"ssh {h.ssh or h.name} {h.python} -m pip install {' '.join(p)}" for h, p in lacking.items()]
+        raise NotInstalledError("\n".join(said), hint="\n  hint: ".join(cures))
+
+
+def _needs(mesh: MeshPlan) -> set[str]:
+    if mesh.stays:
+        return {"torch", "monarch", "cloudpickle"} if "torch" in mesh.preload else {"monarch", "cloudpickle"}
+    return {"torch"} if "torch" in mesh.preload else set()

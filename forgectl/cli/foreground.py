@@ -5,32 +5,45 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from forgectl.cli import render
 from forgectl.cli.log_stream import LogStream, Source
 from forgectl.cli.log_writer import LogWriter
+from forgectl.cli.syncing import sync_workdir
 from forgectl.cli.watch import Signals, Watch
 from forgectl.controller import client
 from forgectl.controller.begin import begin_run
 from forgectl.controller.rundir import RunDir
 from forgectl.errors import TimedOutError
 from forgectl.plan.model import Plan
+from forgectl.transport.facts import Hosts
 
 
-def launch_plan(
-    plan: Plan, spec_text: bytes, *, detach: bool, timeout: float | None, as_json: bool, name_is_given: bool
-) -> int:
-    """Launch a plan and stay as long as the user asked for; the exit code."""
+@dataclass(frozen=True)
+class How:
+    """What the user says of a launch: to stay or not (`detach`), seconds until all must be up, and in which form."""
+
+    detach: bool
+    timeout: float | None
+    as_json: bool
+
+
+def launch_plan(plan: Plan, hosts: Hosts, spec_text: bytes, how: How, *, name_is_given: bool) -> int:
+    """Launch a plan on its hosts and stay as long as the user asked for; the exit code."""
     began = time.monotonic()
+    sync_workdir(plan, hosts)
     with Signals().noted() as signals:
-        run = begin_run(plan, spec_text, name_is_given=name_is_given, own=not detach)
-        watch = Watch(run, signals, owner=not detach)
-        deadline = None if timeout is None else began + timeout
-        launch = _Launch(run, watch, as_json=as_json, deadline=deadline, with_logs=not detach)
+        handed = hosts.descriptors({h.name for h in plan.hosts})
+        run = begin_run(plan, spec_text, name_is_given=name_is_given, own=not how.detach, handed=handed)
+        hosts.hand_on()
+        watch = Watch(run, signals, owner=not how.detach, with_logs=not how.detach)
+        deadline = None if how.timeout is None else began + how.timeout
+        launch = _Launch(run, watch, as_json=how.as_json, deadline=deadline, with_logs=not how.detach)
         try:
-            return launch.until_up() if detach else launch.until_ended()
+            return launch.until_up() if how.detach else launch.until_ended()
         except BrokenPipeError:  # `forgectl launch … | head`: nobody reads on
             watch.stop("the end of its reader", 141)
             for _ in watch.steps():

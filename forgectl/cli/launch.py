@@ -39,11 +39,12 @@ def launch(
     """
     import os
 
-    from forgectl.cli.begin import make_plan
-    from forgectl.cli.foreground import launch_plan
+    from forgectl.cli.begin import planned
+    from forgectl.cli.foreground import How, launch_plan
     from forgectl.spec.load import load
 
     loaded = load(spec, overrides=overrides or (), environ=os.environ, name=name)
-    plan = make_plan(loaded)
     text = spec.read_bytes()
-    raise typer.Exit(launch_plan(plan, text, detach=detach, timeout=timeout, as_json=as_json, name_is_given=True))
+    with planned(loaded) as (plan, hosts):
+        how = How(detach=detach, timeout=timeout, as_json=as_json)
+        raise typer.Exit(launch_plan(plan, hosts, text, how, name_is_given=True))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+
+from forgectl.log_cap import next_data
 
 CHUNK = 256 * 1024
 """Bytes that one read takes at most."""
@@ -69,7 +70,7 @@ class LogFile:
         while True:
             data = os.pread(fd, min(CHUNK, size - self.offset), self.offset)
             # Zeros are a hole, made before or while this was read, or else the rank wrote them.
-            begin = _next_data(fd, self.offset, size) if b"\0" in data else self.offset
+            begin = next_data(fd, self.offset, size) if b"\0" in data else self.offset
             if begin == self.offset:
                 self.offset += len(data)
                 return Read(dropped, data)
@@ -84,19 +85,11 @@ class LogFile:
         return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
-def _next_data(fd: int, offset: int, size: int) -> int:
-    """The first byte at or after `offset` that is not in a hole, or `size`."""
-    try:
-        return min(os.lseek(fd, offset, os.SEEK_DATA), size)
-    except OSError as e:
-        return size if e.errno == errno.ENXIO else offset  # a file system that does not tell holes has none
-
-
 def _start_of_last(fd: int, size: int, lines: int) -> int:
     """Where the last `lines` lines begin; 0 where there are fewer, so that a hole before them is told of."""
     if lines <= 0:
         return size
-    begin = _next_data(fd, 0, size)
+    begin = next_data(fd, 0, size)
     end = size
     missing = lines + (os.pread(fd, 1, size - 1) == b"\n")  # the last line's own newline does not count
     while end > begin:

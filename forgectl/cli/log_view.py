@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import select
 import sys
 import time
 from pathlib import Path
@@ -14,11 +16,13 @@ from forgectl.cli.log_writer import LogWriter
 from forgectl.controller import client
 from forgectl.controller.rundir import RunDir
 from forgectl.errors import NotFoundError
-from forgectl.protocol import OVER
+from forgectl.protocol import OVER, BringLogs, FollowLogs, LogsHome
+from forgectl.wire import Line
 
 IDLE_SECONDS = 0.05
 """How long to wait before looking again after nothing new was found; a look is one system call a log."""
 
+BRING_SECONDS = 60.0
 STATE_SECONDS = 0.5
 """How often a follower asks for the mesh's state."""
 
@@ -29,12 +33,50 @@ def show_logs(
     """Write logs to stdout: those of the current generation, and of later ones if following."""
     terminal = sys.stdout.isatty()
     writer = LogWriter(sys.stdout.buffer, terminal=terminal, color=render.wants_color(sys.stdout), prefix=prefix)
+    if not follow:
+        _bring_home(run, meshes)
     sources = _sources(client.document(run), meshes, ranks)
     if follow:
         _follow(run, meshes, LogStream(terminal=terminal), writer, last, ranks)
         return
     for chunk in read_all(sources, last, terminal=terminal):
         writer.write(chunk)
+
+
+def _bring_home(run: RunDir, meshes: tuple[str, ...]) -> None:
+    """Have what ranks on ssh hosts have written until now in the run's directory; say of which hosts it is not."""
+    if not any(not host.local for host in run.read_plan().hosts):
+        return
+    line = client.connect(run)
+    if line is None:
+        return  # all came home when the run ended
+    with contextlib.closing(line):
+        line.send(BringLogs(meshes))
+        answer = line.receive(BRING_SECONDS)
+    if isinstance(answer, LogsHome) and answer.without:
+        away = ", ".join(answer.without)
+        render.stderr().print(render.plain(f"forgectl: not reached just now, so that lines may be missing: {away}"))
+
+
+class _Follower:
+    """Has a run's controller bring logs home, whichever controller it is."""
+
+    def __init__(self, run: RunDir, meshes: tuple[str, ...]) -> None:
+        self._run = run
+        self._wish = FollowLogs(meshes)
+        self._remote = any(not host.local for host in run.read_plan().hosts)
+        self._line: Line | None = None
+
+    def keep(self) -> None:
+        """Follow, again where the controller is another one."""
+        if self._line is not None and select.select([self._line.socket], [], [], 0)[0]:
+            self._line.close()
+            self._line = None
+        if self._remote and self._line is None:
+            self._line = client.connect(self._run)
+            if self._line is not None:
+                with contextlib.suppress(ConnectionError):
+                    self._line.send(self._wish)
 
 
 def _sources(run: dict[str, Any], meshes: tuple[str, ...], ranks: frozenset[int] | None) -> list[Source]:
@@ -61,10 +103,12 @@ def _follow(
     ranks: frozenset[int] | None,
 ) -> None:
     over = False
+    follower = _Follower(run, meshes)
     asked = float("-inf")
     while not (over and stream.done):
         if not over and time.monotonic() - asked >= STATE_SECONDS:
             asked = time.monotonic()
+            follower.keep()
             document = client.document(run)
             for source in _sources(document, meshes, ranks):
                 stream.add(source, last)

@@ -23,13 +23,13 @@ def plan(
     import os
     import sys
 
-    from forgectl.cli.begin import make_plan
+    from forgectl.cli.begin import planned
     from forgectl.cli.plan_view import plan_json, plan_table
     from forgectl.cli.render import show
     from forgectl.spec.load import load
 
-    made = make_plan(load(spec, overrides=overrides or (), environ=os.environ, name=name))
-    if as_json:
-        sys.stdout.write(json.dumps(plan_json(made), indent=2) + "\n")
-    else:
-        show(plan_table(made))
+    with planned(load(spec, overrides=overrides or (), environ=os.environ, name=name)) as (made, _):
+        if as_json:
+            sys.stdout.write(json.dumps(plan_json(made), indent=2) + "\n")
+        else:
+            show(plan_table(made))

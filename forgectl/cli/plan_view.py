@@ -58,7 +58,7 @@ def _mesh_on_host(mesh: MeshPlan, host: str) -> Iterator[RenderableType]:
         how += f", preload {' '.join(mesh.preload)}"
     name = (_plain_str(mesh.mesh), "bold")
     yield Text.assemble(name, " on ", (_plain_str(host), "bold"), _plain_str(f": {count}, {how}"))
-    for part in (_given(mesh, host), _ours(ranks), _ranks(ranks, mesh.gpus[host])):
+    for part in (_given(mesh, host), _ours(mesh, ranks), _ranks(ranks, mesh.gpus[host])):
         yield Padding(part, (0, 0, 0, 2))
 
 
@@ -68,11 +68,12 @@ def _given(mesh: MeshPlan, host: str) -> Table:
     return _pairs(dict(sorted(variables.items())))
 
 
-def _ours(ranks: tuple[RankPlan, ...]) -> Table:
+def _ours(mesh: MeshPlan, ranks: tuple[RankPlan, ...]) -> Table:
     """What all ranks on this host get alike from us, then what only a launch knows."""
     own = _own_names(ranks)
     alike = " ".join(f"{n}={v}" for n, v in ranks[0].env.items() if n not in own)
-    return _pairs({"(every rank)": alike, LATER: " ".join(AT_LAUNCH)})
+    later = [*AT_LAUNCH, *(["GLOO_SOCKET_IFNAME"] if len(mesh.hosts) > 1 else [])]
+    return _pairs({"(every rank)": alike, LATER: " ".join(later)})
 
 
 def _pairs(rows: dict[str, str]) -> Table:

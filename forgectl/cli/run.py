@@ -43,8 +43,8 @@ def run(
     """
     import os
 
-    from forgectl.cli.begin import make_plan
-    from forgectl.cli.foreground import launch_plan
+    from forgectl.cli.begin import planned
+    from forgectl.cli.foreground import How, launch_plan
     from forgectl.errors import SpecError, UsageError
     from forgectl.spec.load import parse
 
@@ -53,12 +53,12 @@ def run(
     ranks = {"procs": procs, "with_gpus": gpus, "env": _environment(env or []), "restart": {"max": restarts}}
     text = _spec(name or mesh, mesh, {kind: words, **ranks}, hosts)
     try:
-        plan = make_plan(parse(text, source="forgectl run", folder=Path.cwd(), environ=os.environ))
+        spec = parse(text, source="forgectl run", folder=Path.cwd(), environ=os.environ)
+        with planned(spec) as (plan, reached):
+            how = How(detach=detach, timeout=timeout, as_json=as_json)
+            raise typer.Exit(launch_plan(plan, reached, text, how, name_is_given=name is not None))
     except SpecError as e:
         raise UsageError("\n".join(f"{_option(p.where, mesh)}: {p.message}" for p in e.problems), hint=e.hint) from None
-    raise typer.Exit(
-        launch_plan(plan, text, detach=detach, timeout=timeout, as_json=as_json, name_is_given=name is not None)
-    )
 
 
 def _program(words: list[str], module: str | None) -> tuple[str, list[str]]:

@@ -14,7 +14,7 @@ from typing import Any
 from forgectl.controller import client
 from forgectl.controller.rundir import RunDir
 from forgectl.errors import InternalError
-from forgectl.protocol import Attach, Shutdown, StatusReport
+from forgectl.protocol import Attach, FollowLogs, Shutdown, StatusReport
 from forgectl.wire import Line
 
 LOG_SECONDS = 0.05
@@ -55,12 +55,13 @@ class Signals:
 class Watch:
     """Follows one run until it has ended, across the death of its controller; turns signals into shutdowns."""
 
-    def __init__(self, run: RunDir, signals: Signals, *, owner: bool, grace: float = 10.0) -> None:
+    def __init__(self, run: RunDir, signals: Signals, *, owner: bool, with_logs: bool, grace: float = 10.0) -> None:
         self.run = run
         self.document: dict[str, Any] = {}
         self._signals = signals
         self._answered = 0
         self._owner = owner
+        self._with_logs = with_logs
         self._grace = grace
         self._line: Line | None = None
         self._shutdown: Shutdown | None = None
@@ -101,6 +102,8 @@ class Watch:
         self._line = client.connect(self.run)
         if self._line is not None:
             self._send(self._line, Attach(self._owner))
+            if self._with_logs:
+                self._send(self._line, FollowLogs())
             self._send_shutdown()
         return self._line
 

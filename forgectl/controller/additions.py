@@ -1,24 +1,31 @@
-"""Meshes that code adds to a run: a name that is free, and a place."""
+"""Places for meshes while a run goes on: for those that code adds, and for those that lost a host."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 import os
+from collections.abc import Awaitable, Callable
 
 from forgectl.controller.run import Run
+from forgectl.controller.state import Mesh
 from forgectl.errors import BusyError, UsageError
 from forgectl.names import DRIVER, free_name
-from forgectl.plan.model import MAX_RANKS, Gpu, MeshPlan, Unit
-from forgectl.plan.placement import place_more
-from forgectl.transport.facts import gpus_of
+from forgectl.plan.addition import place_more, replace_lost
+from forgectl.plan.model import MAX_RANKS, Gpu, HostPlan, MeshPlan, Unit
+
+FreeGpus = dict[str, tuple[Gpu, ...]]
 
 
 class Additions:
-    """Places one mesh after the other: of two that want the same GPU the second must see that it is gone."""
+    """Places one mesh after the other: of two that want the same GPU the second must see that it is gone.
 
-    def __init__(self) -> None:
+    `look` asks a host which GPUs it has, and who holds them.
+    """
+
+    def __init__(self, look: Callable[[HostPlan], Awaitable[tuple[Gpu, ...]]]) -> None:
         self._turn = asyncio.Lock()
+        self._look = look
 
     async def place(self, run: Run, unit: Unit, *, named: bool) -> MeshPlan:
         """The plan of one more mesh; raises ForgeError with why there is no room for it."""
@@ -28,8 +35,28 @@ class Additions:
             if unit.procs + sum(m.plan.procs for m in run.meshes.values() if not m.ended) > MAX_RANKS:
                 raise UsageError(f"mesh {unit.mesh}: a run has at most {MAX_RANKS} ranks")
             unit = dataclasses.replace(unit, mesh=_free_name(run, unit.mesh, named=named))
-            gpus = await asyncio.to_thread(_free_gpus, run) if unit.with_gpus else {}
-            return place_more(run.plan, unit, gpus, os.environ)
+            gpus = await self._free_gpus(run) if unit.with_gpus else {}
+            return place_more(run.plan, unit, gpus, os.environ, _living(run))
+
+    async def replace(self, run: Run, mesh: Mesh) -> MeshPlan:
+        """The plan of a mesh on hosts that are not lost; raises ForgeError with why there are none."""
+        async with self._turn:
+            lost = {name for name, host in run.hosts.items() if host.given_up}
+            gpus = await self._free_gpus(run, mesh.name) if any(mesh.plan.gpus.values()) else {}
+            return replace_lost(run.plan, mesh.plan, lost, gpus, os.environ, _living(run))
+
+    async def _free_gpus(self, run: Run, leaving: str | None = None) -> FreeGpus:
+        """The GPUs of each host that no living mesh of this run has; those of a mesh that leaves them count."""
+        living = [m for m in run.meshes.values() if not m.ended and m.name != leaving]
+        taken = {g.uuid for m in living for gpus in m.plan.gpus.values() for g in gpus}
+        hosts = [host.plan for host in run.hosts.values() if not host.given_up]
+        found = await asyncio.gather(*(self._look(host) for host in hosts))
+        return {h.name: tuple(g for g in gpus if g.uuid not in taken) for h, gpus in zip(hosts, found, strict=True)}
+
+
+def _living(run: Run) -> list[MeshPlan]:
+    """The meshes that take GPUs and slots."""
+    return [m.plan for m in run.meshes.values() if not m.ended]
 
 
 def _free_name(run: Run, name: str, *, named: bool) -> str:
@@ -38,10 +65,3 @@ def _free_name(run: Run, name: str, *, named: bool) -> str:
         hint = "choose another mesh_name, or shut that one down"
         raise BusyError(f"run {run.id} has a mesh {name} already", hint=hint)
     return free_name(name, living)
-
-
-def _free_gpus(run: Run) -> dict[str, tuple[Gpu, ...]]:
-    """The GPUs of each host that no living mesh of this run has."""
-    taken = {g.uuid for m in run.meshes.values() if not m.ended for gpus in m.plan.gpus.values() for g in gpus}
-    found = {h.name: gpus_of(h, os.environ) for h in run.plan.hosts}
-    return {name: tuple(g for g in gpus if g.uuid not in taken) for name, gpus in found.items()}

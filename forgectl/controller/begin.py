@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from forgectl.controller import client, rundir
 from forgectl.controller.rundir import RunDir
@@ -13,10 +15,17 @@ from forgectl.names import free_name
 from forgectl.plan.model import Plan
 
 
-def begin_run(plan: Plan, spec_text: bytes, *, name_is_given: bool, own: bool) -> RunDir:
+def begin_run(
+    plan: Plan,
+    spec_text: bytes,
+    *,
+    name_is_given: bool,
+    own: bool,
+    handed: Mapping[str, int] = MappingProxyType({}),
+) -> RunDir:
     """Make the run's directory and start its controller; returns once the controller listens.
 
-    With `own` the run ends when this process does.
+    With `own` the run ends when this process does. `handed`: ssh host → connection to its relay, for the controller.
 
     A name that a living run has is refused with BusyError, or followed by a number if nobody chose it.
     """
@@ -25,7 +34,7 @@ def begin_run(plan: Plan, spec_text: bytes, *, name_is_given: bool, own: bool) -
         plan = dataclasses.replace(plan, name=_free_name(plan.name, name_is_given))
         run, lock = rundir.create(plan, spec_text)
     try:
-        client.start_controller(run, secrets, lock=lock, own=own)
+        client.start_controller(run, secrets, lock=lock, own=own, handed=handed)
     except BaseException:
         rundir.discard(run)
         raise

@@ -9,7 +9,9 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from forgectl import __version__, errors
@@ -43,14 +45,17 @@ def start_controller(
     adopt: bool = False,
     lock: int | None = None,
     own: bool = False,
+    handed: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
     """Start the run's controller as a daemon; returns once it listens, or once somebody else's does.
 
-    `lock` is handed over to it, so that nobody else's can come first. `own`: the run ends with this process.
+    `lock` is handed over to it, so that nobody else's can come first, and so are `handed`, connections to relays of
+    ssh hosts. `own`: the run ends with this process.
     """
     options = ["--adopt"] if adopt else []
     options += [f"--lock={lock}"] if lock is not None else []
     options += [f"--owner={os.getpid()}"] if own else []
+    options += [f"--handed={json.dumps(dict(handed))}"] if handed else []
     log = os.open(
         run.path / "controller.log",
         os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC,
@@ -65,7 +70,7 @@ def start_controller(
             stdout=subprocess.PIPE,
             stderr=log,
             start_new_session=True,
-            pass_fds=() if lock is None else (lock,),
+            pass_fds=(*(() if lock is None else (lock,)), *handed.values()),
         )
     finally:
         os.close(log)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from forgectl.controller.run import Run
 from forgectl.controller.state import Mesh
+from forgectl.plan.localized import on_host
 from forgectl.protocol import OpenStore, Prepare, Quit, Release, Start, Stop
 
 Command = Prepare | OpenStore | Start | Stop | Release | Quit
@@ -13,8 +14,9 @@ def commands(run: Run, host: str) -> list[Command]:
     """What `host`'s agent should be doing now, in order."""
     if run.ended:
         return [Quit()]
+    left = [Release(mesh.name, mesh.left[host]) for mesh in run.meshes.values() if host in mesh.left]
     found = (_for_mesh(run, mesh, host) for mesh in run.meshes.values() if host in mesh.plan.hosts)
-    return [command for command in found if command is not None]
+    return [*left, *(command for command in found if command is not None)]
 
 
 def _for_mesh(run: Run, mesh: Mesh, host: str) -> Command | None:
@@ -22,12 +24,14 @@ def _for_mesh(run: Run, mesh: Mesh, host: str) -> Command | None:
         return Release(mesh.name, mesh.first)
     if mesh.ending:
         return None if host in mesh.gone else Stop(mesh.name, mesh.generation, mesh.grace)
+    if mesh.homeless:
+        return None
     if host not in mesh.prepared:
-        return Prepare(mesh.plan, mesh.first)
+        return Prepare(on_host(mesh.plan, run.plan, run.hosts[host].plan), mesh.first, mesh.before)
     if mesh.state != "starting":
         return None
     first = mesh.plan.hosts[0]
-    address = run.hosts[first].plan.address
+    address = run.hosts[first].plan.address if len(mesh.plan.hosts) > 1 else "127.0.0.1"
     if mesh.port is None:
         return OpenStore(mesh.name, mesh.generation, address) if host == first else None
     return Start(mesh.name, mesh.generation, address, mesh.port)

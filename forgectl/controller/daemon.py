@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -19,44 +19,62 @@ from forgectl.controller import journal
 from forgectl.controller.additions import Additions
 from forgectl.controller.commands import Command, commands
 from forgectl.controller.links import Link, Use
-from forgectl.controller.records import Added, Born, Record, StopAsked
+from forgectl.controller.mirror import Mirror
+from forgectl.controller.records import Added, Born, Happened, Moved, Record, StopAsked, Stranded
 from forgectl.controller.run import Run
-from forgectl.controller.rundir import RunDir
+from forgectl.controller.rundir import RunDir, Seat
 from forgectl.controller.server import ControlServer
-from forgectl.controller.state import FAILURE_GRACE
+from forgectl.controller.state import FAILURE_GRACE, Mesh
 from forgectl.controller.view import run_document
 from forgectl.doorway import LOOK_SECONDS
 from forgectl.errors import ForgeError
-from forgectl.plan.model import Unit
+from forgectl.plan.model import Gpu, HostPlan, Unit
 from forgectl.processes import Identity, boot_id, identify, open_pidfd
-from forgectl.protocol import AgentConfig, MeshAdded, Refusal, Report
+from forgectl.protocol import AgentConfig, GetGpus, HostGpus, MeshAdded, Refusal, Report
+from forgectl.transport.ways import way_to
 from forgectl.wire import dial
 
 REPORT_SECONDS = 0.02
 """Changes within so many seconds are reported to followers at once."""
 FAREWELL_SECONDS = 15.0
+GPU_SECONDS = 10.0
 
 
 class Controller:
     """One run, from its first agent to its last."""
 
-    def __init__(self, run_dir: RunDir, secrets: dict[str, str], adopt: bool, owner: Identity | None) -> None:
+    def __init__(
+        self, run_dir: RunDir, secrets: dict[str, str], adopt: bool, owner: Identity | None, handed: dict[str, int]
+    ) -> None:
         self.dir = run_dir
         self._sockets, self._messages = run_dir.sockets, run_dir.messages
         self.run = Run.new(run_dir.run, run_dir.read_plan())
         self._secrets = secrets
+        self.server = ControlServer(self, run_dir.control_socket)
+        self.mirror = Mirror(run_dir, self.run.plan.log_limit, self.server.followed)
         whole = not adopt or self._recall()
         self._journal = journal.Journal(run_dir.journal_file)
         self._over = asyncio.Event()
         self._report_due = False
-        self._additions = Additions()
-        self.server = ControlServer(self, run_dir.control_socket)
+        self._additions = Additions(self._look_for_gpus)
+        self._moving: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        seats = [run_dir.seat(i, host) for i, host in enumerate(self.run.plan.hosts)]
         self.links = {
-            name: Link(host, self._config_of(i), run_dir.agent_socket(i), self, unsure=not whole)
-            for i, (name, host) in enumerate(self.run.hosts.items())
+            name: Link(
+                host,
+                self._config_of(host.plan, seat),
+                way_to(host.plan, seat.socket, handed.get(name)),
+                self,
+                unsure=not whole,
+                adopted=adopt,
+            )
+            for seat, (name, host) in zip(seats, self.run.hosts.items(), strict=True)
         }
+        self.mirror.attach(self.links.values())
         self.record(Born(os.getpid(), adopt, not whole, owner or self.run.owner))
-        if adopt and not self.run.ended and not any(self._answers(i) for i in range(len(self.links))):
+        reachable = (_may_answer(h, s) for h, s in zip(self.run.plan.hosts, seats, strict=True))
+        if adopt and not self.run.ended and not any(reachable):
             # Nothing is left to adopt: the leases have run out, or the machine was started anew.
             self.record(StopAsked(None, 0.0, "the loss of its controller"))
 
@@ -82,17 +100,9 @@ class Controller:
 
     def _replay(self, records: list[tuple[float, Record]]) -> None:
         for when, record in records:
-            self.run.apply(when, record)
+            self._apply(when, record)
 
-    def _answers(self, index: int) -> bool:
-        try:
-            dial(self.dir.agent_socket(index), 5.0).close()
-            return True
-        except OSError:
-            return False
-
-    def _config_of(self, index: int) -> Callable[[bool], AgentConfig]:
-        host = self.run.plan.hosts[index]
+    def _config_of(self, host: HostPlan, seat: Seat) -> Callable[[bool], AgentConfig]:
         needed = (
             set(self.run.plan.secrets)
             if self.run.plan.may_grow
@@ -104,12 +114,13 @@ class Controller:
                 version=__version__,
                 run=self.run.id,
                 host=host.name,
-                socket=str(self.dir.agent_socket(index)),
-                run_dir=str(self.dir.path),
+                socket=str(seat.socket),
+                run_dir=str(seat.run_dir),
                 lease=self.run.plan.lease,
                 log_limit=self.run.plan.log_limit,
                 secrets={k: v for k, v in self._secrets.items() if k in needed},
                 sweep=sweep,
+                leaves=not host.local,
             )
 
         return config
@@ -120,12 +131,45 @@ class Controller:
         """Write a fact down, let the state follow from it, and tell whom it concerns."""
         now = time.time()
         self._journal.append(now, record)
-        self.run.apply(now, record)
+        self._apply(now, record)
         for link in self.links.values():
             link.push()
         if self.run.ended:
             self._over.set()
+        for mesh in self.run.meshes.values():
+            if mesh.homeless and mesh.name not in self._moving:
+                self._moving.add(mesh.name)
+                self._tasks.add(task := asyncio.ensure_future(self._move(mesh)))
+                task.add_done_callback(self._tasks.discard)
         self._report_soon()
+
+    async def _move(self, mesh: Mesh) -> None:
+        """Find other hosts for a mesh that has lost one."""
+        try:
+            record: Record = Moved(await self._additions.replace(self.run, mesh))
+        except ForgeError as e:
+            lost = ", ".join(n for n in mesh.plan.hosts if self.run.hosts[n].given_up)
+            record = Stranded(mesh.name, f"host {lost} was lost, and no other takes its place: {e.message}")
+        self._moving.discard(mesh.name)
+        self.record(record)
+
+    async def _look_for_gpus(self, host: HostPlan) -> tuple[Gpu, ...]:
+        """The GPUs of a host; none where it does not answer."""
+        answer = await self.links[host.name].ask(GetGpus(host.gpus), HostGpus, GPU_SECONDS)
+        return answer.gpus if answer else ()
+
+    def changed(self) -> None:
+        """Something is to be shown that is no fact of the journal."""
+        self._report_soon()
+
+    def _apply(self, when: float, record: Record) -> None:
+        self.run.apply(when, record)
+        if isinstance(record, Happened) and not self.run.hosts[record.host].plan.local:
+            self.mirror.take(record)
+
+    def logs_are_home(self, host: str) -> bool:
+        """Whether the host's agent may go: of an ssh host, whose logs go with it."""
+        return self.mirror.is_home(host)
 
     def commands_for(self, host: str) -> list[Command]:
         """What a host's agent should be doing now."""
@@ -164,7 +208,7 @@ class Controller:
 
     def document(self, use: Use | None = None) -> dict[str, Any]:
         """The run as `forgectl status --json` shows it."""
-        return run_document(self.run, self.dir.path, use=use)
+        return run_document(self.run, self.dir, use=use)
 
     def _report_soon(self) -> None:
         if not self._report_due:
@@ -187,19 +231,31 @@ class Controller:
         announce()
         self._watch_owner()
         links = [asyncio.create_task(link.run()) for link in self.links.values()]
-        keepers = [asyncio.create_task(k) for k in (self.server.door.keep_open(), self._keep_directory())]
+        keepers = [asyncio.create_task(k) for k in self._keepers()]
         await self._over.wait()
+        await self._say_farewell(links)
         for keeper in keepers:
             keeper.cancel()
-        _, late = await asyncio.wait(links, timeout=FAREWELL_SECONDS)
-        for task in late:
-            task.cancel()
         with contextlib.suppress(OSError):
             shutil.rmtree(self._messages, ignore_errors=True)
             shutil.rmtree(self._sockets)  # before the state is final: from then on nobody would clean up
         self._leave_final_state()
         await self.server.farewell(self.document())
         self._journal.close()
+
+    def _keepers(self) -> tuple[Coroutine[Any, Any, None], ...]:
+        return self.server.door.keep_open(), self.mirror.run(), self._keep_directory()
+
+    async def _say_farewell(self, links: list[asyncio.Task[None]]) -> None:
+        """Wait until every agent has quit, as long as logs come home or one might yet."""
+        fetched = -1
+        late = set(links)
+        while late and fetched != self.mirror.fetched:
+            fetched = self.mirror.fetched
+            _, late = await asyncio.wait(late, timeout=FAREWELL_SECONDS)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
 
     async def _keep_directory(self) -> None:
         """End a run whose directory was removed: nobody could find it any more."""
@@ -208,7 +264,7 @@ class Controller:
         self.ask_stop(None, FAILURE_GRACE, "the removal of its run directory")
 
     def _leave_final_state(self) -> None:
-        final = run_document(self.run, self.dir.path, alive=False)
+        final = run_document(self.run, self.dir, alive=False)
         with contextlib.suppress(OSError):  # a full disk: the journal says the same, less handily
             self.dir.write_final(final)
 
@@ -230,15 +286,30 @@ class Controller:
         loop.add_reader(pidfd, left, pidfd)
 
 
-def main(arguments: list[str]) -> None:
-    """`boot.py controller RUN_DIR [--adopt] [--lock=FD] [--owner=PID]`: says `ready` once the run has a controller.
+def _may_answer(host: HostPlan, seat: Seat) -> bool:
+    """Whether an agent listens on the host; of an ssh host that takes a while to learn (Link does)."""
+    if not host.local:
+        return True
+    try:
+        dial(seat.socket, 5.0).close()
+        return True
+    except OSError:
+        return False
 
-    Secrets come as JSON on standard input. `--lock` is the inherited lock of the run; `--owner` the parent.
+
+def main(arguments: list[str]) -> None:
+    """`boot.py controller RUN_DIR [--adopt] [--lock=FD] [--owner=PID] [--handed=JSON]`.
+
+    Says `ready` once the run has a controller. Secrets come as JSON on standard input. `--lock` is the inherited lock
+    of the run, `--owner` the parent, `--handed` a map of ssh hosts to inherited connections to their relays.
     """
     options = dict(a.split("=", 1) for a in arguments[1:] if "=" in a)
     run_dir = RunDir(Path(arguments[0]))
     owner = _parent(int(options["--owner"])) if "--owner" in options else None
     secrets = json.loads(sys.stdin.buffer.readline() or b"{}")
+    handed: dict[str, int] = json.loads(options.get("--handed", "{}"))
+    for fd in handed.values():
+        os.set_inheritable(fd, False)
     if "--lock" in options:
         os.set_inheritable(int(options["--lock"]), False)
     elif not _become_the_one(run_dir):
@@ -246,7 +317,7 @@ def main(arguments: list[str]) -> None:
         return
     if run_dir.read_final() is None:
         run_dir.sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
-        asyncio.run(_run(run_dir, secrets, "--adopt" in arguments, owner))
+        asyncio.run(_run(run_dir, secrets, "--adopt" in arguments, owner, handed))
     else:
         os.write(1, b"ready\n")
 
@@ -270,9 +341,11 @@ def _become_the_one(run_dir: RunDir) -> bool:
     return True
 
 
-async def _run(run_dir: RunDir, secrets: dict[str, str], adopt: bool, owner: Identity | None) -> None:
+async def _run(
+    run_dir: RunDir, secrets: dict[str, str], adopt: bool, owner: Identity | None, handed: dict[str, int]
+) -> None:
     def announce() -> None:
         os.write(1, b"ready\n")
         os.dup2(2, 1)  # the log: whoever waits for the line above sees the end of the pipe
 
-    await Controller(run_dir, secrets, adopt, owner).serve(announce)
+    await Controller(run_dir, secrets, adopt, owner, handed).serve(announce)

@@ -69,8 +69,23 @@ class Added:
     plan: MeshPlan
 
 
-Record: TypeAlias = Born | AgentUp | AgentLost | Happened | StopAsked | Added | Report
-RECORDS = (Born, AgentUp, AgentLost, Happened, StopAsked, Added, Report)
+@dataclass(frozen=True)
+class Moved:
+    """A mesh that had a lost host has found others for its next generation."""
+
+    plan: MeshPlan
+
+
+@dataclass(frozen=True)
+class Stranded:
+    """A mesh that had a lost host finds no others."""
+
+    mesh: str
+    why: str
+
+
+Record: TypeAlias = Born | AgentUp | AgentLost | Happened | StopAsked | Added | Moved | Stranded | Report
+RECORDS = (Born, AgentUp, AgentLost, Happened, StopAsked, Added, Moved, Stranded, Report)
 
 
 def to_line(time: float, record: Record) -> dict[str, Any]:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from forgectl.controller.records import Added, AgentLost, AgentUp, Born, Happened, Record, StopAsked
+from forgectl.controller.records import (
+    Added,
+    AgentLost,
+    AgentUp,
+    Born,
+    Happened,
+    Moved,
+    Record,
+    StopAsked,
+    Stranded,
+)
 from forgectl.controller.state import FAILURE_GRACE, Host, Mesh, Rank, describe
 from forgectl.plan.model import Plan
 from forgectl.processes import Identity
@@ -79,6 +89,10 @@ class Run:
             self._happened(now, record)
         elif isinstance(record, Added):
             self._added(record)
+        elif isinstance(record, Moved):
+            self._moved(record)
+        elif isinstance(record, Stranded):
+            self._stranded(now, record)
         elif isinstance(record, Report):
             self._reported(now, record)
         else:
@@ -126,6 +140,27 @@ class Run:
         # Of a mesh that ended under the same name the logs stay, and the agents know its generations to be over.
         mesh.begin_generation(before.generation + 1 if before else 0)
         mesh.first = mesh.generation
+
+    def _moved(self, record: Moved) -> None:
+        """The next generation has hosts: to their agents it is another mesh of that name."""
+        mesh = self.meshes[record.plan.mesh]
+        if not mesh.homeless:
+            return
+        mesh.left |= {h: mesh.first for h in mesh.plan.hosts if h not in record.plan.hosts}
+        for host in record.plan.hosts:
+            mesh.left.pop(host, None)
+        mesh.before += mesh.generation - mesh.first
+        mesh.plan, mesh.first, mesh.prepared, mesh.homeless = record.plan, mesh.generation, set(), False
+        mesh.begin_generation(mesh.generation)
+
+    def _stranded(self, now: float, record: Stranded) -> None:
+        mesh = self.meshes[record.mesh]
+        if not mesh.homeless:
+            return
+        mesh.homeless, mesh.hopeless, mesh.failed, mesh.detail = False, True, True, record.why
+        mesh.gone = set(mesh.plan.hosts)
+        for rank in mesh.ranks.values():
+            rank.state, rank.ended_at, rank.failed_at = "lost", now, now
 
     def _reported(self, now: float, record: Report) -> None:
         mesh = self.meshes.get(record.mesh)
@@ -214,7 +249,7 @@ class Run:
         if mesh.ended:
             return
         if mesh.ending:
-            restart = mesh.failed and mesh.stop is None and mesh.may_restart(now) and self._can_start(mesh)
+            restart = mesh.failed and mesh.stop is None and mesh.may_restart(now) and self._has_hosts()
             mesh.become("restarting" if restart and mesh.state != "stopping" else "stopping", now)
             if mesh.gone >= set(mesh.plan.hosts):
                 self._end_generation(mesh, now)
@@ -229,8 +264,9 @@ class Run:
             elif mesh.set_up:
                 mesh.become("ready", now)
 
-    def _can_start(self, mesh: Mesh) -> bool:
-        return not any(self.hosts[name].given_up for name in mesh.plan.hosts)
+    def _has_hosts(self) -> bool:
+        """Whether a generation could be placed anywhere; where is found out when it is to begin."""
+        return not all(host.given_up for host in self.hosts.values())
 
     def _end_generation(self, mesh: Mesh, now: float) -> None:
         if mesh.state == "restarting":
@@ -238,6 +274,7 @@ class Run:
             root = mesh.fallen = mesh.root_cause()
             mesh.last_failure = mesh.cannot_start or (root and describe(root, mesh)) or None
             mesh.begin_generation(mesh.generation + 1)
+            mesh.homeless = any(self.hosts[name].given_up for name in mesh.plan.hosts)
         elif mesh.done and mesh.stop is None:
             mesh.become("succeeded", now)
         elif mesh.failed and any(r.state == "lost" for r in mesh.ranks.values()):

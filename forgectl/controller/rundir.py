@@ -16,7 +16,7 @@ from typing import Any
 
 from forgectl.codec import CodecError, from_json, to_json
 from forgectl.errors import BusyError, ForgeError, InternalError
-from forgectl.plan.model import Plan
+from forgectl.plan.model import HostPlan, Plan
 from forgectl.wire import private_folder
 
 RESERVE = 64 * 1024
@@ -39,6 +39,14 @@ def sockets_folder() -> Path:
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         return Path(runtime) / "forgectl"
     return Path("/tmp") / f"forgectl-{os.getuid()}"  # not $TMPDIR: every shell must find the same
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where an agent listens, and its run directory, on its own host."""
+
+    socket: Path
+    run_dir: Path
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,17 @@ class RunDir:
     def agent_socket(self, index: int) -> Path:
         """The socket of the agent on the run's host number `index`, where that host is this machine."""
         return self.sockets / f"agent-{index}"
+
+    def seat(self, index: int, host: HostPlan) -> Seat:
+        """Where the agent on the run's host number `index` keeps what is the run's."""
+        if host.local:
+            return Seat(self.agent_socket(index), self.path)
+        folder = Path(host.root) / "runs" / self.run / host.name
+        return Seat(folder / "agent", folder)
+
+    def log(self, mesh: str, generation: int, rank: int) -> Path:
+        """The log of a rank; of one on an ssh host as far as it has come home."""
+        return self.path / "logs" / mesh / str(generation) / f"rank-{rank}.log"
 
     @property
     def plan_file(self) -> Path:

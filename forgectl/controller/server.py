@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from forgectl.controller.links import Use
+from forgectl.controller.mirror import Mirror
 from forgectl.controller.run import Run
 from forgectl.doorway import Doorway
 from forgectl.plan.model import Unit
@@ -15,7 +16,10 @@ from forgectl.protocol import (
     CLI_TO_CONTROLLER,
     AddMesh,
     Attach,
+    BringLogs,
+    FollowLogs,
     GetStatus,
+    LogsHome,
     MeshAdded,
     ProtocolError,
     Refusal,
@@ -30,6 +34,7 @@ class Subject(Protocol):
     """What the server needs of its controller."""
 
     run: Run
+    mirror: Mirror
 
     def document(self, use: Use | None = None) -> dict[str, Any]: ...
 
@@ -51,6 +56,7 @@ class ControlServer:
         self._subject = subject
         self._followers: set[Stream] = set()
         self._owners: set[Stream] = set()
+        self._readers: dict[Stream, FollowLogs] = {}
         self.door = Doorway(path, self._serve)
 
     def broadcast(self, document: dict[str, Any]) -> bool:
@@ -63,6 +69,15 @@ class ControlServer:
             else:
                 stream.send(report)
         return not slow
+
+    def followed(self) -> set[str] | None:
+        """The meshes whose logs somebody follows; None: all."""
+        wanted: set[str] = set()
+        for request in self._readers.values():
+            if request.meshes is None:
+                return None
+            wanted |= set(request.meshes)
+        return wanted
 
     async def farewell(self, document: dict[str, Any]) -> None:
         """Send the last state and hang up on everybody."""
@@ -80,6 +95,7 @@ class ControlServer:
                     await self._answer(stream, request)
                     await stream.drain()  # who asks without reading waits for itself
         self._followers.discard(stream)
+        self._readers.pop(stream, None)
         if stream in self._owners:
             self._owners.discard(stream)
             self._subject.owner_left()
@@ -94,6 +110,11 @@ class ControlServer:
             if request.owner:
                 self._owners.add(stream)
             stream.send(StatusReport(self._subject.document()))
+        elif isinstance(request, FollowLogs):
+            self._readers[stream] = request
+            self._subject.mirror.wake()
+        elif isinstance(request, BringLogs):
+            stream.send(LogsHome(await self._subject.mirror.bring(request.meshes)))
         elif isinstance(request, AddMesh):
             stream.send(await self._subject.add_mesh(request.unit, request.named))
         elif isinstance(request, Report):

@@ -75,7 +75,10 @@ class Mesh:
     state: MeshStateName = "pending"
     since: float = 0.0
     generation: int = 0
-    first: int = 0  # its first generation
+    first: int = 0  # its first generation on these hosts
+    before: int = 0  # generations that it had on others
+    homeless: bool = False  # a host of its plan is lost: the next generation needs another plan
+    left: dict[str, int] = field(default_factory=dict)  # host it was moved away from → first generation there
     ranks: dict[int, Rank] = field(default_factory=dict)
     prepared: set[str] = field(default_factory=set)
     gone: set[str] = field(default_factory=set)

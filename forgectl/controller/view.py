@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import datetime
-from pathlib import Path
 from typing import Any
 
 from forgectl.controller.run import Run
+from forgectl.controller.rundir import RunDir
 from forgectl.controller.state import Host, Mesh, Rank, describe
 from forgectl.protocol import RankStats, Refusal
 
 Use = dict[str, dict[int, RankStats]]
 
 
-def run_document(run: Run, run_dir: Path, *, alive: bool = True, use: Use | None = None) -> dict[str, Any]:
+def run_document(run: Run, run_dir: RunDir, *, alive: bool = True, use: Use | None = None) -> dict[str, Any]:
     """One entry of `runs`; `alive`: whether a controller stands behind it, `use`: mesh → rank → its use."""
     return {
         "run": run.id,
@@ -27,9 +27,9 @@ def run_document(run: Run, run_dir: Path, *, alive: bool = True, use: Use | None
         "stopped_by": run.stop.by if run.stop else None,
         "was_up": run.was_up,
         "controller": {"pid": run.controller_pid, "alive": alive},
-        "run_dir": str(run_dir),
+        "run_dir": str(run_dir.path),
         "hosts": [_host(h) for h in run.hosts.values()],
-        "meshes": [_mesh(m, (use or {}).get(m.name, {})) for m in _in_order(run)],
+        "meshes": [_mesh(m, run_dir, (use or {}).get(m.name, {})) for m in _in_order(run)],
     }
 
 
@@ -56,7 +56,7 @@ def _host(host: Host) -> dict[str, Any]:
     }
 
 
-def _mesh(mesh: Mesh, use: dict[int, RankStats]) -> dict[str, Any]:
+def _mesh(mesh: Mesh, run_dir: RunDir, use: dict[int, RankStats]) -> dict[str, Any]:
     return {
         "mesh": mesh.name,
         "kind": mesh.plan.kind,
@@ -70,11 +70,11 @@ def _mesh(mesh: Mesh, use: dict[int, RankStats]) -> dict[str, Any]:
         "reason": reason(mesh),
         "open": mesh.open,
         "error": error(mesh.error),
-        "failure": failure(mesh),
-        "last_failure": _fallen(mesh.fallen, mesh) if mesh.fallen else None,
+        "failure": failure(mesh, run_dir),
+        "last_failure": _fallen(mesh.fallen, mesh, mesh.generation - 1, run_dir) if mesh.fallen else None,
         "notices": mesh.notices,
         "unkillable": mesh.unkillable,
-        "ranks": [_rank(r, use.get(r.plan.rank)) for r in mesh.ranks.values()],
+        "ranks": [_rank(r, mesh, run_dir, use.get(r.plan.rank)) for r in mesh.ranks.values()],
     }
 
 
@@ -99,7 +99,7 @@ def reason(mesh: Mesh) -> str | None:
     return mesh.notices[-1] if mesh.notices else None
 
 
-def failure(mesh: Mesh) -> dict[str, Any] | None:
+def failure(mesh: Mesh, run_dir: RunDir) -> dict[str, Any] | None:
     """The first cause of a failed mesh, with its traceback and last log lines; collateral ranks apart."""
     if mesh.cannot_start:
         return {"rank": None, "host": None, "message": mesh.cannot_start, "traceback": mesh.detail or None,
@@ -108,23 +108,28 @@ def failure(mesh: Mesh) -> dict[str, Any] | None:
     if root is None:
         return None
     collateral = [{"rank": r.plan.rank, "message": describe(r, mesh)[:200]} for r in mesh.collateral()]
-    return {**_fallen(root, mesh), "collateral": collateral}
+    return {**_fallen(root, mesh, mesh.generation, run_dir), "collateral": collateral}
 
 
-def _fallen(rank: Rank, mesh: Mesh) -> dict[str, Any]:
+def _fallen(rank: Rank, mesh: Mesh, generation: int, run_dir: RunDir) -> dict[str, Any]:
     return {
         "rank": rank.plan.rank,
         "host": rank.plan.host,
         "message": describe(rank, mesh),
         "traceback": rank.exit.traceback if rank.exit else None,
         "log_tail": list(rank.exit.log_tail) if rank.exit else [],
-        "log": rank.log,
+        "log": _log(rank, mesh, generation, run_dir),
         "exit_code": rank.exit.exit_code if rank.exit else None,
         "signal": rank.exit.signal if rank.exit else None,
     }
 
 
-def _rank(rank: Rank, use: RankStats | None) -> dict[str, Any]:
+def _log(rank: Rank, mesh: Mesh, generation: int, run_dir: RunDir) -> str | None:
+    """Where its log is, or comes to, on this machine."""
+    return str(run_dir.log(mesh.name, generation, rank.plan.rank)) if rank.log else None
+
+
+def _rank(rank: Rank, mesh: Mesh, run_dir: RunDir, use: RankStats | None) -> dict[str, Any]:
     return {
         "rank": rank.plan.rank,
         "local_rank": rank.plan.local_rank,
@@ -136,7 +141,7 @@ def _rank(rank: Rank, use: RankStats | None) -> dict[str, Any]:
         "gpus": list(rank.plan.gpus),
         "cpu_percent": use.cpu_percent if use else None,
         "rss_bytes": use.rss_bytes if use else None,
-        "log": rank.log,
+        "log": _log(rank, mesh, mesh.generation, run_dir),
     }
 
 

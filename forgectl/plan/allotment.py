@@ -1,4 +1,4 @@
-"""Which mesh gets which GPUs: a bounded search over a pool that hosts of one machine share."""
+"""Which mesh gets which hosts and GPUs: a bounded search over what hosts can give."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Generic, Protocol, TypeVar
 
 from forgectl.plan.model import Gpu
 
@@ -16,7 +17,7 @@ TRIES = 2000
 
 @dataclass(frozen=True)
 class Request:
-    """A mesh that wants one GPU a rank.
+    """A mesh that wants, for each rank, a GPU or a slot.
 
     `hosts`: these, in this order; or so many; or None, as few as have room. `where` is its place in the spec.
     """
@@ -35,12 +36,43 @@ class Allotment:
     gpus: dict[str, tuple[Gpu, ...]]
 
 
+S = TypeVar("S", bound="Stock")
+
+
+class Stock(Protocol):
+    """What hosts can still give, in equal shares: GPUs (`Pool`), or room for ranks without (`Slots`)."""
+
+    @property
+    def size(self) -> int:
+        """How much there is in all, or more."""
+
+    @property
+    def hosts(self) -> int:
+        """How many hosts there are."""
+
+    def take(self, hosts: Sequence[str], each: int) -> Allotment | None:
+        """`each` on each of `hosts`, or None where that is not there."""
+
+    def less(self: S, request: Request, allotment: Allotment) -> S:
+        """What is left after a mesh took its share."""
+
+    def fitting(self, count: int, each: int) -> Iterator[tuple[str, ...]]:
+        """Sets of `count` hosts with room for `each`, the most welcome first."""
+
+    def for_search(self: S) -> S:
+        """The same, where room is short: the tightest fit is the most welcome."""
+
+
 @dataclass(frozen=True)
 class Pool:
-    """The GPUs that can still be had, by host in the spec's order; `takers` tells where the others went."""
+    """The GPUs that can still be had, by host in the spec's order; `takers` tells where the others went.
+
+    Hosts of one machine share GPUs. A host in `caps` gives no more than so many.
+    """
 
     gpus: dict[str, tuple[Gpu, ...]]
     takers: dict[str, str] = field(default_factory=dict)  # uuid → mesh
+    caps: dict[str, int] = field(default_factory=dict)
 
     @cached_property
     def _sightings(self) -> Counter[str]:
@@ -51,9 +83,19 @@ class Pool:
         """How many different GPUs there are."""
         return len(self._sightings)
 
+    @property
+    def hosts(self) -> int:
+        """How many hosts there are, with GPUs or without."""
+        return len(self.gpus)
+
+    def room(self, host: str) -> int:
+        """How many GPUs a host can give."""
+        return min(len(self.gpus[host]), self.caps.get(host, len(self.gpus[host])))
+
     def free(self) -> Pool:
         """Those that nobody outside this run holds."""
-        return Pool({h: tuple(g for g in gpus if g.holder is None) for h, gpus in self.gpus.items()})
+        free = {h: tuple(g for g in gpus if g.holder is None) for h, gpus in self.gpus.items()}
+        return Pool(free, caps=self.caps)
 
     def take(self, hosts: Sequence[str], each: int) -> Allotment | None:
         """`each` GPUs on each of `hosts`, or None where they are not there.
@@ -65,35 +107,44 @@ class Pool:
         for host in hosts:
             left = [g for g in self.gpus[host] if g.uuid not in taken]
             chosen = {g.uuid for g in sorted(left, key=lambda g: self._sightings[g.uuid])[:each]}
-            if len(chosen) < each:
+            if len(chosen) < each or self.room(host) < each:
                 return None
             taken |= chosen
             got[host] = tuple(g for g in left if g.uuid in chosen)
         return Allotment(tuple(hosts), got)
 
-    def less(self, mesh: str, allotment: Allotment) -> Pool:
-        """The pool after `mesh` took its GPUs."""
-        taken = {g.uuid: mesh for gpus in allotment.gpus.values() for g in gpus}
+    def less(self, request: Request, allotment: Allotment) -> Pool:
+        """The pool after a mesh took its GPUs."""
+        taken = {g.uuid: request.mesh for gpus in allotment.gpus.values() for g in gpus}
         left = {h: tuple(g for g in gpus if g.uuid not in taken) for h, gpus in self.gpus.items()}
-        return Pool(left, {**self.takers, **taken})
+        caps = {h: cap - len(allotment.gpus.get(h, ())) for h, cap in self.caps.items()}
+        return Pool(left, {**self.takers, **taken}, caps)
 
     def fitting(self, count: int, each: int) -> Iterator[tuple[str, ...]]:
         """Sets of `count` hosts with room for `each`: the tightest fit first, then in the spec's order."""
         if count * each > self.size:
             return
-        roomy = [h for h, gpus in self.gpus.items() if len(gpus) >= each]
-        place = {h: i for i, h in enumerate(roomy)}
-        tightest = sorted(roomy, key=lambda h: len(self.gpus[h]))
-        for hosts in itertools.combinations(tightest, count):
-            yield tuple(sorted(hosts, key=place.__getitem__))
+        roomy = [h for h in self.gpus if self.room(h) >= each]
+        yield from in_sets(roomy, sorted(roomy, key=self.room), count)
+
+    def for_search(self) -> Pool:
+        """Its preferences are those of a search already."""
+        return self
+
+
+def in_sets(hosts: Sequence[str], preferred: Sequence[str], count: int) -> Iterator[tuple[str, ...]]:
+    """Sets of so many `hosts`, in their order; those first that come first in the order of `preferred`."""
+    place = {h: i for i, h in enumerate(hosts)}
+    for chosen in itertools.combinations(preferred, count):
+        yield tuple(sorted(chosen, key=place.__getitem__))
 
 
 @dataclass(frozen=True)
-class Misfit:
-    """A request that found no room, and the pool as it was then."""
+class Misfit(Generic[S]):
+    """A request that found no room, and the stock as it was then."""
 
     request: Request
-    pool: Pool
+    stock: S
 
 
 def in_order(requests: Iterable[Request]) -> list[Request]:
@@ -101,68 +152,68 @@ def in_order(requests: Iterable[Request]) -> list[Request]:
     return sorted(requests, key=lambda r: (not isinstance(r.hosts, tuple), -r.procs))
 
 
-def allot(requests: Iterable[Request], pool: Pool) -> dict[str, Allotment] | list[Misfit]:
+def allot(requests: Iterable[Request], stock: S) -> dict[str, Allotment] | list[Misfit[S]]:
     """Every mesh's allotment; or else what has no room when each takes what it likes best."""
     order = in_order(requests)
-    got, lacking = _greedy(order, pool)
+    got, lacking = _greedy(order, stock)
     if not lacking:
         return got
-    return _search(order, pool) or lacking
+    return _search(order, stock.for_search()) or lacking
 
 
-def _greedy(order: Sequence[Request], pool: Pool) -> tuple[dict[str, Allotment], list[Misfit]]:
+def _greedy(order: Sequence[Request], stock: S) -> tuple[dict[str, Allotment], list[Misfit[S]]]:
     got: dict[str, Allotment] = {}
-    lacking: list[Misfit] = []
-    hopeless: set[tuple[object, int]] = set()  # the pool only shrinks: what failed once fails again
+    lacking: list[Misfit[S]] = []
+    hopeless: set[tuple[object, int]] = set()  # the stock only shrinks: what failed once fails again
     for request in order:
         shape = (request.hosts, request.procs)
         looks = iter(range(0 if shape in hopeless else TRIES))
-        best = next(_candidates(request, pool, looks), None)
+        best = next(_candidates(request, stock, looks), None)
         if best is None:
             hopeless.add(shape)
-            lacking.append(Misfit(request, pool))
+            lacking.append(Misfit(request, stock))
         else:
             got[request.mesh] = best
-            pool = pool.less(request.mesh, best)
+            stock = stock.less(request, best)
     return got, lacking
 
 
-def _search(order: Sequence[Request], pool: Pool) -> dict[str, Allotment] | None:
+def _search(order: Sequence[Request], stock: S) -> dict[str, Allotment] | None:
     """Depth first along the preferences, with a stack of its own: meshes may outnumber Python's frames."""
-    if sum(r.procs for r in order) > pool.size:
+    if sum(r.procs for r in order) > stock.size:
         return None
     tries = iter(range(TRIES))
-    pools, branches, chosen = [pool], list[Iterator[Allotment]](), list[Allotment]()
+    stocks, branches, chosen = [stock], list[Iterator[Allotment]](), list[Allotment]()
     while len(chosen) < len(order):
         if len(branches) == len(chosen):
-            branches.append(_candidates(order[len(chosen)], pools[-1], tries))
+            branches.append(_candidates(order[len(chosen)], stocks[-1], tries))
         found = next(branches[-1], None)
         if found is not None:
-            pools.append(pools[-1].less(order[len(chosen)].mesh, found))
+            stocks.append(stocks[-1].less(order[len(chosen)], found))
             chosen.append(found)
             continue
         branches.pop()
         if not branches:
             return None
-        pools.pop()
+        stocks.pop()
         chosen.pop()
     return {r.mesh: a for r, a in zip(order, chosen, strict=True)}
 
 
-def _candidates(request: Request, pool: Pool, tries: Iterator[int]) -> Iterator[Allotment]:
+def _candidates(request: Request, stock: Stock, tries: Iterator[int]) -> Iterator[Allotment]:
     """Where a request could go, best first. Takes one of `tries` for each look."""
-    for _, (hosts, each) in zip(tries, _choices(request, pool), strict=False):
-        allotment = pool.take(hosts, each)
+    for _, (hosts, each) in zip(tries, _choices(request, stock), strict=False):
+        allotment = stock.take(hosts, each)
         if allotment is not None:
             yield allotment
 
 
-def _choices(request: Request, pool: Pool) -> Iterator[tuple[tuple[str, ...], int]]:
+def _choices(request: Request, stock: Stock) -> Iterator[tuple[tuple[str, ...], int]]:
     if isinstance(request.hosts, tuple):
         yield request.hosts, request.procs // len(request.hosts)
         return
-    counts: Iterable[int] = range(1, len(pool.gpus) + 1) if request.hosts is None else (request.hosts,)
+    counts: Iterable[int] = range(1, stock.hosts + 1) if request.hosts is None else (request.hosts,)
     for count in counts:
         if request.procs % count == 0:
-            for hosts in pool.fitting(count, request.procs // count):
+            for hosts in stock.fitting(count, request.procs // count):
                 yield hosts, request.procs // count

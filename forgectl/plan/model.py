@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 MeshKind = Literal["actor", "service", "script", "driver"]
 StartMethod = Literal["fork", "spawn"]
+SyncKind = Literal["content", "none"]
 
 
 MAX_RANKS = 4096
@@ -18,6 +19,8 @@ LEASE = 30.0
 """Seconds that agents live on without a controller, where the spec says nothing."""
 LOG_LIMIT = 2 << 30
 """Bytes that one rank's log may take on disk, where the spec says nothing."""
+SYNC_LIMIT = 1 << 30
+"""Bytes of workdir that may be copied to ssh hosts, where the spec says nothing."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,20 @@ class Gpu:
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What planning has to know about a host. Hosts with the same `machine` share its cores and GPUs."""
+    """What planning has to know about a host. Hosts with the same `machine` share its cores and GPUs.
+
+    Hosts with the same `network` reach each other on 127.0.0.1; where it is "", those with the same `machine`.
+    """
 
     name: str
     machine: str
     cores: int
     gpus: tuple[Gpu, ...] = ()
     declared_gpus: bool = False  # GPUs were named by the spec, not found by NVML
+    network: str = ""
+    root: str = ""  # forgectl's folder there
+    workdir: str = ""  # where the run's workdir is there; "": as on the launching machine
+    addresses: tuple[str, ...] = ()  # where other hosts may reach it, the likeliest first
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,9 @@ class HostPlan:
     env: dict[str, str] | None = None
     gpus: str | int | tuple[int, ...] = "auto"  # as the spec has it
     cores: int = 1
+    slots: int | None = None  # at most so many ranks without GPUs, and so many of its GPUs
+    root: str = ""  # forgectl's folder there
+    workdir: str = ""  # where the run's workdir is there; "": as in the plan
 
 
 @dataclass(frozen=True)
@@ -136,6 +149,8 @@ class MeshPlan:
 
     `env` is common to all ranks of a host and is what its fork server starts with, by host name. `secrets` are
     names whose values agents were given apart from the plan. `gpus` are leased per host for the whole mesh.
+    `wish`, `own_env` and `unit_python` are what its `Unit` says of hosts, variables and interpreter, for the case
+    that it has to go to other hosts.
     """
 
     mesh: str
@@ -151,6 +166,9 @@ class MeshPlan:
     start_method: StartMethod = "fork"
     restart: RestartPolicy = RestartPolicy()
     secrets: tuple[str, ...] = ()
+    wish: tuple[str, ...] | int | None = None
+    own_env: dict[str, str] = field(default_factory=dict)
+    unit_python: str | None = None
 
     @property
     def stays(self) -> bool:
@@ -186,6 +204,8 @@ class Plan:
     env: dict[str, str] = field(default_factory=dict)
     declared: tuple[Declaration, ...] = ()
     open: bool = False
+    sync: SyncKind = "content"  # how ssh hosts get workdir
+    sync_limit: int = SYNC_LIMIT  # bytes of it that may be copied
 
     @property
     def may_grow(self) -> bool:

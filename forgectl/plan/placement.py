@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from forgectl.errors import SpecError, SpecProblem, UsageError
+from forgectl.errors import SpecError, SpecProblem
 from forgectl.plan.allotment import Allotment, Pool, Request, allot
 from forgectl.plan.environment import host_environment, rank_environment
-from forgectl.plan.model import Gpu, HostFacts, HostPlan, MeshPlan, Plan, RankPlan, Unit
+from forgectl.plan.model import HostFacts, HostPlan, MeshPlan, Plan, RankPlan, Unit
 from forgectl.plan.shortage import busy, never_fits
+from forgectl.plan.slots import Slots
+from forgectl.plan.slots import never_fits as never_finds_room
 from forgectl.plan.units import declarations_of, units_of
 
 if TYPE_CHECKING:
@@ -22,35 +24,44 @@ def place(
 ) -> Plan:
     """The plan of `spec` on its hosts, whose facts are given by name.
 
-    `python` is the interpreter of local hosts that name none; `inherited` the launching environment. Raises
-    SpecError with everything that can never fit, else BusyError where GPUs are taken by others.
+    `facts` are needed of all of `spec.all_hosts`. `python` is the interpreter of local hosts that name none;
+    `inherited` the launching environment. Raises SpecError with everything that can never fit, else BusyError where
+    GPUs are taken by others.
     """
     units = units_of(spec)
-    pool = Pool({h.name: facts[h.name].gpus for h in spec.hosts})
-    allotments = _allot_gpus(spec, units, pool)
-    for unit in units:
-        if not unit.with_gpus:
-            hosts = _cpu_hosts(spec, unit)
-            allotments[unit.mesh] = Allotment(hosts, dict.fromkeys(hosts, ()))
-    return _assemble(spec, facts, units, allotments, python, inherited or {})
+    return _assemble(spec, facts, units, _allot(spec, facts, units), python, inherited or {})
 
 
-def _allot_gpus(spec: Spec, units: list[Unit], pool: Pool) -> dict[str, Allotment]:
+def _allot(spec: Spec, facts: Mapping[str, HostFacts], units: list[Unit]) -> dict[str, Allotment]:
     problems = _too_few_hosts(spec, units)
     hopeless = {p.where.removesuffix(".hosts") for p in problems}
-    requests = [Request(u.mesh, u.where, u.procs, u.hosts) for u in units if u.with_gpus and u.where not in hopeless]
-    allotments, hint = allot(requests, pool.free()), None
-    if isinstance(allotments, list):
-        even_if_all_were_free = allot(requests, pool)
+    requests = [(u, Request(u.mesh, u.where, u.procs, u.hosts)) for u in units if u.where not in hopeless]
+    caps = {h.name: h.slots for h in spec.hosts if h.slots is not None}
+    pool, hint = Pool({h.name: facts[h.name].gpus for h in spec.hosts}, caps=caps), None
+    wanting_gpus = [request for unit, request in requests if unit.with_gpus]
+    with_gpus = allot(wanting_gpus, pool.free())
+    if isinstance(with_gpus, list):
+        even_if_all_were_free = allot(wanting_gpus, pool)
         if isinstance(even_if_all_were_free, list):
             problems += [spec.problem(*p) for p in never_fits(even_if_all_were_free, pool)]
             if pool.size == 0:
                 hint = "a host's `gpus: N` declares accelerators that NVML does not see"
+    slots = Slots.of({h.name: h.slots for h in spec.hosts})
+    without = allot([r for unit, r in requests if not unit.with_gpus and unit.kind != "driver"], slots)
+    if isinstance(without, list):
+        problems += [spec.problem(*p) for p in never_finds_room(without, slots)]
     if problems:
         raise SpecError(spec.source, sorted(problems, key=lambda p: (p.line, p.column)), hint=hint)
-    if isinstance(allotments, list):
-        raise busy(allotments, pool)
-    return allotments
+    if isinstance(with_gpus, list):
+        raise busy(with_gpus, pool)
+    assert not isinstance(without, list)
+    return with_gpus | without | _of_driver(spec, units)
+
+
+def _of_driver(spec: Spec, units: list[Unit]) -> dict[str, Allotment]:
+    """A driver takes nothing, on the first local host."""
+    hosts = tuple(h.name for h in spec.all_hosts if h.local)[:1]
+    return {u.mesh: Allotment(hosts, dict.fromkeys(hosts, ())) for u in units if u.kind == "driver"}
 
 
 def _too_few_hosts(spec: Spec, units: list[Unit]) -> list[SpecProblem]:
@@ -60,18 +71,7 @@ def _too_few_hosts(spec: Spec, units: list[Unit]) -> list[SpecProblem]:
         for u in units
         if isinstance(u.hosts, int) and u.hosts > len(spec.hosts)
     }
-    if any(u.kind == "driver" for u in units) and not any(h.local for h in spec.hosts):
-        short["driver"] = f"runs on the launching machine, but no host is local; add 'local' to hosts: {names}"
     return [spec.problem(where, message) for where, message in short.items()]
-
-
-def _cpu_hosts(spec: Spec, unit: Unit) -> tuple[str, ...]:
-    """Every host has room for any number of ranks without GPUs, so the first ones will do."""
-    if unit.kind == "driver":
-        return (next(h.name for h in spec.hosts if h.local),)
-    if isinstance(unit.hosts, tuple):
-        return unit.hosts
-    return tuple(h.name for h in spec.hosts[: unit.hosts or 1])
 
 
 def _assemble(
@@ -84,27 +84,17 @@ def _assemble(
 ) -> Plan:
     used = {name for a in allotments.values() for name in a.hosts}
     code_may_add = any(u.kind == "driver" for u in units)
-    hosts = [h for h in spec.hosts if h.name in used or code_may_add] or list(spec.hosts[:1])
-    one_machine = len({facts[h.name].machine for h in hosts}) == 1
+    may_move = any(u.restart.max and not isinstance(u.hosts, tuple) for u in units)  # to a host that is spare now
+    hosts = [h for h in spec.all_hosts if h.name in used or code_may_add or may_move] or list(spec.hosts[:1])
+    one_machine = len({facts[h.name].network or facts[h.name].machine for h in hosts}) == 1
     host_plans = {h.name: _host_plan(h, facts[h.name], python, one_machine) for h in hosts}
     crowd = Counter(facts[name].machine for u in units for name in _rank_hosts(u, allotments[u.mesh]))
     meshes = []
     for unit in units:
         allotment = allotments[unit.mesh]
-        env = {
-            name: host_environment(
-                spec.env,
-                host_plans[name].env or {},
-                unit.env,
-                host=name,
-                cores=facts[name].cores,
-                ranks=crowd[facts[name].machine],
-                inherited=inherited,
-                secrets=spec.secrets,
-            )
-            for name in allotment.hosts
-        }
-        meshes.append(_mesh_plan(unit, allotment, env, host_plans, str(spec.workdir), spec.secrets))
+        ranks = {name: crowd[facts[name].machine] for name in allotment.hosts}
+        env = environments(spec.env, unit, host_plans, ranks, inherited, spec.secrets)
+        meshes.append(mesh_plan(unit, allotment, env, host_plans, str(spec.workdir), spec.secrets))
     return Plan(
         name=spec.name,
         spec=spec.source,
@@ -116,16 +106,52 @@ def _assemble(
         secrets=spec.secrets,
         env=dict(spec.env),
         declared=declarations_of(spec),
+        sync=spec.sync,
+        sync_limit=spec.sync_limit,
     )
 
 
 def _host_plan(host: Host, facts: HostFacts, python: str, one_machine: bool) -> HostPlan:
-    python = host.python or (python if host.local else "python3")
-    address = "127.0.0.1" if one_machine else host.address or ""  # "": learned when the host is reached
-    return HostPlan(host.name, host.local, python, address, host.ssh, dict(host.env) or None, host.gpus, facts.cores)
+    return HostPlan(
+        name=host.name,
+        local=host.local,
+        python=host.python or (python if host.local else "python3"),
+        address="127.0.0.1" if one_machine else host.address or "".join(facts.addresses[:1]),
+        ssh=host.ssh,
+        env=dict(host.env) or None,
+        gpus=host.gpus,
+        cores=facts.cores,
+        slots=host.slots,
+        root=facts.root,
+        workdir=facts.workdir,
+    )
 
 
-def _mesh_plan(
+def environments(
+    env: Mapping[str, str],
+    unit: Unit,
+    hosts: Mapping[str, HostPlan],
+    ranks: Mapping[str, int],
+    inherited: Mapping[str, str],
+    secrets: tuple[str, ...],
+) -> dict[str, dict[str, str]]:
+    """What a mesh's ranks have in common, on each of the hosts that `ranks` counts ranks of; `env` is the spec's."""
+    return {
+        name: host_environment(
+            env,
+            hosts[name].env or {},
+            unit.env,
+            host=name,
+            cores=hosts[name].cores,
+            ranks=count,
+            inherited=inherited if hosts[name].local else {},  # elsewhere agents start from another environment
+            secrets=secrets,
+        )
+        for name, count in ranks.items()
+    }
+
+
+def mesh_plan(
     unit: Unit,
     allotment: Allotment,
     env: dict[str, dict[str, str]],
@@ -133,6 +159,7 @@ def _mesh_plan(
     workdir: str,
     secrets: tuple[str, ...],
 ) -> MeshPlan:
+    """A unit where it was given room."""
     return MeshPlan(
         mesh=unit.mesh,
         kind=unit.kind,
@@ -147,51 +174,10 @@ def _mesh_plan(
         start_method=unit.start_method,
         restart=unit.restart,
         secrets=secrets,
+        wish=unit.hosts,
+        own_env=unit.env,
+        unit_python=unit.python,
     )
-
-
-def place_more(plan: Plan, unit: Unit, gpus: Mapping[str, tuple[Gpu, ...]], inherited: Mapping[str, str]) -> MeshPlan:
-    """One more mesh for a run: on the first hosts with room, or those it names.
-
-    `gpus` are those of each host that this run has not given out. Raises UsageError for what can never be, BusyError
-    for GPUs that others hold.
-    """
-    _check_hosts(plan, unit)
-    hosts = {h.name: h for h in plan.hosts}
-    if unit.with_gpus:
-        pool = Pool({name: tuple(gpus.get(name, ())) for name in hosts})
-        request = Request(unit.mesh, unit.where, unit.procs, unit.hosts)
-        allotments = allot([request], pool.free())
-        if isinstance(allotments, list):
-            never = allot([request], pool)
-            if isinstance(never, list):
-                raise UsageError("; ".join(f"{where}: {what}" for where, what in never_fits(never, pool)))
-            raise busy(allotments, pool)
-        allotment = allotments[unit.mesh]
-    else:
-        names = unit.hosts if isinstance(unit.hosts, tuple) else tuple(hosts)[: unit.hosts or 1]
-        allotment = Allotment(names, dict.fromkeys(names, ()))
-    each = unit.procs // len(allotment.hosts)
-    env = {
-        name: host_environment(
-            plan.env, hosts[name].env or {}, unit.env, host=name, cores=hosts[name].cores, ranks=each,
-            inherited=inherited, secrets=plan.secrets,
-        )
-        for name in allotment.hosts
-    }  # fmt: skip
-    return _mesh_plan(unit, allotment, env, hosts, plan.workdir, plan.secrets)
-
-
-def _check_hosts(plan: Plan, unit: Unit) -> None:
-    there = [h.name for h in plan.hosts]
-    wanted = unit.hosts
-    if isinstance(wanted, tuple) and (unknown := [n for n in wanted if n not in there]):
-        raise UsageError(f"mesh {unit.mesh}: no host {', '.join(unknown)} in this run; it has {', '.join(there)}")
-    count = len(wanted) if isinstance(wanted, tuple) else wanted or 1
-    if count > len(there):
-        raise UsageError(f"mesh {unit.mesh} wants {count} hosts, but the run has {len(there)}: {', '.join(there[:8])}")
-    if unit.procs % count:
-        raise UsageError(f"mesh {unit.mesh}: {unit.procs} processes cannot be spread evenly over {count} hosts")
 
 
 def _rank_hosts(unit: Unit, allotment: Allotment) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from forgectl.errors import BusyError
 from forgectl.plan.allotment import Misfit, Pool, Request
@@ -12,37 +12,38 @@ SHOWN = 8
 """Hosts or holders that one message lists before it only counts the rest."""
 
 
-def never_fits(misfits: Iterable[Misfit], whole: Pool) -> Iterator[tuple[str, str]]:
+def never_fits(misfits: Iterable[Misfit[Pool]], whole: Pool) -> Iterator[tuple[str, str]]:
     """(place in the spec, message) for each misfit; a service is told once, for its first replica."""
     told: set[str] = set()
     for misfit in misfits:
         request = misfit.request
         if request.where not in told:
             told.add(request.where)
-            yield f"{request.where}.procs", f"{_wish(request, whole)}, but {_stock(misfit, whole)}"
+            yield f"{request.where}.procs", f"{wish(request, whole.hosts, _gpus)}, but {_stock(misfit, whole)}"
 
 
-def busy(misfits: Sequence[Misfit], whole: Pool) -> BusyError:
+def busy(misfits: Sequence[Misfit[Pool]], whole: Pool) -> BusyError:
     """The error for meshes that would fit were it not for the holders of GPUs, whom it names."""
     hosts = _concerned(misfits, whole)
     holders = _holders(hosts, whole) or _holders(list(whole.gpus), whole)
-    wishes = _listed([f"{m.request.where} {_wish(m.request, whole)}" for m in misfits], "meshes")
+    wishes = listed([f"{m.request.where} {wish(m.request, whole.hosts, _gpus)}" for m in misfits], "meshes")
     return BusyError(
-        f"not enough free GPUs: {wishes}. Taken: {_listed(holders, 'holders')}",
+        f"not enough free GPUs: {wishes}. Taken: {listed(holders, 'holders')}",
         hint="wait until they are free, end what holds them (a run of yours: `forgectl shutdown --run RUN`), "
         "or ask for fewer GPUs",
     )
 
 
-def _wish(request: Request, whole: Pool) -> str:
+def wish(request: Request, hosts: int, many: Callable[[int], str]) -> str:
+    """What a mesh wants of so many hosts; `many` puts a number of it in words."""
     name = request.where.rpartition(".")[2]
     replica = f"replica {request.mesh} " if request.mesh != name else ""
     if request.hosts is None:
-        several = request.procs > 1 and len(whole.gpus) > 1
+        several = request.procs > 1 and hosts > 1
         shares = ", on one host or in equal shares on several" if several else ""
-        return f"{replica}wants {_gpus(request.procs)}{shares}"
+        return f"{replica}wants {many(request.procs)}{shares}"
     count = request.hosts if isinstance(request.hosts, int) else len(request.hosts)
-    each = _gpus(request.procs // count)
+    each = many(request.procs // count)
     if isinstance(request.hosts, tuple):
         on = request.hosts[0] if count == 1 else f"each of {', '.join(request.hosts)}"
     else:
@@ -50,24 +51,28 @@ def _wish(request: Request, whole: Pool) -> str:
     return f"{replica}wants {each} on {on}"
 
 
-def _stock(misfit: Misfit, whole: Pool) -> str:
+def _stock(misfit: Misfit[Pool], whole: Pool) -> str:
     """What each host has, and what other meshes of the spec took of it before."""
     hosts = _concerned([misfit], whole)
     sharing: dict[tuple[str, ...], list[str]] = {}
     for host in hosts:
-        uuids = tuple(g.uuid for g in whole.gpus[host])
-        sharing.setdefault(uuids or (f"none on {host}",), []).append(host)
+        uuids = tuple(g.uuid for g in whole.gpus[host]) if whole.room(host) == len(whole.gpus[host]) else ()
+        sharing.setdefault(uuids or (f"alone: {host}",), []).append(host)
     said = []
     for names in sharing.values():
         gpus = whole.gpus[names[0]]
         verb = "has" if len(names) == 1 else "share"
-        takers = Counter(t for g in gpus if (t := misfit.pool.takers.get(g.uuid)))
+        room = whole.room(names[0])
+        capped = f", of which its slots allow {room}" if room < len(gpus) else ""
+        takers = Counter(t for g in gpus if (t := misfit.stock.takers.get(g.uuid)))
         taken = ", ".join(f"{mesh} takes {n}" for mesh, n in takers.items())
-        said.append(f"{_listed(names, 'hosts', ', ')} {verb} {_gpus(len(gpus))}" + (f" ({taken})" if taken else ""))
-    return _listed(said, "hosts")
+        said.append(
+            f"{listed(names, 'hosts', ', ')} {verb} {_gpus(len(gpus))}{capped}" + (f" ({taken})" if taken else "")
+        )
+    return listed(said, "hosts")
 
 
-def _concerned(misfits: Iterable[Misfit], whole: Pool) -> list[str]:
+def _concerned(misfits: Iterable[Misfit[Pool]], whole: Pool) -> list[str]:
     named: set[str] = set()
     for m in misfits:
         named |= set(m.request.hosts if isinstance(m.request.hosts, tuple) else whole.gpus)
@@ -90,6 +95,7 @@ def _gpus(count: int) -> str:
     return "no GPU" if count == 0 else f"{count} GPU" + "s" * (count > 1)
 
 
-def _listed(texts: Sequence[str], what: str, separator: str = "; ") -> str:
+def listed(texts: Sequence[str], what: str, separator: str = "; ") -> str:
+    """Some texts, and how many more there are of `what`."""
     more = len(texts) - SHOWN
     return separator.join(texts[:SHOWN]) + (f"{separator}and {more} more {what}" if more > 0 else "")

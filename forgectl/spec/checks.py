@@ -164,8 +164,10 @@ class Checks:
         """Every `env` of the spec with its path, and whether it reaches a mesh that is pinned to GPUs."""
         anywhere = any(mesh.with_gpus for _, mesh in self.meshes)
         yield "env", self.document.env, anywhere
-        for i, host in enumerate(self.document.hosts):
-            yield f"hosts.{i}.env", host.env, anywhere
+        if "hosts.env" in self.problems.places:  # that of all whom a file or Slurm names
+            yield "hosts.env", self.document.hosts[0].env, anywhere
+        else:
+            yield from ((f"hosts.{i}.env", host.env, anywhere) for i, host in enumerate(self.document.hosts))
         for where, mesh in self.meshes:
             yield f"{where}.env", mesh.env, mesh.with_gpus
         if self.document.driver:

@@ -8,29 +8,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
-
 from forgectl.errors import NotFoundError
 from forgectl.names import NAME
 from forgectl.spec import overrides as override
-from forgectl.spec import programs
+from forgectl.spec import programs, sources
 from forgectl.spec.checks import Checks
 from forgectl.spec.document import MAX_BYTES, compose
 from forgectl.spec.model import Body, Document, Spec
-from forgectl.spec.problems import Place, Problems, Stop, nearest, one_line, show, step
+from forgectl.spec.problems import Place, Problems, Stop, one_line, show
 from forgectl.spec.read import Null, read
 from forgectl.spec.scalars import NAME_RULE
-from forgectl.spec.shape import at, keys
+from forgectl.spec.validate import validated
 
-_ROUNDS = 5
 MAX_ENTRIES = 1000  # hosts, or meshes of one kind
-_EXPECTED = {
-    "dict_type": "a map",
-    "model_type": "a map",
-    "model_attributes_type": "a map",
-    "tuple_type": "a list",
-}
 
 
 def load(path: Path, *, overrides: Sequence[str] = (), environ: Mapping[str, str], name: str | None = None) -> Spec:
@@ -87,9 +77,11 @@ def _parse(
         problems.stop("", f"expected a map with keys such as scripts and hosts, got {show(data)}")
     if name is not None and not NAME.fullmatch(name):
         problems.add("--name", f"{show(name)} is not a name for a run: {NAME_RULE}", place=Place())
+    unread = sources.fill_in(data, folder, environ, problems)
     _limit(data, problems)
-    document, broken = _validate(data, problems)
-    checks = Checks(document, data, environ, problems, broken)
+    _with_empty_meshes(data)
+    document, broken = validated(Document, data, problems)
+    checks = Checks(document, data, environ, problems, broken | unread)
     checks.run()
     workdir = None
     if checks.sound("workdir"):
@@ -112,87 +104,17 @@ def _limit(data: dict[str, Any], problems: Problems) -> None:
             problems.stop(key, f"{len(data[key])} entries; at most {MAX_ENTRIES} are supported")
 
 
+def _with_empty_meshes(data: dict[str, Any]) -> None:
+    """A mesh left empty lacks what a mesh needs."""
+    for kind in ("actors", "services", "scripts"):
+        if isinstance(group := data.get(kind), dict):
+            data[kind] = {name: {} if isinstance(mesh, Null) else mesh for name, mesh in group.items()}
+
+
 def _stem(source: str) -> str:
     """A name for the run that is as near to the file's as names may be."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source).stem).lstrip("._-")[:63]
     return stem.rstrip("-") or "run"
-
-
-def _validate(data: dict[str, Any], problems: Problems) -> tuple[Document, set[str]]:
-    """The document without what is wrong in `data`, and the paths of that; so the rest can be checked too."""
-    broken: set[str] = set()
-    for kind in ("actors", "services", "scripts"):
-        if isinstance(group := data.get(kind), dict):  # a mesh left empty lacks what a mesh needs
-            data[kind] = {name: {} if isinstance(mesh, Null) else mesh for name, mesh in group.items()}
-    for _ in range(_ROUNDS):
-        try:
-            return Document.model_validate(data), broken
-        except ValidationError as e:
-            errors = e.errors(include_url=False)
-            for error in sorted(errors, key=lambda error: error["type"] != "extra_forbidden"):
-                _report(error, problems, broken)
-                broken.add(_leave_out(data, error))
-    raise Stop
-
-
-def _report(error: ErrorDetails, problems: Problems, broken: set[str]) -> None:
-    kind, loc, context = error["type"], error["loc"], error.get("ctx", {})
-    where = ""
-    for key in loc:
-        parent, where = where, step(where, key)
-    if kind == "extra_forbidden":
-        _unknown_key(loc, parent, where, problems, broken)
-    elif kind == "missing":
-        if where not in broken:  # else it was misspelled
-            problems.add(parent, f"{loc[-1]} is missing")
-    elif kind == "spec":
-        inner = step(where, context["at"]) if context["at"] else where
-        problems.add(inner, context["message"])
-    else:
-        expected, given = _EXPECTED.get(kind), error["input"]
-        advice = f"; write [{given}]" if expected == "a list" and _is_name(given) else ""
-        message = f"expected {expected}, got {show(given)}{advice}" if expected else f"{show(given)} will not do"
-        problems.add(where, message)
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and NAME.fullmatch(value) is not None
-
-
-def _unknown_key(loc: tuple[int | str, ...], parent: str, where: str, problems: Problems, broken: set[str]) -> None:
-    if problems.full:
-        problems.untold += 1
-        return
-    model = at(loc[:-1])
-    meant = nearest(str(loc[-1]), keys(model)) if isinstance(model, type) else None
-    problems.add(where, "unknown key" + (f"; did you mean {show(meant)}?" if meant else ""))
-    if meant:
-        broken.add(step(parent, meant))
-
-
-def _leave_out(data: dict[str, Any], error: ErrorDetails) -> str:
-    """Take the faulty value out of `data`, or put in a missing one; the path of what was changed."""
-    loc = error["loc"]
-    holder: Any = data
-    target: tuple[dict[str, Any], str, str] = (data, str(loc[0]), str(loc[0]))
-    where = ""
-    for i, key in enumerate(loc):
-        where = step(where, key)
-        if isinstance(holder, dict):
-            target = (holder, str(key), where)
-        elif isinstance(holder, list) and loc[0] == "hosts" and i == 1 and len(loc) == 2:
-            holder[int(key)] = {"name": f"host-{key}", "local": True}
-            return where
-        try:
-            holder = holder[key]
-        except (KeyError, IndexError, TypeError):
-            holder = None
-    place, name, where = target
-    if error["type"] == "missing":
-        place[name] = f"host-{loc[-2]}" if name == "name" else "module:Class"
-    else:
-        place.pop(name, None)
-    return where
 
 
 def _not_found(path: Path, error: Exception) -> NotFoundError:

@@ -5,20 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from forgectl.errors import SpecProblem
-from forgectl.names import NAME
-from forgectl.plan.model import LEASE, LOG_LIMIT, SERVICE_RESTART, Program
-from forgectl.spec.problems import Place, find, problem, show
-from forgectl.spec.read import Null
+from forgectl.plan.model import LEASE, LOG_LIMIT, SERVICE_RESTART, SYNC_LIMIT, Program, SyncKind
+from forgectl.spec.hosts import DRIVERS_HOST, LOCAL, Env, Hosts, Model
+from forgectl.spec.hosts import Host as Host
+from forgectl.spec.problems import Place, find, problem
 from forgectl.spec.scalars import (
-    NAME_RULE,
-    Bare,
     Bool,
     ClassPath,
     Count,
-    EnvText,
     Interpreter,
     Lease,
     Module,
@@ -29,24 +26,11 @@ from forgectl.spec.scalars import (
     Text,
     Within,
     Words,
-    bare,
-    boolean,
     choice,
-    gpus,
     or_variable,
     spread,
-    wrong,
 )
 
-Gpus = Annotated[
-    Literal["auto", "none"] | int | tuple[int, ...],
-    BeforeValidator(gpus),
-    or_variable(
-        {"enum": ["auto", "none"]},
-        {"type": "integer", "minimum": 0},
-        {"type": "array", "items": {"type": "integer", "minimum": 0}},
-    ),
-]
 Spread = Annotated[
     int | tuple[str, ...] | None,
     BeforeValidator(spread),
@@ -62,72 +46,11 @@ Router = Annotated[
     BeforeValidator(choice("round_robin", "least_loaded", "session")),
     or_variable({"enum": ["round_robin", "least_loaded", "session"]}),
 ]
-Env = dict[str, EnvText]
-
-
-class Model(BaseModel):
-    """Frozen, with no unknown keys; a key left empty counts as absent."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", title=None)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_empty_keys(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: v for k, v in value.items() if not isinstance(v, Null)}
-        return value
-
-
-class Host(Model):
-    """One host of the run: this machine, or one that is reached by ssh."""
-
-    name: Name = Field(description="What meshes, status and logs call this host")
-    local: Bool = Field(default=False, description="This machine; several such hosts rehearse many hosts on one")
-    ssh: Bare | None = Field(default=None, description="The ssh destination; default: the name")
-    address: Bare | None = Field(
-        default=None, description="Where other hosts reach it; default: what ssh resolves it to"
-    )
-    python: Interpreter | None = Field(
-        default=None, description="Interpreter of agent and ranks; default: forgectl's own, by ssh python3"
-    )
-    gpus: Gpus = Field(default="auto", description="auto, none, a number of GPUs, or the indices of those to use")
-    env: Env = Field(default_factory=dict, description="Environment of every rank on this host")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _long_form(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"name": "local", "local": True} if value == "local" else _by_ssh(value)
-        if not isinstance(value, dict) or (value.get("ssh") and "local" in value):
-            return value
-        value = {k: v for k, v in value.items() if not isinstance(v, Null)}
-        if value.get("name") == "local" and "ssh" not in value:
-            value.setdefault("local", True)
-        if _is_true(value.get("local")):
-            value.setdefault("name", "local")
-        elif "name" in value:
-            value.setdefault("ssh", value["name"])
-        elif isinstance(value.get("ssh"), str):
-            value["name"] = _by_ssh(value["ssh"])["name"]
-        return value
-
-
-def _is_true(value: Any) -> bool:
-    try:
-        return boolean(value)
-    except ValueError:
-        return False
-
-
-def _by_ssh(destination: str) -> dict[str, str]:
-    if not destination.strip():
-        raise wrong("expected the name of a host, or a map with its name, got nothing")
-    bare(destination)
-    for name in (destination, destination.rpartition("@")[2]):
-        if NAME.fullmatch(name):
-            return {"name": name, "ssh": destination}
-    message = f"{show(destination)} gives no name for the host ({NAME_RULE})"
-    raise wrong(f"{message}; write {{name: …, ssh: {show(destination)}}}")
+Sync = Annotated[
+    SyncKind,
+    BeforeValidator(choice("content", "none")),
+    or_variable({"enum": ["content", "none"]}),
+]
 
 
 class Restart(Model):
@@ -209,20 +132,6 @@ class Driver(Runnable):
     python: Interpreter | None = Field(default=None, description="Another interpreter than forgectl's own")
 
 
-def _host_list(value: Any) -> Any:
-    if isinstance(value, dict) and value.keys() & {"file", "slurm"}:
-        raise wrong("hosts from a file or from Slurm are not supported yet; list them")
-    if isinstance(value, str):
-        raise wrong(f"expected a list of hosts, got {show(value)}; write [{value}]")
-    if isinstance(value, (list, tuple)) and not value:
-        raise wrong("expected at least one host; leave hosts out for this machine alone")
-    return value
-
-
-LOCAL = Host(name="local", local=True)
-Hosts = Annotated[tuple[Host, ...], BeforeValidator(_host_list)]
-
-
 class Body(Model):
     """What a spec says about a run, apart from its name and folder."""
 
@@ -234,7 +143,22 @@ class Body(Model):
     actors: dict[str, Actor] = Field(default_factory=dict, description="Meshes of actors, by name")
     services: dict[str, Service] = Field(default_factory=dict, description="Replicated actors, by name")
     scripts: dict[str, Script] = Field(default_factory=dict, description="Process groups without actors, by name")
+    sync: Sync = Field(
+        default="content", description="content: workdir is copied to ssh hosts; none: they have it under the same path"
+    )
+    sync_limit: Size = Field(default=SYNC_LIMIT, description="What of workdir may be copied, at most")
     driver: Driver | None = Field(default=None, description="The user's own controlling script")
+
+    @property
+    def has_driver(self) -> bool:
+        """Whether one process on this machine drives the run: the user's script, or what holds its actors."""
+        return bool(self.driver or self.actors or self.services)
+
+    @property
+    def all_hosts(self) -> tuple[Host, ...]:
+        """`hosts`, and this machine for a driver that has no local one."""
+        alone = self.has_driver and not any(host.local for host in self.hosts)
+        return (*self.hosts, DRIVERS_HOST) if alone else self.hosts
 
 
 class Document(Body):

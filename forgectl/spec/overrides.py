@@ -57,6 +57,8 @@ def _assign(item: Item, parts: list[str], shape: Shape, value: Item, here: str) 
         return replace(item, node=_assign_index(node, parts, shape, value, here))
     if not isinstance(node, Mapping):
         raise _NamesNothing(f"{here} is {show(node.text)}, not a map")
+    if isinstance(shape, Keyed) and shape.mapped:
+        shape = shape.mapped
     key, rest = _split(node, parts)
     if key not in node.entries:
         _new_key(node, key, rest, shape, here)

@@ -17,7 +17,7 @@ def find_workdir(document: Document, folder: Path, problems: Problems) -> Path |
     workdir = folder / document.workdir
     if _is("dir", workdir):
         return workdir.resolve()
-    what = "is not a folder" if _is("there", workdir) else f"no such folder{_tilde(document.workdir)}"
+    what = "is not a folder" if _is("there", workdir) else f"no such folder{tilde(document.workdir)}"
     problems.add("workdir", f"{show(document.workdir)}: {what}; looked for {show(str(workdir))}")
     return None
 
@@ -25,7 +25,11 @@ def find_workdir(document: Document, folder: Path, problems: Problems) -> Path |
 def find_files(document: Document, workdir: Path, problems: Problems) -> Document:
     """The document with the file of each `run:` as an absolute path."""
     files = _Files(workdir, problems)
-    scripts = {name: files.found(script, step("scripts", name)) for name, script in document.scripts.items()}
+    copied_to = {host.name for host in document.hosts if not host.local and document.sync == "content"}
+    scripts = {}
+    for name, script in document.scripts.items():
+        copied = bool(copied_to) if not isinstance(script.hosts, tuple) else not copied_to.isdisjoint(script.hosts)
+        scripts[name] = files.found(script, step("scripts", name), copied=copied)
     driver = document.driver and files.found(document.driver, "driver")
     return document.model_copy(update={"scripts": scripts, "driver": driver})
 
@@ -36,14 +40,22 @@ class _Files:
     problems: Problems
     listings: dict[Path, list[str]] = field(default_factory=dict)
 
-    def found(self, script: R, where: str) -> R:
-        """`script` with its file as an absolute path; a file that is not there is added to the problems."""
+    def found(self, script: R, where: str, *, copied: bool = False) -> R:
+        """`script` with its file as an absolute path; a file that is not there is added to the problems.
+
+        `copied`: it may run where only a copy of workdir is, so its file must lie in that.
+        """
         if not script.run:
             return script
         target, *arguments = script.run
         path = self.workdir / target
         if not _is("file", path):
             self.problems.add(f"{where}.run", self.missing(target, path))
+        elif copied:
+            path = path.parent.resolve() / path.name
+            if not path.is_relative_to(self.workdir):
+                message = f"{show(target)} is outside of workdir, all that is copied to ssh hosts"
+                self.problems.add(f"{where}.run", f"{message}; move it there, or say sync: none if they have it")
         return script.model_copy(update={"run": (str(path), *arguments)})
 
     def missing(self, target: str, path: Path) -> str:
@@ -51,7 +63,7 @@ class _Files:
             return f"{show(target)} is a folder; name the Python file in it, or use module"
         if _is("there", path):
             return f"{show(target)} is not a regular file"
-        message = f"no such file {show(target)} in {show(str(self.workdir))}{_tilde(target)}"
+        message = f"no such file {show(target)} in {show(str(self.workdir))}{tilde(target)}"
         near = nearest(path.name, () if self.problems.full else self.listing(path.parent))
         if near:
             return f"{message}; did you mean {show(str(Path(target).with_name(near)))}?"
@@ -67,7 +79,8 @@ class _Files:
         return self.listings[folder]
 
 
-def _tilde(path: str) -> str:
+def tilde(path: str) -> str:
+    """Advice on a path that begins as a shell would expand it."""
     return "; '~' is not expanded, write ${HOME}" if path.startswith("~") else ""
 
 

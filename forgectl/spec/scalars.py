@@ -235,6 +235,9 @@ Procs = Annotated[
     int, BeforeValidator(whole(1, MAX_RANKS)), or_variable(_INTEGER | {"minimum": 1, "maximum": MAX_RANKS})
 ]
 Count = Annotated[int, BeforeValidator(whole(0, 10**9)), or_variable(_INTEGER | {"minimum": 0})]
+Slots = Annotated[
+    int, BeforeValidator(whole(0, MAX_RANKS)), or_variable(_INTEGER | {"minimum": 0, "maximum": MAX_RANKS})
+]
 Lease = Annotated[float, BeforeValidator(seconds(1)), or_variable({"type": "number", "minimum": 1}, _DURATION)]
 Within = Annotated[
     float, BeforeValidator(seconds(0.001)), or_variable({"type": "number", "exclusiveMinimum": 0}, _DURATION)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from forgectl.spec.hosts import HostSource
 from forgectl.spec.model import Document
 
 _PROGRAMS = ("run", "module", "command")
@@ -21,6 +22,11 @@ def json_schema() -> dict[str, Any]:
         "anyOf": [{"type": "string", "description": "local, or an ssh destination"}, host],
         "description": host.pop("description"),
     }
+    source = kinds["HostSource"] = _plain(HostSource.model_json_schema(by_alias=True))
+    source["oneOf"] = [{"required": ["file"]}, {"required": ["slurm"]}]
+    hosts = schema["properties"]["hosts"]
+    listed = {key: hosts.pop(key) for key in ("type", "items")}
+    hosts["anyOf"] = [listed, {"$ref": "#/$defs/HostSource"}]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A spec of forgectl",

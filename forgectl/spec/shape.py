@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from forgectl.spec.model import Document, Model
+from forgectl.spec.hosts import Model, OrMapped
+from forgectl.spec.model import Document
 
 
 @dataclass(frozen=True)
 class Keyed:
-    """A map or list whose keys the user chooses; `free`: of plain values, so that new keys may be added."""
+    """A map or list whose keys the user chooses; `free`: of plain values, so that new keys may be added.
+
+    `mapped`: what it may be instead, as a map with keys of its own.
+    """
 
     inner: type[Model] | None
     free: bool = False
+    mapped: type[Model] | None = None
 
 
 Shape = type[Model] | Keyed | None
@@ -25,7 +30,12 @@ Shape = type[Model] | Keyed | None
 @cache
 def keys(model: type[Model]) -> Mapping[str, Shape]:
     """The keys of one model as they are written, with what each holds."""
-    return {field.alias or name: _shape(field.annotation) for name, field in model.model_fields.items()}
+    found = {field.alias or name: _shape(field.annotation) for name, field in model.model_fields.items()}
+    for name, field in model.model_fields.items():
+        shape, instead = found.get(name), [m.model for m in field.metadata if isinstance(m, OrMapped)]
+        if instead and isinstance(shape, Keyed):
+            found[name] = replace(shape, mapped=instead[0])
+    return found
 
 
 def _shape(annotation: Any) -> Shape:

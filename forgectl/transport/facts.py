@@ -1,41 +1,179 @@
-"""What planning has to know of hosts, asked of the hosts themselves."""
+"""What planning has to know of hosts, asked of the hosts themselves; connections by ssh stay open."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import socket
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar
 
 from forgectl.agent.gpus import NoSuchGpu, discover
-from forgectl.errors import SpecError, SpecProblem
-from forgectl.plan.model import Gpu, HostFacts, HostPlan
+from forgectl.errors import ForgeError, SpecError, SpecProblem, SshRefusedError, UnreachableError
+from forgectl.names import name_of
+from forgectl.plan.model import HostFacts
 from forgectl.processes import boot_id
+from forgectl.protocol import GetFacts, HostReport
+from forgectl.relay import reach
+from forgectl.transport.ssh import Destination, Dialled, dial
 
 if TYPE_CHECKING:
     from forgectl.spec.model import Host, Spec
 
+T = TypeVar("T")
+MODULES = ("torch", "monarch", "cloudpickle")
+"""What meshes may need of a host's interpreter, and forgectl itself does not."""
 
-def gather(spec: Spec, environ: Mapping[str, str]) -> dict[str, HostFacts]:
-    """Facts of every host of the spec, by name; raises SpecError for GPUs that are not there."""
-    facts: dict[str, HostFacts] = {}
-    problems: list[SpecProblem] = []
+
+@dataclass
+class Hosts:
+    """The hosts of a spec: their facts by name, and connections to the relays of those that ssh reaches."""
+
+    facts: dict[str, HostFacts] = field(default_factory=dict)
+    connections: dict[str, Dialled] = field(default_factory=dict)
+    missing: dict[str, tuple[str, ...]] = field(default_factory=dict)  # which of MODULES an ssh host has not
+
+    listeners: list[socket.socket] = field(default_factory=list)  # of this machine, while others dial it
+
+    def hush(self) -> None:
+        """Listen no more."""
+        for listener in self.listeners:
+            listener.close()
+        self.listeners = []
+
+    def descriptors(self, names: Collection[str]) -> dict[str, int]:
+        """The connections to these hosts, to be handed to another process."""
+        return {n: c.line.socket.fileno() for n, c in self.connections.items() if n in names}
+
+    def hand_on(self) -> None:
+        """Another process has them now."""
+        for connection in self.connections.values():
+            connection.hand_on()
+
+    def __enter__(self) -> Hosts:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.hush()
+        for connection in self.connections.values():
+            connection.close()
+
+
+def gather(spec: Spec, environ: Mapping[str, str]) -> Hosts:
+    """Reach every host of the spec, all at once; raises SpecError for GPUs that are not there, and what ssh says."""
+    hosts = Hosts()
     wanted = any(m.with_gpus for m in (*spec.scripts.values(), *spec.actors.values(), *spec.services.values()))
-    for index, host in enumerate(spec.hosts):
-        try:
-            facts[host.name] = _local(host, environ, look_for_gpus=wanted)
-        except NoSuchGpu as e:
-            problems.append(spec.problem(f"hosts[{index}].gpus", str(e)))
-    if problems:
-        raise SpecError(spec.source, problems)
-    return facts
+    try:
+        remote = {h.name: h for h in spec.all_hosts if not h.local}
+        reports = _reports(spec, remote, hosts, look_for_gpus=wanted)
+        problems: list[SpecProblem] = []
+        for index, host in enumerate(spec.all_hosts):
+            report = reports.get(host.name)
+            try:
+                if report is None:
+                    hosts.facts[host.name] = _local(host, environ, look_for_gpus=wanted)
+                elif report.no_such_gpu:
+                    raise NoSuchGpu(report.no_such_gpu)
+                else:
+                    hosts.facts[host.name] = _remote(spec, host, report)
+                    hosts.missing[host.name] = report.missing
+            except NoSuchGpu as e:
+                problems.append(spec.problem(f"hosts[{index}].gpus", str(e)))
+        if problems:
+            raise SpecError(spec.source, problems)
+    except BaseException:
+        hosts.__exit__(None, None, None)
+        raise
+    return hosts
 
 
-def gpus_of(host: HostPlan, environ: Mapping[str, str]) -> tuple[Gpu, ...]:
-    """The GPUs of a host of a run, with their holders of this moment."""
-    return discover(host.gpus, host=host.name, environ=environ).gpus
+def destination(host: Host) -> Destination:
+    """How ssh reaches a host of the spec."""
+    return Destination(host.name, host.ssh or host.name, host.python or "python3")
+
+
+def for_all(work: Mapping[str, Callable[[], T]]) -> tuple[dict[str, T], dict[str, ForgeError]]:
+    """Do something for each host, all at once: what came of it, and what was raised, by host."""
+    done: dict[str, T] = {}
+    failed: dict[str, ForgeError] = {}
+    if not work:
+        return done, failed
+    with ThreadPoolExecutor(len(work)) as threads:
+        futures = {name: threads.submit(job) for name, job in work.items()}
+        for name, future in futures.items():
+            try:
+                done[name] = future.result()
+            except ForgeError as e:
+                failed[name] = e
+    return done, failed
+
+
+def together(errors: Mapping[str, ForgeError]) -> ForgeError:
+    """One error of all hosts that failed: what each said, and the hints that differ."""
+    first, *others = errors.values()
+    if not others:
+        return first
+    kind = SshRefusedError if any(isinstance(e, SshRefusedError) for e in errors.values()) else UnreachableError
+    message = "\n".join(e.message for e in errors.values())
+    hints = dict.fromkeys(e.hint for e in errors.values() if e.hint)
+    return kind(f"{len(errors)} hosts cannot be used:\n{message}", hint="\n  hint: ".join(hints) or None)
+
+
+def _reports(spec: Spec, remote: Mapping[str, Host], hosts: Hosts, *, look_for_gpus: bool) -> dict[str, HostReport]:
+    def ask(host: Host) -> HostReport:
+        connection = hosts.connections[host.name] = dial(destination(host))
+        report = connection.ask(GetFacts(host.name, host.gpus, look_for_gpus, MODULES))
+        assert isinstance(report, HostReport)
+        return report
+
+    def job(host: Host) -> Callable[[], HostReport]:
+        return lambda: ask(host)
+
+    reports, errors = for_all({name: job(host) for name, host in remote.items()})
+    if errors:
+        raise together(errors)
+    return reports
 
 
 def _local(host: Host, environ: Mapping[str, str], *, look_for_gpus: bool) -> HostFacts:
     found = discover(host.gpus if look_for_gpus else "none", host=host.name, environ=environ)
-    cores = len(os.sched_getaffinity(0))
-    return HostFacts(host.name, boot_id(), cores, found.gpus, found.declared)
+    return HostFacts(
+        host.name,
+        boot_id(),
+        len(os.sched_getaffinity(0)),
+        found.gpus,
+        found.declared,
+        network=reach.network(),
+        addresses=reach.candidates(),
+    )
+
+
+def _remote(spec: Spec, host: Host, report: HostReport) -> HostFacts:
+    synced = spec.sync == "content"
+    return HostFacts(
+        host.name,
+        report.boot_id,
+        report.cores,
+        report.gpus,
+        report.declared_gpus,
+        network=report.network,
+        root=report.root,
+        workdir=str(Path(report.root) / "work" / workdir_key(spec.workdir)) if synced else str(spec.workdir),
+        addresses=report.addresses,
+    )
+
+
+def workdir_key(workdir: Path) -> str:
+    """What hosts call the copy of a workdir of this machine's and user's."""
+    try:
+        machine = Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        machine = ""
+    whole = f"{machine or socket.gethostname()}\0{os.getuid()}\0{workdir}"
+    return f"{name_of(workdir.name, 'workdir')}-{hashlib.sha256(os.fsencode(whole)).hexdigest()[:12]}"

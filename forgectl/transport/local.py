@@ -3,17 +3,63 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+from pathlib import Path
 
 from forgectl.boot import BOOT
 from forgectl.codec import to_json
 from forgectl.errors import ForgeError, NotFoundError, UnreachableError
-from forgectl.processes import Identity, boot_id, identify, open_pidfd, signal_exactly
-from forgectl.protocol import AgentConfig
+from forgectl.processes import boot_id, identify, open_pidfd, signal_exactly
+from forgectl.protocol import AGENT_TO_CONTROLLER, AgentConfig
+from forgectl.stream import Stream
 
 START_SECONDS = 30.0
+START_TIMES = 5
+
+
+class LocalWay:
+    """The way to the agent that listens, or is to listen, at `socket` on this machine."""
+
+    may_drop = False
+
+    def __init__(self, socket: Path, python: str) -> None:
+        self._socket = socket
+        self._python = python
+
+    async def connect(self) -> Stream | None:
+        """A connection to the agent, or None where none lives."""
+        try:
+            return await Stream.connect(self._socket, AGENT_TO_CONTROLLER)
+        except OSError:
+            return None
+
+    async def start_agent(self, config: AgentConfig) -> int:
+        """Start an agent, and others where that is killed: without one nobody ends what an earlier one left."""
+        for _ in range(START_TIMES - 1):
+            with contextlib.suppress(AgentKilledError):
+                return await start_agent(config, self._python)
+        return await start_agent(config, self._python)
+
+    def put_down(self, stream: Stream) -> None:
+        """SIGKILL an agent that was silent for a whole lease: it is as good as dead, and its processes die with it."""
+        identity = identify(stream.peer_pid)  # it holds the other end: nobody else has its pid
+        if identity is not None:
+            signal_exactly(identity, signal.SIGKILL)
+
+    def rebooted(self, boot: str | None) -> bool:
+        """Whether the host was, since it had that boot id."""
+        return boot not in (boot_id(), None)
+
+    async def wait_gone(self, pid: int | None, boot: str | None) -> None:
+        """Wait until the agent process of that pid has exited."""
+        if pid is not None and boot == boot_id():
+            await wait_gone(pid)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 async def start_agent(config: AgentConfig, python: str) -> int:
@@ -59,21 +105,9 @@ def _why_not(config: AgentConfig, python: str, err: str, code: int | None) -> Fo
     return UnreachableError(f"host {config.host}: its agent could not start under {python}: {last}", hint=hint)
 
 
-def agent_identity(pid: int, boot: str | None) -> Identity | None:
-    """The living agent process of that pid, if this is still the boot that it was started in."""
-    if boot != boot_id():
-        return None
-    return identify(pid)
-
-
-def kill_agent(identity: Identity) -> None:
-    """SIGKILL an agent that does not answer; its processes die with it."""
-    signal_exactly(identity, signal.SIGKILL)
-
-
-async def wait_gone(pid: int | None, boot: str | None, seconds: float = 5.0) -> None:
-    """Wait until the agent process of that pid has exited."""
-    identity = agent_identity(pid, boot) if pid else None
+async def wait_gone(pid: int, seconds: float = 5.0) -> None:
+    """Wait until the process that has this pid now has exited."""
+    identity = identify(pid)
     pidfd = open_pidfd(identity) if identity else None
     if pidfd is None:
         return

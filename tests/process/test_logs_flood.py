@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from forgectl.agent.logs import LogCap, Trimmed, Uncapped
+from forgectl.log_cap import LogCap, Trimmed, Uncapped
 from forgectl.cli.log_stream import Chunk, LogStream, Source
 from forgectl.cli.log_writer import LogWriter
 

@@ -1,6 +1,7 @@
 """A short notation for specs, hosts and plans, so that cases of placement can be read at a glance.
 
-Hosts: `a:4` has GPUs 0 to 3; `a:4!1` has GPU 1 in somebody's hands; `b=a:4` is another name for a's machine.
+Hosts: `a:4` has GPUs 0 to 3; `a:4!1` has GPU 1 in somebody's hands; `a:4#2` has 2 slots; `b=a:4` is another name
+for a's machine.
 Meshes: `x:4` wants 4 GPUs; `x:4/2` on 2 hosts; `x:4@b+a` on b and a; `x:4-` 4 ranks without GPUs.
 Plans: `x=a01,b01` says that x has GPUs 0 and 1 of a, then 0 and 1 of b; `x=a` that it has none.
 """
@@ -27,26 +28,29 @@ def spec_of(text: str, environ: dict[str, str] | None = None) -> Spec:
 def hosts_of(notation: str) -> tuple[str, dict[str, HostFacts]]:
     """The `hosts:` line of a spec, and the facts."""
     facts: dict[str, HostFacts] = {}
+    entries = []
     for word in notation.split():
-        name, machine, count, held = re.fullmatch(r"(\w+)(?:=(\w+))?:(\d+)(?:!(\d+))?", word).groups()
+        pattern = r"(\w+)(?:=(\w+))?:(\d+)(?:!(\d+))?(?:#(\d+))?"
+        name, machine, count, held, slots = re.fullmatch(pattern, word).groups()
         machine = machine or name
         gpus = tuple(
             Gpu(str(i), f"GPU-{machine}-{i}", "H200", HOLDER if str(i) in (held or "") else None)
             for i in range(int(count))
         )
         facts[name] = HostFacts(name, machine, CORES, gpus)
-    entries = ", ".join(f"{{name: {name}, local: true}}" for name in facts)
-    return f"hosts: [{entries}]\n", facts
+        entries.append(f"{{name: {name}, local: true{f', slots: {slots}' if slots else ''}}}")
+    return f"hosts: [{', '.join(entries)}]\n", facts
 
 
-def case(hosts: str, meshes: str) -> tuple[Spec, dict[str, HostFacts]]:
+def case(hosts: str, meshes: str, more: str = "") -> tuple[Spec, dict[str, HostFacts]]:
+    """The spec and the facts; `more` is added to the spec."""
     line, facts = hosts_of(hosts)
     text = f"{line}scripts:\n"
     for word in meshes.split():
         name, procs, cpu, count, named = re.fullmatch(r"(\w+):(\d+)(-)?(?:/(\d+))?(?:@([\w+]+))?", word).groups()
         on = f", hosts: {count}" if count else f", hosts: [{named.replace('+', ', ')}]" if named else ""
         text += f"  {name}: {{command: 'true', procs: {procs}, with_gpus: {str(not cpu).lower()}{on}}}\n"
-    return spec_of(text), facts
+    return spec_of(text + more), facts
 
 
 def placed(spec: Spec, facts: dict[str, HostFacts], **more: Any) -> Plan:

@@ -15,9 +15,23 @@ SOURCE = "spec.yaml"
 ENVIRON = {"HOME": "/home/u", "HF_TOKEN": "hf_secret", "SIZE": "4", "EMPTY": "", "BYTES": "\udcff"}
 
 
+HOSTFILE = """# hosts of the field, and what is wrong with the others
+gpu01 slots=4
+u@gpu02:2  # MPICH's way
+
+gpu01
+-oProxyCommand=x
+gpu03 gpus=8
+gpu04 slots=many
+gpu05:2 slots=4
+gpu06 slots=4 max_slots=2
+"""
+
+
 def make_folder(folder: Path) -> Path:
-    """`folder` with two Python files and a folder in it."""
+    """`folder` with two Python files, a folder and a hostfile full of mistakes in it."""
     (folder / "train.py").touch()
+    (folder / "hosts.txt").write_text(HOSTFILE)
     (folder / "main.py").touch()
     (folder / "pkg").mkdir(exist_ok=True)
     return folder

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forgectl.agent.logs import LogCap, Trimmed
+from forgectl.log_cap import LogCap, Trimmed
 from forgectl.cli.log_file import CHUNK
 from forgectl.cli.log_stream import (
     LONGEST_LINE,

@@ -120,6 +120,15 @@ def test_a_default_gives_way_to_the_spec_then_to_the_launching_environment(name:
     assert value(inherited={name: "3"}, secrets=(name,)) is None  # a secret's value is in no plan
 
 
+def test_the_launching_environment_is_not_that_of_hosts_elsewhere() -> None:
+    spec = spec_of("hosts: [local, gpu01]\nscripts: {x: {command: 'true', hosts: 2, procs: 2}}\n")
+    env = placed(spec, hosts_of("local:0 gpu01:0")[1], inherited={"OMP_NUM_THREADS": "3"}).mesh("x").env
+    assert {host: variables["OMP_NUM_THREADS"] for host, variables in env.items()} == {
+        "local": "3",
+        "gpu01": str(CORES),
+    }
+
+
 def test_restarts_are_told_to_ranks() -> None:
     spec = spec_of("scripts: {x: {command: 'true', restart: {max: 2}}}")
     mesh = placed(spec, hosts_of("local:0")[1]).mesh("x")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from forgectl.errors import BusyError, SpecError
@@ -38,6 +40,24 @@ FITS = [
     ("a:4 b:4", "x:3-", "x=a"),  # without GPUs every host has room
     ("a:0 b:0 c:0", "x:4-/2", "x=a,b"),
     ("a:0 b:0 c:0", "x:4-@c+a", "x=c,a"),
+    # slots: of ranks without GPUs, and of GPUs
+    ("a:0#2 b:0", "x:4-", "x=b"),
+    ("a:0 b:0#2", "x:2-", "x=a"),  # the first with room, not the tightest fit
+    ("a:0#2 b:0#2", "x:4-", "x=a,b"),  # as few hosts as have room, evenly
+    ("a:0#3 b:0#1 c:0#3", "x:4-", "x=a,c"),
+    ("a:0#2 b:0#2 c:0#2", "x:3-/3", "x=a,b,c"),
+    ("a:0#1 b:0#4 c:0#2", "x:4-/2", "x=b,c"),
+    ("a:0#4 b:0#2", "x:2- y:4-", "x=b y=a"),  # bigger ones have the first choice
+    ("a:0#4 b:0#2", "x:2- y:3-@a", "x=b y=a"),
+    # the first with room would strand u; looking further finds room
+    ("a:0#10 b:0#10", "p:5-/1 q:4-/1 r:4-/1 s:3-/1 t:2-/1 u:2-/1", "p=a q=b r=b s=a t=a u=b"),
+    ("a:0#0 b:0", "x:1-", "x=b"),
+    ("a:4#2", "x:2", "x=a01"),
+    ("a:4#2 b:4", "x:4", "x=b0123"),
+    ("a:4#2 b:4#2", "x:4", "x=a01,b01"),
+    ("a:4!01#2", "x:2", "x=a23"),  # whichever are free
+    ("a:4#2 b=a:4#2", "x:4", "x=a01,b23"),  # of one machine, each its share
+    ("a:4#2", "x:2 y:2-", "x=a01 y=a"),  # counted apart
 ]
 
 
@@ -71,6 +91,27 @@ NEVER = [
     ),
     ("a:4 b:4", "x:3/3", ["scripts.x.hosts: wants 3 hosts, but the spec has 2: a, b"]),
     ("a:4", "x:3-/3", ["scripts.x.hosts: wants 3 hosts, but the spec has 1: a"]),
+    (
+        "a:0#2 b:0#3 c:0#0",
+        "x:6- y:1-@a z:2-/1",
+        [
+            "scripts.x.procs: wants 6 slots, on one host or in equal shares on several, "
+            "but a has 2 slots (y takes 1); b has 3 slots; c has no slot",
+        ],
+    ),
+    ("a:0#2 b:0", "x:3-@a", ["scripts.x.procs: wants 3 slots on a, but a has 2 slots"]),
+    ("a:0#2 b:0", "x:6-@a+b", ["scripts.x.procs: wants 3 slots on each of a, b, but a has 2 slots; b has any number"]),
+    ("a:8#2", "x:4", ["scripts.x.procs: wants 4 GPUs, but a has 8 GPUs, of which its slots allow 2"]),
+    ("a:0#8", "x:4", ["scripts.x.procs: wants 4 GPUs, but a has no GPU"]),
+    (
+        "a:4#2 b=a:4#2",
+        "x:6/2 y:3-@b",
+        [
+            "scripts.x.procs: wants 3 GPUs on each of 2 hosts, but "
+            "a has 4 GPUs, of which its slots allow 2; b has 4 GPUs, of which its slots allow 2",
+            "scripts.y.procs: wants 3 slots on b, but b has 2 slots",
+        ],
+    ),
     (
         "a:4 b:4",
         "x:3/3 y:9/1 z:10/1",
@@ -197,10 +238,18 @@ def test_the_driver_is_one_process_on_the_first_local_host() -> None:
     assert driver.env["here"]["WHO"] == "driver"
 
 
-def test_a_driver_without_a_local_host_is_an_error_with_its_place() -> None:
-    spec = spec_of("hosts: [gpu01]\nactors: {x: {class: m:C}}\ndriver: {command: 'true'}\n")
-    with pytest.raises(SpecError, match=r"spec\.yaml:3:\d+: driver: .*no host is local"):
-        placed(spec, hosts_of("gpu01:0")[1])
+@pytest.mark.parametrize("driver", ["driver: {command: 'true'}", ""])
+def test_where_no_host_is_local_this_machine_takes_the_driver_and_nothing_else(driver: str) -> None:
+    text = "hosts: [gpu01, gpu02]\nactors: {x: {class: m:C, procs: 4, hosts: 2}, y: {class: m:C}}\n" + driver
+    plan = placed(spec_of(text), hosts_of("gpu01:0 gpu02:0 local:0")[1])
+    assert {m.mesh: m.hosts for m in plan.meshes} == {"x": ("gpu01", "gpu02"), "y": ("gpu01",), "driver": ("local",)}
+    assert [(h.name, h.local, h.gpus, h.slots) for h in plan.hosts] == [
+        ("gpu01", False, "auto", None),
+        ("gpu02", False, "auto", None),
+        ("local", True, "none", 0),
+    ]
+    with pytest.raises(SpecError, match=r"actors\.x\.hosts: wants 3 hosts, but the spec has 2: gpu01, gpu02"):
+        placed(spec_of(text.replace("4, hosts: 2", "3, hosts: 3")), hosts_of("gpu01:0 gpu02:0 local:0")[1])
 
 
 def test_only_hosts_in_use_are_planned_each_with_its_interpreter() -> None:
@@ -228,3 +277,32 @@ def test_one_machine_stays_on_loopback_and_several_use_their_addresses() -> None
     assert [h.address for h in spread.hosts] == ["10.0.0.1", "10.0.0.2", ""]
     _, together = hosts_of("a:0 b=a:0 c=a:0")
     assert {h.address for h in placed(spec_of(text + meshes % "3"), together).hosts} == {"127.0.0.1"}
+
+
+def test_a_network_tells_who_reaches_whom_on_loopback_better_than_a_machine() -> None:
+    text = "hosts: [a, {name: b, address: 10.0.0.2}]\nscripts: {x: {command: 'true', hosts: 2, procs: 2}}\n"
+
+    def addresses(*networks: str) -> list[str]:
+        _, facts = hosts_of("a:0 b=a:0")
+        for name, network in zip(facts, networks, strict=True):
+            facts[name] = replace(facts[name], network=network, addresses=("10.9.9.1", "fe80::1"))
+        return [h.address for h in placed(spec_of(text), facts).hosts]
+
+    assert addresses("", "") == ["127.0.0.1"] * 2  # one machine
+    assert addresses("n1", "n1") == ["127.0.0.1"] * 2
+    assert addresses("n1", "n2") == ["10.9.9.1", "10.0.0.2"]  # two namespaces of one machine
+
+
+def test_a_plan_says_where_things_are_on_each_host_and_how_they_get_there() -> None:
+    spec = spec_of("hosts: [a]\nsync: none\nsync_limit: 4GiB\nscripts: {x: {command: 'true'}}\n")
+    _, facts = hosts_of("a:0")
+    facts["a"] = replace(facts["a"], root="/var/tmp/forgectl-0", workdir="/var/tmp/forgectl-0/work/w")
+    plan = placed(spec, facts)
+    assert (plan.sync, plan.sync_limit) == ("none", 4 << 30)
+    assert (plan.hosts[0].root, plan.hosts[0].workdir) == ("/var/tmp/forgectl-0", "/var/tmp/forgectl-0/work/w")
+
+
+def test_a_mesh_keeps_what_it_wished_for() -> None:
+    trainer, sft = everything_planned().mesh("trainer"), everything_planned().mesh("sft")
+    assert (trainer.wish, trainer.own_env, trainer.unit_python) == (2, {"BOTH": "mesh"}, "/opt/py")
+    assert (sft.wish, sft.own_env, sft.unit_python) == (("here",), {}, None)

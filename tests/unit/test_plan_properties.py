@@ -24,18 +24,22 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Problem:
-    """Hosts by name as (machine, GPUs, indices held by others), and meshes for them."""
+    """Hosts by name as (machine, GPUs, indices held by others), their slots, and meshes for them."""
 
     hosts: dict[str, tuple[str, int, tuple[int, ...]]]
+    slots: dict[str, int | None]
     meshes: tuple[Mesh, ...]
 
     def case(self):
         hosts = " ".join(
-            f"{name}={machine}:{count}" + ("!" + "".join(map(str, held)) if held else "")
+            f"{name}={machine}:{count}" + ("!" + "".join(map(str, held)) if held else "") + self._slots(name)
             for name, (machine, count, held) in self.hosts.items()
         )
         meshes = " ".join(f"x{i}:{m.procs}{'' if m.gpus else '-'}" + self._on(m) for i, m in enumerate(self.meshes))
         return case(hosts, meshes)
+
+    def _slots(self, host: str) -> str:
+        return "" if self.slots[host] is None else f"#{self.slots[host]}"
 
     @staticmethod
     def _on(mesh: Mesh) -> str:
@@ -46,15 +50,21 @@ class Problem:
     def room(self, *, held_count: bool) -> dict[str, int]:
         return {machine: count - (0 if held_count else len(held)) for machine, count, held in self.hosts.values()}
 
-    def fits(self, room: dict[str, int], meshes: tuple[Mesh, ...] | None = None) -> bool:
+    def fits(self, room: dict[str, int]) -> bool:
         """By trying every choice of hosts for every mesh: GPUs of a machine are alike, so counts will do."""
-        first, *others = self.meshes if meshes is None else meshes
+        left = Counter({("machine", machine): count for machine, count in room.items()})
+        for host, slots in self.slots.items():
+            left["slots of GPUs", host] = left["slots", host] = 99 if slots is None else slots
+        return self._fits(left, self.meshes)
+
+    def _fits(self, room: Counter, meshes: tuple[Mesh, ...]) -> bool:
+        first, *others = meshes
         for hosts in self._choices(first):
             left = Counter(room)
-            if first.gpus:
-                for host in hosts:
-                    left[self.hosts[host][0]] -= first.procs // len(hosts)
-            if min(left.values()) >= 0 and (not others or self.fits(dict(left), tuple(others))):
+            for host in hosts:
+                left["slots of GPUs" if first.gpus else "slots", host] -= first.procs // len(hosts)
+                left["machine", self.hosts[host][0]] -= first.procs // len(hosts) if first.gpus else 0
+            if min(left.values()) >= 0 and (not others or self._fits(left, tuple(others))):
                 return True
         return False
 
@@ -77,6 +87,7 @@ def problems(draw: st.DrawFn) -> Problem:
             held = draw(st.sets(st.integers(0, count - 1), max_size=2)) if count else set()
             machines[machine] = (count, tuple(sorted(held)))
         hosts[name] = (machine, *machines[machine])
+    slots = {name: draw(st.none() | st.integers(0, 6)) for name in names}
     meshes = []
     for _ in range(draw(st.integers(1, 5))):
         spread = draw(
@@ -88,7 +99,7 @@ def problems(draw: st.DrawFn) -> Problem:
         )
         count = len(spread) if isinstance(spread, tuple) else spread or 1
         meshes.append(Mesh(count * draw(st.integers(1, 4)), draw(st.booleans()), spread))
-    return Problem(hosts, tuple(meshes))
+    return Problem(hosts, slots, tuple(meshes))
 
 
 @settings(max_examples=400, deadline=None)
@@ -120,6 +131,9 @@ def test_every_plan_is_whole_even_exclusive_and_the_same_again(problem: Problem)
         plan = placed(spec, facts)
     except (SpecError, BusyError):
         return
+    for host, slots in problem.slots.items():
+        taken = Counter(any(mesh.gpus.values()) for mesh in plan.meshes for _ in mesh.ranks_on(host))
+        assert slots is None or max(taken.values(), default=0) <= slots
     leased = [g for mesh in plan.meshes for gpus in mesh.gpus.values() for g in gpus]
     assert len({g.uuid for g in leased}) == len(leased)
     assert all(g.holder is None for g in leased)

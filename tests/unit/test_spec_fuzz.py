@@ -20,12 +20,29 @@ from tests.unit.spec_cases import ENVIRON, SOURCE, make_folder
 KEYS = [
     *("name", "workdir", "hosts", "env", "secrets", "lease", "log_limit", "actors", "services", "scripts", "driver"),
     *("class", "args", "procs", "with_gpus", "restart", "max", "within", "start_method", "python", "preload"),
-    *("num_replicas", "router", "run", "module", "command", "local", "ssh", "address", "gpus", "a", "b"),
+    *(
+        "file",
+        "slurm",
+        "slots",
+        "sync",
+        "sync_limit",
+        "num_replicas",
+        "router",
+        "run",
+        "module",
+        "command",
+        "local",
+        "ssh",
+        "address",
+        "gpus",
+        "a",
+        "b",
+    ),
 ]
 WORDS = [
     *("train.py", "main.py", "local", "gpu01", "auto", "none", "m:C", "true", "no", "1", "2", "-1", "0", "017", "10m"),
     *("2GiB", "${SIZE}", "${NOPE}", "$$", "${", "HF_TOKEN", "RANK", "A", "~", "", "x y", "'", "\x1b[0m"),
-    *("fork", "session", "driver", "a.0", "nowhere", "..", "-x", "é", "9" * 40),
+    *("hosts.txt", "content", "fork", "session", "driver", "a.0", "nowhere", "..", "-x", "é", "9" * 40),
 ]
 TOKENS = [
     *(f"{key}: " for key in KEYS),
@@ -42,7 +59,7 @@ values: st.SearchStrategy[Any] = st.recursive(
 )
 names = st.sampled_from(["a", "b", "a.0", "driver", "x y"])
 meshes = st.dictionaries(names, st.dictionaries(st.sampled_from(KEYS), values, max_size=6) | values, max_size=3)
-sections = ["hosts", "env", "secrets", "lease", "log_limit", "name", "workdir", "driver", "nope"]
+sections = ["hosts", "env", "secrets", "lease", "log_limit", "sync", "sync_limit", "name", "workdir", "driver", "nope"]
 specs = st.fixed_dictionaries(
     {},
     optional=dict.fromkeys(["actors", "services", "scripts"], meshes) | dict.fromkeys(sections, values),

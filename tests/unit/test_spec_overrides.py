@@ -42,6 +42,7 @@ scripts:
         ("hosts[1].gpus=auto", "hosts/1/gpus", "auto"),
         ("hosts=[local]", "hosts", (LOCAL,)),
         ("hosts.0={name: x, local: yes}", "hosts/0/name", "x"),
+        ("hosts={file: good.txt}", "hosts/0/name", "gpu01"),
         ("env.X=", "env", {"X": ""}),
         ("name=3.10", "name", "3.10"),
         ("name=", "name", "spec"),
@@ -51,6 +52,7 @@ scripts:
     ],
 )
 def test_what_can_be_overridden(tmp_path: Path, override: str, path: str, value: Any) -> None:
+    (tmp_path / "good.txt").write_text("gpu01\n")
     found: Any = read(tmp_path, TEXT, override)
     for key in path.split("/"):
         if isinstance(found, (dict, tuple, list)):
@@ -130,3 +132,16 @@ def test_problems_of_the_file_and_of_overrides_are_told_together(tmp_path: Path)
         ["spec.yaml", "--set scripts.sft.procs"],
         ["spec.yaml:6:11", "actors.trainer.proc"],
     ]
+
+
+def test_the_source_of_hosts_can_be_overridden_key_by_key(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.txt").write_text(f"{name}\n")
+    text = "hosts: {file: one.txt}\nscripts: {a: {run: train.py}}\n"
+    (host,) = read(tmp_path, text, "hosts.file=two.txt", "hosts.python=/opt/python", "hosts.env={A: b}").hosts
+    assert (host.name, host.python, host.env) == ("two", "/opt/python", {"A": "b"})
+    (host,) = read(tmp_path, "scripts: {a: {run: train.py}}", "hosts.file=two.txt").hosts
+    assert host.name == "two"
+    lines = problems(tmp_path, text, "hosts.fil=x", "hosts.file=none.txt")
+    assert lines[0] == "spec.yaml: --set hosts.fil: names nothing: hosts knows no key 'fil'; did you mean 'file'?"
+    assert lines[1].startswith("spec.yaml: --set hosts.file: 'none.txt': no such file; looked for '/")

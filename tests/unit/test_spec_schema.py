@@ -85,6 +85,8 @@ GOOD = [
     "hosts: [{ssh: a@b}, {local: true}, {name: x, gpus: 2}]\nscripts: {a: {command: [echo, 1], hosts: [x]}}",
     "env: {A: 1, B: yes, C: 1.5, D: }\nscripts: {a: {run: [train.py, --lr, 0.1], procs: '${SIZE}', hosts: 2}}\n"
     "hosts: [a, b]",
+    "hosts: [{name: x, slots: 4}]\nsync: none\nsync_limit: 2GiB\nscripts: {a: {module: x}}",
+    "hosts: {file: good.txt, python: /opt/python, gpus: 2, env: {A: 1}, slots: 2}\nscripts: {a: {module: x}}",
     "services: {s: {class: '${NONE:-m:C}', router: '${NONE:-session}', with_gpus: '${NONE:-no}', args: {x: [1]}}}",
 ]
 BAD = [
@@ -105,6 +107,11 @@ BAD = [
     "log_limit: 2 parsecs\nscripts: {a: {run: train.py}}",
     "hosts: local\nscripts: {a: {run: train.py}}",
     "hosts: [{name: a, gpus: most}]\nscripts: {a: {run: train.py}}",
+    "hosts: {gpus: none}\nscripts: {a: {run: train.py}}",
+    "hosts: {file: good.txt, slurm: true}\nscripts: {a: {run: train.py}}",
+    "hosts: {file: good.txt, name: x}\nscripts: {a: {run: train.py}}",
+    "hosts: [{name: a, slots: -1}]\nscripts: {a: {run: train.py}}",
+    "sync: rsync\nscripts: {a: {run: train.py}}",
     "driver: {run: main.py, restart: {max: 1}}",
     "secrets: {A: b}\nscripts: {a: {run: train.py}}",
 ]
@@ -112,6 +119,7 @@ BAD = [
 
 @pytest.mark.parametrize("text", GOOD)
 def test_good_specs_conform(tmp_path: Path, text: str) -> None:
+    (tmp_path / "good.txt").write_text("gpu01 slots=8\n")
     read(tmp_path, text)
     assert conforms(yaml.safe_load(text), SCHEMA)
 
@@ -126,10 +134,11 @@ def test_it_is_a_json_schema_with_a_description_of_every_key() -> None:
     assert json.loads(json.dumps(SCHEMA)) == SCHEMA
     assert SCHEMA["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert set(SCHEMA["properties"]) == {
-        *("name", "workdir", "hosts", "env", "secrets", "lease", "log_limit"),
+        *("name", "workdir", "hosts", "env", "secrets", "lease", "log_limit", "sync", "sync_limit"),
         *("actors", "services", "scripts", "driver"),
     }
     assert "class" in SCHEMA["$defs"]["Actor"]["properties"]
+    assert SCHEMA["properties"]["hosts"]["anyOf"][1] == {"$ref": "#/$defs/HostSource"}
     schemas = [SCHEMA, *SCHEMA["$defs"].values(), SCHEMA["$defs"]["Host"]["anyOf"][1]]
     for schema in schemas:
         for key, value in schema.get("properties", {}).items():

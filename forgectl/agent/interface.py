@@ -1,0 +1,35 @@
+"""The network interface by which this host's ranks should reach those on other hosts."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+
+import psutil
+
+GLOO = "GLOO_SOCKET_IFNAME"
+"""Without it gloo takes the interface of the host's own name: often 127.0.1.1, or a bridge that nobody else reaches."""
+
+
+def gloo_environment(address: str, given: Mapping[str, str]) -> dict[str, str]:
+    """What gloo has to be told where `address` is on another host, unless the user (`given`) has."""
+    if GLOO in given or GLOO in os.environ:
+        return {}
+    name = interface_towards(address)
+    return {GLOO: name} if name else {}
+
+
+def interface_towards(address: str) -> str | None:
+    """The name of the interface that packets to `address` leave by; None for loopback, or where it is not known."""
+    try:
+        family, _, _, _, where = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(where)  # sends nothing
+            own = probe.getsockname()[0]
+    except OSError:
+        return None
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(a.address.partition("%")[0] == own for a in addresses):
+            return None if own.startswith("127.") or own == "::1" else name
+    return None

@@ -1,0 +1,61 @@
+"""Reads logs of this host for the launching machine, part by part, so that they come home over the control connection."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import os
+import time
+from pathlib import Path
+
+from forgectl.log_cap import next_data
+from forgectl.names import NAME
+from forgectl.protocol import LogAt, LogPart, LogParts, ProtocolError, ReadLogs
+
+ANSWER_BYTES = 1 << 20
+"""Of all parts of an answer; in base64 they fit a message, and commands do not wait for long behind them."""
+LOOK_SECONDS = 0.05
+
+
+async def read_logs(logs: Path, request: ReadLogs) -> LogParts:
+    """What is new in each log; where nothing is, wait for it for at most `request.wait` seconds.
+
+    Raises ProtocolError for what is no log of a run.
+    """
+    deadline = time.monotonic() + min(request.wait, 60.0)
+    while True:
+        parts = _parts(logs, request.logs)
+        if any(part.data for part in parts) or time.monotonic() >= deadline:
+            return LogParts(parts)
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+def _parts(logs: Path, wanted: tuple[LogAt, ...]) -> tuple[LogPart, ...]:
+    share = max(ANSWER_BYTES // max(1, len(wanted)), 4096)
+    parts: list[LogPart] = []
+    left = ANSWER_BYTES
+    for at in wanted:
+        if left <= 0:
+            break
+        part = _part(logs, at, min(share, left))
+        left -= len(part.data)
+        parts.append(part)
+    return tuple(parts)
+
+
+def _part(logs: Path, at: LogAt, most: int) -> LogPart:
+    """The bytes from `at.offset` on, or from where a hole (what the cap dropped) ends."""
+    if not NAME.fullmatch(at.mesh):
+        raise ProtocolError(f"{at.mesh[:80]!r} is no name of a mesh")  # it becomes part of a path
+    path = logs / at.mesh / str(at.generation) / f"rank-{at.rank}.log"
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            size = os.fstat(fd).st_size
+            offset = next_data(fd, at.offset, size) if at.offset < size else at.offset
+            data = os.pread(fd, min(most, max(0, size - offset)), offset)
+            return LogPart(at, offset, base64.b64encode(data).decode(), size)
+        finally:
+            os.close(fd)
+    return LogPart(at, at.offset, "", 0)

@@ -1,0 +1,128 @@
+"""Meshes that come to a run later: those that code adds, and those that lost a host. Pure, like placement."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from forgectl.errors import BusyError, UsageError
+from forgectl.plan.allotment import Allotment, Pool, Request, allot
+from forgectl.plan.model import Gpu, HostPlan, MeshPlan, Plan, Unit
+from forgectl.plan.placement import environments, mesh_plan
+from forgectl.plan.shortage import busy, never_fits
+from forgectl.plan.slots import Slots
+from forgectl.plan.slots import never_fits as never_finds_room
+
+
+def place_more(
+    plan: Plan,
+    unit: Unit,
+    gpus: Mapping[str, tuple[Gpu, ...]],
+    inherited: Mapping[str, str],
+    living: Iterable[MeshPlan] = (),
+) -> MeshPlan:
+    """One more mesh for a run: on the first hosts with room, or those it names.
+
+    `gpus` are those of each host that this run has not given out, `living` its meshes, which take slots. Raises
+    UsageError for what can never be, BusyError for GPUs that others hold and slots that the run's meshes take.
+    """
+    _check_hosts(plan, unit)
+    find = _gpus_for if unit.with_gpus else _slots_for
+    allotment = find(unit, plan.hosts, gpus, tuple(living))
+    ranks = dict.fromkeys(allotment.hosts, unit.procs // len(allotment.hosts))
+    hosts = {h.name: h for h in plan.hosts}
+    env = environments(plan.env, unit, hosts, ranks, inherited, plan.secrets)
+    return mesh_plan(unit, allotment, env, hosts, plan.workdir, plan.secrets)
+
+
+def replace_lost(
+    plan: Plan,
+    mesh: MeshPlan,
+    lost: Collection[str],
+    gpus: Mapping[str, tuple[Gpu, ...]],
+    inherited: Mapping[str, str],
+    living: Iterable[MeshPlan] = (),
+) -> MeshPlan:
+    """The same mesh on hosts that are not lost, as its spec wishes. `gpus` and `living` are as in `place_more`, its own
+    GPUs among the former. Raises UsageError where it cannot go elsewhere, BusyError where there is no room just now.
+    """
+    wish, gone = mesh.wish, ", ".join(h.name for h in plan.hosts if h.name in lost)
+    if mesh.kind == "driver":
+        raise UsageError("the driver runs on the launching machine and nowhere else")
+    if isinstance(wish, tuple) and (named := [name for name in wish if name in lost]):
+        hint = "hosts: N, or no hosts at all, would let it restart elsewhere"
+        raise UsageError(f"mesh {mesh.mesh} is to run on {', '.join(wish)}, and {', '.join(named)} is lost", hint=hint)
+    left = dataclasses.replace(plan, hosts=tuple(h for h in plan.hosts if h.name not in lost))
+    try:
+        return place_more(left, _unit_of(mesh), gpus, inherited, [m for m in living if m.mesh != mesh.mesh])
+    except (UsageError, BusyError) as e:
+        raise type(e)(f"mesh {mesh.mesh} finds no place now that {gone} is lost: {e.message}", hint=e.hint) from None
+
+
+def _unit_of(mesh: MeshPlan) -> Unit:
+    """What was to be placed when the mesh was."""
+    return Unit(
+        mesh=mesh.mesh,
+        kind=mesh.kind,
+        where=mesh.mesh,
+        program=mesh.program,
+        procs=mesh.procs,
+        hosts=mesh.wish,
+        with_gpus=any(mesh.gpus.values()),
+        env=mesh.own_env,
+        python=mesh.unit_python,
+        preload=mesh.preload,
+        start_method=mesh.start_method,
+        restart=mesh.restart,
+    )
+
+
+def _check_hosts(plan: Plan, unit: Unit) -> None:
+    there = [h.name for h in plan.hosts]
+    open_to_all = [h.name for h in plan.hosts if h.slots != 0]
+    wanted = unit.hosts
+    if isinstance(wanted, tuple) and (unknown := [n for n in wanted if n not in there]):
+        raise UsageError(f"mesh {unit.mesh}: no host {', '.join(unknown)} in this run; it has {', '.join(there)}")
+    if isinstance(wanted, tuple) and (closed := [n for n in wanted if n not in open_to_all]):
+        hint = "a driver that has no local host among `hosts` runs on this machine; list local there for other meshes"
+        raise UsageError(f"mesh {unit.mesh}: host {closed[0]} takes no ranks, as it has no slots", hint=hint)
+    count = len(wanted) if isinstance(wanted, tuple) else wanted or 1
+    if count > len(open_to_all):
+        few = f"has {len(open_to_all)}: {', '.join(open_to_all[:8])}" if open_to_all else "has none for it"
+        raise UsageError(f"mesh {unit.mesh} wants {count} host{'s' * (count > 1)}, but the run {few}")
+    if unit.procs % count:
+        raise UsageError(f"mesh {unit.mesh}: {unit.procs} processes cannot be spread evenly over {count} hosts")
+
+
+def _gpus_for(
+    unit: Unit, hosts: Sequence[HostPlan], gpus: Mapping[str, tuple[Gpu, ...]], living: Sequence[MeshPlan]
+) -> Allotment:
+    given = Counter(host for mesh in living for host, gpus in mesh.gpus.items() for _ in gpus)
+    caps = {h.name: max(0, h.slots - given[h.name]) for h in hosts if h.slots is not None}
+    pool = Pool({h.name: tuple(gpus.get(h.name, ())) for h in hosts}, caps=caps)
+    request = Request(unit.mesh, unit.where, unit.procs, unit.hosts)
+    allotments = allot([request], pool.free())
+    if isinstance(allotments, dict):
+        return allotments[unit.mesh]
+    never = allot([request], pool)
+    if isinstance(never, list):
+        raise UsageError("; ".join(f"{where}: {what}" for where, what in never_fits(never, pool)))
+    raise busy(allotments, pool)
+
+
+def _slots_for(
+    unit: Unit, hosts: Sequence[HostPlan], gpus: Mapping[str, tuple[Gpu, ...]], living: Sequence[MeshPlan]
+) -> Allotment:
+    without = (m for m in living if m.kind != "driver" and not any(m.gpus.values()))
+    taken = Counter(rank.host for mesh in without for rank in mesh.ranks)
+    whole = {h.name: h.slots for h in hosts}
+    left = Slots.of({name: None if slots is None else max(0, slots - taken[name]) for name, slots in whole.items()})
+    request = Request(unit.mesh, unit.where, unit.procs, unit.hosts)
+    allotments = allot([request], left)
+    if isinstance(allotments, dict):
+        return allotments[unit.mesh]
+    said = "; ".join(f"{where}: {what}" for where, what in never_finds_room(allotments, left))
+    if isinstance(allot([request], Slots.of(whole)), list):
+        raise UsageError(said)
+    raise BusyError(f"{said}, beside the run's other meshes", hint="shut one of them down first")

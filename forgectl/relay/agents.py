@@ -1,0 +1,57 @@
+"""The agent of a run on this host: reached at its socket, or started."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from forgectl.boot import BOOT
+from forgectl.codec import to_json
+from forgectl.errors import UnreachableError
+from forgectl.protocol import AgentConfig
+from forgectl.wire import dial, peer_pid, private_folder
+
+START_SECONDS = 30.0
+
+
+def reach(path: Path) -> socket.socket | None:
+    """A connection to the agent that listens at `path`; None where none does."""
+    try:
+        return dial(path, 5.0)
+    except OSError:
+        return None
+
+
+def watch(agent: socket.socket) -> int | None:
+    """A pidfd of the agent at the other end; None where it is gone already."""
+    try:
+        return os.pidfd_open(peer_pid(agent))
+    except OSError:
+        return None
+
+
+def start(config: AgentConfig) -> int:
+    """Start the agent under this interpreter; its pid once it listens. Raises UnreachableError with what it said."""
+    try:
+        for folder in (Path(config.run_dir).parent.parent, Path(config.run_dir).parent, Path(config.run_dir)):
+            private_folder(folder)
+        process = subprocess.run(
+            [sys.executable, BOOT, "agent"],
+            env={**os.environ, "FORGE_RUN_ID": config.run, "FORGE_HOST": config.host, "FORGE_ROLE": "agent"},
+            cwd="/",
+            input=json.dumps(to_json(config)).encode() + b"\n",
+            capture_output=True,
+            timeout=START_SECONDS,
+        )
+        return int(json.loads(process.stdout)["pid"])
+    except subprocess.TimeoutExpired:
+        raise UnreachableError(f"host {config.host}: its agent did not start within {START_SECONDS:g} s") from None
+    except OSError as e:
+        raise UnreachableError(f"host {config.host}: its agent could not be started: {e}") from None
+    except (ValueError, KeyError):
+        said = process.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
+        raise UnreachableError(f"host {config.host}: its agent could not start: {said[-1]}") from None

@@ -1,0 +1,133 @@
+"""The relay: answers what is asked of its host, then copies bytes between its standard streams and the agent."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from forgectl import __version__
+from forgectl.errors import ForgeError
+from forgectl.protocol import (
+    LAUNCHER_TO_RELAY,
+    SYNC_TO_RELAY,
+    AgentReached,
+    AgentStarted,
+    Dialled,
+    DialOut,
+    Examine,
+    GetFacts,
+    Listening,
+    ListenOn,
+    NoAgent,
+    ProtocolError,
+    ReachAgent,
+    Refusal,
+    RelayReady,
+    StartAgent,
+    Sync,
+)
+from forgectl.relay import agents, facts, reach, tree
+from forgectl.relay.examine import examine
+from forgectl.wire import Line, peer_pid
+
+GONE_SECONDS = 5.0
+LONGEST_SILENCE = 600.0
+"""Seconds after which a relay that nobody asks anything ends: its launcher may be gone without a word."""
+
+
+class Streams:
+    """Standard input and output as the one thing that `Line` takes for a socket."""
+
+    def __init__(self) -> None:
+        self._timeout: float | None = None
+
+    def settimeout(self, timeout: float | None) -> None:
+        self._timeout = timeout
+
+    def recv(self, most: int) -> bytes:
+        if self._timeout is not None and not select.select([0], [], [], self._timeout)[0]:
+            raise TimeoutError("the other end says nothing")
+        return os.read(0, most)
+
+    def sendall(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(1, view) :]
+
+    def close(self) -> None:
+        os.close(1)
+
+
+class Relay:
+    """Serves one connection."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.line = Line(cast(socket.socket, Streams()), (*LAUNCHER_TO_RELAY, *SYNC_TO_RELAY))
+        self._listeners: list[socket.socket] = []
+        self._answers: dict[type, Callable[[Any], Any]] = {
+            GetFacts: lambda r: facts.gather(self._root, r),
+            Examine: lambda r: examine(self._root, r, addresses=facts.dialled_at()),
+            ListenOn: self._listen,
+            DialOut: lambda r: Dialled(reach.dial_all(r.targets)),
+            StartAgent: lambda r: AgentStarted(agents.start(r.config)),
+        }
+
+    def serve(self) -> None:
+        """Answer until the other end hangs up, or asks for the agent and gets it."""
+        self.line.send(RelayReady(__version__, os.getpid()))
+        while (request := self.line.receive(LONGEST_SILENCE)) is not None:
+            if isinstance(request, ReachAgent):
+                agent = agents.reach(Path(request.socket))
+                if agent is not None:
+                    self.line.send(AgentReached(peer_pid(agent)))
+                    self._copy(agent)
+                    return
+                self.line.send(NoAgent())
+                continue
+            if isinstance(request, Sync):
+                tree.receive(self.line, request, self._root)
+                continue
+            try:
+                self.line.send(self._answers[type(request)](request))
+            except ForgeError as e:
+                self.line.send(Refusal(e.exit_code, e.message, e.hint))
+
+    def _listen(self, request: ListenOn) -> Listening:
+        self._listeners, ports = reach.listen_on(request.addresses)
+        return Listening(ports)
+
+    def _copy(self, agent: socket.socket) -> None:
+        """Be a pipe to the agent; returns when either end is gone."""
+        for listener in self._listeners:
+            listener.close()
+        agent.settimeout(None)
+        agent.sendall(self.line.take_buffered(1 << 24))
+
+        def to_agent() -> None:
+            try:
+                while data := os.read(0, 1 << 16):
+                    agent.sendall(data)
+            finally:
+                os._exit(0)  # the launcher hung up; its agent lives on
+
+        threading.Thread(target=to_agent, daemon=True).start()
+        streams, pidfd = Streams(), agents.watch(agent)
+        while data := agent.recv(1 << 16):
+            streams.sendall(data)
+        if pidfd is not None:  # the end of this connection tells that the agent is gone: so it should be
+            select.select([pidfd], [], [], GONE_SECONDS)
+
+
+def main(root: str) -> None:
+    """Serve this process's standard streams."""
+    try:
+        Relay(Path(root)).serve()
+    except (ConnectionError, TimeoutError, ProtocolError):
+        os._exit(1)
+    os._exit(0)

@@ -1,0 +1,87 @@
+"""A hostfile as DeepSpeed and MPI write it: a host a line, with its slots. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from forgectl.plan.model import MAX_RANKS
+from forgectl.spec.problems import show
+
+_EQUALS = re.compile(r"\s*=\s*")
+_NUMBER = re.compile(r"0*([0-9]{1,9})")
+_MOST = ("max_slots", "max-slots")  # Open MPI's: how far `slots` may be exceeded, which we never do
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A host of a hostfile: where it stands, what to type after `ssh`, and how many ranks it takes."""
+
+    line: int
+    destination: str
+    slots: int | None = None
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """What is wrong with a line."""
+
+    line: int
+    message: str
+
+
+class _Wrong(ValueError):
+    """Why a line cannot be read."""
+
+
+def read_hostfile(text: bytes) -> Iterator[Entry | Complaint]:
+    """What each line that says something says."""
+    lines = text.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    for number, raw in enumerate(lines, start=1):
+        try:
+            line = raw.decode().partition("#")[0].strip()
+            if line:
+                yield _entry(number, line)
+        except UnicodeDecodeError:
+            yield Complaint(number, "not UTF-8; save the file as UTF-8")
+        except _Wrong as e:
+            yield Complaint(number, str(e))
+
+
+def _entry(number: int, line: str) -> Entry:
+    name, *rest = line.split(None, 1)
+    name, given = _with_count(name)
+    slots = [] if given is None else [given]
+    most: int | None = None
+    for word in _EQUALS.sub("=", " ".join(rest)).split():
+        key, _, value = word.partition("=")
+        if key == "slots":
+            slots.append(_count(key, value))
+        elif key in _MOST:
+            most = _count(key, value)
+        else:
+            raise _Wrong(f"cannot read {show(word)}; a line is NAME, NAME slots=N or NAME:N")
+    if len(slots) > 1:
+        raise _Wrong("gives the number of slots twice")
+    count = slots[0] if slots else most
+    if most is not None and count is not None and most < count:
+        raise _Wrong(f"has more slots ({count}) than max_slots ({most})")
+    return Entry(number, name, count)
+
+
+def _with_count(name: str) -> tuple[str, int | None]:
+    """`name:N`, as MPICH has it."""
+    before, colon, count = name.rpartition(":")
+    if not colon or not before or ":" in before or "/" in before:
+        return name, None
+    return before, _count(f"{before}:", count)
+
+
+def _count(key: str, text: str) -> int:
+    match = _NUMBER.fullmatch(text)
+    if not match:
+        raise _Wrong(f"expected a number after {show(key)}, got {show(text or None)}")
+    if int(match[1]) > MAX_RANKS:
+        raise _Wrong(f"{show(key)} must be at most {MAX_RANKS}, got {match[1]}")
+    return int(match[1])

@@ -1,0 +1,135 @@
+"""Finds out where hosts reach each other, and proves it by dials, before any rank could hang for want of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from forgectl.errors import UnreachableError
+from forgectl.plan.model import Plan
+from forgectl.protocol import Dialled, DialOut, Listening, ListenOn, Target
+from forgectl.relay import reach
+from forgectl.transport.facts import Hosts, for_all, together
+
+Pairs = set[tuple[str, str]]
+"""(from, to): hosts by name."""
+
+
+def verified(plan: Plan, hosts: Hosts, given: Mapping[str, str]) -> Plan:
+    """The plan with an address for each host that the others of its meshes reach; raises UnreachableError.
+
+    `given`: what the spec says of hosts' addresses. Hosts of one network need none but 127.0.0.1.
+    """
+    network = {name: f.network for name, f in hosts.facts.items()}
+    needed = needed_pairs(plan, network)
+    pairs = needed | possible_pairs(plan, network)
+    names = sorted({to for _, to in pairs})
+    candidates = {n: (given[n],) if n in given else hosts.facts[n].addresses for n in names}
+    ports = listen(candidates, hosts)
+    seen = dial_out(pairs, ports, hosts)
+    hosts.hush()
+    chosen = {n: _choose(n, candidates[n], ports[n], (needed, pairs), seen, n in given) for n in names}
+    placed = tuple(dataclasses.replace(h, address=chosen.get(h.name, h.address)) for h in plan.hosts)
+    return dataclasses.replace(plan, hosts=placed)
+
+
+def possible_pairs(plan: Plan, network: Mapping[str, str]) -> Pairs:
+    """Which hosts may have to reach which later: where code adds meshes, or a restart may go to other hosts."""
+    if not plan.may_grow and not any(m.restart.max and not isinstance(m.wish, tuple) for m in plan.meshes):
+        return set()
+    hosts = [h.name for h in plan.hosts if h.slots != 0]
+    return {(a, b) for a in hosts for b in hosts if network[a] != network[b]}
+
+
+def needed_pairs(plan: Plan, network: Mapping[str, str]) -> Pairs:
+    """Which hosts have to reach which: those of a mesh each other; the driver's all that have actors."""
+    pairs: Pairs = set()
+    groups: list[Sequence[str]] = [m.hosts for m in plan.meshes]
+    actors = sorted({h for m in plan.meshes if m.stays for h in m.hosts})
+    if actors and len({network[h] for h in actors}) > 1:
+        groups.append(actors)  # a handle may be handed to any of them
+    for group in groups:
+        pairs |= {(a, b) for a in group for b in group if network[a] != network[b]}
+    for driver in (m.hosts[0] for m in plan.meshes if m.kind == "driver"):
+        pairs |= {(driver, b) for b in actors if network[driver] != network[b]}
+    return pairs
+
+
+def listen(candidates: Mapping[str, Sequence[str]], hosts: Hosts) -> dict[str, dict[str, int]]:
+    """Host → address → port where somebody listens for the moment."""
+
+    def ask(name: str) -> dict[str, int]:
+        connection = hosts.connections.get(name)
+        if connection is None:
+            listeners, ports = reach.listen_on(candidates[name])
+            hosts.listeners += listeners
+            return ports
+        answer = connection.ask(ListenOn(tuple(candidates[name])))
+        assert isinstance(answer, Listening)
+        return answer.ports
+
+    found, errors = for_all({name: (lambda name=name: ask(name)) for name in candidates})  # type: ignore[misc]
+    if errors:
+        raise together(errors)
+    return found
+
+
+def dial_out(
+    pairs: Pairs, ports: Mapping[str, Mapping[str, int]], hosts: Hosts
+) -> dict[tuple[str, str, str], str | None]:
+    """(from, to, address) → why it was not reached there."""
+
+    def ask(name: str) -> dict[str, str | None]:
+        there = [to for start, to in sorted(pairs) if start == name]
+        targets = tuple(Target(f"{to} {a}", a, port) for to in there for a, port in ports[to].items())
+        connection = hosts.connections.get(name)
+        if connection is None:
+            return reach.dial_all(targets)
+        answer = connection.ask(DialOut(targets))
+        assert isinstance(answer, Dialled)
+        return answer.results
+
+    starts = sorted({start for start, _ in pairs})
+    found, errors = for_all({name: (lambda name=name: ask(name)) for name in starts})  # type: ignore[misc]
+    if errors:
+        raise together(errors)
+    return {(s, *_split(key)): why for s, results in found.items() for key, why in results.items()}
+
+
+def _split(key: str) -> tuple[str, str]:
+    to, _, address = key.partition(" ")
+    return to, address
+
+
+def _choose(
+    name: str,
+    candidates: Sequence[str],
+    ports: Mapping[str, int],
+    needed_and_all: tuple[Pairs, Pairs],
+    seen: Mapping[tuple[str, str, str], str | None],
+    given: bool,
+) -> str:
+    """The address of a host at which all that need it reach it, and of those that may need it the most."""
+    needed, pairs = needed_and_all
+    starts = [start for start, to in sorted(needed) if to == name]
+    good: list[tuple[int, str]] = []
+    complaints: list[str] = []
+    for address in candidates:
+        if address not in ports:
+            complaints.append(f"{address} is no address of {name}")
+            continue
+        failed = [(s, why) for s in starts if (why := seen.get((s, name, address), "not tried"))]
+        if not failed:
+            missed = sum((s, name, address) in seen and bool(seen[s, name, address]) for s, to in pairs if to == name)
+            good.append((missed, address))
+        complaints += [f"{s} does not reach it at {address}: {why}" for s, why in failed[:3]]
+    if good:
+        return min(good, key=lambda g: g[0])[1]
+    if not starts:
+        return candidates[0] if candidates else ""
+    hint = f"`address:` of host {name} says where other hosts reach it"
+    if given:
+        hint += "; without it forgectl looks for one"
+    what = "; ".join(complaints[:6]) or "it has no address but loopback"
+    message = f"host {name} cannot take part with others: {what}"
+    raise UnreachableError(message, hint=f"{hint}. Is a firewall in between?")

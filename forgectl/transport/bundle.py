@@ -1,0 +1,37 @@
+"""forgectl's own code as it is shipped to hosts: one archive, named by its content."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import io
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent
+STAGE = PACKAGE / "relay" / "stage.py"
+"""What unpacks it on a host."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A compressed archive and its SHA-256."""
+
+    data: bytes
+    digest: str
+
+
+@functools.cache
+def bundle() -> Bundle:
+    """The package as it is now. The same files give the same bytes, whoever ships them."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for path in sorted(PACKAGE.rglob("*.py")):
+            data = path.read_bytes()
+            info = tarfile.TarInfo(str(path.relative_to(PACKAGE.parent)))
+            info.size, info.mode = len(data), 0o600
+            archive.addfile(info, io.BytesIO(data))
+    data = gzip.compress(packed.getvalue(), compresslevel=6, mtime=0)
+    return Bundle(data, hashlib.sha256(data).hexdigest())

@@ -1,0 +1,122 @@
+"""Reaches an agent on an ssh host: through the relay, dialled anew whenever the connection was lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from forgectl.errors import UnreachableError
+from forgectl.protocol import (
+    AGENT_TO_CONTROLLER,
+    MAX_LINE,
+    RELAY_TO_LAUNCHER,
+    AgentConfig,
+    AgentReached,
+    AgentStarted,
+    NoAgent,
+    ProtocolError,
+    ReachAgent,
+    StartAgent,
+)
+from forgectl.stream import Stream
+from forgectl.transport.ssh import Destination, Dialled, dial
+from forgectl.wire import Line
+
+T = TypeVar("T")
+DIAL_SECONDS = 5
+"""After a loss: the sooner a dial gives up, the sooner the next one sees that the link is back."""
+_threads = ThreadPoolExecutor(128, thread_name_prefix="ssh")
+
+
+class SshWay:
+    """The way to the agent that listens, or is to listen, at `socket` on an ssh host.
+
+    `handed` is a connection to its relay that the launching command has opened.
+    """
+
+    may_drop = True
+
+    def __init__(self, to: Destination, socket: str, handed: socket.socket | None) -> None:
+        self._to = to
+        self._socket = socket
+        self._relay = Dialled(to, Line(handed, RELAY_TO_LAUNCHER)) if handed else None
+        self._current: Dialled | None = None  # what the agent is reached through
+        self._dialling: subprocess.Popen[bytes] | None = None
+        self._closed = False
+
+    async def connect(self) -> Stream | None:
+        """A connection to the agent, or None where none lives; raises ForgeError where the host is not reached."""
+        self._drop()
+        relay = self._relay if self._relay is not None else await _in_thread(self._dial)
+        self._relay = None
+        try:
+            answer = await _in_thread(relay.ask, ReachAgent(self._socket))
+            if isinstance(answer, NoAgent):
+                self._relay = relay
+                return None
+            if not isinstance(answer, AgentReached):
+                raise ProtocolError(f"no answer to ReachAgent: {answer!r}")
+        except BaseException:
+            relay.close()
+            raise
+        self._current = relay
+        reader, writer = await asyncio.open_unix_connection(sock=relay.line.socket, limit=MAX_LINE)
+        return Stream(reader, writer, AGENT_TO_CONTROLLER)
+
+    def _dial(self) -> Dialled:
+        def note(process: subprocess.Popen[bytes]) -> None:
+            self._dialling = process
+            if self._closed:
+                process.kill()
+
+        try:
+            relay = dial(self._to, tries=1, seconds=DIAL_SECONDS, started=note)
+        finally:
+            self._dialling = None
+        if self._closed:  # meanwhile nobody waits for it any more
+            relay.close()
+        return relay
+
+    async def start_agent(self, config: AgentConfig) -> int:
+        """Start an agent where `connect` found none; raises ForgeError with what it said."""
+        if self._relay is None:
+            raise UnreachableError(f"host {self._to.name}: the connection was lost")
+        answer = await _in_thread(self._relay.ask, StartAgent(config))
+        if not isinstance(answer, AgentStarted):
+            raise ProtocolError(f"no answer to StartAgent: {answer!r}")
+        return answer.pid
+
+    def put_down(self, stream: Stream) -> None:
+        """Nothing that could be done from here: it will fence itself."""
+
+    def rebooted(self, boot: str | None) -> bool:
+        """Not known: a host that reboots is not reached for a while, and lost."""
+        return False
+
+    async def wait_gone(self, pid: int | None, boot: str | None) -> None:
+        """Nothing: the connection has ended with the agent."""
+
+    def _drop(self) -> None:
+        """End the ssh of a connection that was lost: it may wait for the network yet."""
+        if self._current is not None:
+            self._current.close()
+            self._current = None
+
+    def close(self) -> None:
+        """End every connection, and a dial that goes on."""
+        self._closed = True
+        self._drop()
+        if self._relay is not None:
+            self._relay.close()
+        if (process := self._dialling) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
+
+async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:
+    return await asyncio.get_running_loop().run_in_executor(_threads, work, *arguments)

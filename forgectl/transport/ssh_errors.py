@@ -1,0 +1,83 @@
+"""What ssh said, in words that tell what to do. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from forgectl.errors import ForgeError, SshRefusedError, UnreachableError
+
+if TYPE_CHECKING:
+    from forgectl.transport.ssh import Destination
+
+REFUSED = 255
+NOT_FOUND = 127
+NOT_EXECUTABLE = 126
+BUSY = ("kex_exchange_identification", "Connection closed by", "Connection reset by", "banner exchange")
+"""What ssh says where sshd had too many that were logging in, or lost one."""
+
+
+class TryAgain(Exception):
+    """A dial that may succeed the next time; `error` is what to raise when it does not."""
+
+    def __init__(self, error: ForgeError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def explain(to: Destination, code: int | None, said: Sequence[str], noise: Sequence[str]) -> Exception:
+    """Why a dial failed: ssh's exit code (None while it runs), its error output, the host's output."""
+    words = "; ".join(said[-3:])
+    where = f"host {to.name}"
+    if any("Host key verification failed" in line or "HOST IDENTIFICATION HAS CHANGED" in line for line in said):
+        if any("CHANGED" in line for line in said):
+            why = "its key is not the one that was known"
+            hint = f"find out why; then `ssh-keygen -R` its name and {_once(to)}"
+        else:
+            why, hint = "its key is not known", f"{_once(to)}, compare the key and accept it"
+        return SshRefusedError(f"{where}: ssh refused: {why}: {_first(said, 'verification')}", hint=hint)
+    if any("Permission denied" in line or "Too many authentication failures" in line for line in said):
+        hint = f"forgectl cannot type a password: have `ssh -o BatchMode=yes {to.ssh} true` work, by a key or an agent"
+        return SshRefusedError(f"{where}: ssh refused: {_first(said, 'denied', 'authentication')}", hint=hint)
+    if code in (NOT_FOUND, NOT_EXECUTABLE):
+        why = "no such python" if code == NOT_FOUND else "cannot run its python"
+        hint = f"set `python:` of host {to.name} to an interpreter there, 3.10 or newer"
+        return UnreachableError(f"{where}: {why}: {to.python}" + (f" ({words})" if words else ""), hint=hint)
+    if code is None:
+        message = f"{where}: ssh {to.ssh} got no answer in time" + (f": {words}" if words else "")
+        return UnreachableError(message, hint=_check(to))
+    if code == REFUSED:
+        message = f"{where}: ssh cannot reach {to.ssh}: {words or 'it does not say why'}"
+        error = UnreachableError(message, hint=_check(to))
+        return TryAgain(error) if any(b in line for line in said for b in BUSY) else error
+    words = words or " / ".join(noise[-3:]) or f"exit code {code}"
+    message = f"{where}: forgectl's relay could not start there: {words}"
+    return UnreachableError(message, hint=f"see what `ssh {to.ssh} {to.python} -c pass` says")
+
+
+def unfit(to: Destination, word: Mapping[str, Any]) -> ForgeError:
+    """The stage ran, and told what is in the way."""
+    python, version = str(word.get("python") or to.python), ".".join(map(str, word.get("version", ())))
+    where, wrong = f"host {to.name}", word.get("wrong")
+    if wrong == "old":
+        hint = f"set `python:` of host {to.name} to a newer one"
+        return UnreachableError(f"{where}: {python} is Python {version}; forgectl needs 3.10 or newer", hint=hint)
+    if wrong == "psutil":
+        return UnreachableError(
+            f"{where}: {python} lacks psutil",
+            hint=f"ssh {to.ssh} {python} -m pip install psutil, or set `python:` of host {to.name} to one that has it",
+        )
+    message = f"{where}: cannot keep files there: {word.get('why', word)}"
+    return UnreachableError(message, hint="forgectl keeps them in /var/tmp")
+
+
+def _first(said: Sequence[str], *needles: str) -> str:
+    return next((line for line in said if any(n in line for n in needles)), said[-1] if said else "")
+
+
+def _once(to: Destination) -> str:
+    return f"run `ssh {to.ssh}` once by hand"
+
+
+def _check(to: Destination) -> str:
+    return f"is it up, and does `ssh {to.ssh} true` work?"
