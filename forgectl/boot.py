@@ -15,6 +15,7 @@ ROLES = {
     "agent": "forgectl.agent.main",
     "forkserver": "forgectl.agent.forkserver",
     "rank": "forgectl.rank.script",
+    "worker": "forgectl.rank.worker",
 }
 
 

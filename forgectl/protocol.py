@@ -44,6 +44,15 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Membership:
+    """Who a machine is to the run's other machines when Monarch's messages pass between them: PEM texts."""
+
+    certificate: str
+    key: str = field(repr=False)
+    authority: str
+
+
+@dataclass(frozen=True)
 class AgentConfig:
     """What an agent is told on its standard input when it starts (never on a command line)."""
 
@@ -56,6 +65,7 @@ class AgentConfig:
     log_limit: int
     secrets: dict[str, str] = field(default_factory=dict)
     sweep: bool = True  # end what an earlier agent of this run and host may have left
+    membership: Membership | None = None  # where actors of the run are on several machines
     leaves: bool = False  # its run directory is a guest on an ssh host, and goes when the agent is told to quit
 
 
@@ -100,6 +110,14 @@ class Start:
     generation: int
     master_addr: str
     master_port: int
+
+
+@dataclass(frozen=True)
+class OpenWorker:
+    """Have a Monarch worker listen on `address`; `generation` counts those that the host has lost."""
+
+    address: str
+    generation: int
 
 
 @dataclass(frozen=True)
@@ -251,6 +269,26 @@ class StartFailed:
 
 
 @dataclass(frozen=True)
+class WorkerOpened:
+    """The host's Monarch worker listens; it starts forwarders by `python`, from the file `forwarder`."""
+
+    generation: int
+    port: int
+    python: str
+    forwarder: str
+    mesh: str = ""  # of the host, not of a mesh
+
+
+@dataclass(frozen=True)
+class WorkerGone:
+    """The host's Monarch worker has ended, or could not be started."""
+
+    generation: int
+    why: str
+    mesh: str = ""
+
+
+@dataclass(frozen=True)
 class Opened:
     """An actor mesh's generation is ready here for its ranks to be asked for, by forwarders."""
 
@@ -311,7 +349,17 @@ class Notice:
 
 
 Happening: TypeAlias = (
-    Prepared | Refused | StoreOpened | StartFailed | Opened | RankStarted | RankExited | MeshGone | Notice
+    Prepared
+    | Refused
+    | StoreOpened
+    | StartFailed
+    | Opened
+    | RankStarted
+    | RankExited
+    | MeshGone
+    | Notice
+    | WorkerOpened
+    | WorkerGone
 )
 
 
@@ -364,6 +412,7 @@ class GetFacts:
     gpus: str | int | tuple[int, ...]
     look_for_gpus: bool
     modules: tuple[str, ...] = ()
+    folder: str = ""  # a workdir that should be there, on a shared file system
 
 
 @dataclass(frozen=True)
@@ -380,6 +429,7 @@ class HostReport:
     gpus: tuple[Gpu, ...] = ()
     declared_gpus: bool = False
     no_such_gpu: str | None = None
+    no_such_folder: bool = False
     missing: tuple[str, ...] = ()
 
 
@@ -525,11 +575,15 @@ class TreeSynced:
 
 @dataclass(frozen=True)
 class Examine:
-    """Ask for an Examination. `gpus` as the spec has it; `pythons` are interpreters of meshes besides the host's own."""
+    """Ask for an Examination. `gpus` as the spec has it; `workdir` "" where the host is to get a copy.
+
+    `python`: the host's own interpreter, where that is not the one which answers; `pythons`: what else meshes name.
+    """
 
     host: str
     gpus: str | int | tuple[int, ...]
-    workdir: str
+    workdir: str = ""
+    python: str = ""
     pythons: tuple[str, ...] = ()
 
 
@@ -557,7 +611,7 @@ class GpuMemory:
 
 @dataclass(frozen=True)
 class Space:
-    """The file system of `path`, in bytes; `there`: whether the path itself exists."""
+    """The file system of `path`, in bytes (0 if it cannot be told); `there`: whether the path itself exists."""
 
     path: str
     total: int
@@ -655,6 +709,11 @@ class Report:
     traceback: str = ""
 
 
+@dataclass(frozen=True)
+class GetMembership:
+    """Ask for the driver's Membership, where actors of the run are on several machines."""
+
+
 # ---------------------------------------------------------------- controller → CLI and driver
 
 
@@ -718,7 +777,10 @@ class Metrics:
     services: dict[str, Any]
 
 
-CONTROLLER_TO_AGENT = (Hello, Ping, Ack, Prepare, OpenStore, Start, Stop, Release, GetStats, GetGpus, ReadLogs, Quit)
+CONTROLLER_TO_AGENT = (
+    *(Hello, Ping, Ack, Prepare, OpenStore, OpenWorker, Start, Stop, Release),
+    *(GetStats, GetGpus, ReadLogs, Quit),
+)
 AGENT_TO_CONTROLLER = (Welcome, Refusal, Synced, Pong, Stats, HostGpus, LogParts, Event)
 FORWARDER_TO_AGENT = (Forward,)
 LAUNCHER_TO_RELAY = (GetFacts, Examine, ListenOn, DialOut, StartAgent, ReachAgent)
@@ -727,11 +789,14 @@ RELAY_TO_LAUNCHER = (
 )
 SYNC_TO_RELAY = (Sync, Listing, Contents, Sent)
 RELAY_TO_SYNC = (SendListing, Wanted, TreeSynced, Refusal)
-CLI_TO_CONTROLLER = (Hello, GetStatus, Attach, FollowLogs, BringLogs, Shutdown, AddMesh, Report)
-CONTROLLER_TO_CLI = (Hello, Refusal, StatusReport, LogsHome, MeshAdded)
+CLI_TO_CONTROLLER = (Hello, GetStatus, Attach, FollowLogs, BringLogs, Shutdown, AddMesh, Report, GetMembership)
+CONTROLLER_TO_CLI = (Hello, Refusal, StatusReport, LogsHome, MeshAdded, Membership)
 CLI_TO_DRIVER = (Hello, Call, GetMetrics)
 DRIVER_TO_CLI = (Hello, Refusal, Values, Metrics)
-HAPPENINGS = (Prepared, Refused, StoreOpened, StartFailed, Opened, RankStarted, RankExited, MeshGone, Notice)
+HAPPENINGS = (
+    *(Prepared, Refused, StoreOpened, StartFailed, Opened, RankStarted, RankExited, MeshGone, Notice),
+    *(WorkerOpened, WorkerGone),
+)
 
 
 def pack(message: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,21 +12,26 @@ from forgectl.actor.endpoint import Interface
 from forgectl.actor.mesh import Mesh, died
 from forgectl.actor.shells import Shells
 from forgectl.errors import ForgeError
+from forgectl.processes import boot_id
 
 if TYPE_CHECKING:
     from forgectl.actor.home import Home
 
 
 class ForeignMesh:
-    """One generation of a mesh. When that dies its calls raise ActorDied; what comes after it only the driver has."""
+    """One generation of a mesh. When that dies its calls raise ActorDied; what comes after it only the driver has.
+
+    `home` is the driver's machine, by its boot id, and the run's directory there. Of deaths a process on that machine
+    hears from the controller; others are told by the driver.
+    """
 
     def __init__(
-        self, name: str, interface: Interface, procs: int, run_dir: str, generation: int, monarchs: Any
+        self, name: str, interface: Interface, procs: int, home: tuple[str, str], generation: int, monarchs: Any
     ) -> None:
         self.name = name
         self.interface = interface
         self.procs = procs
-        self._parts = (name, interface, procs, run_dir, generation, monarchs)
+        self._parts = (name, interface, procs, home, generation, monarchs)
         self._shells = Shells(name, generation, monarchs)
         self._followed = False
 
@@ -40,7 +46,9 @@ class ForeignMesh:
         """The generation that the handle was made of."""
         if not self._followed:
             self._followed = True
-            follow(self._parts[3], self.name, self._take)
+            machine, run_dir = self._parts[3]
+            if machine != boot_id() or not follow(run_dir, self.name, self._take):
+                _await_news(self)
         return self._shells
 
     async def shells(self) -> Shells:
@@ -51,16 +59,21 @@ class ForeignMesh:
         if document["state"] not in ("starting", "ready") or document["generation"] != self._shells.generation:
             self._shells.die(died(document, mesh=self.name))
 
+    def lose(self, generation: int, document: dict[str, Any]) -> None:
+        """All generations up to this one have ended, as its state tells. From any thread."""
+        if self._shells.generation <= generation:
+            self._shells.die(died(document, mesh=self.name))
+
     async def shutdown(self, grace: float) -> None:
         """Not here: raises ForgeError."""
         raise ForgeError(f"mesh {self.name} is shut down by the driver that launched it, not by an actor")
 
 
-def _found(name: str, interface: Interface, procs: int, run_dir: str, generation: int, monarchs: Any) -> Mesh:
+def _found(name: str, interface: Interface, procs: int, home: tuple[str, str], generation: int, monarchs: Any) -> Mesh:
     """The mesh that this process launched itself, when its handle comes back; else a foreign one."""
-    home = _this_process_s_home()
-    mesh = home.meshes.get(name) if home is not None and str(home.run.path) == run_dir else None
-    return mesh or ForeignMesh(name, interface, procs, run_dir, generation, monarchs)
+    ours = _this_process_s_home()
+    mesh = ours.meshes.get(name) if ours is not None and (boot_id(), str(ours.run.path)) == home else None
+    return mesh or ForeignMesh(name, interface, procs, home, generation, monarchs)
 
 
 def _this_process_s_home() -> Home | None:
@@ -73,8 +86,8 @@ _followed: dict[str, Home] = {}
 _lock = threading.Lock()
 
 
-def follow(run_dir: str, mesh: str, watcher: Any) -> None:
-    """Have `watcher` told of a mesh of a run, where the run's controller can be reached from here."""
+def follow(run_dir: str, mesh: str, watcher: Any) -> bool:
+    """Have `watcher` told of a mesh of a run; False where its controller cannot be reached: in another container."""
     with _lock:
         from forgectl.actor.home import Home
         from forgectl.controller.rundir import RunDir
@@ -82,7 +95,35 @@ def follow(run_dir: str, mesh: str, watcher: Any) -> None:
         home = _followed.get(run_dir)
         if home is None:
             run = RunDir(Path(run_dir))
-            if not run.control_socket.exists():
-                return  # another host: Monarch's own notice, some seconds later, must do
+            try:
+                reachable = run.control_socket.exists()
+            except OSError:
+                reachable = False
+            if not reachable:
+                return False
             home = _followed[run_dir] = Home(run, run.read_plan(), own=False)
     home.loop.call_soon_threadsafe(home.watch, mesh, watcher)
+    return True
+
+
+_told: weakref.WeakSet[ForeignMesh] = weakref.WeakSet()
+_news: dict[str, tuple[int, dict[str, Any]]] = {}
+"""Mesh → the last generation that has ended, and the state that told of it: a handle of it may yet come."""
+
+
+def _await_news(mesh: ForeignMesh) -> None:
+    with _lock:
+        _told.add(mesh)
+        news = _news.get(mesh.name)
+    if news is not None:
+        mesh.lose(*news)
+
+
+def hear(generation: int, document: dict[str, Any]) -> None:
+    """Take the driver's word that this generation of a mesh has ended. From any thread."""
+    with _lock:
+        name = document["mesh"]
+        _news[name] = generation, document
+        meshes = [mesh for mesh in _told if mesh.name == name]
+    for mesh in meshes:
+        mesh.lose(generation, document)

@@ -18,18 +18,30 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from forgectl.actor import places
 from forgectl.controller import client
 from forgectl.controller.begin import begin_run
 from forgectl.controller.rundir import RunDir
-from forgectl.errors import BusyError, ForgeError, UsageError, error_of
+from forgectl.errors import BusyError, ForgeError, UnreachableError, UsageError, error_of
 from forgectl.names import free_name, name_of
 from forgectl.plan.model import LEASE, LOG_LIMIT, HostPlan, Plan, Unit
-from forgectl.protocol import AddMesh, Attach, MeshAdded, Refusal, Report, Shutdown, StatusReport
+from forgectl.protocol import (
+    AddMesh,
+    Attach,
+    GetMembership,
+    Membership,
+    MeshAdded,
+    Refusal,
+    Report,
+    Shutdown,
+    StatusReport,
+)
 from forgectl.rank import driver
 from forgectl.wire import private_folder
 
 if TYPE_CHECKING:
     from forgectl.actor.client import Client
+    from forgectl.actor.engine import Tls
 
 T = TypeVar("T")
 Document = dict[str, Any]
@@ -54,6 +66,9 @@ class Home:
         self._reachable: concurrent.futures.Future[None] | None = None
         self._client: asyncio.Task[Any] | None = None
         self._documents: dict[str, Document] = {}
+        self.hosts: dict[str, Document] = {}
+        self._hosts_changed = asyncio.Event()
+        self._gateway: tuple[str, Document] | None = None  # the host that all goes through, and its worker
         self._watchers: dict[str, Callable[[Document], None]] = {}
         self._firsts: dict[str, int] = {}  # mesh → its first generation, where an ended one had its name before
         self.meshes: dict[str, Any] = {}  # those launched here, by name
@@ -99,15 +114,39 @@ class Home:
         return await asyncio.shield(self._client)
 
     async def _become_client(self) -> Client:
+        tls = await self._tls() if places.is_far(self.plan) else None
+
         def begin() -> Client:
             private_folder(self.run.messages.parent)
-            found: Client = importlib.import_module("forgectl.actor.client").Client(private_folder(self.run.messages))
+            folder = private_folder(self.run.messages)
+            found: Client = importlib.import_module("forgectl.actor.client").Client(folder, tls)
             atexit.register(self.close)  # again: to come before what Monarch has just registered
             return found
 
         client = await asyncio.to_thread(begin)
         self._errors = self.loop.create_task(client.hear_errors())
         return client
+
+    async def _tls(self) -> Tls | None:
+        """How this process takes part in a run of several machines; raises ForgeError."""
+        from forgectl.actor.engine import Identity, Tls
+
+        member = await asyncio.to_thread(self._ask, GetMembership())
+        if not isinstance(member, Membership):
+            raise ForgeError(f"run {self.run.run} has ended; nothing can be launched in it")
+        identity = Identity(member.certificate, member.key, member.authority)
+        here = places.own_host(self.plan)
+        if here is not None and here.address:
+            return Tls(identity, address=here.address)
+        # No host can dial this machine: all goes through the worker of one of them.
+        candidates = places.gateways(self.plan)
+        if not candidates:
+            return None
+        while not (ready := [h for h in candidates if self.hosts.get(h.name, {}).get("worker")]):
+            self._hosts_changed.clear()
+            await self._hosts_changed.wait()
+        self._gateway = (ready[0].name, self.hosts[ready[0].name]["worker"])
+        return Tls(identity, gateway=places.worker_of(ready[0], self.hosts).address)
 
     def keep_reachable(self, work: Coroutine[Any, Any, None]) -> None:
         """Have `work` look after the socket where this process is asked, until the run begins to end.
@@ -143,6 +182,10 @@ class Home:
     def _take(self, document: Document, final: bool = False) -> None:
         if document["state"] not in ("starting", "running"):
             self._let_go()
+        self.hosts = {h["name"]: h for h in document.get("hosts", ())}
+        self._hosts_changed.set()
+        if self._gateway is not None and self._gateway[1] != self.hosts.get(self._gateway[0], {}).get("worker"):
+            self._lost_gateway(self._gateway[0])
         for mesh in document["meshes"]:
             if mesh["generation"] < self._firsts.get(mesh["mesh"], 0) and not final:
                 continue
@@ -155,6 +198,17 @@ class Home:
                 gone = {"mesh": name, "state": "lost", "reason": "its run has ended", "generation": 0, "open": False}
                 if not any(m["mesh"] == name for m in document["meshes"]):
                     watcher({"error": None, "failure": None, "ranks": [], **gone})
+
+    def _lost_gateway(self, host: str) -> None:
+        """Monarch has no second way: what waits for an answer would wait for ever."""
+        if self._closing or self.ended:
+            return
+        sys.stderr.write(
+            f"forgectl: all actors were reached through host {host}, as no host can dial this machine, and its worker "
+            "is gone\n  hint: let the hosts dial this machine, at `address:` of the local host\n"
+        )
+        sys.stderr.flush()
+        os._exit(UnreachableError.exit_code)
 
     def watch(self, mesh: str, watcher: Callable[[Document], None]) -> None:
         """Have `watcher` called with every later state of a mesh, and with the present one. In the loop."""

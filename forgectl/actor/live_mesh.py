@@ -9,18 +9,18 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
-from forgectl import __version__
+from forgectl.actor import places
 from forgectl.actor.endpoint import endpoints_of, interface_of
 from forgectl.actor.handle import ActorHandle
 from forgectl.actor.home import Document, Home
 from forgectl.actor.mesh import again, died
 from forgectl.actor.raised import RemoteTraceback
 from forgectl.errors import ActorDied, ForgeError, error_of
+from forgectl.processes import boot_id
 from forgectl.protocol import OVER, Report
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from forgectl.actor.foreign_mesh import ForeignMesh
     from forgectl.actor.shells import Shells
 
-FORWARDER = str(Path(__file__).resolve().parent.parent / "rank" / "forward.py")
 LONGEST_BACKOFF = 10.0
 
 
@@ -59,6 +58,7 @@ class LiveMesh:
         self._shells: Shells | None = None
         self._spawning: Shells | None = None
         self._error: BaseException | None = None  # what a constructor or setup raised
+        self._client: Client | None = None
         self._up: concurrent.futures.Future[Shells] = concurrent.futures.Future()
         self._over: concurrent.futures.Future[Document] = concurrent.futures.Future()
         self._spawned: dict[int, Spawned] = {}
@@ -78,7 +78,7 @@ class LiveMesh:
             raise ActorDied(f"mesh {self.name} is not up: its handle cannot be handed on", mesh=self.name)
         from forgectl.actor.foreign_mesh import ForeignMesh
 
-        where = str(self._home.run.path)
+        where = (boot_id(), str(self._home.run.path))
         return ForeignMesh(self.name, self.interface, self.procs, where, shells.generation, shells.monarchs)
 
     async def shells(self) -> Shells:
@@ -141,6 +141,8 @@ class LiveMesh:
             self._shells = None
             self._up = concurrent.futures.Future()
         shells.die(died(document, mesh=self.name))
+        if self._client is not None:
+            self._client.tell_of_end(shells.generation, document)
         if spawned := self._spawned.pop(shells.generation, None):
             self._soon(spawned.drop())
         if was_up:
@@ -171,9 +173,21 @@ class LiveMesh:
         generation, restarts = document["generation"], document["restarts"]
         if self._making.backoff and restarts > 1:
             await asyncio.sleep(min(0.1 * 2**restarts, LONGEST_BACKOFF))
-        client = await self._home.client()
-        forwarders = self._forwarders(document)
-        spawned, shells = client.spawn(self.name, generation, self.procs, forwarders.__getitem__, self._give_up)
+        client = self._client = await self._home.client()
+        home = self._home
+        try:
+            starts = places.starts(home.run, home.plan, home.hosts, document)
+        except ForgeError as e:
+            await self._cannot(generation, e)
+            return
+        spawned, shells = client.spawn(
+            self.name,
+            generation,
+            self.procs,
+            lambda rank: starts[rank].arguments,
+            self._give_up,
+            [start.worker for start in starts],
+        )
         self._spawning = shells
         self._spawned[generation] = spawned
         try:
@@ -224,13 +238,6 @@ class LiveMesh:
         if self._reported != key:
             self._reported = key
             await self._home.report(Report(self.name, generation))
-
-    def _forwarders(self, document: Document) -> dict[int, list[str]]:
-        """Rank → the command that has it forked on its host."""
-        run = self._home.run
-        agents = {h.name: str(run.agent_socket(i)) for i, h in enumerate(self._home.plan.hosts)}
-        what = [__version__, run.run, self.name, str(document["generation"])]
-        return {r["rank"]: ["-S", "-I", FORWARDER, agents[r["host"]], *what, str(r["rank"])] for r in document["ranks"]}
 
 
 def _import_path() -> list[str]:

@@ -62,6 +62,11 @@ class Shell(Actor):  # type: ignore[misc]
         except BaseException as e:
             raise _sent(e) from None
 
+    @concurrent_endpoint  # type: ignore[untyped-decorator]
+    async def hear(self, generation: int, document: dict[str, Any]) -> None:
+        """Take the driver's word on the end of another mesh: calls to it must not wait for ever."""
+        importlib.import_module("forgectl.actor.foreign_mesh").hear(generation, document)
+
     def _sent(self, error: BaseException, number: int) -> BaseException:
         """What to raise for the caller; its driver is told at once, as other ranks may wait for this one for ever."""
         sent = _sent(error)

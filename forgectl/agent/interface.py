@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Mapping
 
 import psutil
 
+DIAL_SECONDS = 10.0
 GLOO = "GLOO_SOCKET_IFNAME"
 """Without it gloo takes the interface of the host's own name: often 127.0.1.1, or a bridge that nobody else reaches."""
 
@@ -18,6 +20,16 @@ def gloo_environment(address: str, given: Mapping[str, str]) -> dict[str, str]:
         return {}
     name = interface_towards(address)
     return {GLOO: name} if name else {}
+
+
+async def check_reachable(address: str, port: int) -> None:
+    """Raise OSError unless the rendezvous of rank 0 can be dialled from here: ranks would wait for it for minutes."""
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(address, port), DIAL_SECONDS)
+    except (OSError, asyncio.TimeoutError) as e:
+        why = str(e) or f"no answer within {DIAL_SECONDS:g} s"
+        raise OSError(f"the rendezvous of rank 0 at {address}:{port} is not reached from here: {why}") from None
+    writer.close()
 
 
 def interface_towards(address: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Reads logs of this host for the launching machine, part by part, so that they come home over the control connection."""
+"""Reads logs of this host for the launching machine, part by part, over the control connection."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import time
+import zlib
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from forgectl.agent.log_parts import read_logs
 from forgectl.agent.mesh import HostMesh
 from forgectl.agent.reaper import Reaper
 from forgectl.agent.stats import UseMeter
+from forgectl.agent.worker import Worker
 from forgectl.codec import CodecError, from_json
 from forgectl.doorway import Doorway
 from forgectl.errors import ForgeError
@@ -45,6 +47,7 @@ from forgectl.protocol import (
     Mirror,
     Notice,
     OpenStore,
+    OpenWorker,
     Ping,
     Pong,
     Prepare,
@@ -57,9 +60,10 @@ from forgectl.protocol import (
     Stop,
     Synced,
     Welcome,
+    WorkerGone,
 )
 from forgectl.stream import Stream
-from forgectl.wire import HANDSHAKE_SECONDS, dial, peer_pid, wrong_version
+from forgectl.wire import HANDSHAKE_SECONDS, dial, peer_pid, private_folder, wrong_version
 
 LOG_CHECK_SECONDS = 1.0
 ORPHAN_SECONDS = 3.0
@@ -81,6 +85,7 @@ class Agent:
         self._said = self.heard  # when the last Welcome or Pong was sent
         self.done = asyncio.Event()
         self._servers: dict[Setting, ForkServer] = {}
+        self._worker: Worker | None = None
         self._stream: Stream | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._quitting: asyncio.Task[None] | None = None
@@ -190,8 +195,22 @@ class Agent:
             self._mesh(command).prepare()
         elif isinstance(command, Quit):
             self.quit(TOLD)
+        elif isinstance(command, OpenWorker):
+            self._open_worker(command)
         elif isinstance(command, (OpenStore, Start, Stop, Release)):
             self._command_mesh(command)
+
+    def _open_worker(self, order: OpenWorker) -> None:
+        if self._worker is not None and self._worker.generation >= order.generation:
+            return
+        if self.config.membership is None or self._quitting is not None:
+            return
+        try:
+            folder = private_folder(messages_folder(self.run_dir))
+            log_file = self.run_dir / "agents" / f"{self.config.host}.worker.log"
+            self._worker = Worker(order, self.config.membership, folder, log_file, self.reaper, self.events.emit)
+        except OSError as e:
+            self.events.emit(WorkerGone(order.generation, f"it could not be started: {e}"))
 
     async def _read_logs(self, request: ReadLogs) -> None:
         self._answer(await read_logs(self.run_dir / "logs", request))
@@ -316,6 +335,9 @@ class Agent:
         await asyncio.gather(*endings, return_exceptions=True)
         for mesh in self.meshes.values():
             await self._release(mesh)
+        if self._worker is not None:
+            self._worker.stop()
+            shutil.rmtree(messages_folder(self.run_dir), ignore_errors=True)
         await sweep_run(self.config.run, self.config.host)
         if self.config.leaves and why == TOLD:
             shutil.rmtree(self.run_dir, ignore_errors=True)
@@ -331,6 +353,13 @@ class Agent:
 
 
 TOLD = "told to"
+
+
+def messages_folder(run_dir: Path) -> Path:
+    """Where Monarch's sockets of a host are: in /tmp, as their addresses are limited to 107 bytes."""
+    return Path(f"/tmp/forgectl-{os.getuid()}-{zlib.crc32(os.fsencode(run_dir)):08x}")
+
+
 AHEAD = "forgectl.rank.ahead"
 NOT_FOR_RANKS = frozenset({"FORGE_ROLE", "FORGE_MESH"})
 

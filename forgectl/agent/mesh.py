@@ -172,6 +172,8 @@ class HostMesh:
                 return
             if generation.listener is not None:
                 await self._serve_store(server, generation, order.master_addr)
+            elif len(self.plan.hosts) > 1 and self._store_is_served_at_once:
+                await interface.check_reachable(order.master_addr, order.master_port)
             generation.order = order
             if not self.plan.stays:
                 ranks = self.plan.ranks_on(self.host)
@@ -199,7 +201,7 @@ class HostMesh:
 
     async def _serve_store(self, server: ForkServer, generation: Generation, address: str) -> None:
         """Have the store served: now by a server that has torch, else when somebody first dials it."""
-        if "torch" in self.plan.preload and self.plan.start_method == "fork":
+        if self._store_is_served_at_once:
             await self._fork_store(server, generation, address)
             return
         assert generation.listener is not None
@@ -212,6 +214,10 @@ class HostMesh:
 
         generation.listener.setblocking(False)
         loop.add_reader(generation.listener, on_dial)
+
+    @property
+    def _store_is_served_at_once(self) -> bool:
+        return "torch" in self.plan.preload and self.plan.start_method == "fork"
 
     async def _fork_store(self, server: ForkServer, generation: Generation, address: str) -> None:
         listener = generation.listener

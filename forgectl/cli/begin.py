@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,14 +61,17 @@ def _refuse_actors_without_monarch(plan: Plan) -> None:
 
 def _refuse_hosts_without_what_they_need(plan: Plan, hosts: Hosts) -> None:
     """Say of all ssh hosts at once what their interpreters lack. Of other interpreters than those, ranks tell."""
+    from forgectl.transport.ssh import program
+
     lacking = {}
     for host in plan.hosts:
         needed = {name for m in plan.meshes if m.python.get(host.name) == host.python for name in _needs(m)}
         if absent := [m for m in hosts.missing.get(host.name, ()) if m in needed]:
             lacking[host] = [PACKAGES[m] for m in absent]
     if lacking:
+        command = shlex.join(program())
         said = [f"host {h.name}: {h.python} lacks {', '.join(p)}" for h, p in lacking.items()]
-        cures = [f"ssh {h.ssh or h.name} {h.python} -m pip install {' '.join(p)}" for h, p in lacking.items()]
+        cures = [f"{command} {h.ssh or h.name} {h.python} -m pip install {' '.join(p)}" for h, p in lacking.items()]
         raise NotInstalledError("\n".join(said), hint="\n  hint: ".join(cures))
 
 

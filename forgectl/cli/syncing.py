@@ -2,9 +2,84 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from forgectl.cli import render
+from forgectl.controller import rundir
 from forgectl.plan.model import Plan
-from forgectl.transport.facts import Hosts
+from forgectl.transport.facts import Hosts, for_all, together, workdir_key
+from forgectl.transport.sync import Pushed, push
+from forgectl.transport.workdir import scan
+
+SHOWN = 5
+"""Notices about a workdir that are told before the others are only counted."""
 
 
 def sync_workdir(plan: Plan, hosts: Hosts) -> None:
     """Bring every ssh host of the plan what it lacks of workdir; raises what is in the way, of all hosts at once."""
+    remote = [h.name for h in plan.hosts if not h.local]
+    if plan.sync == "none" or not remote:
+        return
+    tree = scan(Path(plan.workdir), plan.sync_limit, rundir.cache_folder())
+    for notice in tree.notices[:SHOWN]:
+        _say(notice)
+    if len(tree.notices) > SHOWN:
+        _say(f"and {len(tree.notices) - SHOWN} more of workdir that are not copied")
+    with _shown(remote) as bars:
+        key = workdir_key(Path(plan.workdir))
+
+        def job(name: str) -> Callable[[], Pushed]:
+            return lambda: push(hosts.connections[name].line, tree, key, name, bars.of(name))
+
+        pushed, errors = for_all({name: job(name) for name in remote})
+    if errors:
+        raise together(errors)
+    _tell(pushed)
+
+
+def _tell(pushed: dict[str, Pushed]) -> None:
+    changed = sorted({path for p in pushed.values() for path in p.changed})
+    if changed:
+        named = ", ".join(changed[:SHOWN]) + (f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else "")
+        _say(f"changed while it was copied, so that hosts may have different states of it: {named}")
+
+
+def _say(text: str) -> None:
+    render.stderr().print(render.plain(f"forgectl: {text}"))
+
+
+class _Bars:
+    """Bytes sent of bytes to send, over all hosts."""
+
+    def __init__(self, progress: Progress, hosts: int) -> None:
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._counts: dict[str, tuple[int, int]] = {}
+        where = f"{hosts} hosts" if hosts > 1 else "1 host"
+        self._bar = progress.add_task(f"forgectl: copying workdir to {where}", total=None, visible=False)
+
+    def of(self, host: str) -> Callable[[int, int], None]:
+        """What is to be told of one host's progress."""
+
+        def advance(done: int, total: int) -> None:
+            with self._lock:
+                self._counts[host] = (done, total)
+                done = sum(d for d, _ in self._counts.values())
+                total = sum(t for _, t in self._counts.values())
+            self._progress.update(self._bar, completed=done, total=total, visible=total > 0)
+
+        return advance
+
+
+@contextlib.contextmanager
+def _shown(hosts: list[str]) -> Iterator[_Bars]:
+    """A bar while something is sent, on a terminal; gone when it is done."""
+    console = render.stderr()
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield _Bars(progress, len(hosts))

@@ -5,18 +5,27 @@ from __future__ import annotations
 from forgectl.controller.run import Run
 from forgectl.controller.state import Mesh
 from forgectl.plan.localized import on_host
-from forgectl.protocol import OpenStore, Prepare, Quit, Release, Start, Stop
+from forgectl.protocol import OpenStore, OpenWorker, Prepare, Quit, Release, Start, Stop
 
-Command = Prepare | OpenStore | Start | Stop | Release | Quit
+Command = Prepare | OpenStore | OpenWorker | Start | Stop | Release | Quit
 
 
 def commands(run: Run, host: str) -> list[Command]:
     """What `host`'s agent should be doing now, in order."""
     if run.ended:
         return [Quit()]
-    left = [Release(mesh.name, mesh.left[host]) for mesh in run.meshes.values() if host in mesh.left]
-    found = (_for_mesh(run, mesh, host) for mesh in run.meshes.values() if host in mesh.plan.hosts)
-    return [*left, *(command for command in found if command is not None)]
+    meshes = (_for_mesh(run, mesh, host) for mesh in run.meshes.values() if host in mesh.plan.hosts)
+    return [*_for_host(run, host), *(command for command in meshes if command is not None)]
+
+
+def _for_host(run: Run, name: str) -> list[Command]:
+    """A worker of Monarch's on each ssh host that has actors; an end for what was moved away from there."""
+    host = run.hosts[name]
+    actors = any(m.plan.stays and name in m.plan.hosts and not m.ended for m in run.meshes.values())
+    found: list[Command] = [Release(m.name, m.left[name]) for m in run.meshes.values() if name in m.left]
+    if actors and not host.plan.local and host.worker is None:
+        found.append(OpenWorker(host.plan.address, host.workers_lost))
+    return found
 
 
 def _for_mesh(run: Run, mesh: Mesh, host: str) -> Command | None:

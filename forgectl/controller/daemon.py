@@ -19,6 +19,7 @@ from forgectl.controller import journal
 from forgectl.controller.additions import Additions
 from forgectl.controller.commands import Command, commands
 from forgectl.controller.links import Link, Use
+from forgectl.controller.members import Members
 from forgectl.controller.mirror import Mirror
 from forgectl.controller.records import Added, Born, Happened, Moved, Record, StopAsked, Stranded
 from forgectl.controller.run import Run
@@ -30,7 +31,7 @@ from forgectl.doorway import LOOK_SECONDS
 from forgectl.errors import ForgeError
 from forgectl.plan.model import Gpu, HostPlan, Unit
 from forgectl.processes import Identity, boot_id, identify, open_pidfd
-from forgectl.protocol import AgentConfig, GetGpus, HostGpus, MeshAdded, Refusal, Report
+from forgectl.protocol import AgentConfig, GetGpus, HostGpus, Membership, MeshAdded, Refusal, Report
 from forgectl.transport.ways import way_to
 from forgectl.wire import dial
 
@@ -50,6 +51,7 @@ class Controller:
         self._sockets, self._messages = run_dir.sockets, run_dir.messages
         self.run = Run.new(run_dir.run, run_dir.read_plan())
         self._secrets = secrets
+        self._members = Members(run_dir, self.run.plan)
         self.server = ControlServer(self, run_dir.control_socket)
         self.mirror = Mirror(run_dir, self.run.plan.log_limit, self.server.followed)
         whole = not adopt or self._recall()
@@ -120,6 +122,7 @@ class Controller:
                 log_limit=self.run.plan.log_limit,
                 secrets={k: v for k, v in self._secrets.items() if k in needed},
                 sweep=sweep,
+                membership=None if host.local else self._members.of(host.name, host.address),
                 leaves=not host.local,
             )
 
@@ -189,6 +192,12 @@ class Controller:
         self.record(Added(plan))
         return MeshAdded(plan.mesh, self.run.meshes[plan.mesh].first)
 
+    def membership(self) -> Membership | Refusal:
+        """Who the driver is to other machines' Monarch workers."""
+        driver = next((m.plan.hosts[0] for m in self.run.meshes.values() if m.plan.kind == "driver"), None)
+        found = self._members.of("driver", self.run.hosts[driver].plan.address) if driver else None
+        return found or Refusal(66, f"run {self.run.id} has no actors on other machines")
+
     def take_report(self, report: Report) -> None:
         """What the driver made of a mesh."""
         if not self.run.ended:
@@ -239,6 +248,7 @@ class Controller:
         with contextlib.suppress(OSError):
             shutil.rmtree(self._messages, ignore_errors=True)
             shutil.rmtree(self._sockets)  # before the state is final: from then on nobody would clean up
+        self._members.forget()
         self._leave_final_state()
         await self.server.farewell(self.document())
         self._journal.close()

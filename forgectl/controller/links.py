@@ -146,7 +146,7 @@ class Link:
         return True
 
     async def _connect(self) -> Stream | None:
-        """A connection, or None where no agent lives; raises ForgeError, at the latest when a known agent's lease is over."""
+        """A connection, or None where no agent lives; raises ForgeError, at the latest when its lease is over."""
         if self.host.pid is None:
             return await self._way.connect()
         left = self._heard + self._lease + FENCE_SECONDS - time.monotonic()

@@ -32,6 +32,11 @@ def runs_folder() -> Path:
     return Path(state) / "forgectl" / "runs"
 
 
+def cache_folder() -> Path:
+    """Where things are kept that can be made anew, beside the runs."""
+    return runs_folder().parent / "cache"
+
+
 def sockets_folder() -> Path:
     """The folder of all sockets of this user, private to them."""
     if home := os.environ.get("FORGECTL_HOME"):
@@ -108,6 +113,11 @@ class RunDir:
     @property
     def journal_file(self) -> Path:
         return self.path / "events.jsonl"
+
+    @property
+    def authority_file(self) -> Path:
+        """The certificate authority of a run with actors on several machines, while it lasts. Secret."""
+        return self.path / "authority.pem"
 
     @property
     def final_file(self) -> Path:

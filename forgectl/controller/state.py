@@ -16,7 +16,7 @@ from typing import Literal
 
 from forgectl.controller.records import StopAsked
 from forgectl.plan.model import HostPlan, MeshPlan, RankPlan
-from forgectl.protocol import OVER, RankExited, Refusal
+from forgectl.protocol import OVER, RankExited, Refusal, WorkerOpened
 
 MeshStateName = Literal[
     "pending", "starting", "running", "ready", "restarting",
@@ -182,6 +182,8 @@ class Host:
     pid: int | None = None
     boot_id: str | None = None
     given_up: bool = False  # no agent can be started there
+    worker: WorkerOpened | None = None  # Monarch's, where actors are on several machines
+    workers_lost: int = 0
     last_seq: int = 0
     last_seen: float | None = None
 

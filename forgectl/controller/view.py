@@ -29,7 +29,7 @@ def run_document(run: Run, run_dir: RunDir, *, alive: bool = True, use: Use | No
         "controller": {"pid": run.controller_pid, "alive": alive},
         "run_dir": str(run_dir.path),
         "hosts": [_host(h) for h in run.hosts.values()],
-        "meshes": [_mesh(m, run_dir, (use or {}).get(m.name, {})) for m in _in_order(run)],
+        "meshes": [_mesh(m, run.hosts, run_dir, (use or {}).get(m.name, {})) for m in _in_order(run)],
     }
 
 
@@ -53,10 +53,23 @@ def _host(host: Host) -> dict[str, Any]:
         "address": host.plan.address,
         "last_seen": timestamp(host.last_seen),
         "agent_pid": host.pid,
+        "worker": _worker(host),
     }
 
 
-def _mesh(mesh: Mesh, run_dir: RunDir, use: dict[int, RankStats]) -> dict[str, Any]:
+def _worker(host: Host) -> dict[str, Any] | None:
+    """Monarch's worker, for the driver: where it listens, and how it starts forwarders."""
+    if host.worker is None:
+        return None
+    return {
+        "port": host.worker.port,
+        "generation": host.worker.generation,
+        "python": host.worker.python,
+        "forwarder": host.worker.forwarder,
+    }
+
+
+def _mesh(mesh: Mesh, hosts: dict[str, Host], run_dir: RunDir, use: dict[int, RankStats]) -> dict[str, Any]:
     return {
         "mesh": mesh.name,
         "kind": mesh.plan.kind,
@@ -68,7 +81,7 @@ def _mesh(mesh: Mesh, run_dir: RunDir, use: dict[int, RankStats]) -> dict[str, A
         "restarts": len(mesh.restarts),
         "max_restarts": mesh.plan.restart.max,
         "reason": reason(mesh),
-        "open": mesh.open,
+        "open": mesh.open and all(hosts[h].plan.local or hosts[h].worker for h in mesh.plan.hosts),
         "error": error(mesh.error),
         "failure": failure(mesh, run_dir),
         "last_failure": _fallen(mesh.fallen, mesh, mesh.generation - 1, run_dir) if mesh.fallen else None,

@@ -36,6 +36,7 @@ def gather(root: Path, request: GetFacts) -> HostReport:
         gpus=gpus,
         declared_gpus=declared,
         no_such_gpu=no_such_gpu,
+        no_such_folder=bool(request.folder) and not Path(request.folder).is_dir(),
         missing=tuple(m for m in request.modules if importlib.util.find_spec(m) is None),
     )
 

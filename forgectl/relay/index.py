@@ -58,8 +58,8 @@ def load(name: str, folder: int | None = None) -> Index:
         return Index()
 
 
-def save(index: Index, name: str, folder: int | None = None) -> None:
-    """Write the index whole or not at all; raises OSError.
+def save(index: Index, name: str, draft: str, folder: int | None = None) -> None:
+    """Write the index whole or not at all, as `draft` first; raises OSError.
 
     A file touched within this very tick could be touched again without showing it, so its stamp is not kept.
     """
@@ -69,8 +69,7 @@ def save(index: Index, name: str, folder: int | None = None) -> None:
         stamp = index.stamps.get(path)
         kept = stamp is not None and max(stamp[1], stamp[2]) < settled
         rows.append((path, entry.kind, entry.size, entry.mark, stamp if kept else None))
-    draft = f"{name}.{os.getpid()}.{time.monotonic_ns()}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(draft, flags, 0o600, dir_fd=folder)
     try:
         with open(descriptor, "w", encoding="ascii") as file:

@@ -65,6 +65,7 @@ class Site:
 
         What another file of the tree holds, such as one that was renamed, is staged.
         """
+        self.staging.clear(but={e.mark for e in entries})
         elsewhere = {e.mark: e.path for e in self.index.entries.values() if e.is_file}
         return [
             number
@@ -119,15 +120,18 @@ class Site:
         gone = before.entries.keys() - {e.path for e in entries}
         missing = [e for e in entries if e.is_file and e.path not in self._present]
         if gone or missing:
-            indexes.save(indexes.during_change(before, entries), self._index_name, self._work)
+            self._save(indexes.during_change(before, entries))
         deleted = sum(self._folders.discard(path) for path in sorted(gone, reverse=True))
         uses = Counter(e.mark for e in missing)
         for entry in entries:
             after.note(entry, self._put(entry, uses))
         if after != before:
-            indexes.save(after, self._index_name, self._work)
+            self._save(after)
         self.staging.clear()
         return deleted
+
+    def _save(self, index: Index) -> None:
+        indexes.save(index, self._index_name, f".draft.{self.path.name}", self._work)
 
     def _put(self, entry: Entry, uses: Counter[str]) -> os.stat_result | None:
         """Make one entry; the state of a file."""

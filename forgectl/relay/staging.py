@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Container
 
 from forgectl.relay.entries import FILE, PIECE, PROGRAM, Entry, hash_of, new_hash
 from forgectl.relay.folders import remove
@@ -96,10 +97,13 @@ class Staging:
         os.symlink(target, _DRAFT, dir_fd=self._folder)
         return _DRAFT, self._folder
 
-    def clear(self) -> None:
-        """Remove all that is left."""
+    def clear(self, but: Container[str] = ()) -> None:
+        """Remove all that is left, but for content of these hashes."""
+        self.drop()
         for name in os.listdir(self._folder):  # noqa: PTH208 (a descriptor)
-            remove(name, self._folder)
+            if name not in but:
+                remove(name, self._folder)
+                self._kept.discard(name)
 
     def drop(self) -> None:
         """Forget the current file, if there is one."""

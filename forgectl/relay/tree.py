@@ -142,7 +142,9 @@ class _Receiving:
                 self._stage(message, data)
             except OSError as e:
                 self._line.send(refusal(e))
-                refused = True
+                refused, self._open = True, None
+                with contextlib.suppress(OSError):
+                    self._staging.clear()  # a disk that is full should not stay so for nothing
         if refused:
             return None
         if self._open is not None or self._received.keys() != self._wanted:

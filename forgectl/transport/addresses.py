@@ -29,16 +29,29 @@ def verified(plan: Plan, hosts: Hosts, given: Mapping[str, str]) -> Plan:
     seen = dial_out(pairs, ports, hosts)
     hosts.hush()
     chosen = {n: _choose(n, candidates[n], ports[n], (needed, pairs), seen, n in given) for n in names}
+    chosen |= dict.fromkeys(_shut_in(plan, chosen, pairs, needed, seen), "")
     placed = tuple(dataclasses.replace(h, address=chosen.get(h.name, h.address)) for h in plan.hosts)
     return dataclasses.replace(plan, hosts=placed)
 
 
 def possible_pairs(plan: Plan, network: Mapping[str, str]) -> Pairs:
-    """Which hosts may have to reach which later: where code adds meshes, or a restart may go to other hosts."""
-    if not plan.may_grow and not any(m.restart.max and not isinstance(m.wish, tuple) for m in plan.meshes):
-        return set()
-    hosts = [h.name for h in plan.hosts if h.slots != 0]
-    return {(a, b) for a in hosts for b in hosts if network[a] != network[b]}
+    """Which hosts it would be good to have reach which: the driver's, by those that it has actors on; and where code
+    adds meshes, or a restart may go to other hosts, all each other.
+    """
+    drivers = [m.hosts[0] for m in plan.meshes if m.kind == "driver"]
+    pairs = {(h.name, driver) for driver in drivers for h in plan.hosts}
+    if plan.may_grow or any(m.restart.max and not isinstance(m.wish, tuple) for m in plan.meshes):
+        hosts = [h.name for h in plan.hosts if h.slots != 0]
+        pairs |= {(a, b) for a in hosts for b in hosts}
+    return {(a, b) for a, b in pairs if network[a] != network[b]}
+
+
+def _shut_in(
+    plan: Plan, chosen: Mapping[str, str], pairs: Pairs, needed: Pairs, seen: Mapping[tuple[str, str, str], str | None]
+) -> list[str]:
+    """The driver's host, if a host with actors cannot dial it, and does not have to: then the driver dials alone."""
+    drivers = {m.hosts[0] for m in plan.meshes if m.kind == "driver"} - {to for _, to in needed}
+    return [d for d in drivers if any(seen.get((s, d, chosen[d]), "") is not None for s, to in pairs if to == d)]
 
 
 def needed_pairs(plan: Plan, network: Mapping[str, str]) -> Pairs:
@@ -126,7 +139,7 @@ def _choose(
     if good:
         return min(good, key=lambda g: g[0])[1]
     if not starts:
-        return candidates[0] if candidates else ""
+        return ""  # nobody has to reach it
     hint = f"`address:` of host {name} says where other hosts reach it"
     if given:
         hint += "; without it forgectl looks for one"

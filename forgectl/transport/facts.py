@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from forgectl.agent.gpus import NoSuchGpu, discover
-from forgectl.errors import ForgeError, SpecError, SpecProblem, SshRefusedError, UnreachableError
+from forgectl.errors import ForgeError, NotFoundError, SpecError, SpecProblem, SshRefusedError, UnreachableError
 from forgectl.names import name_of
 from forgectl.plan.model import HostFacts
 from forgectl.processes import boot_id
@@ -119,7 +119,8 @@ def together(errors: Mapping[str, ForgeError]) -> ForgeError:
     first, *others = errors.values()
     if not others:
         return first
-    kind = SshRefusedError if any(isinstance(e, SshRefusedError) for e in errors.values()) else UnreachableError
+    kinds = {type(e) for e in errors.values()}
+    kind = kinds.pop() if len(kinds) == 1 else SshRefusedError if SshRefusedError in kinds else UnreachableError
     message = "\n".join(e.message for e in errors.values())
     hints = dict.fromkeys(e.hint for e in errors.values() if e.hint)
     return kind(f"{len(errors)} hosts cannot be used:\n{message}", hint="\n  hint: ".join(hints) or None)
@@ -128,8 +129,12 @@ def together(errors: Mapping[str, ForgeError]) -> ForgeError:
 def _reports(spec: Spec, remote: Mapping[str, Host], hosts: Hosts, *, look_for_gpus: bool) -> dict[str, HostReport]:
     def ask(host: Host) -> HostReport:
         connection = hosts.connections[host.name] = dial(destination(host))
-        report = connection.ask(GetFacts(host.name, host.gpus, look_for_gpus, MODULES))
+        folder = str(spec.workdir) if spec.sync == "none" else ""
+        report = connection.ask(GetFacts(host.name, host.gpus, look_for_gpus, MODULES, folder))
         assert isinstance(report, HostReport)
+        if report.no_such_folder:
+            hint = "with `sync: none` all hosts must have it under the same path; without that it is copied"
+            raise NotFoundError(f"host {host.name}: no workdir {folder}", hint=hint)
         return report
 
     def job(host: Host) -> Callable[[], HostReport]:

@@ -59,6 +59,11 @@ class Destination:
     ssh: str
     python: str
 
+    @property
+    def command(self) -> str:
+        """The ssh program, as the user would type it."""
+        return shlex.join(program())
+
 
 @dataclass
 class Dialled:

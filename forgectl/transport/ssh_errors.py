@@ -37,7 +37,7 @@ def explain(to: Destination, code: int | None, said: Sequence[str], noise: Seque
             why, hint = "its key is not known", f"{_once(to)}, compare the key and accept it"
         return SshRefusedError(f"{where}: ssh refused: {why}: {_first(said, 'verification')}", hint=hint)
     if any("Permission denied" in line or "Too many authentication failures" in line for line in said):
-        hint = f"forgectl cannot type a password: have `ssh -o BatchMode=yes {to.ssh} true` work, by a key or an agent"
+        hint = f"`{to.command} -o BatchMode=yes {to.ssh} true` must work, by a key or an agent: nobody types a password"
         return SshRefusedError(f"{where}: ssh refused: {_first(said, 'denied', 'authentication')}", hint=hint)
     if code in (NOT_FOUND, NOT_EXECUTABLE):
         why = "no such python" if code == NOT_FOUND else "cannot run its python"
@@ -52,7 +52,7 @@ def explain(to: Destination, code: int | None, said: Sequence[str], noise: Seque
         return TryAgain(error) if any(b in line for line in said for b in BUSY) else error
     words = words or " / ".join(noise[-3:]) or f"exit code {code}"
     message = f"{where}: forgectl's relay could not start there: {words}"
-    return UnreachableError(message, hint=f"see what `ssh {to.ssh} {to.python} -c pass` says")
+    return UnreachableError(message, hint=f"see what `{to.command} {to.ssh} {to.python} -c pass` says")
 
 
 def unfit(to: Destination, word: Mapping[str, Any]) -> ForgeError:
@@ -65,7 +65,7 @@ def unfit(to: Destination, word: Mapping[str, Any]) -> ForgeError:
     if wrong == "psutil":
         return UnreachableError(
             f"{where}: {python} lacks psutil",
-            hint=f"ssh {to.ssh} {python} -m pip install psutil, or set `python:` of host {to.name} to one that has it",
+            hint=f"{to.command} {to.ssh} {python} -m pip install psutil, or set `python:` of host {to.name}",
         )
     message = f"{where}: cannot keep files there: {word.get('why', word)}"
     return UnreachableError(message, hint="forgectl keeps them in /var/tmp")
@@ -76,8 +76,8 @@ def _first(said: Sequence[str], *needles: str) -> str:
 
 
 def _once(to: Destination) -> str:
-    return f"run `ssh {to.ssh}` once by hand"
+    return f"run `{to.command} {to.ssh}` once by hand"
 
 
 def _check(to: Destination) -> str:
-    return f"is it up, and does `ssh {to.ssh} true` work?"
+    return f"is it up, and does `{to.command} {to.ssh} true` work?"

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import venv
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import PROGRAMS, Forge, until
-from tests.lab.fixtures import lab, make_lab, standing_lab
 from tests.lab.lab import Lab
-
-__all__ = ["lab", "make_lab", "standing_lab"]
 
 
 class Far:
@@ -31,6 +31,20 @@ class Far:
     def spec(self, body: str, *names: str, **settings: object) -> str:
         """A spec over hosts that have the folder of test programs, as on a shared file system."""
         return f"hosts: {self.hosts(*(names or self.lab.names), **settings)}\nworkdir: {PROGRAMS}\nsync: none\n{body}\n"
+
+    programs = PROGRAMS
+
+    def bare_python(self) -> str:
+        """An interpreter that has psutil and nothing else that a mesh may need, on every host."""
+        import psutil
+
+        folder = self.lab.shared / "bare"
+        if not folder.exists():
+            venv.create(folder, with_pip=False)
+            site = next(folder.glob("lib/python*/site-packages"))
+            package = Path(psutil.__file__).parent
+            shutil.copytree(package, site / "psutil")
+        return str(folder / "bin" / "python")
 
     def launch(self, body: str, *names: str, **settings: object) -> str:
         """Launch it detached; the run's id."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.far import FarActors, Start, Worker, ask, hear, tell
+from tests.far import FarActors, Start, Worker
 from tests.lab.lab import Lab
 
 pytest.importorskip("monarch")
@@ -42,11 +42,10 @@ def workers(far: FarActors, lab: Lab) -> list[Worker]:
 def test_a_driver_calls_ranks_on_three_hosts(far: FarActors, lab: Lab) -> None:
     away = workers(far, lab)
     driver = far.driver(address=lab.gateway)
-    assert hear(driver) == {"value": "ready"}
-    found = ask(driver, "spawn", "m", [w.url for w in away])
+    found = driver.ask("spawn", "m", [w.url for w in away])
     assert [host for _, host, _ in found] == lab.names
-    near = ask(driver, "spawn", "near", [None])
-    assert ask(driver, "call", "m", "ask", "near") == [near] * 3
+    near = driver.ask("spawn", "near", [None])
+    assert driver.ask("call", "m", "ask", "near") == [near] * 3
 
 
 def test_a_driver_that_cannot_be_dialled_back_goes_through_a_host(far: FarActors, lab: Lab) -> None:
@@ -54,36 +53,44 @@ def test_a_driver_that_cannot_be_dialled_back_goes_through_a_host(far: FarActors
         lab.drop(host, "out", lab.launcher, dials=True)
     away = workers(far, lab)
     driver = far.driver(gateway=away[0].url)
-    assert hear(driver) == {"value": "ready"}
-    found = ask(driver, "spawn", "m", [w.url for w in away])
+    found = driver.ask("spawn", "m", [w.url for w in away])
     assert [host for _, host, _ in found] == lab.names
-    near = ask(driver, "spawn", "near", [None])
-    assert ask(driver, "call", "m", "ask", "near") == [near] * 3
-    assert ask(driver, "call", "near", "ask", "m") == [found]
-    tell(driver, ["call", "m", "first_raises"])
-    assert hear(driver)["error"] == "LookupError"
+    near = driver.ask("spawn", "near", [None])
+    assert driver.ask("call", "m", "ask", "near") == [near] * 3
+    assert driver.ask("call", "near", "ask", "m") == [found]
+    assert driver.answer(driver.begin("call", "m", "first_raises"))["error"] == "LookupError"
 
 
 def test_a_call_outlasts_a_cut_link(far: FarActors, lab: Lab) -> None:
     away = workers(far, lab)
     driver = far.driver(address=lab.gateway)
-    assert hear(driver) == {"value": "ready"}
-    found = ask(driver, "spawn", "m", [w.url for w in away])
+    found = driver.ask("spawn", "m", [w.url for w in away])
     lab.cut("host2")
-    tell(driver, ["call", "m", "where"])
-    tell(driver, ["slice", "m", 2])
+    everywhere, beyond = driver.begin("call", "m", "where"), driver.begin("slice", "m", 1)
+    assert driver.ask("slice", "m", 2) == [found[2]]
     lab.mend("host2")
-    assert hear(driver) == {"value": found}
-    assert hear(driver) == {"value": [found[2]]}
+    assert driver.answer(everywhere)["value"] == found
+    assert driver.answer(beyond)["value"] == [found[1]]
 
 
 def test_a_host_that_is_gone_keeps_nothing_else_from_working(far: FarActors, lab: Lab) -> None:
     away = workers(far, lab)
     driver = far.driver(address=lab.gateway)
-    assert hear(driver) == {"value": "ready"}
-    found = ask(driver, "spawn", "m", [w.url for w in away])
+    found = driver.ask("spawn", "m", [w.url for w in away])
     lab.cut("host2")
-    assert ask(driver, "slice", "m", 0) == [found[0]]
-    again = ask(driver, "spawn", "m", [away[0].url, away[2].url, away[2].url])
+    assert driver.ask("slice", "m", 0) == [found[0]]
+    again = driver.ask("spawn", "m", [away[0].url, away[2].url, away[2].url])
     assert [host for _, host, _ in again] == ["host1", "host3", "host3"]
+    lab.mend("host2")
+
+
+def test_ranks_hear_of_a_host_that_is_gone(far: FarActors, lab: Lab) -> None:
+    away = workers(far, lab)
+    driver = far.driver(address=lab.gateway)
+    driver.ask("spawn", "asking", [away[0].url])
+    driver.ask("spawn", "asked", [away[1].url])
+    lab.cut("host2")
+    waiting = driver.begin("call", "asking", "ask", "asked")
+    driver.ask("end", "asked", "host2 is lost")
+    assert driver.answer(waiting)["error"] == "ActorDied"
     lab.mend("host2")

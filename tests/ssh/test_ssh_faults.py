@@ -1,4 +1,4 @@
-"""Connections, links, agents, controllers and hosts fail: within the lease nothing is lost, after it nothing is left."""
+"""Connections, links, agents, controllers, hosts fail: within the lease nothing is lost, after it nothing is left."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def test_a_killed_ssh_session_is_replaced(far: Far) -> None:
     mesh = far.forge.mesh(run, "tick")
     assert (mesh["state"], pids(mesh)) == ("running", before)
     far.forge.ok("shutdown", "tick")
-    numbers = [int(line.split()[1]) for line in far.forge.ok("logs", "tick", "--ranks", "1", "--no-prefix").splitlines()]
+    numbers = [
+        int(line.split()[1]) for line in far.forge.ok("logs", "tick", "--ranks", "1", "--no-prefix").splitlines()
+    ]
     assert numbers == list(range(len(numbers)))
 
 

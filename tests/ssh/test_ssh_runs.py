@@ -13,9 +13,7 @@ TICK = "scripts: {tick: {run: tick.py, procs: 2, hosts: 2, preload: []}}"
 
 
 def test_ranks_of_two_hosts_meet(far: Far) -> None:
-    out = far.forge.ok(
-        "launch", far.forge.spec(far.spec("scripts: {meet: {run: reduce.py once, procs: 4, hosts: 2}}"))
-    )
+    out = far.forge.ok("launch", far.forge.spec(far.spec("scripts: {meet: {run: reduce.py once, procs: 4, hosts: 2}}")))
     sums = sorted(line.partition("│ ")[2] for line in out.splitlines() if "sum" in line)
     assert [s.split(";")[0] for s in sums] == ["sum 10"] * 4
     assert {w for s in sums for w in s.split() if w.startswith("GROUP_RANK")} == {"GROUP_RANK=0", "GROUP_RANK=1"}
@@ -49,7 +47,7 @@ def test_logs_come_home_live_and_at_the_end(far: Far) -> None:
     assert before[:3] == ["tick 0", "tick 1", "tick 2"]
     until(lambda: len(far.forge.ok("logs", "tick", "--ranks", "1").split("\n")) > len(before), "later lines")
     far.forge.ok("shutdown", "tick")
-    out, _ = follower.communicate(timeout=60)
+    follower.communicate(timeout=60)
     assert follower.returncode == 0
     whole = [int(line.split()[1]) for line in far.forge.ok("logs", "tick", "--ranks", "0", "--no-prefix").splitlines()]
     assert whole == list(range(len(whole)))

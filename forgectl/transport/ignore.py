@@ -1,0 +1,247 @@
+"""What .gitignore and .forgeignore leave out, by git's own rules; a pattern is matched as bytes, as git does."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+ALWAYS = frozenset({".git", "__pycache__"})
+"""Names that are never sent."""
+
+_SPECIAL = frozenset(b"*?[\\")
+_NEVER = b"(?!)"
+_CLASSES: dict[bytes, Callable[[int], bool]] = {
+    b"alnum": lambda c: bytes([c]).isalnum(),
+    b"alpha": lambda c: bytes([c]).isalpha(),
+    b"blank": lambda c: c in b" \t",
+    b"cntrl": lambda c: c < 32 or c == 127,
+    b"digit": lambda c: bytes([c]).isdigit(),
+    b"graph": lambda c: 32 < c < 127,
+    b"lower": lambda c: bytes([c]).islower(),
+    b"print": lambda c: 32 <= c < 127,
+    b"punct": lambda c: 32 < c < 127 and not bytes([c]).isalnum(),
+    b"space": lambda c: c in b" \t\n\r",
+    b"upper": lambda c: bytes([c]).isupper(),
+    b"xdigit": lambda c: c in b"0123456789abcdefABCDEF",
+}
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """One line of an ignore file. `regex` matches a name if `by_name`, else a path relative to the file's folder."""
+
+    regex: bytes
+    by_name: bool
+    folders_only: bool
+    includes: bool  # "!": takes in again what an earlier line left out
+
+
+class Rules:
+    """One ignore file: its last pattern that matches decides."""
+
+    def __init__(self, text: bytes) -> None:
+        self._patterns = patterns(text)
+
+    def ignores(self, path: bytes, name: bytes, folder: bool) -> bool | None:
+        """Whether a path, relative to the file's folder, is left out; None if no pattern says."""
+        last = max(self._by_name[folder](name), self._by_path[folder](path))
+        return None if last < 0 else not self._patterns[last].includes
+
+    @functools.cached_property
+    def _by_name(self) -> tuple[Callable[[bytes], int], Callable[[bytes], int]]:
+        return self._finder(True, False), self._finder(True, True)
+
+    @functools.cached_property
+    def _by_path(self) -> tuple[Callable[[bytes], int], Callable[[bytes], int]]:
+        return self._finder(False, False), self._finder(False, True)
+
+    def _finder(self, by_name: bool, folder: bool) -> Callable[[bytes], int]:
+        """What finds the number of the last pattern that matches (-1: none): one regex, the last pattern first."""
+        numbers = [
+            number
+            for number, p in enumerate(self._patterns)
+            if p.by_name == by_name and (folder or not p.folders_only) and p.regex != _NEVER
+        ][::-1]
+        if not numbers:
+            return lambda text: -1
+        whole = re.compile(b"(?s:" + b"|".join(b"(" + self._patterns[n].regex + b")" for n in numbers) + b")")
+
+        def find(text: bytes) -> int:
+            match = whole.fullmatch(text)
+            return numbers[match.lastindex - 1] if match and match.lastindex else -1
+
+        return find
+
+
+@dataclass(frozen=True)
+class Level:
+    """One ignore file and those of its kind in the folders above. `start`: where paths relative to its folder begin."""
+
+    above: Level | None
+    start: int
+    rules: Rules
+
+    def ignores(self, path: bytes, name: bytes, folder: bool) -> bool | None:
+        """Whether a path is left out: the deepest file with a pattern that matches decides. None if none has."""
+        verdict = self.rules.ignores(path[self.start :], name, folder)
+        if verdict is None and self.above is not None:
+            return self.above.ignores(path, name, folder)
+        return verdict
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """The ignore files that count in one folder. Paths are relative to the topmost folder that has any."""
+
+    git: Level | None = None
+    forge: Level | None = None
+
+    def below(self, folder: bytes, gitignore: bytes | None, forgeignore: bytes | None) -> Ignored:
+        """The same with the ignore files of a folder below: `folder` is its path, ended by a slash unless empty."""
+        git = self.git if gitignore is None else Level(self.git, len(folder), Rules(gitignore))
+        forge = self.forge if forgeignore is None else Level(self.forge, len(folder), Rules(forgeignore))
+        return Ignored(git, forge)
+
+    def ignores(self, path: bytes, folder: bool) -> bool:
+        """Whether a path, whose folders are not left out, is: a .forgeignore beats every .gitignore."""
+        name = path[path.rfind(b"/") + 1 :]
+        for level in (self.forge, self.git):
+            verdict = level.ignores(path, name, folder) if level is not None else None
+            if verdict is not None:
+                return verdict
+        return False
+
+
+def patterns(text: bytes) -> list[Pattern]:
+    """The patterns of an ignore file."""
+    found = []
+    for line in text.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
+        if line.startswith(b"#"):
+            continue
+        line = _without_trailing_spaces(line.removesuffix(b"\r").partition(b"\0")[0])
+        if pattern := _pattern(line):
+            found.append(pattern)
+    return found
+
+
+def _without_trailing_spaces(line: bytes) -> bytes:
+    """But for one that follows a backslash; a line that ends in a backslash keeps all."""
+    end, i = None, 0
+    while i < len(line):
+        if line[i : i + 1] == b" ":
+            end = i if end is None else end
+        elif line[i : i + 1] == b"\\":
+            i += 1
+            if i == len(line):
+                return line
+            end = None
+        else:
+            end = None
+        i += 1
+    return line if end is None else line[:end]
+
+
+def _pattern(line: bytes) -> Pattern | None:
+    includes = line.startswith(b"!")
+    text = line[1:] if includes else line
+    folders_only = text.endswith(b"/")
+    text = text[:-1] if folders_only else text
+    if not text:
+        return None
+    if b"/" not in text:
+        return Pattern(_translate(text), True, folders_only, includes)
+    text = text.removeprefix(b"/")
+    literal = next((i for i, c in enumerate(text) if c in _SPECIAL), len(text))
+    # git compares the part without wildcards first, and takes what follows for a pattern of its own.
+    rest = _translate(text[literal:])
+    return Pattern(rest if rest == _NEVER else re.escape(text[:literal]) + rest, False, folders_only, includes)
+
+
+def _translate(glob: bytes) -> bytes:
+    """A glob as a regular expression that matches the same names or paths: git's wildmatch()."""
+    out = []
+    i = 0
+    while i < len(glob):
+        c = glob[i : i + 1]
+        if c == b"*":
+            part, i = _stars(glob, i)
+        elif c == b"?":
+            part, i = b"[^/]", i + 1
+        elif c == b"[":
+            found = _bracket(glob, i + 1)
+            if found is None:
+                return _NEVER
+            part, i = found
+        elif c == b"\\":
+            if i + 1 == len(glob):
+                return _NEVER
+            part, i = re.escape(glob[i + 1 : i + 2]), i + 2
+        else:
+            part, i = re.escape(c), i + 1
+        out.append(part)
+    return b"".join(out)
+
+
+def _stars(glob: bytes, start: int) -> tuple[bytes, int]:
+    """One or more asterisks; two that stand between slashes, or at an end, match any number of folders."""
+    end = start
+    while glob[end : end + 1] == b"*":
+        end += 1
+    rest = glob[end:]
+    apart = start == 0 or glob[start - 1 : start] == b"/"
+    if end - start == 1 or not apart or not (rest == b"" or rest.startswith((b"/", b"\\/"))):
+        return b"[^/]*", end
+    if rest.startswith(b"/"):
+        return b"(?:.*/)?", end + 1
+    return b".*", end
+
+
+def _bracket(glob: bytes, i: int) -> tuple[bytes, int] | None:
+    """The set that begins behind a bracket, and where it ends; None for one that git takes for broken."""
+    negated = glob[i : i + 1] in (b"!", b"^")
+    i += negated
+    members: set[int] = set()
+    before: int | None = None
+    first = True
+    while first or glob[i : i + 1] != b"]":
+        first = False
+        step = _member(glob, i, before, members)
+        if step is None:
+            return None
+        i, before = step
+    chosen = (set(range(1, 256)) - members if negated else members) - {ord("/")}
+    return (b"[" + b"".join(b"\\x%02x" % c for c in sorted(chosen)) + b"]" if chosen else _NEVER), i + 1
+
+
+def _member(glob: bytes, i: int, before: int | None, members: set[int]) -> tuple[int, int | None] | None:
+    """Add one character, range or class to a set; where the next begins, and what a range there would begin with."""
+    c = glob[i : i + 1]
+    if c == b"":
+        return None
+    if c == b"\\":
+        if i + 1 == len(glob):
+            return None
+        members.add(glob[i + 1])
+        return i + 2, glob[i + 1]
+    if c == b"-" and before is not None and glob[i + 1 : i + 2] not in (b"", b"]"):
+        i += 1
+        if glob[i : i + 1] == b"\\":
+            i += 1
+            if i == len(glob):
+                return None
+        members.update(range(before, glob[i] + 1))
+        return i + 1, None
+    if c == b"[" and glob[i + 1 : i + 2] == b":":
+        end = glob.find(b"]", i + 2)
+        if end < 0:
+            return None
+        if end - 1 > i + 1 and glob[end - 1 : end] == b":":
+            test = _CLASSES.get(glob[i + 2 : end - 1])
+            if test is None:
+                return None
+            members.update(filter(test, range(256)))
+            return end + 1, None
+    members.add(glob[i])
+    return i + 1, glob[i]

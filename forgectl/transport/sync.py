@@ -1,0 +1,216 @@
+"""The launching end of a sync: tells a host what the workdir holds, and sends the content that is missing there."""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from forgectl.errors import InternalError, UnreachableError, error_of
+from forgectl.protocol import (
+    GONE,
+    Contents,
+    ProtocolError,
+    Refusal,
+    SendListing,
+    Sent,
+    Sync,
+    TreeSynced,
+    Wanted,
+)
+from forgectl.relay.entries import PIECE
+from forgectl.relay.index import stamp_of
+from forgectl.transport.workdir import Tree
+from forgectl.wire import Line
+
+FILES_AT_ONCE = 1000
+TRIES = 3
+"""How often a file is read that changes while it is read."""
+LAST_WORDS_SECONDS = 5.0
+
+Progress = Callable[[int, int], None]
+"""Bytes that have been sent, and bytes that are to be."""
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a sync did. `path` is the tree on the host; `changed` are files that changed, or went, while it ran."""
+
+    path: str
+    sent_files: int
+    sent_bytes: int
+    deleted: int
+    changed: tuple[str, ...] = ()
+
+
+def push(line: Line, tree: Tree, key: str, host: str, progress: Progress = lambda done, total: None) -> Pushed:
+    """Make the tree `key` of a host equal to a workdir; `line` leads to its relay.
+
+    Raises UnreachableError where the connection ends, else what the host refuses with. Several hosts may be pushed to
+    at once, each from a thread of its own.
+    """
+    try:
+        return _push(line, tree, key, progress)
+    except _Refused as e:
+        raise error_of(e.refusal.code, f"host {host}: {e.refusal.message}", e.refusal.hint) from None
+    except ProtocolError as e:
+        raise InternalError(f"host {host}: the sync of the workdir went out of step: {e}") from None
+    except (ConnectionError, TimeoutError):
+        why = f"host {host}: the connection was lost while the workdir was synced"
+        raise UnreachableError(why, hint="try again: what has arrived is not sent twice") from None
+
+
+class _Refused(Exception):
+    """The host will not go on."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
+def _push(line: Line, tree: Tree, key: str, progress: Progress) -> Pushed:
+    sending = _Sending(line, tree, progress)
+    try:
+        line.send(Sync(key, tree.digest))
+        wanted = _wanted(line, tree)
+        sending.run(wanted)
+    except ConnectionError:
+        if isinstance(last_words := line.receive(LAST_WORDS_SECONDS), Refusal):
+            raise _Refused(last_words) from None
+        raise
+    done = _answer(line, TreeSynced)
+    if any(not 0 <= number < len(tree.entries) for number in done.changed):
+        raise ProtocolError("changed files that are not in the listing")
+    changed = tuple(tree.entries[number].path for number in done.changed)
+    return Pushed(done.path, len(wanted), sending.sent, done.deleted, changed)
+
+
+def _wanted(line: Line, tree: Tree) -> list[int]:
+    """What the host asks for, after it got the listing if need be."""
+    answer = _answer(line, SendListing, Wanted)
+    if isinstance(answer, SendListing):
+        line.send_bytes(tree.listing)
+        answer = _answer(line, Wanted)
+    wanted = list(answer.files)
+    while not answer.last:
+        answer = _answer(line, Wanted)
+        wanted += answer.files
+    if any(not 0 <= number < len(tree.entries) or not tree.entries[number].is_file for number in wanted):
+        raise ProtocolError("the host wants files that are not in the listing")
+    return wanted
+
+
+def _answer(line: Line, *kinds: type) -> Any:
+    """The host's next message: hashing what ranks have changed there may take it long."""
+    message = line.receive()
+    if message is None:
+        raise ConnectionResetError("the relay is gone")
+    if isinstance(message, Refusal):
+        raise _Refused(message)
+    if not isinstance(message, kinds):
+        raise ProtocolError(f"unexpected {type(message).__name__}")
+    return message
+
+
+@dataclass
+class _Pack:
+    """Content for one message."""
+
+    files: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    data: list[bytes] = field(default_factory=list)
+    length: int = 0
+
+    def add(self, number: int, data: bytes | None) -> None:
+        self.files.append(number)
+        self.sizes.append(GONE if data is None else len(data))
+        if data:
+            self.data.append(data)
+            self.length += len(data)
+
+    @property
+    def full(self) -> bool:
+        return self.length >= PIECE or len(self.files) >= FILES_AT_ONCE
+
+
+class _Sending:
+    """Sends files without waiting for answers, many small ones in one message."""
+
+    def __init__(self, line: Line, tree: Tree, progress: Progress) -> None:
+        self._line = line
+        self._tree = tree
+        self._progress = progress
+        self._total = 0
+        self.sent = 0
+
+    def run(self, wanted: Sequence[int]) -> None:
+        """Send all of it; raises _Refused as soon as the host has said so."""
+        self._total = sum(self._tree.entries[number].size for number in wanted)
+        self._progress(0, self._total)
+        pack = _Pack()
+        for number in wanted:
+            for data, more in read_pieces(self._tree.workdir / self._tree.entries[number].path):
+                pack.add(number, data)
+                if pack.full or more:
+                    self._send(pack, more)
+                    pack = _Pack()
+        if pack.files:
+            self._send(pack, False)
+        self._line.send(Sent())
+        self._progress(self._total, self._total)
+
+    def _send(self, pack: _Pack, more: bool) -> None:
+        self._line.send(Contents(tuple(pack.files), tuple(pack.sizes), more))
+        self._line.send_bytes(b"".join(pack.data))
+        self.sent += pack.length
+        self._progress(min(self.sent, self._total), self._total)  # a file that came twice would go beyond
+        if _has_spoken(self._line):
+            self._line.send(Sent())
+            _answer(self._line)
+
+
+def _has_spoken(line: Line) -> bool:
+    """Whether there is something to receive, without waiting for it."""
+    poll = select.poll()
+    poll.register(line.socket, select.POLLIN)
+    return line.pending or bool(poll.poll(0))
+
+
+def read_pieces(path: os.PathLike[str]) -> Iterator[tuple[bytes | None, bool]]:
+    """A file piece by piece, and whether more follow; None if it cannot be read (any more).
+
+    It begins again where the file changed while it was read. Each time ends at the size that it had at the start, so
+    that one that grows without end has an end here.
+    """
+    for _ in range(TRIES):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            yield None, False
+            return
+        try:
+            before = os.fstat(descriptor)
+            if not stat.S_ISREG(before.st_mode):
+                yield None, False
+                return
+            yield from _pieces_of(descriptor, before.st_size)
+            if stamp_of(os.fstat(descriptor)) == stamp_of(before):
+                return
+        except OSError:
+            yield None, False
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _pieces_of(descriptor: int, size: int) -> Iterator[tuple[bytes, bool]]:
+    left = size
+    while True:
+        data = os.read(descriptor, min(PIECE, left))
+        left = left - len(data) if data else 0
+        yield data, left > 0
+        if not left:
+            return

@@ -1,0 +1,115 @@
+"""Actors on ssh hosts: called from a driver here, over TLS; routed, restarted, told apart, and ended."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from tests.conftest import until
+from tests.process.deaths import agent_of
+from tests.ssh.conftest import Far
+
+COUNTER = "actors: {counter: {class: far_players:Counter, procs: 3, hosts: 3, args: {start: 5}, preload: []}}"
+POOL = "services: {pool: {class: far_players:Counter, num_replicas: 3, preload: [], restart: {max: 1}}}"
+
+
+@pytest.mark.parametrize("dialled_back", [True, False])
+def test_an_actor_mesh_on_three_hosts_answers_its_driver_here(far: Far, dialled_back: bool) -> None:
+    if not dialled_back:
+        for name in far.lab.names:
+            far.lab.drop(name, "out", far.lab.launcher, dials=True)
+    run = far.launch(COUNTER)
+    assert json.loads(far.forge.ok("call", "counter", "add", "2", "--json")) == [7, 7, 7]
+    assert json.loads(far.forge.ok("call", "counter", "where", "--json")) == ["host1", "host2", "host3"]
+    for name in far.lab.names:
+        assert {address for address, _ in far.lab.listening(name)} <= {far.lab.address(name)}
+    assert "3 × SIGTERM" in far.forge.ok("shutdown", "--run", run)
+    assert not far.processes(run)
+    for name in far.lab.names:
+        assert not far.lab.listening(name)
+        assert not far.lab.files(name, "/tmp/forgectl-0*")
+    assert not (far.forge.run_dir(run) / "authority.pem").exists()
+
+
+def test_replicas_on_different_hosts_are_routed_to(far: Far) -> None:
+    far.launch(POOL, slots=1)
+    places = [json.loads(far.forge.ok("call", "pool", "where", "--json"))[0] for _ in range(6)]
+    assert sorted(set(places)) == ["host1", "host2", "host3"]
+    assert places[:3] == places[3:]
+    far.forge.ok("shutdown", "--all")
+
+
+def test_a_rank_that_dies_on_another_host_is_told_of_at_once(far: Far) -> None:
+    run = far.launch(COUNTER)
+    caller = far.forge.start("call", "counter", "sleep", "600")
+    rank = far.forge.mesh(run, "counter")["ranks"][1]
+    until(lambda: "sleeping" in far.forge.ok("logs", "counter", "--ranks", "1"), "the call to arrive")
+    far.lab.kill("host2", rank["pid"])
+    _, err = caller.communicate(timeout=30)
+    assert caller.returncode != 0
+    assert "rank 1 on host2 was killed by SIGKILL" in err
+    far.forge.until_ended(run)
+
+
+def test_an_actor_mesh_that_loses_a_host_comes_back_on_another(far: Far) -> None:
+    body = COUNTER.replace("procs: 3, hosts: 3", "procs: 2, hosts: 2, restart: {max: 1}")
+    run = far.launch(f"lease: 3s\n{body}")
+    assert json.loads(far.forge.ok("call", "counter", "where", "--json")) == ["host1", "host2"]
+    far.lab.cut("host2")
+    far.forge.until_mesh(run, "counter", lambda m: m["generation"] == 1 and m["state"] == "ready")
+    assert json.loads(far.forge.ok("call", "counter", "where", "--json")) == ["host1", "host3"]
+    far.forge.ok("shutdown", "--all")
+
+
+def test_a_handle_works_in_an_actor_on_another_host_and_hears_of_deaths(far: Far) -> None:
+    far.forge.write("driver.py", DRIVER)
+    spec = f"hosts: {far.hosts('host1', 'host2')}\n" + (
+        "actors:\n"
+        "  a: {class: far_players:Counter, hosts: [host1], preload: []}\n"
+        "  b: {class: far_players:Asker, hosts: [host2], preload: []}\n"
+        "driver: {run: driver.py}\n"
+    )
+    far.forge.write("far_players.py", (far.programs / "far_players.py").read_text())
+    done = far.forge.run("launch", far.forge.spec(spec))
+    assert done.returncode == 0, done.stderr
+    assert "asked 3" in done.stdout
+    assert "ActorDied" in done.stdout
+
+
+DRIVER = """
+import asyncio
+import forgectl
+
+async def main():
+    a, b = forgectl.get("a"), forgectl.get("b")
+    print("asked", await b.ask.call_one(a, 3), flush=True)
+    try:
+        await b.ask_to_end.call_one(a)
+    except Exception as e:
+        print(type(e).__name__, e, flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_a_worker_that_is_killed_is_replaced(far: Far) -> None:
+    run = far.launch(COUNTER.replace("preload", "restart: {max: 1}, preload"))
+    [worker] = [pid for pid, command in far.processes(run)["host2"].items() if "boot.py worker" in command]
+    far.lab.kill("host2", worker)
+    far.forge.until_mesh(run, "counter", lambda m: m["generation"] == 1 and m["state"] == "ready")
+    assert json.loads(far.forge.ok("call", "counter", "add", "1", "--json")) == [6, 6, 6]
+    assert agent_of(far.forge, run)
+    far.forge.ok("shutdown", "--all")
+
+
+def test_a_host_without_monarch_is_told_of_before_anything_is_started(far: Far) -> None:
+    bare = far.bare_python()
+    spec = far.spec(COUNTER).replace(sys.executable, bare, 2)
+    done = far.forge.run("launch", far.forge.spec(spec))
+    assert done.returncode == 69
+    assert f"host host1: {bare} lacks torchmonarch" in done.stderr
+    assert f"host host2: {bare} lacks torchmonarch" in done.stderr
+    assert "pip install torchmonarch" in done.stderr
+    assert not far.forge.runs()
