@@ -16,6 +16,7 @@ import typer
 
 from forgectl import __version__
 from forgectl.cli.call import call
+from forgectl.cli.check import check
 from forgectl.cli.init import init
 from forgectl.cli.launch import launch
 from forgectl.cli.logs import logs
@@ -43,6 +44,7 @@ COMMANDS: tuple[tuple[str, Callable[..., Any], dict[str, Any]], ...] = (
         {"context_settings": {"allow_interspersed_args": False, "ignore_unknown_options": False}},
     ),
     ("plan", plan, {}),
+    ("check", check, {}),
     ("status", status, {}),
     ("logs", logs, {}),
     ("call", call, {"context_settings": {"ignore_unknown_options": True}}),  # an argument may be -4

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forgectl.log_cap import LogCap, Trimmed
 from forgectl.cli.log_file import CHUNK
 from forgectl.cli.log_stream import (
     LONGEST_LINE,
@@ -19,6 +18,7 @@ from forgectl.cli.log_stream import (
     Source,
     read_all,
 )
+from forgectl.log_cap import LogCap, Trimmed
 
 
 class Clock:

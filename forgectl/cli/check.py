@@ -1,0 +1,134 @@
+"""`forgectl check`: looks at all hosts of a spec before anything is launched on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from forgectl.cli.launch import Overrides, SpecPath
+
+if TYPE_CHECKING:
+    from forgectl.cli.findings import Finding, Target
+    from forgectl.cli.wants import Wants
+    from forgectl.plan.model import Plan
+    from forgectl.protocol import Examine
+    from forgectl.spec.model import Host, Spec
+    from forgectl.transport.addresses import Pairs
+    from forgectl.transport.examinations import Examined, Reach
+    from forgectl.transport.facts import Hosts
+
+
+def check(
+    spec: SpecPath,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything that was found as JSON.")] = False,
+) -> None:
+    """Look at all hosts of SPEC, and start nothing.
+
+    Whether they can be reached, by each other too; their Python, torch, CUDA, NCCL and torchmonarch; GPUs and who uses
+    them; clocks, disks and limits. Ends with 0 if nothing is in the way of a launch, else with the code of the worst
+    that was found.
+    """
+    import json
+    import os
+    import sys
+
+    from forgectl.cli.check_view import check_json, check_table
+    from forgectl.cli.findings import exit_code
+    from forgectl.cli.render import show
+    from forgectl.spec.load import load
+
+    loaded = load(spec, overrides=overrides or (), environ=os.environ)
+    examined, reach, findings = look_at(loaded)
+    names = [host.name for host in loaded.all_hosts]
+    if as_json:
+        document = check_json(loaded.source, names, examined, reach, findings)
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    else:
+        show(check_table(names, examined, findings))
+    raise typer.Exit(exit_code(findings))
+
+
+def look_at(spec: Spec) -> tuple[dict[str, Examined], Reach, list[Finding]]:
+    """What was found on each host, which of them reach each other, and what to make of it."""
+    from forgectl.cli import findings
+    from forgectl.cli.wants import wants_of
+    from forgectl.transport.examinations import examine_all
+    from forgectl.transport.facts import Hosts
+
+    wants = wants_of(spec)
+    targets = {host.name: _target(host) for host in spec.all_hosts}
+    with Hosts() as hosts:
+        requests = {host.name: _request(host, spec, wants[host.name]) for host in spec.all_hosts}
+        examined, errors = examine_all(spec.all_hosts, requests, hosts)
+        found = [findings.of_error((name,), error) for name, error in errors.items()]
+        found += findings.of_hosts(targets, examined, wants)
+        plan = None
+        if not errors and not any(e.found.no_such_gpu for e in examined.values()):
+            plan, trouble = _placed(spec, examined)
+            found += trouble
+        reach, trouble = _reach(spec, plan, examined, hosts)
+        found += trouble
+    return examined, reach, findings.in_order(found)
+
+
+def _target(host: Host) -> Target:
+    import sys
+
+    from forgectl.cli.findings import Target
+
+    ssh = None if host.local else host.ssh or host.name
+    return Target(host.name, ssh, host.python or (sys.executable if host.local else "python3"))
+
+
+def _request(host: Host, spec: Spec, wants: Wants) -> Examine:
+    from forgectl.cli.wants import OWN
+    from forgectl.protocol import Examine
+
+    copied = not host.local and spec.sync == "content"
+    return Examine(
+        host.name,
+        host.gpus,
+        workdir="" if copied else str(spec.workdir),
+        python=(host.python or "") if host.local else "",  # by ssh it is that which answers
+        pythons=tuple(python for python in wants.packages if python != OWN),
+    )
+
+
+def _placed(spec: Spec, examined: Mapping[str, Examined]) -> tuple[Plan | None, list[Finding]]:
+    """The plan that a launch would make now, or why it would not."""
+    import sys
+
+    from forgectl.cli import findings
+    from forgectl.errors import BusyError, SpecError
+    from forgectl.plan.placement import place
+    from forgectl.transport.examinations import facts_of
+
+    facts = {host.name: facts_of(host, examined[host.name].found) for host in spec.all_hosts}
+    try:
+        return place(spec, facts, python=sys.executable), []
+    except SpecError as e:
+        return None, list(findings.of_spec(e))
+    except BusyError as e:
+        return None, [findings.of_error((), e)]
+
+
+def _reach(
+    spec: Spec, plan: Plan | None, examined: Mapping[str, Examined], hosts: Hosts
+) -> tuple[Reach, list[Finding]]:
+    from forgectl.cli import findings
+    from forgectl.errors import ForgeError
+    from forgectl.transport.addresses import needed_pairs
+    from forgectl.transport.examinations import pairs_of, reach_each_other
+
+    networks = {name: e.found.network for name, e in examined.items()}
+    wanted: Pairs | None = needed_pairs(plan, networks) if plan else None
+    pairs = pairs_of(networks, [host.name for host in spec.hosts if not host.local and host.name in examined])
+    given = {host.name: host.address for host in spec.hosts if host.address}
+    try:
+        reach = reach_each_other(pairs | (wanted or set()), examined, given, hosts)
+    except ForgeError as e:
+        return {}, [findings.of_error((), e)]
+    return reach, list(findings.of_reach(reach, wanted))

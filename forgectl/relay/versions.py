@@ -1,0 +1,82 @@
+"""What a Python has installed, found out without importing any of it. Stands alone: other Pythons run its text."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import importlib.util
+import json
+import re
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+MODULES = {"torchmonarch": "monarch", "psutil": "psutil", "cloudpickle": "cloudpickle", "numpy": "numpy"}
+"""What pip calls it → what Python calls it."""
+NCCL = ("nvidia-nccl-cu13", "nvidia-nccl-cu12", "nvidia-nccl-cu11")
+
+
+def packages() -> dict[str, str | None]:
+    """Versions by package; None where it is not there, `?` where it does not say."""
+    found: dict[str, str | None] = {"torch": version_of("torch", "torch"), "CUDA": None, "NCCL": None}
+    if found["torch"]:
+        found.update(of_torch())
+        if found["CUDA"]:
+            found["NCCL"] = next(filter(None, map(installed, NCCL)), None)
+    found.update({name: version_of(name, module) for name, module in MODULES.items()})
+    return found
+
+
+def version_of(name: str, module: str) -> str | None:
+    """The version of a package, by its metadata; `?` where there is only a module."""
+    return installed(name) or ("?" if spec_of(module) else None)
+
+
+def installed(name: str) -> str | None:
+    """The version in a package's metadata."""
+    try:
+        return importlib.metadata.version(name)
+    except Exception:  # not there, or broken
+        return None
+
+
+def spec_of(module: str) -> ModuleSpec | None:
+    """Where a module would be imported from."""
+    try:
+        return importlib.util.find_spec(module)
+    except Exception:
+        return None
+
+
+def of_torch() -> dict[str, str | None]:
+    """What torch's own version.py says of it: its version, with the kind of build, and CUDA's."""
+    spec = spec_of("torch")
+    if spec is None or spec.origin is None:
+        return {}
+    try:
+        text = Path(spec.origin).with_name("version.py").read_text()
+    except (OSError, ValueError):
+        return {}
+    found = {"torch": literal(text, "__version__"), "CUDA": literal(text, "cuda")}
+    return {name: value for name, value in found.items() if value}
+
+
+def literal(text: str, name: str) -> str | None:
+    """The text that a module assigns to a name."""
+    match = re.search(rf"^{re.escape(name)}\s*(?::[^=\n]*)?=(.*)$", text, re.MULTILINE)
+    try:
+        value = ast.literal_eval(match.group(1).strip()) if match else None
+    except (ValueError, SyntaxError):
+        return None
+    return value if isinstance(value, str) else None
+
+
+def main() -> None:
+    """Print this Python and its packages as JSON."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    said = {"executable": sys.executable, "version": version, "packages": packages()}
+    sys.stdout.write(json.dumps(said) + "\n")
+
+
+if __name__ == "__main__":
+    main()
