@@ -36,7 +36,7 @@ def sync_workdir(plan: Plan, hosts: Hosts) -> None:
         def job(name: str) -> Callable[[], Pushed]:
             return lambda: push(hosts.connections[name].line, tree, key, name, bars.of(name))
 
-        pushed, errors = for_all({name: job(name) for name in remote})
+        pushed, errors = for_all({name: job(name) for name in remote}, hosts)
     if errors:
         raise together(errors)
     _tell(pushed)

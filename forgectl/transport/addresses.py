@@ -81,7 +81,7 @@ def listen(candidates: Mapping[str, Sequence[str]], hosts: Hosts) -> dict[str, d
         assert isinstance(answer, Listening)
         return answer.ports
 
-    found, errors = for_all({name: (lambda name=name: ask(name)) for name in candidates})  # type: ignore[misc]
+    found, errors = for_all({name: (lambda name=name: ask(name)) for name in candidates}, hosts)  # type: ignore[misc]
     if errors:
         raise together(errors)
     return found
@@ -103,7 +103,7 @@ def dial_out(
         return answer.results
 
     starts = sorted({start for start, _ in pairs})
-    found, errors = for_all({name: (lambda name=name: ask(name)) for name in starts})  # type: ignore[misc]
+    found, errors = for_all({name: (lambda name=name: ask(name)) for name in starts}, hosts)  # type: ignore[misc]
     if errors:
         raise together(errors)
     return {(s, *_split(key)): why for s, results in found.items() for key, why in results.items()}

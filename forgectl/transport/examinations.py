@@ -41,7 +41,7 @@ def examine_all(
     def job(host: Host) -> Callable[[], Examined]:
         return lambda: _here(requests[host.name]) if host.local else _there(host, requests[host.name], hosts)
 
-    return for_all({host.name: job(host) for host in spec_hosts})
+    return for_all({host.name: job(host) for host in spec_hosts}, hosts)
 
 
 def _here(request: Examine) -> Examined:
@@ -49,7 +49,7 @@ def _here(request: Examine) -> Examined:
 
 
 def _there(host: Host, request: Examine, hosts: Hosts) -> Examined:
-    connection = hosts.connections[host.name] = dial(destination(host))
+    connection = hosts.connections[host.name] = dial(destination(host), started=hosts.note)
     asked = time.time()
     found = connection.ask(request, ANSWER_SECONDS + PYTHON_SECONDS * len(request.pythons))
     answered = time.time()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import subprocess
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -38,6 +39,21 @@ class Hosts:
     missing: dict[str, tuple[str, ...]] = field(default_factory=dict)  # which of MODULES an ssh host has not
 
     listeners: list[socket.socket] = field(default_factory=list)  # of this machine, while others dial it
+
+    _dialling: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _given_up: bool = False
+
+    def note(self, ssh: subprocess.Popen[bytes]) -> None:
+        """One more ssh is dialling."""
+        self._dialling.append(ssh)
+        if self._given_up:
+            ssh.kill()
+
+    def give_up(self) -> None:
+        """End every connection, and every dial, whoever waits for it."""
+        self._given_up = True
+        for ssh in self._dialling:
+            ssh.kill()
 
     def hush(self) -> None:
         """Listen no more."""
@@ -98,19 +114,26 @@ def destination(host: Host) -> Destination:
     return Destination(host.name, host.ssh or host.name, host.python or "python3")
 
 
-def for_all(work: Mapping[str, Callable[[], T]]) -> tuple[dict[str, T], dict[str, ForgeError]]:
-    """Do something for each host, all at once: what came of it, and what was raised, by host."""
+def for_all(work: Mapping[str, Callable[[], T]], hosts: Hosts) -> tuple[dict[str, T], dict[str, ForgeError]]:
+    """Do something for each host, all at once: what came of it, and what was raised, by host.
+
+    Ctrl-C ends every connection to `hosts`, so that nobody has to wait for one.
+    """
     done: dict[str, T] = {}
     failed: dict[str, ForgeError] = {}
-    if not work:
-        return done, failed
-    with ThreadPoolExecutor(len(work)) as threads:
+    threads = ThreadPoolExecutor(max(1, len(work)))
+    try:
         futures = {name: threads.submit(job) for name, job in work.items()}
         for name, future in futures.items():
             try:
                 done[name] = future.result()
             except ForgeError as e:
                 failed[name] = e
+    except BaseException:
+        hosts.give_up()
+        raise
+    finally:
+        threads.shutdown(cancel_futures=True)
     return done, failed
 
 
@@ -128,7 +151,7 @@ def together(errors: Mapping[str, ForgeError]) -> ForgeError:
 
 def _reports(spec: Spec, remote: Mapping[str, Host], hosts: Hosts, *, look_for_gpus: bool) -> dict[str, HostReport]:
     def ask(host: Host) -> HostReport:
-        connection = hosts.connections[host.name] = dial(destination(host))
+        connection = hosts.connections[host.name] = dial(destination(host), started=hosts.note)
         folder = str(spec.workdir) if spec.sync == "none" else ""
         report = connection.ask(GetFacts(host.name, host.gpus, look_for_gpus, MODULES, folder))
         assert isinstance(report, HostReport)
@@ -140,7 +163,7 @@ def _reports(spec: Spec, remote: Mapping[str, Host], hosts: Hosts, *, look_for_g
     def job(host: Host) -> Callable[[], HostReport]:
         return lambda: ask(host)
 
-    reports, errors = for_all({name: job(host) for name, host in remote.items()})
+    reports, errors = for_all({name: job(host) for name, host in remote.items()}, hosts)
     if errors:
         raise together(errors)
     return reports

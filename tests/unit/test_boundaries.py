@@ -11,19 +11,20 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "forgectl"
 
-SHARED = ("errors", "names", "codec", "protocol", "processes", "plan.model")
+SHARED = ("errors", "names", "codec", "frozen", "protocol", "processes", "plan.model")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "boot": (),
     "errors": (),
     "codec": (),
+    "frozen": (),
     "names": (),
     "processes": (),
     "log_cap": (),
-    "protocol": ("codec", "plan.model"),
+    "protocol": ("codec", "frozen", "plan.model"),
     "wire": ("protocol",),
     "stream": ("protocol", "wire"),
     "doorway": ("protocol", "wire"),
-    "plan": ("errors", "names", "plan", "spec"),
+    "plan": ("errors", "frozen", "names", "plan", "spec"),
     "spec": ("errors", "names", "plan.model", "spec"),
     "rank": ("boot", "names", "processes", "rank"),
     "agent": (*SHARED, "agent", "boot", "plan.environment", "doorway", "log_cap", "rank", "stream", "wire"),
@@ -87,6 +88,7 @@ SHIPPED = (
     "relay",
     "names",
     "codec",
+    "frozen",
     "log_cap",
     "processes",
     "protocol",

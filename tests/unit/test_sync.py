@@ -349,12 +349,15 @@ def edit(work: Path) -> None:
     (work / "changed").write_text("changed")
 
 
-def test_killed_before_any_change_of_the_disk_the_next_sync_ends_it(work: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("then", ["new", "old"])
+def test_killed_before_any_change_of_the_disk_the_next_sync_ends_it(work: Path, tmp_path: Path, then: str) -> None:
+    """Also one that goes back to what was there before: nothing is left of the one that was cut."""
     for name in ("gone/deep/x", "folder/x", "file", "same", "changed"):
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         (work / name).write_text(name * 100)
     (work / "link").symlink_to("same")
-    old, before = snapshot(work), scan(work, LIMIT)
+    shutil.copytree(work, tmp_path / "was", symlinks=True)
+    old, before = snapshot(work), scan(tmp_path / "was", LIMIT)
     edit(work)
     new, after = snapshot(work), scan(work, LIMIT)
     step, killed = 0, True
@@ -373,8 +376,8 @@ def test_killed_before_any_change_of_the_disk_the_next_sync_ends_it(work: Path, 
         (host.tree() / "of a rank").touch()
         for path, found in snapshot(host.tree()).items():
             assert path == "of a rank" or found in (old.get(path), new.get(path)), (step, path)
-        host.push(after)
-        assert snapshot(host.tree()) == {**new, "of a rank": ("f", b"", False)}, step
+        host.push(after if then == "new" else before)
+        assert snapshot(host.tree()) == {**(new if then == "new" else old), "of a rank": ("f", b"", False)}, step
         step += 1
     assert step > 20
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,56 +20,95 @@ GIT_ENV = {
     "GIT_CONFIG_GLOBAL": "/dev/null",
     "HOME": "/nonexistent",
 }
-NAMES = [
-    *(b"a", b"b", b"ab", b"a.b", b"foo", b"foobar", b"bar", b"-a", b"a b", b"a ", b"[a]", b"#a", b"!a", b"\\a"),
-    *(b"a\\", b"\xc3\xa9", b"\xff", b"A", b"0", b"a\nb", b"^", b"]", b":", b"a*"),
+POOL = [
+    *(
+        b"a",
+        b"b",
+        b"ab",
+        b"a.b",
+        b"-",
+        b"-a",
+        b"a b",
+        b"c ",
+        b"[a]",
+        b"#a",
+        b"!a",
+        b"\\a",
+        b"c\\",
+        b"\xc3\xa9",
+        b"\xff",
+    ),
+    *(b"A", b"0", b"a\nb", b"^", b"]", b":", b"a*", b"c\r", b"foo", b"foobar", b"bar/bar", b"d/a", b"d/a.b", b"d/foo"),
+    *(
+        b"d/d/a",
+        b"d/foobar/bar",
+        b"d/e/c",
+        b"d/ec",
+        b"e/a/d/a",
+        b"e/foo/x/bar",
+        b"e/#a/b",
+        b"e/bar/a",
+        b"e/ab",
+        b"e/a b/-",
+    ),
 ]
-NAME = st.sampled_from(NAMES)
-PATH = st.lists(NAME, min_size=1, max_size=3).map(b"/".join)
-BRACKETS = [
-    *(b"[!a]", b"[^a]", b"[a-c]", b"[]a]", b"[a-]", b"[\\]]", b"[[:alpha:]]", b"[[:punct:][:space:]]"),
-    *(b"[[:bogus:]]", b"[[:", b"[[:]", b"[a-\\b]"),
-]
-ATOM = st.one_of(
-    st.sampled_from([bytes([c]) for c in b"*?/\\! #[]-^:.\r"]),
-    st.sampled_from([b"**", b"***", b"/**/", b"**/", b"/**", b"*/", b"\\/", b"\\*"]),
-    st.sampled_from(BRACKETS),
-    NAME,
+"""Files that patterns are tried on."""
+NAME = st.sampled_from(sorted({part for path in POOL for part in path.split(b"/")}))
+PATH = st.sampled_from(POOL)
+BRACKETS = st.sampled_from(
+    [
+        *(b"[!a]", b"[^a]", b"[a-c]", b"[]a]", b"[a-]", b"[--0]", b"[\\]]", b"[[:alpha:]]", b"[[:punct:][:space:]]"),
+        *(b"[[:bogus:]]", b"[[:", b"[[:]", b"[a-\\b]", b"[!/]", b"[^]]", b"[/a]", b"[[:cntrl:]]", b"[[:^:]]", b"[a"),
+        *(
+            b"[[:%b:]]" % name
+            for name in (b"alnum", b"blank", b"digit", b"graph", b"lower", b"print", b"upper", b"xdigit")
+        ),
+    ]
 )
-PATTERN = st.one_of(
-    st.lists(ATOM, min_size=1, max_size=5).map(b"".join),
-    st.tuples(
-        st.sampled_from([b"", b"!", b"/", b"!/", b"**/"]), PATH, st.sampled_from([b"", b"/", b"/*", b"/**", b" "])
-    ).map(b"".join),
-)
-FILE = st.lists(PATTERN, max_size=5).map(b"\n".join)
-FOLDERS = st.lists(st.sampled_from(NAMES[:8]), max_size=2).map(b"/".join)
+WILD = st.one_of(st.sampled_from([b"*", b"?", b"**", b"***", b"", b"/", b"\\", b"**/", b"/**/", b" ", b"\r"]), BRACKETS)
+
+
+@st.composite
+def near(draw: st.DrawFn) -> bytes:
+    """A pattern that matches a path of the pool, or nearly so."""
+    path = draw(PATH)
+    start, end = sorted(draw(st.tuples(*[st.integers(0, len(path))] * 2)))
+    wild = draw(WILD) if end - start != 1 else draw(st.one_of(WILD, st.just(b"\\" + path[start:end])))
+    before = draw(st.sampled_from([b"", b"", b"", b"!", b"/", b"!/", b"**/", b"#", b"\\"]))
+    return (
+        before
+        + path[:start]
+        + wild
+        + path[end:]
+        + draw(st.sampled_from([b"", b"", b"/", b"/*", b"/**", b" ", b"\\ ", b"\r"]))
+    )
+
+
+PATTERN = st.one_of(near(), near(), near(), PATH, st.lists(st.one_of(WILD, NAME), min_size=1, max_size=5).map(b"".join))
+FILE = st.lists(PATTERN, max_size=4).map(b"\n".join)
+FOLDERS = 40
 
 
 @pytest.fixture(scope="module")
-def repository() -> Iterator[Path]:
-    """An empty repository, made once."""
+def new_repository() -> Iterator[Callable[[], Path]]:
+    """Makes empty repositories."""
     with tempfile.TemporaryDirectory() as name:
-        subprocess.run(["git", "init", "-q", name], check=True, env=GIT_ENV)
-        yield Path(name)
+
+        def make_one() -> Path:
+            folder = Path(tempfile.mkdtemp(dir=name))
+            subprocess.run(["git", "init", "-q", folder], check=True, env=GIT_ENV)
+            return folder
+
+        yield make_one
 
 
-def fill(repository: Path, paths: list[bytes], ignore_files: dict[bytes, bytes]) -> None:
-    """Empty the repository, then make these files in it, as far as one is not in the other's way."""
-    for child in repository.iterdir():
-        if child.name != ".git":
-            shutil.rmtree(child) if child.is_dir() else child.unlink()
-    top = os.fsencode(repository)
-    for path in paths:
-        whole = os.path.join(top, path)
-        try:
-            os.makedirs(os.path.dirname(whole), exist_ok=True)
-            Path(os.fsdecode(whole)).touch()
-        except OSError:
-            continue
-    for folder, text in ignore_files.items():
-        if os.path.isdir(os.path.join(top, folder)):
-            Path(os.fsdecode(os.path.join(top, folder, b".gitignore"))).write_bytes(text)
+def make(folder: bytes) -> None:
+    """The pool's files in a folder."""
+    for path in POOL:
+        whole = os.path.join(folder, path)
+        os.makedirs(os.path.dirname(whole), exist_ok=True)
+        with open(whole, "wb"):
+            pass
 
 
 def kept_by_git(repository: Path) -> set[bytes]:
@@ -97,10 +135,42 @@ def kept_by_us(folder: Path) -> set[bytes]:
     return {os.fsencode(e.path) for e in scan(folder, 1 << 30).entries}
 
 
+@pytest.fixture(scope="module")
+def folders(new_repository: Callable[[], Path]) -> list[Path]:
+    """Folders of a repository with the pool's files in each, for as many ignore files to be tried by one git."""
+    repository = new_repository()
+    found = [repository / f"folder{n}" for n in range(FOLDERS)]
+    for folder in found:
+        make(os.fsencode(folder))
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(FILE, min_size=FOLDERS, max_size=FOLDERS))
+def test_what_a_file_leaves_out_is_what_git_ignores(folders: list[Path], files: list[bytes]) -> None:
+    for folder, text in zip(folders, files, strict=True):
+        (folder / ".gitignore").write_bytes(text)
+    ours, gits = kept_by_us(folders[0].parent), kept_by_git(folders[0].parent)
+    for folder, text in zip(folders, files, strict=True):
+        inner = os.fsencode(folder.name) + b"/"
+        assert {p for p in ours if p.startswith(inner)} == {p for p in gits if p.startswith(inner)}, text
+
+
+@pytest.fixture(scope="module")
+def repository(new_repository: Callable[[], Path]) -> Path:
+    """A repository with the pool's files."""
+    repository = new_repository()
+    make(os.fsencode(repository))
+    return repository
+
+
 @settings(max_examples=150, deadline=None)
-@given(st.lists(PATH, min_size=1, max_size=12), FILE, st.dictionaries(FOLDERS, FILE, max_size=2))
-def test_what_is_left_out_is_what_git_ignores(
-    repository: Path, paths: list[bytes], top: bytes, nested: dict[bytes, bytes]
+@given(FILE, st.dictionaries(st.sampled_from([b"d", b"e", b"d/d", b"e/a", b"e/foo/x"]), FILE))
+def test_what_nested_files_leave_out_is_what_git_ignores(
+    repository: Path, top: bytes, nested: dict[bytes, bytes]
 ) -> None:
-    fill(repository, paths, {**nested, b"": top})
+    for old in repository.rglob(".gitignore"):
+        old.unlink()
+    for folder, text in {b"": top, **nested}.items():
+        (repository / os.fsdecode(folder) / ".gitignore").write_bytes(text)
     assert kept_by_us(repository) == kept_by_git(repository)

@@ -1,0 +1,49 @@
+"""A launch on ssh hosts is interrupted or killed at any moment: nothing stays there."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+
+import pytest
+
+from tests.conftest import PROGRAMS
+from tests.ssh.conftest import Far
+
+SHORT = "lease: 3s\nscripts: {short: {run: short.py, procs: 4, hosts: 2, preload: []}}"
+MOMENTS = 12
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_at_any_moment_leaves_nothing_on_hosts(far: Far, number: signal.Signals) -> None:
+    far.forge.write("short.py", "import time; time.sleep(0.3)")
+    far.forge.write("filler", "x" * 3_000_000)
+    spec = far.forge.spec(f"hosts: {far.hosts('host1', 'host2')}\n{SHORT}")
+    began = time.monotonic()
+    far.forge.ok("launch", spec)
+    life = time.monotonic() - began
+    chance = random.Random(number)
+    for i in range(MOMENTS):
+        far.forge.write("filler", f"{i}" * 3_000_000)
+        launch = far.forge.start("launch", spec, "--name", f"run{i}")
+        time.sleep(chance.uniform(0.0, life))  # the moment is what is tested
+        launch.send_signal(number)
+        _, err = launch.communicate(timeout=60)
+        if number != signal.SIGINT:  # which may come while the interpreter imports
+            assert "Traceback" not in err
+    for run in far.forge.runs():
+        far.forge.until_ended(run)
+        far.until_empty(run)
+    assert all(not far.processes(run) for run in far.forge.runs())
+
+
+def test_a_host_that_does_not_answer_does_not_hold_up_ctrl_c(far: Far) -> None:
+    far.forge.write("tell.py", (PROGRAMS / "tell.py").read_text())
+    launch = far.forge.start("run", "-n", "2", "--host", "silent", "--host", "host1", "tell.py")
+    time.sleep(0.5)  # while it dials
+    launch.send_signal(signal.SIGINT)
+    _, err = launch.communicate(timeout=60)
+    assert (launch.returncode, err) == (130, "")
+    assert not far.forge.runs()
