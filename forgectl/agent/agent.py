@@ -1,0 +1,332 @@
+"""The agent: all of one run on one host: it obeys a controller, and fences itself when left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from forgectl import __version__
+from forgectl.agent.enclosure import sweep_run
+from forgectl.agent.events import EventLog
+from forgectl.agent.forks import ForkServerError
+from forgectl.agent.gpus import NoSuchGpu, discover
+from forgectl.agent.log_parts import read_logs
+from forgectl.agent.mesh import HostMesh
+from forgectl.agent.reaper import Reaper
+from forgectl.agent.servers import ForkServers
+from forgectl.agent.stats import UseMeter
+from forgectl.agent.worker import Worker
+from forgectl.doorway import Doorway
+from forgectl.errors import ForgeError
+from forgectl.log_cap import LogCap
+from forgectl.names import NAME
+from forgectl.processes import boot_id
+from forgectl.protocol import (
+    CONTROLLER_TO_AGENT,
+    FORWARDER_TO_AGENT,
+    Ack,
+    AgentConfig,
+    Event,
+    Forward,
+    GetGpus,
+    GetStats,
+    Hello,
+    HostGpus,
+    MeshGone,
+    Mirror,
+    Notice,
+    OpenStore,
+    OpenWorker,
+    Ping,
+    Pong,
+    Prepare,
+    ProtocolError,
+    Quit,
+    ReadLogs,
+    Release,
+    Start,
+    Stats,
+    Stop,
+    Synced,
+    Welcome,
+    WorkerGone,
+)
+from forgectl.stream import Stream
+from forgectl.wire import HANDSHAKE_SECONDS, private_folder, wrong_version
+
+LOG_CHECK_SECONDS = 1.0
+ORPHAN_SECONDS = 3.0
+"""How long a rank may outlive its forwarder: the driver's end ends both, in whatever order."""
+
+
+class Agent:
+    """Everything of one run on one host."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self.config = config
+        self.run_dir = Path(config.run_dir)
+        self.events = EventLog()
+        self.meshes: dict[str, HostMesh] = {}
+        self.reaper = Reaper(asyncio.get_running_loop())
+        self.use = UseMeter()
+        self.log_cap = LogCap(config.log_limit)
+        self.heard = time.monotonic()  # a time from which the controller knows that it was
+        self._said = self.heard  # when the last Welcome or Pong was sent
+        self.done = asyncio.Event()
+        self._servers = ForkServers(config, self.reaper)
+        self._worker: Worker | None = None
+        self._stream: Stream | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._quitting: asyncio.Task[None] | None = None
+        self.events.listener = self._pass_on
+
+    async def serve(self) -> None:
+        """Serve controllers until told to quit or fenced."""
+        path = Path(self.config.socket)
+        door = Doorway(path, self._on_connection)
+        await door.open()
+        keepers = [asyncio.create_task(k) for k in (self._keep_lease(), self._keep_logs(), door.keep_open())]
+        await self.done.wait()
+        for keeper in keepers:
+            keeper.cancel()
+        door.close()
+        if self._stream is not None:
+            await self._stream.close()
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+
+    # ------------------------------------------------------------ the controller's connection
+
+    async def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        stream = Stream(reader, writer, (*CONTROLLER_TO_AGENT, *FORWARDER_TO_AGENT))
+        try:
+            if not stream.is_ours():
+                return
+            first = await stream.receive(HANDSHAKE_SECONDS)
+            if isinstance(first, Forward):
+                await self._forward(stream, first)
+            elif isinstance(first, Hello) and await self._greet(stream, first):
+                await self._obey(stream)
+        except (ProtocolError, asyncio.TimeoutError, ConnectionError) as e:
+            log(f"connection dropped: {e!r}")
+        finally:
+            if self._stream is stream:
+                self._stream = None
+            stream.abort()
+
+    async def _forward(self, stream: Stream, request: Forward) -> None:
+        """Have a rank forked for Monarch, which watches the forwarder at the other end in its place."""
+        mesh = self.meshes.get(request.mesh)
+        if request.run != self.config.run or wrong_version(request.version) or mesh is None:
+            return
+        try:
+            child = await mesh.admit(request)
+        except (ForkServerError, OSError) as e:
+            log(f"rank {request.rank} of {request.mesh}: {e}")
+            return
+        gone = asyncio.ensure_future(stream.receive())  # it says nothing more: this is its end
+        ended: set[asyncio.Future[Any]] = {child.exited, gone}
+        await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
+        if not child.exited.done():
+            await asyncio.wait({child.exited}, timeout=ORPHAN_SECONDS)  # the whole mesh may be ending
+        if child.exited.done():
+            stream.send(Mirror(child.exited.result()[0]))
+            await stream.close()
+        else:
+            mesh.disown(child)
+        gone.cancel()
+
+    async def _greet(self, stream: Stream, hello: Hello) -> bool:
+        if hello.run != self.config.run:
+            return False
+        if await stream.refuse_version(hello):
+            return False
+        if self._stream is not None:
+            self._stream.abort()  # the newest controller is the one that counts
+        self._stream = stream
+        self._said = time.monotonic()
+        stream.send(Welcome(__version__, self.config.host, os.getpid(), boot_id()))
+        for event in self.events.after(hello.since if hello.of == os.getpid() else 0):
+            stream.send(event)
+        stream.send(Synced())
+        return True
+
+    async def _obey(self, stream: Stream) -> None:
+        while (command := await stream.receive()) is not None and self._stream is stream:
+            self._carry_out(command)
+
+    def _pass_on(self, event: Event) -> None:
+        if self._stream is not None:
+            self._stream.send(event)
+
+    def _answer(self, message: Any) -> None:
+        if self._stream is not None:
+            self._stream.send(message)
+
+    # ------------------------------------------------------------ commands
+
+    def _carry_out(self, command: Any) -> None:
+        if isinstance(command, Ping):
+            self.heard, self._said = self._said, time.monotonic()
+            self._answer(Pong())
+        elif isinstance(command, Ack):
+            self.events.acknowledge(command.seq)
+        elif isinstance(command, GetStats):
+            ranks = {name: mesh.rank_identities() for name, mesh in self.meshes.items()}
+            self._answer(Stats(self.use.measure(ranks)))
+        elif isinstance(command, ReadLogs):
+            self._later(self._read_logs(command))
+        elif isinstance(command, GetGpus):
+            self._later(self._look_for_gpus(command))
+        elif isinstance(command, Prepare):
+            if not NAME.fullmatch(command.mesh.mesh):
+                raise ProtocolError(f"{command.mesh.mesh[:80]!r} is no name of a mesh")  # it becomes part of paths
+            self._mesh(command).prepare()
+        elif isinstance(command, Quit):
+            self.quit(TOLD)
+        elif isinstance(command, OpenWorker):
+            self._open_worker(command)
+        elif isinstance(command, (OpenStore, Start, Stop, Release)):
+            self._command_mesh(command)
+
+    def _open_worker(self, order: OpenWorker) -> None:
+        if self._worker is not None and self._worker.generation >= order.generation:
+            return
+        if self.config.membership is None or self._quitting is not None:
+            return
+        try:
+            folder = private_folder(messages_folder(self.run_dir))
+            log_file = self.run_dir / "agents" / f"{self.config.host}.worker.log"
+            self._worker = Worker(order, self.config.membership, folder, log_file, self.reaper, self.events.emit)
+        except OSError as e:
+            self.events.emit(WorkerGone(order.generation, f"it could not be started: {e}"))
+
+    async def _read_logs(self, request: ReadLogs) -> None:
+        self._answer(await read_logs(self.run_dir / "logs", request))
+
+    async def _look_for_gpus(self, request: GetGpus) -> None:
+        """Answer with the host's GPUs; one that is not there any more is none."""
+        config = self.config
+        try:
+            found = await asyncio.to_thread(
+                discover, request.gpus, host=config.host, environ=os.environ, run=config.run
+            )
+            self._answer(HostGpus(found.gpus))
+        except (NoSuchGpu, ForgeError) as e:
+            log(f"no GPUs: {e}")
+            self._answer(HostGpus(()))
+
+    def _command_mesh(self, command: OpenStore | Start | Stop | Release) -> None:
+        mesh = self.meshes.get(command.mesh)
+        if mesh is None:
+            if isinstance(command, Stop):
+                self.events.emit(MeshGone(command.mesh, command.generation))  # it was never prepared here
+        elif isinstance(command, Release):
+            if mesh.first == command.generation:
+                self._release_soon(mesh)
+        elif isinstance(command, OpenStore):
+            mesh.open_store(command.generation, command.address)
+        elif isinstance(command, Start):
+            mesh.start(command)
+        else:
+            mesh.stop(command.generation, command.grace)
+
+    def _release_soon(self, mesh: HostMesh) -> None:
+        self._later(self._release(mesh))
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.add(task := asyncio.create_task(work))
+        task.add_done_callback(self._tasks.discard)
+
+    async def _release(self, mesh: HostMesh) -> None:
+        await mesh.release()
+        self._servers.keep(m.plan for m in self.meshes.values() if m.preparing is not None)
+
+    def _mesh(self, command: Prepare) -> HostMesh:
+        plan, first = command.mesh, command.generation
+        known = self.meshes.get(plan.mesh)
+        if known is not None and known.first != first:  # it has ended, and the name is another mesh's now
+            self._release_soon(known)
+            known = None
+        if known is None:
+            self.meshes[plan.mesh] = HostMesh(
+                plan,
+                first,
+                before=command.before,
+                run=self.config.run,
+                host=self.config.host,
+                run_dir=self.run_dir,
+                emit=self.events.emit,
+                fork_server=self._servers.of,
+                redact=self._redact,
+            )
+        return self.meshes[plan.mesh]
+
+    # ------------------------------------------------------------ keeping and ending
+
+    async def _keep_lease(self) -> None:
+        while True:
+            left = self.heard + self.config.lease - time.monotonic()
+            if left <= 0:
+                self.quit(f"no controller for {self.config.lease:g} s")
+                return
+            await asyncio.sleep(left)
+
+    async def _keep_logs(self) -> None:
+        while True:
+            await asyncio.sleep(LOG_CHECK_SECONDS)
+            owners = {p: m for m in self.meshes.values() for p in m.log_files()}
+            for change in self.log_cap.check(list(owners)):
+                if change.worth_telling:
+                    self.events.emit(Notice(owners[change.path].plan.mesh, change.describe()))
+
+    def quit(self, why: str) -> None:
+        """End everything that is left, then the agent."""
+        if self._quitting is None:
+            log(f"quitting: {why}")
+            self._quitting = asyncio.get_running_loop().create_task(self._quit(why))
+
+    async def _quit(self, why: str) -> None:
+        for mesh in self.meshes.values():
+            if mesh.generation is not None:
+                mesh.stop(mesh.generation.number, 0.0)
+        endings = [m.generation.ending for m in self.meshes.values() if m.generation and m.generation.ending]
+        await asyncio.gather(*endings, return_exceptions=True)
+        for mesh in self.meshes.values():
+            await self._release(mesh)
+        if self._worker is not None:
+            self._worker.stop()
+            shutil.rmtree(messages_folder(self.run_dir), ignore_errors=True)
+        await sweep_run(self.config.run, self.config.host)
+        if self.config.leaves and why == TOLD:
+            shutil.rmtree(self.run_dir, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.run_dir.parent.rmdir()  # of the run, where no other host's is in it
+        self.done.set()
+
+    def _redact(self, text: str) -> str:
+        for value in self.config.secrets.values():
+            if value:
+                text = text.replace(value, "***")
+        return text
+
+
+TOLD = "told to"
+
+
+def messages_folder(run_dir: Path) -> Path:
+    """Where Monarch's sockets of a host are: in /tmp, as their addresses are limited to 107 bytes."""
+    return Path(f"/tmp/forgectl-{os.getuid()}-{zlib.crc32(os.fsencode(run_dir)):08x}")
+
+
+def log(text: str) -> None:
+    """A line in the agent's own log file, if there is room: a full disk must not keep it from quitting."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{time.strftime('%H:%M:%S')} {text}\n".encode(errors="backslashreplace"))
