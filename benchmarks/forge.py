@@ -27,11 +27,12 @@ class Forge:
 
     home: Path
     numbers: Iterator[int] = field(default_factory=itertools.count)
+    more_env: dict[str, str] = field(default_factory=dict)
 
     @property
     def env(self) -> dict[str, str]:
         """What its commands run with."""
-        return environment(FORGECTL_HOME=str(self.home))
+        return environment(FORGECTL_HOME=str(self.home), **self.more_env)
 
     def argv(self, *arguments: str) -> list[str]:
         """A forgectl command."""
@@ -47,6 +48,14 @@ class Forge:
         folder.mkdir()
         return folder
 
+    @staticmethod
+    def spec(folder: Path, script: dict[str, Any], **settings: Any) -> Path:
+        """A spec, in `folder` and named after it, of one mesh of a benchmark's program."""
+        path = folder / "spec.yaml"
+        spec = {"name": folder.name, "workdir": str(PROGRAMS), "scripts": {"bench": script}, **settings}
+        path.write_text(json.dumps(spec))
+        return path
+
     def status(self, name: str) -> dict[str, Any]:
         """The run of that name, as `status --json` has it, ended or not."""
         done = subprocess.run(self.argv("status", "-a", "--json"), env=self.env, capture_output=True, text=True)
@@ -60,9 +69,7 @@ class Forge:
         stamps = Stamps(self.folder())
         name = stamps.folder.name
         script = {"run": [program, str(stamps.folder), *arguments], "procs": procs, **mesh}
-        spec = stamps.folder / "spec.yaml"
-        spec.write_text(json.dumps({"name": name, "workdir": str(PROGRAMS), "scripts": {"bench": script}}))
-        self.seconds("launch", str(spec), "-d")
+        self.seconds("launch", str(self.spec(stamps.folder, script)), "-d")
         try:
             yield name, stamps
         finally:

@@ -139,3 +139,11 @@ def memory_of(pid: int) -> dict[str, float]:
         name, _, rest = line.partition(":")
         kib[name] = int(rest.split()[0])
     return {"rss": kib["Rss"] * 1024 / MEBI, "pss": kib["Pss"] * 1024 / MEBI}
+
+
+def cpu_of(pid: int, *, children: bool = False) -> float:
+    """Seconds of processor that a process has used; those of its ended children instead, to 0.01 s."""
+    if not children:
+        return time.clock_gettime((~pid << 3) | 2)  # as clock_getcpuclockid(3) has it
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, TypeAlias
 
 from forgectl.codec import CodecError, from_json, to_json
+from forgectl.frozen import dataclass
 from forgectl.plan.model import Gpu, MeshPlan, Unit
 
 MAX_LINE = 4 * 1024 * 1024

@@ -60,6 +60,7 @@ class _Launch:
         self._deadline = deadline
         self._say = render.stderr()
         self._told: dict[str, tuple[str, int]] = {}
+        self._hosts_told: dict[str, str] = {}
         self._was_up = False
         stream = sys.stderr if as_json else sys.stdout
         terminal = stream.isatty()
@@ -139,7 +140,12 @@ class _Launch:
             self._writer.write(chunk)
 
     def _tell(self, document: dict[str, Any]) -> None:
-        """Say on stderr what has changed of the meshes' states."""
+        """Say on stderr what has changed of the states of meshes and hosts."""
+        for host in document["hosts"]:
+            before, state = self._hosts_told.get(host["name"], "up"), host["state"]
+            if state in ("reconnecting", "lost", "up") and state != before:
+                self._hosts_told[host["name"]] = state
+                self._say.print(render.plain(f"forgectl: host {host['name']} is {state}"), style="dim")
         for mesh in document["meshes"]:
             now = (mesh["state"], mesh["generation"])
             if self._told.get(mesh["mesh"]) == now or mesh["state"] == "pending":

@@ -76,12 +76,22 @@ def status_view(runs: list[dict[str, Any]], *, ranks: bool) -> RenderableType:
     """A row a mesh, grouped by run; with `ranks` a row a rank below."""
     if not runs:
         return Text("no runs; `forgectl launch SPEC` starts one, `forgectl status -a` shows ended ones")
-    parts: list[RenderableType] = [_Meshes(runs)]
+    parts: list[RenderableType] = [_Meshes(runs), *_troubled_hosts(runs)]
     if ranks:
         for run in runs:
             parts.append(Text())
             parts.extend(_run_details(run))
     return Group(*parts)
+
+
+def _troubled_hosts(runs: list[dict[str, Any]]) -> Iterator[RenderableType]:
+    """A line for each host of a living run that is not reached."""
+    for run in runs:
+        for host in run["hosts"]:
+            if run["ended_at"] is None and host["state"] in ("reconnecting", "lost"):
+                where = f" of run {run['run']}" if len(runs) > 1 else ""
+                seen = f", last seen {age(host['last_seen'])} ago" if host["last_seen"] else ""
+                yield Text.assemble("  host ", plain(host["name"]), f"{where}: ", state_text(host["state"]), seen)
 
 
 class _Meshes:
@@ -146,11 +156,28 @@ def _run_details(run: dict[str, Any]) -> Iterator[RenderableType]:
                 Text(how_ended(rank)),
             )
     yield table
+    if len(run["hosts"]) > 1 or run["hosts"][0]["state"] not in ("up", "gone"):
+        yield Text()
+        yield _hosts(run)
     names = {m["mesh"].rpartition(".")[0] for m in run["meshes"] if m["kind"] == "service"}
     services = {name: s for name, s in run.get("services", {}).items() if name in names}
     if services:
         yield Text()
         yield _services(services)
+
+
+def _hosts(run: dict[str, Any]) -> Table:
+    table = _table("HOST", "STATE", "ADDRESS", "AGENT", "LAST SEEN")
+    for host in run["hosts"]:
+        seen = f"{age(host['last_seen'], run['ended_at'])} ago" if host["last_seen"] and not run["ended_at"] else "-"
+        table.add_row(
+            plain(host["name"]),
+            state_text(host["state"]),
+            plain(host["address"] or "-"),
+            Text(str(host["agent_pid"] or "-")),
+            Text(seen),
+        )
+    return table
 
 
 def _services(services: dict[str, Any]) -> Table:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from forgectl.frozen import dataclass
 from forgectl.plan.model import MeshPlan
 from forgectl.processes import Identity
 from forgectl.protocol import HAPPENINGS, Report, pack, unpack

@@ -5,8 +5,10 @@ The same objects are printed by `forgectl plan`, stored in the run's directory a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
+
+from forgectl.frozen import dataclass
 
 MeshKind = Literal["actor", "service", "script", "driver"]
 StartMethod = Literal["fork", "spawn"]
