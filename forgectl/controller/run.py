@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
+from forgectl.controller import verdict
 from forgectl.controller.records import (
     Added,
     AgentLost,
@@ -16,7 +16,7 @@ from forgectl.controller.records import (
     StopAsked,
     Stranded,
 )
-from forgectl.controller.state import FAILURE_GRACE, Host, Mesh, Rank, describe
+from forgectl.controller.state import FAILURE_GRACE, Host, Mesh, RunStateName, describe
 from forgectl.plan.model import Plan
 from forgectl.processes import Identity
 from forgectl.protocol import (
@@ -37,8 +37,6 @@ from forgectl.protocol import (
     WorkerOpened,
     unpack,
 )
-
-RunStateName = Literal["starting", "running", "stopping", "succeeded", "failed", "stopped", "lost"]
 
 
 @dataclass
@@ -311,66 +309,19 @@ class Run:
             for mesh in meshes:
                 self._settle(mesh, now)
         self.was_up = self.was_up or all(m.up or m.state in OVER for m in meshes if not m.added)
-        if self.stop is None and (why := self._over()):
+        if self.stop is None and (why := verdict.over(self)):
             self._stop_asked(now, StopAsked(None, FAILURE_GRACE, why))
             for mesh in meshes:
                 self._settle(mesh, now)
         if all(m.ended for m in meshes) and (self.stop is not None or not self.plan.open):
             if not self.ended:
-                self.state, self.ended_at = self._verdict(meshes), now
+                self.state, self.ended_at = verdict.verdict(self), now
         elif self.stop is not None:
             self.state = "stopping"
         elif self.was_up:
             self.state = "running"
 
-    def _verdict(self, meshes: list[Mesh]) -> RunStateName:
-        meshes = self._drivers() or meshes  # what becomes of its meshes is the script's own affair
-        states = {m.state for m in meshes}
-        if self.error is not None or "failed" in states:
-            return "failed"
-        if "lost" in states:
-            return "lost"
-        if (deciding := self._deciding()) and all(m.state == "succeeded" for m in deciding):
-            return "succeeded"
-        return "stopped"
-
-    def _over(self) -> str | None:
-        """Why there is nothing left to run for; None while there is."""
-        drivers = [m for m in self.meshes.values() if m.plan.kind == "driver"]
-        if any(m.ended for m in drivers):
-            return "the end of its driver"
-        deciding = self._deciding()
-        if deciding and all(m.ended for m in deciding):
-            return f"the end of its {deciding[0].plan.kind}s"
-        return None
-
-    def _deciding(self) -> list[Mesh]:
-        """The meshes whose end is the run's: its driver, else its scripts, else its actors."""
-        if self.plan.open:
-            return []
-        meshes = self.meshes.values()
-        return self._drivers() or [m for m in meshes if m.plan.kind == "script"] or [m for m in meshes if m.plan.stays]
-
-    def _drivers(self) -> list[Mesh]:
-        """The mesh of the user's own driver script, where there is one."""
-        return [m for m in self.meshes.values() if m.plan.kind == "driver" and m.plan.program.kind != "resident"]
-
     @property
     def exit_code(self) -> int:
         """The exit code of a launch in the foreground: the failed workload's own, where there is one."""
-        if self.stop is not None and self.stop.exit_code:
-            return self.stop.exit_code
-        for mesh in sorted(self._drivers() or self.meshes.values(), key=lambda m: m.since):
-            if mesh.state == "failed":
-                return _workload_code(mesh.root_cause())
-        if self.state == "lost":
-            return 69
-        return 0 if self.state in ("succeeded", "starting", "running") else 143
-
-
-def _workload_code(rank: Rank | None) -> int:
-    if rank is None or rank.exit is None:
-        return 1
-    if rank.exit.asked and rank.exit.error:
-        return 1  # of the exception that it died of, before we ended it
-    return rank.exit.exit_code or 128 + (rank.exit.signal or 0)
+        return verdict.exit_code(self)

@@ -22,6 +22,7 @@ MeshStateName = Literal[
     "pending", "starting", "running", "ready", "restarting",
     "stopping", "succeeded", "failed", "stopped", "lost",
 ]  # fmt: skip
+RunStateName = Literal["starting", "running", "stopping", "succeeded", "failed", "stopped", "lost"]
 RankStateName = Literal["starting", "running", "exited", "killed", "lost"]
 HostStateName = Literal["starting", "up", "reconnecting", "lost", "gone"]
 
