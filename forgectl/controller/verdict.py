@@ -1,0 +1,66 @@
+"""When a run is over, what has become of it, and with which exit code. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from forgectl.controller.state import Mesh, Rank, RunStateName
+from forgectl.errors import UnreachableError
+
+if TYPE_CHECKING:
+    from forgectl.controller.run import Run
+
+
+def over(run: Run) -> str | None:
+    """Why there is nothing left to run for; None while there is."""
+    if any(m.ended for m in run.meshes.values() if m.plan.kind == "driver"):
+        return "the end of its driver"
+    deciding = _deciding(run)
+    if deciding and all(m.ended for m in deciding):
+        return f"the end of its {deciding[0].plan.kind}s"
+    return None
+
+
+def verdict(run: Run) -> RunStateName:
+    """The state of a run whose meshes have all ended."""
+    states = {m.state for m in _drivers(run) or run.meshes.values()}  # a script's meshes are its own affair
+    if run.error is not None or "failed" in states:
+        return "failed"
+    if "lost" in states:
+        return "lost"
+    if (deciding := _deciding(run)) and all(m.state == "succeeded" for m in deciding):
+        return "succeeded"
+    return "stopped"
+
+
+def exit_code(run: Run) -> int:
+    """The exit code of a launch in the foreground: the failed workload's own, where there is one."""
+    if run.stop is not None and run.stop.exit_code:
+        return run.stop.exit_code
+    for mesh in sorted(_drivers(run) or run.meshes.values(), key=lambda m: m.since):
+        if mesh.state == "failed":
+            return _workload_code(mesh.root_cause())
+    if run.state == "lost":
+        return UnreachableError.exit_code
+    return 0 if run.state in ("succeeded", "starting", "running") else 143
+
+
+def _deciding(run: Run) -> list[Mesh]:
+    """The meshes whose end is the run's: its driver, else its scripts, else its actors."""
+    if run.plan.open:
+        return []
+    meshes = run.meshes.values()
+    return _drivers(run) or [m for m in meshes if m.plan.kind == "script"] or [m for m in meshes if m.plan.stays]
+
+
+def _drivers(run: Run) -> list[Mesh]:
+    """The mesh of the user's own driver script, where there is one."""
+    return [m for m in run.meshes.values() if m.plan.kind == "driver" and m.plan.program.kind != "resident"]
+
+
+def _workload_code(rank: Rank | None) -> int:
+    if rank is None or rank.exit is None:
+        return 1
+    if rank.exit.asked and rank.exit.error:
+        return 1  # of the exception that it died of, before we ended it
+    return rank.exit.exit_code or 128 + (rank.exit.signal or 0)
