@@ -36,13 +36,13 @@ def explain(to: Destination, code: int | None, said: Sequence[str], noise: Seque
         else:
             why, hint = "its key is not known", f"{_once(to)}, compare the key and accept it"
         return SshRefusedError(f"{where}: ssh refused: {why}: {_first(said, 'verification')}", hint=hint)
-    if any("Permission denied" in line or "Too many authentication failures" in line for line in said):
-        hint = f"`{to.command} -o BatchMode=yes {to.ssh} true` must work, by a key or an agent: nobody types a password"
-        return SshRefusedError(f"{where}: ssh refused: {_first(said, 'denied', 'authentication')}", hint=hint)
     if code in (NOT_FOUND, NOT_EXECUTABLE):
         why = "no such python" if code == NOT_FOUND else "cannot run its python"
         hint = f"set `python:` of host {to.name} to an interpreter there, 3.10 or newer"
         return UnreachableError(f"{where}: {why}: {to.python}" + (f" ({words})" if words else ""), hint=hint)
+    if any("Permission denied" in line or "Too many authentication failures" in line for line in said):
+        hint = f"`{to.command} -o BatchMode=yes {to.ssh} true` must work, by a key or an agent: nobody types a password"
+        return SshRefusedError(f"{where}: ssh refused: {_first(said, 'denied', 'authentication')}", hint=hint)
     if code is None:
         message = f"{where}: ssh {to.ssh} got no answer in time" + (f": {words}" if words else "")
         return UnreachableError(message, hint=_check(to))

@@ -152,7 +152,7 @@ def test_what_is_shipped_to_hosts_needs_only_psutil(path: Path) -> None:
     assert outside <= {"psutil", "pynvml", "_typeshed"} | (HEAVY if path.as_posix() in MAY_BE_HEAVY else set())
 
 
-@pytest.mark.parametrize("module", ["", ".cli.app", ".controller.daemon", ".agent.main"])
+@pytest.mark.parametrize("module", ["", ".cli.app", ".controller.daemon", ".agent.main", ".agent.agent"])
 def test_importing_it_imports_neither_torch_nor_monarch(module: str) -> None:
     code = f"import forgectl{module}, sys; print(sorted({{'torch', 'monarch', 'numpy'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,0 +1,108 @@
+"""Which hosts have to reach which, and at which address: decided without a network, then dialled on this machine's."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+
+import pytest
+
+from forgectl.errors import UnreachableError
+from forgectl.plan.model import HostFacts, HostPlan, MeshPlan, Plan, Program, RestartPolicy
+from forgectl.relay import reach
+from forgectl.transport.addresses import needed_pairs, possible_pairs, verified
+from forgectl.transport.facts import Hosts
+from tests.unit.test_state import mesh
+
+NETWORK = {"here": "n0", "a": "n1", "b": "n2", "twin": "n1"}
+
+
+def plan_of(*meshes: MeshPlan, hosts: tuple[str, ...] = ("here", "a", "b", "twin")) -> Plan:
+    return Plan(
+        name="t",
+        spec="",
+        workdir="/",
+        lease=30.0,
+        log_limit=1 << 20,
+        hosts=tuple(HostPlan(h, h == "here", "python3", "") for h in hosts),
+        meshes=meshes,
+    )
+
+
+def actor(name: str, *hosts: str) -> MeshPlan:
+    return dataclasses.replace(mesh(name, len(hosts), hosts), kind="actor", program=Program("actor", "x:X"))
+
+
+DRIVER = mesh("driver", 1, ("here",), kind="driver")
+
+
+def test_hosts_of_one_network_need_no_address() -> None:
+    assert needed_pairs(plan_of(mesh("m", 2, ("a", "twin"))), NETWORK) == set()
+
+
+def test_hosts_of_a_mesh_must_reach_each_other() -> None:
+    plan = plan_of(mesh("m", 2, ("a", "b")), mesh("n", 2, ("a", "twin")))
+    assert needed_pairs(plan, NETWORK) == {("a", "b"), ("b", "a")}
+
+
+def test_a_driver_must_reach_its_actors_and_they_each_other() -> None:
+    plan = plan_of(DRIVER, actor("x", "a"), actor("y", "b"))
+    assert needed_pairs(plan, NETWORK) == {("here", "a"), ("here", "b"), ("a", "b"), ("b", "a")}
+
+
+def test_that_actors_reach_the_driver_would_be_good() -> None:
+    plan = plan_of(DRIVER, actor("x", "a"))
+    assert ("a", "here") not in needed_pairs(plan, NETWORK)
+    assert ("a", "here") in possible_pairs(plan, NETWORK)
+
+
+def test_a_mesh_that_may_move_may_need_every_host() -> None:
+    plan = plan_of(mesh("m", 2, ("a", "b"), restart=RestartPolicy(1)))
+    assert ("here", "a") in possible_pairs(plan, NETWORK)
+    tied = dataclasses.replace(plan.meshes[0], wish=("a", "b"))
+    assert possible_pairs(plan_of(tied), NETWORK) == set()
+
+
+def hosts_of(**addresses: tuple[str, ...]) -> Hosts:
+    """All on this machine, so that the dials are real; told apart as if they were not."""
+    facts = {n: HostFacts(n, n, 1, network=n, addresses=a) for n, a in addresses.items()}
+    return Hosts(facts=facts)
+
+
+def test_the_first_address_that_is_reached_is_taken() -> None:
+    hosts = hosts_of(a=("203.0.113.9", "127.0.0.1", "127.0.0.2"), b=("127.0.0.3",))
+    plan = verified(plan_of(mesh("m", 2, ("a", "b")), hosts=("a", "b")), hosts, {})
+    assert [h.address for h in plan.hosts] == ["127.0.0.1", "127.0.0.3"]
+    assert not hosts.listeners
+
+
+def test_a_wrong_address_is_an_error_that_names_it() -> None:
+    hosts = hosts_of(a=("127.0.0.1",), b=("127.0.0.3",))
+    with pytest.raises(
+        UnreachableError, match=r"take part with others: 203\.0\.113\.9 is no address of a"
+    ):
+        verified(plan_of(mesh("m", 2, ("a", "b")), hosts=("a", "b")), hosts, {"a": "203.0.113.9"})
+    assert not hosts.listeners
+
+
+def test_a_host_without_addresses_is_an_error() -> None:
+    hosts = hosts_of(a=(), b=("127.0.0.3",))
+    with pytest.raises(UnreachableError, match="no address but loopback"):
+        verified(plan_of(mesh("m", 2, ("a", "b")), hosts=("a", "b")), hosts, {})
+
+
+def test_dials_tell_apart_what_answers_and_what_does_not() -> None:
+    from forgectl.protocol import Target
+
+    listeners, ports = reach.listen_on(("127.0.0.1", "203.0.113.9"))
+    free = socket.create_server(("127.0.0.1", 0))
+    closed = free.getsockname()[1]
+    free.close()
+    targets = [Target("open", "127.0.0.1", ports["127.0.0.1"]), Target("closed", "127.0.0.1", closed)]
+    found = reach.dial_all([*targets, Target("nowhere", "no.such.name.invalid", 1)])
+    assert list(ports) == ["127.0.0.1"]
+    assert found["open"] is None
+    assert found["closed"] == "Connection refused"
+    assert found["nowhere"]
+    for listener in listeners:
+        listener.close()

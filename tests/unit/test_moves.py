@@ -1,0 +1,150 @@
+"""A mesh that loses a host, and Monarch's workers that come and go: histories of the real state machine."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from forgectl.controller.records import AgentLost, AgentUp, Moved, Stranded, from_line, to_line
+from forgectl.controller.run import Run
+from forgectl.plan.model import HostPlan, MeshPlan, Program, RestartPolicy
+from forgectl.protocol import (
+    MeshGone,
+    OpenStore,
+    OpenWorker,
+    Prepare,
+    Prepared,
+    Release,
+    WorkerGone,
+    WorkerOpened,
+)
+from tests.unit.test_state import History, mesh
+
+LOST = AgentLost("b", "host b was unreachable", final=True)
+
+
+def history(restart: int = 2) -> History:
+    """Two of three hosts in use."""
+    return History(mesh(procs=4, hosts=("a", "b"), restart=RestartPolicy(restart)), hosts=("a", "b", "c"))
+
+
+def lose_host(h: History) -> None:
+    h.start()
+    h.record(LOST)
+    h.happen(MeshGone("m", 0), "a")
+
+
+def elsewhere(h: History) -> MeshPlan:
+    return mesh(procs=4, hosts=("a", "c"), restart=h.mesh().plan.restart)
+
+
+def test_a_mesh_that_lost_a_host_waits_for_a_place() -> None:
+    h = history()
+    lose_host(h)
+    assert (h.mesh().state, h.mesh().generation, h.mesh().homeless) == ("restarting", 1, True)
+    assert not h.told("a")
+    assert not h.told("c")
+
+
+def test_it_begins_anew_where_it_was_moved() -> None:
+    h = history()
+    lose_host(h)
+    h.record(Moved(elsewhere(h)))
+    assert (h.told("a"), h.told("b"), h.told("c")) == ([Prepare], [Release], [Prepare])
+    for host in ("a", "c"):
+        h.happen(Prepared("m"), host)
+    assert h.told("a") == [OpenStore]
+    h.start()
+    assert (h.mesh().state, h.mesh().generation, len(h.mesh().restarts)) == ("running", 1, 1)
+    assert h.mesh().before == 1
+    assert {r.plan.host for r in h.mesh().ranks.values()} == {"a", "c"}
+
+
+def test_a_host_that_it_left_is_told_to_release_it() -> None:
+    h = history()
+    lose_host(h)
+    h.record(Moved(mesh(procs=4, hosts=("c",), restart=RestartPolicy(2))))
+    assert h.told("a") == [Release]
+    h.start()
+    assert h.told("a") == [Release]
+    assert h.run.was_up
+
+
+def test_without_a_place_it_is_lost() -> None:
+    h = history()
+    lose_host(h)
+    h.record(Stranded("m", "no room on a"))
+    assert (h.mesh().state, h.run.state, h.run.exit_code) == ("lost", "lost", 69)
+    assert "no room on a" in h.mesh().detail
+
+
+def test_without_restarts_left_it_is_lost_at_once() -> None:
+    h = history(restart=0)
+    lose_host(h)
+    assert (h.mesh().state, h.mesh().homeless) == ("lost", False)
+
+
+def test_a_place_for_a_mesh_that_needs_none_any_more_changes_nothing() -> None:
+    h = history()
+    h.start()
+    h.record(Moved(elsewhere(h)))
+    h.record(Stranded("m", "no room"))
+    assert (h.mesh().state, h.mesh().plan.hosts) == ("running", ("a", "b"))
+
+
+def test_moves_are_kept_by_the_journal() -> None:
+    h = history()
+    lose_host(h)
+    h.record(Moved(elsewhere(h)))
+    again = Run.new("t-0000", h.run.plan)
+    for when, record in h.records:
+        again.apply(*from_line(to_line(when, record)))
+    assert again.meshes["m"] == h.mesh()
+
+
+# ---------------------------------------------------------------- Monarch's workers
+
+
+def actors(restart: int = 0) -> History:
+    """An actor on an ssh host, and one here."""
+    far = mesh("m", procs=1, hosts=("b",), restart=RestartPolicy(restart))
+    far = dataclasses.replace(far, kind="actor", program=Program("actor", "x:X"))
+    h = History(far, hosts=("a", "b"))
+    host = HostPlan("b", False, "python3", "10.0.0.2", ssh="b")
+    h.run.hosts["b"].plan = host
+    return h
+
+
+def test_a_host_with_actors_gets_a_worker() -> None:
+    h = actors()
+    assert h.told("b") == [OpenWorker, Prepare]
+    assert h.told("a") == []
+    h.happen(WorkerOpened(0, 7001, "python3", "/f.py"), "b")
+    assert h.told("b") == [Prepare]
+
+
+def test_a_worker_that_ends_fails_its_meshes_and_is_replaced() -> None:
+    h = actors(restart=1)
+    h.happen(WorkerOpened(0, 7001, "python3", "/f.py"), "b")
+    h.start()
+    h.mesh().set_up = True
+    h.happen(WorkerGone(0, "it ended by signal 9"), "b")
+    assert h.mesh().state == "restarting"
+    assert OpenWorker in h.told("b")
+    assert h.run.hosts["b"].workers_lost == 1
+    h.happen(MeshGone("m", 0), "b")
+    assert "worker on host b: it ended by signal 9" in (h.mesh().last_failure or "")
+
+
+def test_a_worker_that_cannot_start_fails_the_launch() -> None:
+    h = actors(restart=5)
+    h.happen(WorkerGone(0, "ModuleNotFoundError: No module named 'monarch'"), "b")
+    assert h.run.error is not None
+    assert "could not start: ModuleNotFoundError" in h.run.error.message
+    assert h.mesh().state == "stopping"
+
+
+def test_another_agent_has_no_worker_yet() -> None:
+    h = actors()
+    h.happen(WorkerOpened(0, 7001, "python3", "/f.py"), "b")
+    h.record(AgentUp("b", 999, "boot"))
+    assert h.run.hosts["b"].worker is None
