@@ -71,7 +71,7 @@ def _refuse_hosts_without_what_they_need(plan: Plan, hosts: Hosts) -> None:
     if lacking:
         command = shlex.join(program())
         said = [f"host {h.name}: {h.python} lacks {', '.join(p)}" for h, p in lacking.items()]
-        cures = [f"{command} {h.ssh or h.name} {h.python} -m pip install {' '.join(p)}" for h, p in lacking.items()]
+        cures = [f"{command} {h.ssh or h.name} {shlex.quote(h.python)} -m pip install {' '.join(p)}" for h, p in lacking.items()]
         raise NotInstalledError("\n".join(said), hint="\n  hint: ".join(cures))
 
 

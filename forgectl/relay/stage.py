@@ -15,7 +15,7 @@ MARK = b"forgectl-relay "  # what a login script prints before it is noise
 
 
 def say(**what: object) -> None:
-    os.write(1, MARK + json.dumps(what).encode() + b"\n")
+    os.write(1, b"\n" + MARK + json.dumps(what).encode() + b"\n")
 
 
 def read_line() -> bytes:

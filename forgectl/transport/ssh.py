@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from forgectl.errors import BY_EXIT_CODE, ForgeError, UnreachableError, UsageError
-from forgectl.protocol import RELAY_TO_LAUNCHER, RELAY_TO_SYNC, ProtocolError, Refusal, RelayReady
+from forgectl.protocol import RELAY_TO_LAUNCHER, RELAY_TO_SYNC, ProtocolError, Refusal, RelayReady, decode
 from forgectl.transport import ssh_errors
 from forgectl.transport.bundle import STAGE, bundle
 from forgectl.wire import Line
@@ -209,23 +209,35 @@ def _word(line: Line, deadline: float, noise: list[str]) -> dict[str, Any]:
         text = line.receive_line(max(0.01, deadline - time.monotonic()))
         if text is None:
             raise EOFError
-        if text.startswith(MARK):
-            found: dict[str, Any] = json.loads(text[len(MARK) :])
+        if (found := _marked(text)) is not None:
             return found
-        noise.append(text.decode(errors="replace"))
+        if text:
+            noise.append(text.decode(errors="replace"))
     raise EOFError
+
+
+def _marked(text: bytes) -> dict[str, Any] | None:
+    """A word of the stage; None for anything else."""
+    if text.startswith(MARK):
+        with contextlib.suppress(ValueError):
+            found = json.loads(text[len(MARK) :])
+            return found if isinstance(found, dict) else None
+    return None
 
 
 def _ready(line: Line, deadline: float, word: dict[str, Any]) -> RelayReady | None:
     """The relay's first message; None where the stage had one more word to say, which is put into `word`."""
-    text = line.receive_line(max(0.01, deadline - time.monotonic()))
+    text: bytes | None = b""
+    while text == b"":
+        text = line.receive_line(max(0.01, deadline - time.monotonic()))
     if text is None:
         raise EOFError
-    if text.startswith(MARK):
-        word.update(json.loads(text[len(MARK) :]))
+    if (more := _marked(text)) is not None:
+        word.update(more)
         return None
-    ready = json.loads(text)
-    return RelayReady(ready["version"], ready["pid"])
+    ready = decode(text, (RelayReady,))
+    assert isinstance(ready, RelayReady)
+    return ready
 
 
 def _why_not(dialled: Dialled, noise: list[str]) -> Exception:

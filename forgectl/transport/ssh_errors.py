@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ def explain(to: Destination, code: int | None, said: Sequence[str], noise: Seque
         return TryAgain(error) if any(b in line for line in said for b in BUSY) else error
     words = words or " / ".join(noise[-3:]) or f"exit code {code}"
     message = f"{where}: forgectl's relay could not start there: {words}"
-    return UnreachableError(message, hint=f"see what `{to.command} {to.ssh} {to.python} -c pass` says")
+    return UnreachableError(message, hint=f"see what `{to.command} {to.ssh} {shlex.quote(to.python)} -c pass` says")
 
 
 def unfit(to: Destination, word: Mapping[str, Any]) -> ForgeError:
@@ -65,7 +66,7 @@ def unfit(to: Destination, word: Mapping[str, Any]) -> ForgeError:
     if wrong == "psutil":
         return UnreachableError(
             f"{where}: {python} lacks psutil",
-            hint=f"{to.command} {to.ssh} {python} -m pip install psutil, or set `python:` of host {to.name}",
+            hint=f"{to.command} {to.ssh} {shlex.quote(python)} -m pip install psutil (or `python:` of the host: another)",
         )
     message = f"{where}: cannot keep files there: {word.get('why', word)}"
     return UnreachableError(message, hint="forgectl keeps them in /var/tmp")

@@ -1,0 +1,152 @@
+"""Dials that meet what hosts are like: talkative logins, interpreters that will not do, hosts that are not there."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROGRAMS
+from tests.lab.host import HOME
+from tests.ssh.conftest import Far
+
+TELL = "scripts: {tell: {run: tell.py, preload: []}}"
+
+
+def launched(far: Far, *hosts: str) -> tuple[int, str]:
+    """Exit code and stderr of a launch on hosts with their own ideas of python."""
+    spec = f"hosts: [{', '.join(hosts)}]\nworkdir: {PROGRAMS}\nsync: none\n{TELL}"
+    done = far.forge.run("launch", far.forge.spec(spec))
+    return done.returncode, done.stderr
+
+
+def program(far: Far, name: str, text: str) -> Path:
+    """A program that all hosts see."""
+    path = far.lab.shared / name
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def test_login_scripts_that_print_do_no_harm(far: Far) -> None:
+    script = far.lab.path("host1", f"{HOME}/.bashrc")
+    script.write_text("echo Welcome to host1; echo forgectl-relay is not this; printf 'no newline at the end'\n")
+    try:
+        out = far.forge.ok("launch", far.forge.spec(far.spec(TELL, "host1")))
+        assert "tell/0@host1 │" in out
+    finally:
+        script.unlink()
+
+
+def test_a_login_that_is_turned_away_is_quoted(far: Far) -> None:
+    script = far.lab.path("host1", f"{HOME}/.bashrc")
+    script.write_text("echo this account is closed; exit 3\n")
+    try:
+        code, err = launched(far, f"{{name: host1, python: {sys.executable}}}")
+    finally:
+        script.unlink()
+    assert code == 69
+    assert "host host1: forgectl's relay could not start there: this account is closed" in err
+
+
+def test_every_host_that_cannot_be_used_is_named_at_once(far: Far) -> None:
+    code, err = launched(far, "stranger", "denied", "refusing", "host1", f"{{name: host2, python: {sys.executable}}}")
+    assert code == 77
+    for words in ("4 hosts cannot be used", "host stranger: ssh refused", "host denied: ssh refused", "host refusing"):
+        assert words in err
+    assert "host host1: /usr/bin/python3 lacks psutil" in err
+    assert "host2" not in err
+    assert not far.forge.runs()
+
+
+@pytest.mark.parametrize(("name", "code"), [("stranger", 77), ("changed", 77), ("denied", 77), ("refusing", 69)])
+def test_each_refusal_has_its_exit_code(far: Far, name: str, code: int) -> None:
+    assert launched(far, name)[0] == code
+
+
+def test_an_old_python_is_told_by_its_version(far: Far) -> None:
+    old = f'exec {sys.executable} -c "import sys; sys.version_info = (3, 6, 9); exec(sys.argv[1])" "$2"\n'
+    code, err = launched(far, f"{{name: host1, python: {program(far, 'old-python', f'#!/bin/sh{os.linesep}{old}')}}}")
+    assert code == 69
+    assert "is Python 3.6.9; forgectl needs 3.10 or newer" in err
+
+
+def test_a_python_in_the_home_of_the_host(far: Far) -> None:
+    link = far.lab.path("host1", f"{HOME}/my python")
+    link.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    link.chmod(0o755)
+    try:
+        spec = f"hosts: [{{name: host1, python: '~/my python'}}]\nworkdir: {PROGRAMS}\nsync: none\n{TELL}"
+        assert "tell/0@host1 │" in far.forge.ok("launch", far.forge.spec(spec))
+    finally:
+        link.unlink()
+
+
+def test_what_is_no_interpreter_is_said_to_be_none(far: Far) -> None:
+    for python, words in (
+        ("/nowhere/python", "no such python"),
+        ("/etc/passwd", "cannot run its python"),
+        ("/bin/true", ""),
+    ):
+        code, err = launched(far, f"{{name: host1, python: {python}}}")
+        assert code == 69, err
+        assert "host host1: " in err
+        assert words in err
+
+
+def test_ssh_itself_may_be_missing_or_odd(far: Far) -> None:
+    for ssh, words in (
+        ("/no/ssh", "cannot run '/no/ssh'"),
+        ("sh -c 'echo no such thing >&2; exit 255' --", "no such thing"),
+    ):
+        far.forge.env["FORGECTL_SSH"] = ssh
+        code, err = launched(far, "host1")
+        assert code == 69, err
+        assert words in err
+    far.forge.env["FORGECTL_SSH"] = "ssh 'unclosed"
+    assert launched(far, "host1")[0] == 64
+
+
+def test_a_folder_that_somebody_else_has_made_is_not_used(far: Far) -> None:
+    folder = far.lab.path("host1", "/var/tmp/forgectl-0")
+    far.lab.wipe("host1")
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
+    try:
+        code, err = launched(far, f"{{name: host1, python: {sys.executable}}}")
+        assert code == 69
+        assert "cannot keep files there: /var/tmp/forgectl-0 must be a folder of this user with mode 0700" in err
+    finally:
+        folder.rmdir()
+
+
+def test_without_a_shared_file_system_sync_none_is_an_error(far: Far) -> None:
+    far.forge.write("tell.py", "")
+    spec = f"hosts: {far.hosts('host1', 'host2')}\nsync: none\n{TELL}"
+    done = far.forge.run("launch", far.forge.spec(spec))
+    assert done.returncode == 66
+    assert f"host host1: no workdir {far.forge.folder}" in done.stderr
+    assert f"host host2: no workdir {far.forge.folder}" in done.stderr
+
+
+def test_a_wrong_address_is_an_error_in_seconds(far: Far) -> None:
+    hosts = (
+        f"[{{name: host1, python: {sys.executable}, address: 203.0.113.9}}, {{name: host2, python: {sys.executable}}}]"
+    )
+    body = "scripts: {meet: {run: reduce.py once, procs: 2, hosts: 2}}"
+    spec = f"hosts: {hosts}\nworkdir: {PROGRAMS}\nsync: none\n{body}"
+    done = far.forge.run("launch", far.forge.spec(spec))
+    assert done.returncode == 69
+    assert "203.0.113.9 is no address of host1" in done.stderr
+    assert not far.forge.runs()
+
+
+def test_hosts_that_do_not_reach_each_other_are_told_before_ranks_wait(far: Far) -> None:
+    far.lab.drop("host2", "out", "host1", dials=True)
+    body = "scripts: {meet: {run: reduce.py once, procs: 2, hosts: 2}}"
+    done = far.forge.run("launch", far.forge.spec(far.spec(body, "host1", "host2")))
+    assert done.returncode == 69
+    assert f"host2 does not reach it at {far.lab.address('host1')}: no answer within" in done.stderr
+    assert not far.forge.runs()
