@@ -36,7 +36,8 @@ class Additions:
                 raise UsageError(f"mesh {unit.mesh}: a run has at most {MAX_RANKS} ranks")
             unit = dataclasses.replace(unit, mesh=_free_name(run, unit.mesh, named=named))
             gpus = await self._free_gpus(run) if unit.with_gpus else {}
-            return place_more(run.plan, unit, gpus, os.environ, _living(run))
+            there = tuple(host.plan for host in run.hosts.values() if not host.given_up)
+            return place_more(dataclasses.replace(run.plan, hosts=there), unit, gpus, os.environ, _living(run))
 
     async def replace(self, run: Run, mesh: Mesh) -> MeshPlan:
         """The plan of a mesh on hosts that are not lost; raises ForgeError with why there are none."""

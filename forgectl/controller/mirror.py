@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from forgectl.controller.links import Link
-from forgectl.controller.records import Happened
+from forgectl.controller.records import AgentLost, Happened
 from forgectl.controller.rundir import RunDir
 from forgectl.log_cap import LogCap
 from forgectl.protocol import HAPPENINGS, LogAt, LogPart, LogParts, MeshGone, RankStarted, ReadLogs, unpack
@@ -58,8 +58,11 @@ class Mirror:
         """Know the hosts that are reached by ssh."""
         self._links = {link.name: link for link in links if not link.host.plan.local}
 
-    def take(self, record: Happened) -> None:
-        """Note what an event on an ssh host says of its logs."""
+    def take(self, record: Happened | AgentLost) -> None:
+        """Note what a record of an ssh host says of its logs."""
+        if isinstance(record, AgentLost):  # its ranks ended with it; the next agent finds their logs
+            self._end(log for log in self._logs.values() if log.host == record.host)
+            return
         what: Any = unpack(record.what, HAPPENINGS)
         if isinstance(what, RankStarted):
             path = self._dir.log(what.mesh, what.generation, what.rank)
@@ -67,9 +70,13 @@ class Mirror:
             if key not in self._logs:
                 self._logs[key] = _Log(record.host, *key, path, _size(path))
         elif isinstance(what, MeshGone):
-            for log in self._logs.values():
-                if (log.host, log.mesh, log.generation) == (record.host, what.mesh, what.generation):
-                    log.final = True
+            gone = (record.host, what.mesh, what.generation)
+            self._end(log for log in self._logs.values() if (log.host, log.mesh, log.generation) == gone)
+        self.wake()
+
+    def _end(self, logs: Iterable[_Log]) -> None:
+        for log in logs:
+            log.final = True
         self.wake()
 
     def wake(self) -> None:
@@ -110,6 +117,8 @@ class Mirror:
         asyncio.get_running_loop().call_later(REST_SECONDS, again)
 
     def _wanted(self, host: str) -> list[_Log]:
+        if self._links[host].host.given_up:
+            return []
         followed = self._followed()
         return [
             log
@@ -137,6 +146,9 @@ class Mirror:
     ) -> bool:
         """One question and its answer; False where the host does not answer."""
         asked = logs[:AT_ONCE]
+        for each in asked:  # of more than that, the others come first the next time
+            key = (each.mesh, each.generation, each.rank)
+            self._logs[key] = self._logs.pop(key)
         wait = 0.0 if any(log.final for log in asked) else wait
         places = tuple(LogAt(log.mesh, log.generation, log.rank, log.offset) for log in asked)
         answer = await self._links[host].ask(ReadLogs(places, wait), LogParts, ANSWER_SECONDS)

@@ -1,0 +1,215 @@
+"""Logs that come home: from a real agent's files, by the real messages, over a link that only passes them on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forgectl.agent import log_parts
+from forgectl.agent.log_parts import read_logs
+from forgectl.controller.mirror import Mirror
+from forgectl.controller.records import AgentLost, Happened
+from forgectl.controller.rundir import RunDir
+from forgectl.controller.state import Host
+from forgectl.log_cap import LogCap, leading_hole
+from forgectl.plan.model import HostPlan
+from forgectl.protocol import LogAt, MeshGone, ProtocolError, RankStarted, ReadLogs, decode, encode, pack
+
+
+class Link:
+    """Asks the code of an agent whose logs are in `folder`, by encoded messages: all is real but the wire."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name = "b"
+        self.host = Host(HostPlan("b", False, "python3", "10.0.0.2"))
+        self.up = True
+        self.pushed = 0
+        self._folder = folder
+
+    async def ask(self, request: ReadLogs, kind: type, timeout: float) -> Any:
+        if not self.up:
+            return None
+        asked = decode(encode(request), (ReadLogs,))
+        return decode(encode(await read_logs(self._folder, asked)), (kind,))
+
+    def push(self) -> None:
+        self.pushed += 1
+
+
+class Case:
+    def __init__(self, tmp_path: Path) -> None:
+        self.there, home = tmp_path / "there", tmp_path / "home" / "run-0000"
+        home.mkdir(parents=True)
+        self.dir = RunDir(home)
+        self.followed: set[str] | None = set()
+        self.link = Link(self.there)
+        self.mirror = Mirror(self.dir, 1 << 30, lambda: self.followed)
+        self.mirror.attach([self.link])  # type: ignore[list-item]
+        self._seq = 0
+
+    def path(self, rank: int = 0, generation: int = 0) -> Path:
+        path = self.there / "m" / str(generation) / f"rank-{rank}.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def at_home(self, rank: int = 0, generation: int = 0) -> bytes:
+        path = self.dir.log("m", generation, rank)
+        return path.read_bytes() if path.exists() else b""
+
+    def happen(self, what: Any) -> None:
+        self._seq += 1
+        self.mirror.take(Happened("b", self._seq, pack(what)))
+
+    def start(self, rank: int = 0, generation: int = 0) -> None:
+        self.happen(RankStarted("m", generation, rank, 1, 1, "/log"))
+
+    async def running(self, condition: Callable[[], bool]) -> None:
+        """Run the mirror until a condition holds."""
+        task = asyncio.create_task(self.mirror.run())
+        try:
+            await asyncio.wait_for(_until(condition), 30)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    return Case(tmp_path)
+
+
+def test_nothing_comes_before_somebody_wants_it(case: Case) -> None:
+    case.path().write_bytes(b"x" * 100)
+    case.start()
+
+    async def go() -> None:
+        task = asyncio.create_task(case.mirror.run())
+        await asyncio.sleep(0.05)
+        assert case.at_home() == b""
+        assert await case.mirror.bring({"m"}) == ()
+        assert case.at_home() == b"x" * 100
+        task.cancel()
+
+    asyncio.run(go())
+
+
+def test_what_is_followed_comes_as_it_is_written(case: Case) -> None:
+    case.followed = None
+    case.path().write_bytes(b"one\n")
+    case.start()
+    asyncio.run(case.running(lambda: case.at_home() == b"one\n"))
+    with case.path().open("ab") as log:
+        log.write(b"two\n")
+    asyncio.run(case.running(lambda: case.at_home() == b"one\ntwo\n"))
+
+
+def test_a_generation_that_is_over_comes_home_whole_before_the_agent_may_go(case: Case) -> None:
+    data = os.urandom(5_000_000)
+    for rank in range(3):
+        case.path(rank).write_bytes(data[rank:])
+        case.start(rank)
+    case.happen(MeshGone("m", 0))
+    assert not case.mirror.is_home("b")
+    asyncio.run(case.running(lambda: case.mirror.is_home("b")))
+    assert all(case.at_home(rank) == data[rank:] for rank in range(3))
+    assert case.link.pushed
+
+
+def test_an_empty_log_and_one_that_is_gone_are_home_too(case: Case) -> None:
+    case.path(0).write_bytes(b"")
+    case.start(0)
+    case.start(1)
+    case.happen(MeshGone("m", 0))
+    asyncio.run(case.running(lambda: case.mirror.is_home("b")))
+
+
+def test_a_host_that_does_not_answer_is_asked_again(case: Case) -> None:
+    case.path().write_bytes(b"late")
+    case.start()
+    case.link.up = False
+    case.happen(MeshGone("m", 0))
+
+    async def go() -> None:
+        assert await case.mirror.bring({"m"}) == ("b",)
+        asyncio.get_running_loop().call_later(0.1, setattr, case.link, "up", True)
+        await case.running(lambda: case.mirror.is_home("b"))
+
+    asyncio.run(go())
+    assert case.at_home() == b"late"
+
+
+def test_logs_of_an_agent_that_died_come_through_the_next(case: Case) -> None:
+    case.path().write_bytes(b"its last words")
+    case.start()
+    case.mirror.take(AgentLost("b", "killed"))
+    asyncio.run(case.running(lambda: case.mirror.is_home("b")))
+    assert case.at_home() == b"its last words"
+
+
+def test_another_controller_goes_on_where_the_first_was(case: Case) -> None:
+    case.path().write_bytes(b"0123456789")
+    home = case.dir.log("m", 0, 0)
+    home.parent.mkdir(parents=True)
+    home.write_bytes(b"01234")
+    case.start()
+    asyncio.run(case.mirror.bring({"m"}))  # type: ignore[arg-type]
+    assert case.at_home() == b"0123456789"
+
+
+def test_holes_stay_holes(case: Case) -> None:
+    case.path().write_bytes(b"a" * (4 << 20))
+    LogCap(1 << 20).check([case.path()])
+    begin = _hole(case.path())
+    assert begin > 0
+    case.start()
+    case.happen(MeshGone("m", 0))
+    asyncio.run(case.running(lambda: case.mirror.is_home("b")))
+    home = case.dir.log("m", 0, 0)
+    assert home.stat().st_size == 4 << 20
+    assert _hole(home) == begin
+
+
+def _hole(path: Path) -> int:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return leading_hole(fd)
+    finally:
+        os.close(fd)
+
+
+def test_more_logs_than_fit_a_question_all_come(case: Case) -> None:
+    case.followed = None
+    for rank in range(600):
+        case.path(rank).write_bytes(b"%d" % rank)
+        case.start(rank)
+    asyncio.run(case.running(lambda: all(case.at_home(rank) == b"%d" % rank for rank in range(600))))
+
+
+def test_an_answer_is_bounded_however_much_there_is(case: Case) -> None:
+    case.path().write_bytes(b"x" * (8 << 20))
+    answer = asyncio.run(read_logs(case.there, ReadLogs((LogAt("m", 0, 0, 0),))))
+    assert len(answer.parts[0].data) <= log_parts.ANSWER_BYTES * 4 / 3 + 4
+    assert answer.parts[0].size == 8 << 20
+
+
+@pytest.mark.parametrize("mesh", ["../../etc", "a/b", "", ".", "-m", "x" * 64])
+def test_names_that_lead_elsewhere_are_refused(case: Case, mesh: str) -> None:
+    with pytest.raises(ProtocolError):
+        asyncio.run(read_logs(case.there, ReadLogs((LogAt(mesh, 0, 0, 0),))))
+
+
+def test_a_link_in_a_log_s_place_is_not_followed(case: Case, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    case.path().symlink_to(tmp_path / "secret")
+    answer = asyncio.run(read_logs(case.there, ReadLogs((LogAt("m", 0, 0, 0),))))
+    assert answer.parts[0].data == ""
