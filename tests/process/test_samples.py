@@ -19,6 +19,12 @@ def test_hello(forge: Forge) -> None:
     assert "rank 1 of 2: the sum is 3" in result.stdout
 
 
+def test_two_hosts_in_rehearsal(forge: Forge) -> None:
+    result = forge.run("launch", SAMPLES / "two_hosts.yaml")
+    assert result.returncode == 0, result.stderr
+    assert "hello/3@sim2 │ rank 3 of 4: the sum is 10" in result.stdout
+
+
 @pytest.mark.timeout(300)
 def test_text_learns(forge: Forge) -> None:
     """A few steps are enough to see the loss fall and a sample come from the checkpoint."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from pathlib import Path
 
 from tests.conftest import PROGRAMS, until
 from tests.ssh.conftest import Far
@@ -20,6 +21,12 @@ def test_ranks_of_two_hosts_meet(far: Far) -> None:
     assert len({w for s in sums for w in s.split() if w.startswith("MASTER_PORT")}) == 1
     assert "meet/3@host2 │" in out
     assert all(not far.lab.listening(name) for name in far.lab.names)
+
+
+def test_the_sample_of_two_hosts_on_two_hosts(far: Far) -> None:
+    spec = Path(__file__).parents[2] / "sample_configs" / "two_hosts.yaml"
+    out = far.forge.ok("launch", spec, "--set", f"hosts={far.hosts('host1', 'host2')}")
+    assert "hello/3@host2 │ rank 3 of 4: the sum is 10" in out
 
 
 def test_a_run_is_seen_and_ended_from_here(far: Far) -> None:
