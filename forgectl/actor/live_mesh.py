@@ -176,7 +176,7 @@ class LiveMesh:
         client = self._client = await self._home.client()
         home = self._home
         try:
-            starts = places.starts(home.run, home.plan, home.hosts, document)
+            starts = places.starts(home.run, home.plan, home.crossing.hosts, document)
         except ForgeError as e:
             await self._cannot(generation, e)
             return

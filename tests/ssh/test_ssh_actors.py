@@ -113,3 +113,22 @@ def test_a_host_without_monarch_is_told_of_before_anything_is_started(far: Far) 
     assert f"host host2: {bare} lacks torchmonarch" in done.stderr
     assert "pip install torchmonarch" in done.stderr
     assert not far.forge.runs()
+
+
+def test_a_driver_whose_gateway_is_lost_ends_and_says_why(far: Far) -> None:
+    for name in far.lab.names:
+        far.lab.drop(name, "out", far.lab.launcher, dials=True)
+    run = far.launch(COUNTER.replace("preload", "restart: {max: 3}, preload"))
+    workers = {
+        name: pid
+        for name, found in far.processes(run).items()
+        for pid, command in found.items()
+        if "boot.py worker" in command
+    }
+    for name, pid in workers.items():  # one of them is the gateway
+        far.lab.kill(name, pid)
+    final = far.forge.until_ended(run)
+    driver = next(m for m in final["meshes"] if m["mesh"] == "driver")
+    assert (final["state"], driver["state"]) == ("failed", "failed")
+    assert "no host can dial this machine" in " ".join(driver["failure"]["log_tail"])
+    assert not far.processes(run)

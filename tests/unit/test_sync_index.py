@@ -117,6 +117,16 @@ def test_a_file_just_written_is_not_believed(tmp_path: Path) -> None:
     assert set(indexes.load(str(tmp_path / "index")).stamps) == {"new"}
 
 
+def test_while_a_tree_is_changed_no_stamp_speaks_for_content_that_comes() -> None:
+    """A sync that is cut leaves old files under the names of new ones: they must be hashed."""
+    stamp = (1, 2, 3, 4)
+    old = {name: Entry(name, "f", 1, name * 32) for name in "abc"}
+    known = Index("digest", old, dict.fromkeys("abc", stamp))
+    coming = [Entry("a", "f", 1, "d" * 32), old["b"], Entry("e", "d")]
+    change = indexes.during_change(known, coming)
+    assert change == Index("", {**old, "a": coming[0], "e": coming[2]}, {"b": stamp, "c": stamp})
+
+
 DAMAGE = {
     "cut": lambda text: text[: len(text) // 2],
     "empty": lambda text: "",
