@@ -16,7 +16,7 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Doorway:
-    """Where a daemon is reached. Logging out empties $XDG_RUNTIME_DIR, and a run must outlive that."""
+    """Where a daemon is reached. Logging out empties $XDG_RUNTIME_DIR, a cleaner /var/tmp: a run must outlive that."""
 
     def __init__(self, path: Path, serve: Serve) -> None:
         self._path = path
@@ -36,9 +36,14 @@ class Doorway:
             if self._seen() != self._file:
                 self.close()
                 with contextlib.suppress(OSError):  # the folder cannot be made yet: look again later
-                    private_folder(self._path.parent.parent)
-                    private_folder(self._path.parent)
+                    self._make_folders()
                     await self.open()
+
+    def _make_folders(self) -> None:
+        """The two around the socket, and whatever is missing above them, none of which others may look into."""
+        above = [p for p in self._path.parents[2:] if not p.exists()]
+        for folder in (*reversed(above), self._path.parent.parent, self._path.parent):
+            private_folder(folder)
 
     def close(self) -> None:
         """Listen no more; connections stay."""

@@ -66,6 +66,7 @@ class AgentConfig:
     log_limit: int
     secrets: dict[str, str] = field(default_factory=dict)
     sweep: bool = True  # end what an earlier agent of this run and host may have left
+    ahead: tuple[MeshPlan, ...] = ()  # meshes that will be prepared here: their fork servers may get warm at once
     membership: Membership | None = None  # where actors of the run are on several machines
     leaves: bool = False  # its run directory is a guest on an ssh host, and goes when the agent is told to quit
 

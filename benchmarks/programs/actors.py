@@ -43,9 +43,11 @@ class Forgectl(Side):
 
 class Monarch(Side):
     async def launch(self, n):
+        import monarch.actor
         from echo_monarch import Echo
         from monarch.actor import this_host
 
+        monarch.actor.unhandled_fault_hook = lambda failure: None  # the default one ends this process
         self.procs = this_host().spawn_procs(per_host={"procs": n})
         self.actor = self.procs.spawn("echo", Echo)
         await self.actor.initialized
@@ -165,7 +167,4 @@ async def main():
 
 
 if __name__ == "__main__":
-    import monarch.actor
-
-    monarch.actor.unhandled_fault_hook = lambda failure: None
     asyncio.run(main())

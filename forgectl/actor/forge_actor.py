@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import functools
 import importlib.util
 import logging
 import os
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from forgectl.actor import home as homes
-from forgectl.actor.handle import ActorHandle
-from forgectl.actor.live_mesh import LiveMesh, Making
 from forgectl.actor.settings import Settings, check_shape
-from forgectl.errors import ForgeError, NotInstalledError
+from forgectl.errors import NotInstalledError
 from forgectl.plan.model import Program, Unit
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from forgectl.actor.handle import ActorHandle
     from forgectl.actor.service_handle import ServiceHandle
 
 SHAPE = ("procs", "hosts", "with_gpus", "num_replicas", "mesh_name")
@@ -118,23 +114,9 @@ class ForgeActor:
     @classmethod
     async def launch(cls, *args: Any, **kwargs: Any) -> ActorHandle:
         """What `as_actor` does, and `as_service` for each replica. Override it to launch several meshes together."""
-        home = await asyncio.to_thread(homes.home)
-        return await home.in_loop(cls._launch(home, args, kwargs))
+        from forgectl.actor.launching import launch_mesh
 
-    @classmethod
-    async def _launch(cls, home: homes.Home, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ActorHandle:
-        unit = cls._unit()
-        obtaining = asyncio.ensure_future(home.obtain(unit, named=cls.mesh_name is not None))
-        making = Making(_origin(cls), args, kwargs, unit.procs, backoff=cls._kind == "service")
-        mesh: LiveMesh | None = None
-        try:
-            mesh = LiveMesh.begun(home, await asyncio.shield(obtaining), making)
-            await mesh.shells()
-        except BaseException:
-            with contextlib.suppress(ForgeError):  # it was refused: nothing of it is there
-                await (mesh or LiveMesh.begun(home, await obtaining, making)).shutdown(0.0)
-            raise
-        return ActorHandle(mesh)
+        return await launch_mesh(cls, _origin(cls), args, kwargs)
 
     @classmethod
     async def shutdown(cls, actor: Any) -> None:

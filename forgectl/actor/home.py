@@ -18,11 +18,11 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from forgectl.actor import places
+from forgectl.actor.crossing import Crossing
 from forgectl.controller import client
 from forgectl.controller.begin import begin_run
 from forgectl.controller.rundir import RunDir
-from forgectl.errors import BusyError, ForgeError, UnreachableError, UsageError, error_of
+from forgectl.errors import BusyError, ForgeError, UsageError, error_of
 from forgectl.names import free_name, name_of
 from forgectl.plan.model import LEASE, LOG_LIMIT, HostPlan, Plan, Unit
 from forgectl.protocol import (
@@ -41,7 +41,6 @@ from forgectl.wire import private_folder
 
 if TYPE_CHECKING:
     from forgectl.actor.client import Client
-    from forgectl.actor.engine import Tls
 
 T = TypeVar("T")
 Document = dict[str, Any]
@@ -66,9 +65,7 @@ class Home:
         self._reachable: concurrent.futures.Future[None] | None = None
         self._client: asyncio.Task[Any] | None = None
         self._documents: dict[str, Document] = {}
-        self.hosts: dict[str, Document] = {}
-        self._hosts_changed = asyncio.Event()
-        self._gateway: tuple[str, Document] | None = None  # the host that all goes through, and its worker
+        self.crossing = Crossing(plan)
         self._watchers: dict[str, Callable[[Document], None]] = {}
         self._firsts: dict[str, int] = {}  # mesh → its first generation, where an ended one had its name before
         self.meshes: dict[str, Any] = {}  # those launched here, by name
@@ -114,7 +111,7 @@ class Home:
         return await asyncio.shield(self._client)
 
     async def _become_client(self) -> Client:
-        tls = await self._tls() if places.is_far(self.plan) else None
+        tls = await self.crossing.tls(self._membership) if self.crossing.needed else None
 
         def begin() -> Client:
             private_folder(self.run.messages.parent)
@@ -127,26 +124,12 @@ class Home:
         self._errors = self.loop.create_task(client.hear_errors())
         return client
 
-    async def _tls(self) -> Tls | None:
-        """How this process takes part in a run of several machines; raises ForgeError."""
-        from forgectl.actor.engine import Identity, Tls
-
+    async def _membership(self) -> Membership:
+        """Who this process is to the workers of other machines; raises ForgeError."""
         member = await asyncio.to_thread(self._ask, GetMembership())
         if not isinstance(member, Membership):
             raise ForgeError(f"run {self.run.run} has ended; nothing can be launched in it")
-        identity = Identity(member.certificate, member.key, member.authority)
-        here = places.own_host(self.plan)
-        if here is not None and here.address:
-            return Tls(identity, address=here.address)
-        # No host can dial this machine: all goes through the worker of one of them.
-        candidates = places.gateways(self.plan)
-        if not candidates:
-            return None
-        while not (ready := [h for h in candidates if self.hosts.get(h.name, {}).get("worker")]):
-            self._hosts_changed.clear()
-            await self._hosts_changed.wait()
-        self._gateway = (ready[0].name, self.hosts[ready[0].name]["worker"])
-        return Tls(identity, gateway=places.worker_of(ready[0], self.hosts).address)
+        return member
 
     def keep_reachable(self, work: Coroutine[Any, Any, None]) -> None:
         """Have `work` look after the socket where this process is asked, until the run begins to end.
@@ -182,10 +165,8 @@ class Home:
     def _take(self, document: Document, final: bool = False) -> None:
         if document["state"] not in ("starting", "running"):
             self._let_go()
-        self.hosts = {h["name"]: h for h in document.get("hosts", ())}
-        self._hosts_changed.set()
-        if self._gateway is not None and self._gateway[1] != self.hosts.get(self._gateway[0], {}).get("worker"):
-            self._lost_gateway(self._gateway[0])
+        if not self._closing and not self.ended:
+            self.crossing.take(document.get("hosts", ()))
         for mesh in document["meshes"]:
             if mesh["generation"] < self._firsts.get(mesh["mesh"], 0) and not final:
                 continue
@@ -198,17 +179,6 @@ class Home:
                 gone = {"mesh": name, "state": "lost", "reason": "its run has ended", "generation": 0, "open": False}
                 if not any(m["mesh"] == name for m in document["meshes"]):
                     watcher({"error": None, "failure": None, "ranks": [], **gone})
-
-    def _lost_gateway(self, host: str) -> None:
-        """Monarch has no second way: what waits for an answer would wait for ever."""
-        if self._closing or self.ended:
-            return
-        sys.stderr.write(
-            f"forgectl: all actors were reached through host {host}, as no host can dial this machine, and its worker "
-            "is gone\n  hint: let the hosts dial this machine, at `address:` of the local host\n"
-        )
-        sys.stderr.flush()
-        os._exit(UnreachableError.exit_code)
 
     def watch(self, mesh: str, watcher: Callable[[Document], None]) -> None:
         """Have `watcher` called with every later state of a mesh, and with the present one. In the loop."""
@@ -308,12 +278,12 @@ _home: Home | None = None
 _lock = threading.Lock()
 
 
-def home() -> Home:
-    """The run that this process drives; begun now where there is none. Raises ForgeError."""
+def home(coming: Unit | None = None) -> Home:
+    """The run that this process drives; begun now where there is none, for the mesh `coming`. Raises ForgeError."""
     global _home
     with _lock:
         if _home is None or _home.is_of_a_parent:
-            _home = _find_or_begin()
+            _home = _find_or_begin(coming)
             atexit.register(_home.close)
         return _home
 
@@ -323,12 +293,12 @@ def living_home() -> Home | None:
     return _home if _home is not None and not _home.is_of_a_parent else None
 
 
-def _find_or_begin() -> Home:
+def _find_or_begin(coming: Unit | None) -> Home:
     from forgectl.actor.door import Door
 
     monarch = threading.Thread(target=_import_monarch, name="import monarch")
-    monarch.start()  # meanwhile we wait for other processes
     if (run_dir := driver.run_dir()) is not None:
+        monarch.start()
         run, own = RunDir(Path(run_dir)), False
     elif "FORGE_RUN_DIR" in os.environ:
         raise UsageError(
@@ -337,7 +307,8 @@ def _find_or_begin() -> Home:
         )
     else:
         plan = _own_plan()
-        run, own = begin_run(plan, b"", name_is_given=False, own=True), True
+        run = begin_run(plan, b"", name_is_given=False, own=True, coming=coming, meanwhile=monarch.start)
+        own = True
     found = Home(run, run.read_plan(), own=own)
     found.keep_reachable(Door(found).keep())
     return found

@@ -151,7 +151,7 @@ class ServiceEndpoint:
 
 async def launch_service(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ServiceHandle:
     """Bring up `cls.num_replicas` replicas, and a service before them."""
-    home = await asyncio.to_thread(homes.home)
+    home = await asyncio.to_thread(homes.home, cls._unit())
     name = home.service_name(cls._base_name(), named=cls.mesh_name is not None)
     settings = cls._settings
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from forgectl.agent.mesh import HostMesh
 from forgectl.agent.reaper import Reaper
 from forgectl.agent.servers import ForkServers
 from forgectl.agent.stats import UseMeter
+from forgectl.agent.warming import Warming
 from forgectl.agent.worker import Worker
 from forgectl.doorway import Doorway
 from forgectl.errors import ForgeError
@@ -69,7 +70,7 @@ ORPHAN_SECONDS = 3.0
 class Agent:
     """Everything of one run on one host."""
 
-    def __init__(self, config: AgentConfig) -> None:
+    def __init__(self, config: AgentConfig, warming: Iterable[Warming] = ()) -> None:
         self.config = config
         self.run_dir = Path(config.run_dir)
         self.events = EventLog()
@@ -80,7 +81,7 @@ class Agent:
         self.heard = time.monotonic()  # a time from which the controller knows that it was
         self._said = self.heard  # when the last Welcome or Pong was sent
         self.done = asyncio.Event()
-        self._servers = ForkServers(config, self.reaper)
+        self._servers = ForkServers(config, self.reaper, warming)
         self._worker: Worker | None = None
         self._stream: Stream | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -214,9 +215,10 @@ class Agent:
     async def _look_for_gpus(self, request: GetGpus) -> None:
         """Answer with the host's GPUs; one that is not there any more is none."""
         config = self.config
+        machine = boot_id() if config.leaves else ""
         try:
             found = await asyncio.to_thread(
-                discover, request.gpus, host=config.host, environ=os.environ, run=config.run
+                discover, request.gpus, host=config.host, environ=os.environ, run=config.run, machine=machine
             )
             self._answer(HostGpus(found.gpus))
         except (NoSuchGpu, ForgeError) as e:

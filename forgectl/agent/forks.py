@@ -1,4 +1,4 @@
-"""The agent's end of a fork server: start it, ask it for forks, hear of exits."""
+"""The agent's end of a fork server: ask it for forks, hear of exits, end it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from forgectl.agent.forkserver import PACKET
 from forgectl.agent.reaper import Reaper
-from forgectl.boot import BOOT
+from forgectl.agent.warming import Warming
 from forgectl.processes import Identity, boot_id
-from forgectl.rank.title import PADDING
 
 
 class ForkServerError(Exception):
@@ -44,60 +41,40 @@ class Child:
     orphaned: str | None = None
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What makes two meshes share a fork server: equal settings."""
-
-    python: str
-    workdir: str
-    preload: tuple[str, ...]
-    env: tuple[tuple[str, str], ...]
-
-
 class ForkServer:
     """One running fork server. Its children live no longer than it does."""
 
-    def __init__(self, setting: Setting, log: Path, reaper: Reaper) -> None:
-        self.setting = setting
-        self._log = log
+    def __init__(self, warming: Warming, reaper: Reaper) -> None:
+        self._log = warming.log
+        self._process = warming.process
+        self._socket = warming.socket
         self._reaper = reaper
         self._loop = asyncio.get_running_loop()
         self._tokens = 0
         self._asked: dict[int, asyncio.Future[Child]] = {}
         self._children: dict[int, Child] = {}
         self._outbox: list[tuple[bytes, list[int]]] = []
+        self._asked_for = False
         self.warm: asyncio.Future[None] = self._loop.create_future()
         self.warm.add_done_callback(lambda f: f.cancelled() or f.exception())  # read or not, never logged
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            self._process = self._start(theirs)
-        except OSError:
-            self._socket.close()
-            raise
-        finally:
-            theirs.close()
         reaper.claim(self._process.pid, self._on_end)
         self._socket.setblocking(False)
         self._loop.add_reader(self._socket, self._on_message)
-        setup = {"workdir": setting.workdir, "preload": list(setting.preload)}
-        self._socket.send(json.dumps(setup).encode())
-
-    def _start(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
-        with self._log.open("ab") as log:
-            return subprocess.Popen(
-                [self.setting.python, BOOT, "forkserver", str(theirs.fileno()), PADDING],
-                env=dict(self.setting.env),
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[theirs.fileno()],
-            )
 
     @property
     def alive(self) -> bool:
         """Whether the server can still be asked."""
         return self._socket.fileno() >= 0
+
+    @property
+    def spent(self) -> bool:
+        """Whether it has ended and somebody knows why: who wants one needs another."""
+        return not self.alive and self._asked_for
+
+    def check_warm(self) -> None:
+        """Raise why it did not get warm, once `warm` is done."""
+        self._asked_for = True
+        self.warm.result()
 
     async def fork(self, request: dict[str, Any], fds: Sequence[int]) -> Child:
         """Have a child forked once the server is warm; raises ForkServerError."""

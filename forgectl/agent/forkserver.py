@@ -58,7 +58,7 @@ def _preload(workdir: str, modules: list[str]) -> None:
     os.chdir(workdir)
     sys.path.insert(0, workdir)
     # Last what every rank needs of ours. `__import__`, for the interpreter leaves its own frames out of tracebacks.
-    for name in (*modules, "forgectl.rank.script"):
+    for name in (*modules, "forgectl.rank.script", "forgectl.rank.streams"):
         try:
             __import__(name)
         except BaseException as e:

@@ -69,13 +69,15 @@ def discover(
     host: str,
     environ: Mapping[str, str],
     run: str | None = None,
+    machine: str = "",
     directory: Path | None = None,
     nvml: Callable[[], Any | None] = load_nvml,
 ) -> HostGpus:
     """The GPUs of this machine that a host of the spec may use, in the order in which ranks should get them.
 
     `declared` is the host's `gpus`: "auto", "none", a number, or indices in PCI order; a number or indices
-    that NVML knows nothing of become GPUs by declaration alone. CUDA_VISIBLE_DEVICES in `environ` hides GPUs
+    that NVML knows nothing of become GPUs by declaration alone, known by `machine`, which other names of it share, or
+    else the host's by itself. CUDA_VISIBLE_DEVICES in `environ` hides GPUs
     that NVML sees. Processes of `run` are no foreign holders. `directory`: the locks, by default lock_dir().
     `Gpu.visible` is an index only where every CUDA process counts alike, else a UUID.
     Raises NoSuchGpu, and UsageError for a folder of locks not to be trusted; nothing that NVML does raises.
@@ -87,7 +89,7 @@ def discover(
         chosen = _choose(declared, cards, host, environ)
         if chosen is None:
             indices = range(declared) if isinstance(declared, int) else declared
-            gpus = [Gpu(visible=str(i), uuid=f"declared:{host}:{i}") for i in indices]
+            gpus = [Gpu(visible=str(i), uuid=f"declared:{machine or host}:{i}") for i in indices]
             foreign: dict[str, str | None] = {}
         else:
             index = {} if _counted_differently(cards, complete, environ) else {c.uuid: c.index for c in cards}

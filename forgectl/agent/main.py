@@ -1,26 +1,35 @@
-"""Starts an agent: a daemon per host and run, the only one of its kind there."""
+"""Starts an agent: a daemon per host and run, the only one of its kind there.
+
+Its fork servers come first: they import torch while it imports what it is made of itself.
+"""
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import fcntl
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from forgectl.agent.agent import Agent, log
-from forgectl.agent.enclosure import sweep_run
+from forgectl.agent.warming import Setting, Warming, begin, log_of, setting_of
 from forgectl.codec import CodecError, from_json
 from forgectl.processes import become_subreaper
 from forgectl.protocol import AgentConfig
 from forgectl.wire import dial, peer_pid, wrong_version
 
+START_SECONDS = 60
+"""What cannot listen by then ends: nobody waits for it any more, and no lease counts yet."""
+
 
 def main(arguments: list[str]) -> None:
-    """Read an AgentConfig from standard input, become a daemon, print its pid once it listens."""
+    """Read an AgentConfig from standard input, become a daemon, print its pid once it listens.
+
+    The standard streams are whose who started it until then, so that all it says before is heard there.
+    """
     line = sys.stdin.buffer.readline()
     try:
         config = from_json(AgentConfig, json.loads(line))
@@ -31,16 +40,14 @@ def main(arguments: list[str]) -> None:
     if (other := _become_the_one(config)) is not None:
         print(json.dumps({"pid": other}))  # noqa: T201
         return
-    ready, announce = os.pipe()
     if os.fork() > 0:
-        os.close(announce)
-        answer = os.read(ready, 4096)
-        sys.stdout.buffer.write(answer)
-        sys.stdout.flush()
-        sys.exit(0 if answer else 1)
-    os.close(ready)
-    _daemonize(Path(config.run_dir) / "agents" / f"{config.host}.log")
-    asyncio.run(_serve(config, lambda: _announce(announce)))
+        os._exit(0)
+    signal.alarm(START_SECONDS)
+    os.setsid()
+    os.chdir("/")
+    become_subreaper()
+    _serve(config, _warm_ahead(config))
+    os._exit(0)  # there is nothing to finish, and to take an interpreter down takes as long as to end many ranks
 
 
 def _become_the_one(config: AgentConfig) -> int | None:
@@ -62,28 +69,50 @@ def _become_the_one(config: AgentConfig) -> int | None:
             time.sleep(0.02)
 
 
-async def _serve(config: AgentConfig, announce: Callable[[], None]) -> None:
-    if config.sweep:
-        for found in (await sweep_run(config.run, config.host)).found:
-            log(f"ended what an earlier agent had left: {found}")
-    agent = Agent(config)
-    serving = asyncio.create_task(agent.serve())
-    await asyncio.sleep(0)  # its socket is bound before its first wait
-    announce()
-    await serving
+def _warm_ahead(config: AgentConfig) -> list[Warming]:
+    """Begin the fork servers of meshes that are known already; what is wrong with one is said when it is wanted."""
+    found: dict[Setting, Warming] = {}
+    for plan in config.ahead:
+        with contextlib.suppress(OSError, KeyError):
+            setting = setting_of(plan, config.run, config.host, config.secrets)
+            if setting not in found:
+                found[setting] = begin(setting, log_of(Path(config.run_dir), config.host, len(found)))
+    return list(found.values())
 
 
-def _announce(fd: int) -> None:
-    os.write(fd, json.dumps({"pid": os.getpid()}).encode() + b"\n")
-    os.close(fd)
+def _serve(config: AgentConfig, warming: list[Warming]) -> None:
+    import asyncio
+
+    from forgectl.agent.agent import Agent, log
+    from forgectl.agent.enclosure import sweep_run
+
+    announce = _let_go_of_streams(Path(config.run_dir) / "agents" / f"{config.host}.log")
+
+    async def serve() -> None:
+        if config.sweep:
+            for found in (await sweep_run(config.run, config.host)).found:
+                log(f"ended what an earlier agent had left: {found}")
+        agent = Agent(config, warming)
+        serving = asyncio.create_task(agent.serve())
+        await asyncio.sleep(0)  # its socket is bound before its first wait
+        announce()
+        await serving
+
+    asyncio.run(serve())
 
 
-def _daemonize(log_file: Path) -> None:
-    os.setsid()
-    become_subreaper()
-    os.chdir("/")
-    log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+def _let_go_of_streams(log_file: Path) -> Callable[[], None]:
+    """Write to a log from here on; what tells our pid to who started us."""
+    started_by = os.dup(1)
     null = os.open(os.devnull, os.O_RDONLY)
     out = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     for source, target in ((null, 0), (out, 1), (out, 2)):
         os.dup2(source, target)
+
+    def announce() -> None:
+        signal.alarm(0)
+        with contextlib.suppress(BrokenPipeError):
+            os.write(started_by, json.dumps({"pid": os.getpid()}).encode() + b"\n")
+        os.close(started_by)
+
+    return announce

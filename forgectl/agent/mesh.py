@@ -196,7 +196,7 @@ class HostMesh:
         stopped.cancel()
         if generation.stopping.is_set():
             return False
-        server.warm.result()
+        server.check_warm()
         return True
 
     async def _serve_store(self, server: ForkServer, generation: Generation, address: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -37,7 +38,8 @@ def setting_of(plan: MeshPlan, run: str, host: str, secrets: Mapping[str, str]) 
     preload = plan.preload if plan.start_method == "fork" and plan.program.kind != "command" else ()
     if preload and (plan.stays or plan.kind == "driver"):
         preload = (*preload, AHEAD)
-    return Setting(plan.python[host], plan.workdir, preload, tuple(sorted(env.items())))
+    python = str(Path(plan.python[host]).expanduser()) if plan.python[host].startswith("~") else plan.python[host]
+    return Setting(python, plan.workdir, preload, tuple(sorted(env.items())))
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def begin(setting: Setting, log: Path) -> Warming:
     finally:
         theirs.close()
     setup = {"workdir": setting.workdir, "preload": list(setting.preload)}
-    ours.send(json.dumps(setup).encode())
+    with contextlib.suppress(BrokenPipeError):  # it has ended: whoever waits for it is told
+        ours.send(json.dumps(setup).encode())
     return Warming(setting, log, process, ours)
 
 

@@ -29,12 +29,13 @@ def planned(spec: Spec) -> Iterator[tuple[Plan, Hosts]]:
 
     Raises SpecError, BusyError, NotInstalledError, and what ssh says of hosts that are not reached.
     """
+    from forgectl.cli.host_news import no_answer_yet
     from forgectl.plan.placement import place
     from forgectl.transport.addresses import verified
     from forgectl.transport.facts import gather
 
     _refuse_what_cannot_be_launched(spec)
-    with gather(spec, os.environ) as hosts:
+    with gather(spec, os.environ, no_answer_yet) as hosts:
         plan = place(spec, hosts.facts, python=sys.executable, inherited=os.environ)
         _refuse_actors_without_monarch(plan)
         _refuse_hosts_without_what_they_need(plan, hosts)
@@ -71,7 +72,10 @@ def _refuse_hosts_without_what_they_need(plan: Plan, hosts: Hosts) -> None:
     if lacking:
         command = shlex.join(program())
         said = [f"host {h.name}: {h.python} lacks {', '.join(p)}" for h, p in lacking.items()]
-        cures = [f"{command} {h.ssh or h.name} {shlex.quote(h.python)} -m pip install {' '.join(p)}" for h, p in lacking.items()]
+        cures = [
+            f"{command} {shlex.quote(h.ssh or h.name)} {shlex.quote(h.python)} -m pip install {' '.join(p)}"
+            for h, p in lacking.items()
+        ]
         raise NotInstalledError("\n".join(said), hint="\n  hint: ".join(cures))
 
 

@@ -54,6 +54,7 @@ def check(
 def look_at(spec: Spec) -> tuple[dict[str, Examined], Reach, list[Finding]]:
     """What was found on each host, which of them reach each other, and what to make of it."""
     from forgectl.cli import findings
+    from forgectl.cli.host_news import no_answer_yet
     from forgectl.cli.wants import wants_of
     from forgectl.transport.examinations import examine_all
     from forgectl.transport.facts import Hosts
@@ -62,7 +63,7 @@ def look_at(spec: Spec) -> tuple[dict[str, Examined], Reach, list[Finding]]:
     targets = {host.name: _target(host) for host in spec.all_hosts}
     with Hosts() as hosts:
         requests = {host.name: _request(host, spec, wants[host.name]) for host in spec.all_hosts}
-        examined, errors = examine_all(spec.all_hosts, requests, hosts)
+        examined, errors = examine_all(spec.all_hosts, requests, hosts, no_answer_yet)
         found = [findings.of_error((name,), error) for name, error in errors.items()]
         found += findings.of_hosts(targets, examined, wants)
         plan = None

@@ -9,6 +9,7 @@ from typing import Any
 
 from forgectl.cli import render
 from forgectl.cli.find import mesh_of
+from forgectl.cli.host_news import HostNews
 from forgectl.controller import client, rundir
 from forgectl.controller.rundir import RunDir
 from forgectl.errors import ForgeError
@@ -51,12 +52,15 @@ def _ask(run: RunDir, meshes: tuple[str, ...] | None, grace: float) -> Line | No
 
 def _wait(run: RunDir, line: Line | None, meshes: tuple[str, ...] | None, grace: float) -> dict[str, Any]:
     """Follow a run until what was asked for is over; a controller that dies meanwhile is replaced."""
+    news = HostNews()
     while line is not None:
         try:
             report = line.receive()
         except OSError:
             report = None
         if isinstance(report, StatusReport):
+            for sentence in news.of(report.run):
+                render.stderr().print(render.plain(f"forgectl: {sentence}"), style="dim")
             if report.ended or (meshes is not None and _over(report.run, meshes) and not _ends(run, report.run)):
                 return report.run
             continue

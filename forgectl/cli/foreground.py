@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from forgectl.cli import render
+from forgectl.cli.host_news import HostNews, only_waits_for
 from forgectl.cli.log_stream import LogStream, Source
 from forgectl.cli.log_writer import LogWriter
-from forgectl.cli.syncing import sync_workdir
 from forgectl.cli.watch import Signals, Watch
 from forgectl.controller import client
 from forgectl.controller.begin import begin_run
 from forgectl.controller.rundir import RunDir
-from forgectl.errors import TimedOutError
+from forgectl.errors import TimedOutError, error_of
 from forgectl.plan.model import Plan
 from forgectl.transport.facts import Hosts
 
@@ -34,7 +34,10 @@ class How:
 def launch_plan(plan: Plan, hosts: Hosts, spec_text: bytes, how: How, *, name_is_given: bool) -> int:
     """Launch a plan on its hosts and stay as long as the user asked for; the exit code."""
     began = time.monotonic()
-    sync_workdir(plan, hosts)
+    if not all(host.local for host in plan.hosts):
+        from forgectl.cli.syncing import sync_workdir
+
+        sync_workdir(plan, hosts)
     with Signals().noted() as signals:
         handed = hosts.descriptors({h.name for h in plan.hosts})
         run = begin_run(plan, spec_text, name_is_given=name_is_given, own=not how.detach, handed=handed)
@@ -55,12 +58,12 @@ class _Launch:
     def __init__(self, run: RunDir, watch: Watch, *, as_json: bool, deadline: float | None, with_logs: bool) -> None:
         self._run = run
         self._watch = watch
+        self._news = HostNews()
         self._json = as_json
         self._with_logs = with_logs
         self._deadline = deadline
         self._say = render.stderr()
         self._told: dict[str, tuple[str, int]] = {}
-        self._hosts_told: dict[str, str] = {}
         self._was_up = False
         stream = sys.stderr if as_json else sys.stdout
         terminal = stream.isatty()
@@ -75,6 +78,7 @@ class _Launch:
             self._take(document)
             if self._was_up and not self._watch.stopping and not self._watch.document["stopped_by"]:
                 break
+            self._leave_if_hurried()
         if self._watch.ended and (not self._was_up or self._watch.document["exit_code"]):
             return self._finish()
         if self._json:
@@ -89,10 +93,17 @@ class _Launch:
         for document in self._watch.steps(self._next_deadline):
             self._take(document)
             self._show_logs()
+            self._leave_if_hurried()
         self._logs.end()
         while not self._logs.done:
             self._show_logs()
         return self._finish()
+
+    def _leave_if_hurried(self) -> None:
+        """After a second Ctrl-C nobody waits for hosts that are not reached: their agents end alone, by their lease."""
+        if self._watch.hurried and (away := only_waits_for(self._watch.document)):
+            message = f"not waited for: {', '.join(away)}, not reached; what runs there ends by itself with its lease"
+            raise error_of(self._watch.exit_code, message, f"run {self._run.run} ends then; see forgectl status")
 
     def _finish(self) -> int:
         document = self._watch.document
@@ -141,11 +152,8 @@ class _Launch:
 
     def _tell(self, document: dict[str, Any]) -> None:
         """Say on stderr what has changed of the states of meshes and hosts."""
-        for host in document["hosts"]:
-            before, state = self._hosts_told.get(host["name"], "up"), host["state"]
-            if state in ("reconnecting", "lost", "up") and state != before:
-                self._hosts_told[host["name"]] = state
-                self._say.print(render.plain(f"forgectl: host {host['name']} is {state}"), style="dim")
+        for sentence in self._news.of(document):
+            self._say.print(render.plain(f"forgectl: {sentence}"), style="dim")
         for mesh in document["meshes"]:
             now = (mesh["state"], mesh["generation"])
             if self._told.get(mesh["mesh"]) == now or mesh["state"] == "pending":

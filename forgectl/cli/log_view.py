@@ -22,7 +22,9 @@ from forgectl.wire import Line
 IDLE_SECONDS = 0.05
 """How long to wait before looking again after nothing new was found; a look is one system call a log."""
 
+SLOW_SECONDS = 3.0
 BRING_SECONDS = 60.0
+"""How long logs may take to come before a word is said, and then before what there is has to do."""
 STATE_SECONDS = 0.5
 """How often a follower asks for the mesh's state."""
 
@@ -33,29 +35,49 @@ def show_logs(
     """Write logs to stdout: those of the current generation, and of later ones if following."""
     terminal = sys.stdout.isatty()
     writer = LogWriter(sys.stdout.buffer, terminal=terminal, color=render.wants_color(sys.stdout), prefix=prefix)
-    if not follow:
-        _bring_home(run, meshes)
-    sources = _sources(client.document(run), meshes, ranks)
+    absent = () if follow else _bring_home(run, meshes)
+    document = client.document(run)
+    sources = _sources(document, meshes, ranks)
     if follow:
         _follow(run, meshes, LogStream(terminal=terminal), writer, last, ranks)
         return
+    _tell_of_absent(document, meshes, absent)
     for chunk in read_all(sources, last, terminal=terminal):
         writer.write(chunk)
 
 
-def _bring_home(run: RunDir, meshes: tuple[str, ...]) -> None:
-    """Have what ranks on ssh hosts have written until now in the run's directory; say of which hosts it is not."""
+def _bring_home(run: RunDir, meshes: tuple[str, ...]) -> tuple[str, ...]:
+    """Have what ranks on ssh hosts have written until now in the run's directory; the hosts of which it is not."""
     if not any(not host.local for host in run.read_plan().hosts):
-        return
+        return ()
     line = client.connect(run)
     if line is None:
-        return  # all came home when the run ended
+        return ()  # all came home when the run ended
     with contextlib.closing(line):
         line.send(BringLogs(meshes))
-        answer = line.receive(BRING_SECONDS)
-    if isinstance(answer, LogsHome) and answer.without:
-        away = ", ".join(answer.without)
-        render.stderr().print(render.plain(f"forgectl: not reached just now, so that lines may be missing: {away}"))
+        for patience, news in ((SLOW_SECONDS, "fetching logs from hosts"), (BRING_SECONDS, "not all has come yet")):
+            try:
+                answer = line.receive(patience)
+            except TimeoutError:
+                _say(news)
+            else:
+                return answer.without if isinstance(answer, LogsHome) else ()
+    return ()
+
+
+def _tell_of_absent(document: dict[str, Any], meshes: tuple[str, ...], absent: tuple[str, ...]) -> None:
+    """Say of which hosts, of those that ranks shown here are on, lines may be missing."""
+    shown = {rank["host"] for name in meshes for rank in mesh_of(document, name)["ranks"]}
+    lost = [h["name"] for h in document["hosts"] if h["state"] == "lost" and h["name"] in shown]
+    away = [name for name in absent if name in shown and name not in lost]
+    if lost:
+        _say(f"lost, so that last lines may be missing: {', '.join(lost)}")
+    if away:
+        _say(f"not reached just now, so that lines may be missing: {', '.join(away)}")
+
+
+def _say(text: str) -> None:
+    render.stderr().print(render.plain(f"forgectl: {text}"))
 
 
 class _Follower:

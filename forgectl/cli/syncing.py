@@ -16,6 +16,8 @@ from forgectl.transport.facts import Hosts, for_all, together, workdir_key
 from forgectl.transport.sync import Pushed, push
 from forgectl.transport.workdir import scan
 
+SLOW_SECONDS = 3.0
+"""How long a user waits for the look at a workdir before being told."""
 SHOWN = 5
 """Notices about a workdir that are told before the others are only counted."""
 
@@ -25,7 +27,12 @@ def sync_workdir(plan: Plan, hosts: Hosts) -> None:
     remote = [h.name for h in plan.hosts if not h.local]
     if plan.sync == "none" or not remote:
         return
-    tree = scan(Path(plan.workdir), plan.sync_limit, rundir.cache_folder())
+    slow = threading.Timer(SLOW_SECONDS, _say, [f"looking through the workdir {plan.workdir}"])
+    slow.start()
+    try:
+        tree = scan(Path(plan.workdir), plan.sync_limit, rundir.cache_folder())
+    finally:
+        slow.cancel()
     for notice in tree.notices[:SHOWN]:
         _say(notice)
     if len(tree.notices) > SHOWN:

@@ -77,6 +77,16 @@ class Watch:
         """Whether the run's end was asked for here."""
         return self._shutdown is not None
 
+    @property
+    def hurried(self) -> bool:
+        """Whether a second signal came."""
+        return self._answered > 1
+
+    @property
+    def exit_code(self) -> int:
+        """What the run's end was asked for with."""
+        return self._shutdown.exit_code or 0 if self._shutdown else 0
+
     def stop(self, by: str, exit_code: int, *, grace: float | None = None) -> None:
         """Ask for the run's end; asked again of every new controller until it has ended."""
         wait = self._grace if grace is None else grace

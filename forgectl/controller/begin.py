@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from forgectl.controller import client, rundir
+from forgectl.controller.configs import agent_config
 from forgectl.controller.rundir import RunDir
-from forgectl.errors import BusyError, InternalError
+from forgectl.errors import BusyError, ForgeError, InternalError
 from forgectl.names import free_name
-from forgectl.plan.model import Plan
+from forgectl.plan.model import MeshPlan, Plan, Unit
+from forgectl.transport.early import EarlyAgent
 
 
 def begin_run(
@@ -21,11 +23,15 @@ def begin_run(
     *,
     name_is_given: bool,
     own: bool,
-    handed: Mapping[str, int] = MappingProxyType({}),
+    handed: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    coming: Unit | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> RunDir:
     """Make the run's directory and start its controller; returns once the controller listens.
 
-    With `own` the run ends when this process does. `handed`: ssh host → connection to its relay, for the controller.
+    With `own` the run ends when this process does. `handed`: of ssh hosts, as `client.start_controller` has it.
+    `coming`: the mesh that will be added first, for which a fork server gets warm. `meanwhile` is called once all
+    processes are started.
 
     A name that a living run has is refused with BusyError, or followed by a number if nobody chose it.
     """
@@ -33,14 +39,47 @@ def begin_run(
     with rundir.launch_lock():
         plan = dataclasses.replace(plan, name=_free_name(plan.name, name_is_given))
         run, lock = rundir.create(plan, spec_text)
+    agent = None
     try:
-        client.start_controller(run, secrets, lock=lock, own=own, handed=handed)
+        host, agent = _begin_agent(run, plan, secrets, coming)
+        early = {host: (agent.pipe,)} if agent else {}
+        client.start_controller(run, secrets, lock=lock, own=own, handed={**handed, **early}, meanwhile=meanwhile)
     except BaseException:
+        if agent:
+            agent.end()
         rundir.discard(run)
         raise
     finally:
         os.close(lock)
+        if agent:
+            agent.let_go()
     return run
+
+
+def _begin_agent(
+    run: RunDir, plan: Plan, secrets: Mapping[str, str], coming: Unit | None
+) -> tuple[str, EarlyAgent | None]:
+    """Start the agent of the first host that is this machine, if any is: most runs have no other."""
+    for index, host in enumerate(plan.hosts):
+        if host.local:
+            seat, meshes = run.seat(index, host), _meshes(plan, coming)
+            config = agent_config(run, plan, host, seat, secrets, first=True, coming=meshes)
+            with contextlib.suppress(OSError):  # its controller will say why it cannot be started
+                run.sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
+                return host.name, EarlyAgent(config, host.python)
+            break
+    return "", None
+
+
+def _meshes(plan: Plan, coming: Unit | None) -> tuple[MeshPlan, ...]:
+    """What is coming, as far as fork servers must know; which GPUs it gets does not matter to them."""
+    if coming is None:
+        return ()
+    from forgectl.plan.addition import place_more
+
+    with contextlib.suppress(ForgeError):  # it will be refused
+        return (place_more(plan, dataclasses.replace(coming, with_gpus=False), {}, os.environ),)
+    return ()
 
 
 def _free_name(name: str, is_given: bool) -> str:

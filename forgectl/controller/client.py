@@ -9,7 +9,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -45,12 +45,15 @@ def start_controller(
     adopt: bool = False,
     lock: int | None = None,
     own: bool = False,
-    handed: Mapping[str, int] = MappingProxyType({}),
+    handed: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> None:
     """Start the run's controller as a daemon; returns once it listens, or once somebody else's does.
 
-    `lock` is handed over to it, so that nobody else's can come first, and so are `handed`, connections to relays of
-    ssh hosts. `own`: the run ends with this process.
+    What we can do `meanwhile` comes after all that others wait for.
+
+    `lock` is handed over to it, so that nobody else's can come first, and so are `handed`, descriptors for what is
+    begun already on hosts (see `transport.ways`). `own`: the run ends with this process.
     """
     options = ["--adopt"] if adopt else []
     options += [f"--lock={lock}"] if lock is not None else []
@@ -70,7 +73,7 @@ def start_controller(
             stdout=subprocess.PIPE,
             stderr=log,
             start_new_session=True,
-            pass_fds=(*(() if lock is None else (lock,)), *handed.values()),
+            pass_fds=(*(() if lock is None else (lock,)), *(fd for fds in handed.values() for fd in fds)),
         )
     finally:
         os.close(log)
@@ -78,6 +81,7 @@ def start_controller(
     assert process.stdout is not None
     with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
         stdin.write(json.dumps(secrets or {}).encode() + b"\n")
+    meanwhile()
     ready, _, _ = select.select([process.stdout], [], [], START_SECONDS)
     if not ready or not process.stdout.readline():
         if ready and process.wait() == -signal.SIGKILL:

@@ -14,14 +14,14 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from forgectl import __version__
 from forgectl.controller import journal
 from forgectl.controller.additions import Additions
 from forgectl.controller.commands import Command, commands
+from forgectl.controller.configs import agent_config
 from forgectl.controller.links import Link, Use
 from forgectl.controller.members import Members
 from forgectl.controller.mirror import Mirror
-from forgectl.controller.records import Added, Born, Happened, Moved, Record, StopAsked, Stranded
+from forgectl.controller.records import Added, AgentLost, Born, Happened, Moved, Record, StopAsked, Stranded
 from forgectl.controller.run import Run
 from forgectl.controller.rundir import RunDir, Seat
 from forgectl.controller.server import ControlServer
@@ -38,6 +38,8 @@ from forgectl.wire import dial
 REPORT_SECONDS = 0.02
 """Changes within so many seconds are reported to followers at once."""
 FAREWELL_SECONDS = 15.0
+Handed = dict[str, list[int]]
+"""Host → descriptors of what the launching command has begun there."""
 GPU_SECONDS = 10.0
 
 
@@ -45,7 +47,7 @@ class Controller:
     """One run, from its first agent to its last."""
 
     def __init__(
-        self, run_dir: RunDir, secrets: dict[str, str], adopt: bool, owner: Identity | None, handed: dict[str, int]
+        self, run_dir: RunDir, secrets: dict[str, str], adopt: bool, owner: Identity | None, handed: Handed
     ) -> None:
         self.dir = run_dir
         self._sockets, self._messages = run_dir.sockets, run_dir.messages
@@ -66,7 +68,7 @@ class Controller:
             name: Link(
                 host,
                 self._config_of(host.plan, seat),
-                way_to(host.plan, seat.socket, handed.get(name)),
+                way_to(host.plan, seat.socket, handed.get(name, ())),
                 self,
                 unsure=not whole,
                 adopted=adopt,
@@ -105,26 +107,10 @@ class Controller:
             self._apply(when, record)
 
     def _config_of(self, host: HostPlan, seat: Seat) -> Callable[[bool], AgentConfig]:
-        needed = (
-            set(self.run.plan.secrets)
-            if self.run.plan.may_grow
-            else {name for m in self.run.plan.meshes if host.name in m.hosts for name in m.secrets}
-        )
-
         def config(sweep: bool) -> AgentConfig:
-            return AgentConfig(
-                version=__version__,
-                run=self.run.id,
-                host=host.name,
-                socket=str(seat.socket),
-                run_dir=str(seat.run_dir),
-                lease=self.run.plan.lease,
-                log_limit=self.run.plan.log_limit,
-                secrets={k: v for k, v in self._secrets.items() if k in needed},
-                sweep=sweep,
-                membership=None if host.local else self._members.of(host.name, host.address),
-                leaves=not host.local,
-            )
+            member = None if host.local else self._members.of(host.name, host.address)
+            plan = self.run.plan
+            return agent_config(self.dir, plan, host, seat, self._secrets, first=not sweep, membership=member)
 
         return config
 
@@ -167,7 +153,7 @@ class Controller:
 
     def _apply(self, when: float, record: Record) -> None:
         self.run.apply(when, record)
-        if isinstance(record, Happened) and not self.run.hosts[record.host].plan.local:
+        if isinstance(record, (Happened, AgentLost)) and not self.run.hosts[record.host].plan.local:
             self.mirror.take(record)
 
     def logs_are_home(self, host: str) -> bool:
@@ -311,14 +297,14 @@ def main(arguments: list[str]) -> None:
     """`boot.py controller RUN_DIR [--adopt] [--lock=FD] [--owner=PID] [--handed=JSON]`.
 
     Says `ready` once the run has a controller. Secrets come as JSON on standard input. `--lock` is the inherited lock
-    of the run, `--owner` the parent, `--handed` a map of ssh hosts to inherited connections to their relays.
+    of the run, `--owner` the parent, `--handed` what `transport.ways` takes, by host.
     """
     options = dict(a.split("=", 1) for a in arguments[1:] if "=" in a)
     run_dir = RunDir(Path(arguments[0]))
     owner = _parent(int(options["--owner"])) if "--owner" in options else None
     secrets = json.loads(sys.stdin.buffer.readline() or b"{}")
-    handed: dict[str, int] = json.loads(options.get("--handed", "{}"))
-    for fd in handed.values():
+    handed: Handed = json.loads(options.get("--handed", "{}"))
+    for fd in (fd for fds in handed.values() for fd in fds):
         os.set_inheritable(fd, False)
     if "--lock" in options:
         os.set_inheritable(int(options["--lock"]), False)
@@ -351,9 +337,7 @@ def _become_the_one(run_dir: RunDir) -> bool:
     return True
 
 
-async def _run(
-    run_dir: RunDir, secrets: dict[str, str], adopt: bool, owner: Identity | None, handed: dict[str, int]
-) -> None:
+async def _run(run_dir: RunDir, secrets: dict[str, str], adopt: bool, owner: Identity | None, handed: Handed) -> None:
     def announce() -> None:
         os.write(1, b"ready\n")
         os.dup2(2, 1)  # the log: whoever waits for the line above sees the end of the pipe

@@ -130,9 +130,9 @@ class Run:
             ]
             for rank in lost:
                 rank.state, rank.exit, rank.ended_at, rank.failed_at = "lost", None, now, now
+                rank.lost_by = record.why
             if lost:
                 mesh.failed = True
-                mesh.detail = record.why
 
     def _added(self, record: Added) -> None:
         name = record.plan.mesh
@@ -158,10 +158,10 @@ class Run:
         mesh = self.meshes[record.mesh]
         if not mesh.homeless:
             return
-        mesh.homeless, mesh.hopeless, mesh.failed, mesh.detail = False, True, True, record.why
+        mesh.homeless, mesh.hopeless, mesh.failed = False, True, True
         mesh.gone = set(mesh.plan.hosts)
         for rank in mesh.ranks.values():
-            rank.state, rank.ended_at, rank.failed_at = "lost", now, now
+            rank.state, rank.ended_at, rank.failed_at, rank.lost_by = "lost", now, now, record.why
 
     def _reported(self, now: float, record: Report) -> None:
         mesh = self.meshes.get(record.mesh)
@@ -288,7 +288,7 @@ class Run:
         if mesh.state == "restarting":
             mesh.restarts.append(now)
             root = mesh.fallen = mesh.root_cause()
-            mesh.last_failure = mesh.cannot_start or (root and describe(root, mesh)) or None
+            mesh.last_failure = mesh.cannot_start or (root and describe(root)) or None
             mesh.begin_generation(mesh.generation + 1)
             mesh.homeless = any(self.hosts[name].given_up for name in mesh.plan.hosts)
         elif mesh.done and mesh.stop is None:

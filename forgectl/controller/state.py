@@ -57,6 +57,7 @@ class Rank:
     exit: RankExited | None = None
     ended_at: float | None = None
     failed_at: float | None = None  # when it failed, by its own error file; later than others it is collateral
+    lost_by: str = ""  # why its host was lost
 
     @property
     def failed(self) -> bool:
@@ -92,7 +93,7 @@ class Mesh:
     cannot_start: str | None = None  # why the generation could not be started at all
     error: Refusal | None = None  # the same, for whoever asked for the mesh
     hopeless: bool = False  # an agent will not have it: no restart would help
-    detail: str = ""
+    detail: str = ""  # the traceback of that, where there is one
     restarts: list[float] = field(default_factory=list)
     killed: int = 0
     unkillable: list[str] = field(default_factory=list)
@@ -189,12 +190,12 @@ class Host:
     last_seen: float | None = None
 
 
-def describe(rank: Rank, mesh: Mesh) -> str:
+def describe(rank: Rank) -> str:
     """How a rank ended, in one sentence's length."""
     where = f"rank {rank.plan.rank} on {rank.plan.host}"
     report = rank.exit
     if report is None:
-        return f"{where} was lost: {mesh.detail}" if rank.state == "lost" else f"{where} is {rank.state}"
+        return f"{where} was lost: {rank.lost_by}" if rank.state == "lost" else f"{where} is {rank.state}"
     if report.oom:
         return f"{where} ran out of memory: {report.oom}"
     if report.asked and report.error:  # we ended it, but it had failed before: the rest is our doing

@@ -28,6 +28,7 @@ def run_document(run: Run, run_dir: RunDir, *, alive: bool = True, use: Use | No
         "was_up": run.was_up,
         "controller": {"pid": run.controller_pid, "alive": alive},
         "run_dir": str(run_dir.path),
+        "lease": run.plan.lease,
         "hosts": [_host(h) for h in run.hosts.values()],
         "meshes": [_mesh(m, run.hosts, run_dir, (use or {}).get(m.name, {})) for m in _in_order(run)],
     }
@@ -102,7 +103,7 @@ def reason(mesh: Mesh) -> str | None:
         return mesh.cannot_start
     if mesh.failed and (root := mesh.root_cause()):
         others = len(mesh.collateral())
-        return describe(root, mesh) + (f" ({others} more fell with it)" if others else "")
+        return describe(root) + (f" ({others} more fell with it)" if others else "")
     if mesh.unkillable:
         return f"not even SIGKILL ended {', '.join(mesh.unkillable)}"
     if mesh.stop is not None and mesh.state in ("stopping", "stopped"):
@@ -120,7 +121,7 @@ def failure(mesh: Mesh, run_dir: RunDir) -> dict[str, Any] | None:
     root = mesh.root_cause() if mesh.failed else None
     if root is None:
         return None
-    collateral = [{"rank": r.plan.rank, "message": describe(r, mesh)[:200]} for r in mesh.collateral()]
+    collateral = [{"rank": r.plan.rank, "message": describe(r)[:200]} for r in mesh.collateral()]
     return {**_fallen(root, mesh, mesh.generation, run_dir), "collateral": collateral}
 
 
@@ -128,7 +129,7 @@ def _fallen(rank: Rank, mesh: Mesh, generation: int, run_dir: RunDir) -> dict[st
     return {
         "rank": rank.plan.rank,
         "host": rank.plan.host,
-        "message": describe(rank, mesh),
+        "message": describe(rank),
         "traceback": rank.exit.traceback if rank.exit else None,
         "log_tail": list(rank.exit.log_tail) if rank.exit else [],
         "log": _log(rank, mesh, generation, run_dir),

@@ -57,7 +57,8 @@ def replace_lost(
     try:
         return place_more(left, _unit_of(mesh), gpus, inherited, [m for m in living if m.mesh != mesh.mesh])
     except (UsageError, BusyError) as e:
-        raise type(e)(f"mesh {mesh.mesh} finds no place now that {gone} is lost: {e.message}", hint=e.hint) from None
+        are = "are" if "," in gone else "is"
+        raise type(e)(f"mesh {mesh.mesh} finds no place now that {gone} {are} lost: {e.message}", hint=e.hint) from None
 
 
 def _unit_of(mesh: MeshPlan) -> Unit:

@@ -137,5 +137,5 @@ def _reseed() -> None:
     """Give the global generators that are seeded at import a seed of their own, as a fresh interpreter would."""
     if torch := sys.modules.get("torch"):
         torch.default_generator.seed()  # of the CPU; the others are made after the fork, with a constant seed
-    if "numpy" in sys.modules:
-        importlib.import_module("numpy").random.seed()
+    if random := sys.modules.get("numpy.random"):  # numpy imports it, and then seeds it, when it is first used
+        random.seed()

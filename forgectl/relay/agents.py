@@ -53,5 +53,5 @@ def start(config: AgentConfig) -> int:
     except OSError as e:
         raise UnreachableError(f"host {config.host}: its agent could not be started: {e}") from None
     except (ValueError, KeyError):
-        said = process.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
+        said = process.stderr.decode(errors="replace").strip().splitlines() or ["it ended before it listened"]
         raise UnreachableError(f"host {config.host}: its agent could not start: {said[-1]}") from None

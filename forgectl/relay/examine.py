@@ -46,8 +46,10 @@ def examine(
     environ: Mapping[str, str] = os.environ,
     nvml: Callable[[], Any | None] = load_nvml,
     addresses: Sequence[str] = (),
+    machine: str = "",
 ) -> Examination:
-    """All there is to know of this host. `root`: what forgectl keeps here; `addresses`: its likeliest ones."""
+    """All there is to know of this host. `root`: what forgectl keeps here; `addresses`: its likeliest ones; `machine`:
+    what its declared GPUs are known by, on a host that may have other names."""
     received = time.time()
     memory = psutil.virtual_memory()
     found = Examination(
@@ -67,7 +69,7 @@ def examine(
         limits={name: resource.getrlimit(which) for name, which in _LIMITS.items()},
         cgroup=_may_make_cgroups(),
     )
-    return replace(_with_gpus(found, request, environ, nvml), answered=time.time())
+    return replace(_with_gpus(found, request, environ, nvml, machine), answered=time.time())
 
 
 def _interpreter(python: str) -> Interpreter:
@@ -112,10 +114,10 @@ def _may_make_cgroups() -> bool:
 
 
 def _with_gpus(
-    found: Examination, request: Examine, environ: Mapping[str, str], nvml: Callable[[], Any | None]
+    found: Examination, request: Examine, environ: Mapping[str, str], nvml: Callable[[], Any | None], machine: str
 ) -> Examination:
     try:
-        gpus = discover(request.gpus, host=request.host, environ=environ, nvml=nvml)
+        gpus = discover(request.gpus, host=request.host, environ=environ, machine=machine, nvml=nvml)
     except NoSuchGpu as e:
         return replace(found, no_such_gpu=str(e))
     driver, memory = _ask_nvml(nvml, gpus.gpus)

@@ -21,7 +21,7 @@ def gather(root: Path, request: GetFacts) -> HostReport:
     declared, no_such_gpu = False, None
     if request.look_for_gpus:
         try:
-            found = discover(request.gpus, host=request.host, environ=os.environ)
+            found = discover(request.gpus, host=request.host, environ=os.environ, machine=boot_id())
             gpus, declared = found.gpus, found.declared
         except NoSuchGpu as e:
             no_such_gpu = str(e)

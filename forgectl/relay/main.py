@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from forgectl import __version__
 from forgectl.errors import ForgeError
+from forgectl.processes import boot_id
 from forgectl.protocol import (
     LAUNCHER_TO_RELAY,
     SYNC_TO_RELAY,
@@ -72,7 +73,7 @@ class Relay:
         self._listeners: list[socket.socket] = []
         self._answers: dict[type, Callable[[Any], Any]] = {
             GetFacts: lambda r: facts.gather(self._root, r),
-            Examine: lambda r: examine(self._root, r, addresses=facts.dialled_at()),
+            Examine: lambda r: examine(self._root, r, addresses=facts.dialled_at(), machine=boot_id()),
             ListenOn: self._listen,
             DialOut: lambda r: Dialled(reach.dial_all(r.targets)),
             StartAgent: lambda r: AgentStarted(agents.start(r.config)),

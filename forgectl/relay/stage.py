@@ -84,7 +84,10 @@ def main() -> None:
         root = private("/var/tmp/forgectl-%d" % os.getuid())
         folder = code_folder(root, digest)
     except OSError as e:
-        say(wrong="root", why=str(e), **here)
+        cure = "remove it: forgectl keeps code, workdirs and logs there"
+        if e.errno is not None:
+            cure = "forgectl keeps code, workdirs and logs in /var/tmp: make room there, or make it writable"
+        say(wrong="root", why=e.strerror or str(e), cure=cure, **here)
         sys.exit(1)
     sys.path.insert(0, folder)
     from forgectl.relay.main import main as relay

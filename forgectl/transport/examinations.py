@@ -14,7 +14,7 @@ from forgectl.plan.model import HostFacts
 from forgectl.protocol import Examination, Examine
 from forgectl.relay.examine import PYTHON_SECONDS, examine
 from forgectl.transport.addresses import Pairs, dial_out, listen
-from forgectl.transport.facts import Hosts, destination, for_all
+from forgectl.transport.facts import Hosts, Slow, destination, for_all
 from forgectl.transport.ssh import ANSWER_SECONDS, dial
 
 if TYPE_CHECKING:
@@ -34,14 +34,14 @@ class Examined:
 
 
 def examine_all(
-    spec_hosts: Sequence[Host], requests: Mapping[str, Examine], hosts: Hosts
+    spec_hosts: Sequence[Host], requests: Mapping[str, Examine], hosts: Hosts, slow: Slow | None = None
 ) -> tuple[dict[str, Examined], dict[str, ForgeError]]:
     """What was found, and why the others could not be asked, by host; connections are kept in `hosts`."""
 
     def job(host: Host) -> Callable[[], Examined]:
         return lambda: _here(requests[host.name]) if host.local else _there(host, requests[host.name], hosts)
 
-    return for_all({host.name: job(host) for host in spec_hosts}, hosts)
+    return for_all({host.name: job(host) for host in spec_hosts}, hosts, slow)
 
 
 def _here(request: Examine) -> Examined:

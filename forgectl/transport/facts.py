@@ -6,8 +6,8 @@ import hashlib
 import os
 import socket
 import subprocess
-from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MODULES = ("torch", "monarch", "cloudpickle")
 """What meshes may need of a host's interpreter, and forgectl itself does not."""
+SLOW_SECONDS = 5.0
+"""How long a user waits for hosts before being told which."""
+Slow = Callable[[Sequence[str]], None]
 
 
 @dataclass
@@ -61,9 +64,9 @@ class Hosts:
             listener.close()
         self.listeners = []
 
-    def descriptors(self, names: Collection[str]) -> dict[str, int]:
-        """The connections to these hosts, to be handed to another process."""
-        return {n: c.line.socket.fileno() for n, c in self.connections.items() if n in names}
+    def descriptors(self, names: Collection[str]) -> dict[str, tuple[int, int]]:
+        """The connections to these hosts, and a pidfd of each one's ssh, to be handed to another process."""
+        return {n: c.descriptors() for n, c in self.connections.items() if n in names}
 
     def hand_on(self) -> None:
         """Another process has them now."""
@@ -81,13 +84,16 @@ class Hosts:
             connection.close()
 
 
-def gather(spec: Spec, environ: Mapping[str, str]) -> Hosts:
-    """Reach every host of the spec, all at once; raises SpecError for GPUs that are not there, and what ssh says."""
+def gather(spec: Spec, environ: Mapping[str, str], slow: Slow | None = None) -> Hosts:
+    """Reach every host of the spec, all at once; raises SpecError for GPUs that are not there, and what ssh says.
+
+    `slow` is told of the hosts that do not answer soon.
+    """
     hosts = Hosts()
     wanted = any(m.with_gpus for m in (*spec.scripts.values(), *spec.actors.values(), *spec.services.values()))
     try:
         remote = {h.name: h for h in spec.all_hosts if not h.local}
-        reports = _reports(spec, remote, hosts, look_for_gpus=wanted)
+        reports = _reports(spec, remote, hosts, slow, look_for_gpus=wanted)
         problems: list[SpecProblem] = []
         for index, host in enumerate(spec.all_hosts):
             report = reports.get(host.name)
@@ -114,7 +120,9 @@ def destination(host: Host) -> Destination:
     return Destination(host.name, host.ssh or host.name, host.python or "python3")
 
 
-def for_all(work: Mapping[str, Callable[[], T]], hosts: Hosts) -> tuple[dict[str, T], dict[str, ForgeError]]:
+def for_all(
+    work: Mapping[str, Callable[[], T]], hosts: Hosts, slow: Slow | None = None
+) -> tuple[dict[str, T], dict[str, ForgeError]]:
     """Do something for each host, all at once: what came of it, and what was raised, by host.
 
     Ctrl-C ends every connection to `hosts`, so that nobody has to wait for one.
@@ -124,6 +132,8 @@ def for_all(work: Mapping[str, Callable[[], T]], hosts: Hosts) -> tuple[dict[str
     threads = ThreadPoolExecutor(max(1, len(work)))
     try:
         futures = {name: threads.submit(job) for name, job in work.items()}
+        if slow is not None and (waiting := wait(futures.values(), SLOW_SECONDS).not_done):
+            slow([name for name, future in futures.items() if future in waiting])
         for name, future in futures.items():
             try:
                 done[name] = future.result()
@@ -149,7 +159,9 @@ def together(errors: Mapping[str, ForgeError]) -> ForgeError:
     return kind(f"{len(errors)} hosts cannot be used:\n{message}", hint="\n  hint: ".join(hints) or None)
 
 
-def _reports(spec: Spec, remote: Mapping[str, Host], hosts: Hosts, *, look_for_gpus: bool) -> dict[str, HostReport]:
+def _reports(
+    spec: Spec, remote: Mapping[str, Host], hosts: Hosts, slow: Slow | None, *, look_for_gpus: bool
+) -> dict[str, HostReport]:
     def ask(host: Host) -> HostReport:
         connection = hosts.connections[host.name] = dial(destination(host), started=hosts.note)
         folder = str(spec.workdir) if spec.sync == "none" else ""
@@ -163,7 +175,7 @@ def _reports(spec: Spec, remote: Mapping[str, Host], hosts: Hosts, *, look_for_g
     def job(host: Host) -> Callable[[], HostReport]:
         return lambda: ask(host)
 
-    reports, errors = for_all({name: job(host) for name, host in remote.items()}, hosts)
+    reports, errors = for_all({name: job(host) for name, host in remote.items()}, hosts, slow)
     if errors:
         raise together(errors)
     return reports

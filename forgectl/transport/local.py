@@ -18,6 +18,8 @@ from forgectl.stream import Stream
 
 START_SECONDS = 30.0
 START_TIMES = 5
+_turn = asyncio.Semaphore(len(os.sched_getaffinity(0)))
+"""Starting an agent keeps a core busy: more at once only make each take longer, and the controller mute meanwhile."""
 
 
 class LocalWay:
@@ -25,12 +27,17 @@ class LocalWay:
 
     may_drop = False
 
-    def __init__(self, socket: Path, python: str) -> None:
+    def __init__(self, socket: Path, python: str, coming: int | None = None) -> None:
+        """`coming`: what becomes readable once an agent, already started, listens or has ended."""
         self._socket = socket
         self._python = python
+        self._coming = coming
 
     async def connect(self) -> Stream | None:
         """A connection to the agent, or None where none lives."""
+        if self._coming is not None:
+            await _readable(self._coming, START_SECONDS)
+            self.close()
         try:
             return await Stream.connect(self._socket, AGENT_TO_CONTROLLER)
         except OSError:
@@ -38,10 +45,11 @@ class LocalWay:
 
     async def start_agent(self, config: AgentConfig) -> int:
         """Start an agent, and others where that is killed: without one nobody ends what an earlier one left."""
-        for _ in range(START_TIMES - 1):
-            with contextlib.suppress(AgentKilledError):
-                return await start_agent(config, self._python)
-        return await start_agent(config, self._python)
+        async with _turn:
+            for _ in range(START_TIMES - 1):
+                with contextlib.suppress(AgentKilledError):
+                    return await start_agent(config, self._python)
+            return await start_agent(config, self._python)
 
     def put_down(self, stream: Stream) -> None:
         """SIGKILL an agent that was silent for a whole lease: it is as good as dead, and its processes die with it."""
@@ -59,7 +67,10 @@ class LocalWay:
             await wait_gone(pid)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Wait for no agent that was started before."""
+        if self._coming is not None:
+            os.close(self._coming)
+            self._coming = None
 
 
 async def start_agent(config: AgentConfig, python: str) -> int:
@@ -111,13 +122,20 @@ async def wait_gone(pid: int, seconds: float = 5.0) -> None:
     pidfd = open_pidfd(identity) if identity else None
     if pidfd is None:
         return
-    gone = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.add_reader(pidfd, gone.set)
     try:
-        await asyncio.wait_for(gone.wait(), seconds)
+        await _readable(pidfd, seconds)
+    finally:
+        os.close(pidfd)
+
+
+async def _readable(fd: int, seconds: float) -> None:
+    """Wait until a descriptor is readable, as long as that."""
+    readable = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(fd, readable.set)
+    try:
+        await asyncio.wait_for(readable.wait(), seconds)
     except asyncio.TimeoutError:
         pass
     finally:
-        loop.remove_reader(pidfd)
-        os.close(pidfd)
+        loop.remove_reader(fd)

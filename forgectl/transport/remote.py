@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,6 @@ from forgectl.errors import UnreachableError
 from forgectl.protocol import (
     AGENT_TO_CONTROLLER,
     MAX_LINE,
-    RELAY_TO_LAUNCHER,
     AgentConfig,
     AgentReached,
     AgentStarted,
@@ -25,7 +23,6 @@ from forgectl.protocol import (
 )
 from forgectl.stream import Stream
 from forgectl.transport.ssh import Destination, Dialled, dial
-from forgectl.wire import Line
 
 T = TypeVar("T")
 DIAL_SECONDS = 5
@@ -36,15 +33,15 @@ _threads = ThreadPoolExecutor(128, thread_name_prefix="ssh")
 class SshWay:
     """The way to the agent that listens, or is to listen, at `socket` on an ssh host.
 
-    `handed` is a connection to its relay that the launching command has opened.
+    `relay` is a connection that the launching command has opened.
     """
 
     may_drop = True
 
-    def __init__(self, to: Destination, socket: str, handed: socket.socket | None) -> None:
+    def __init__(self, to: Destination, socket: str, relay: Dialled | None) -> None:
         self._to = to
         self._socket = socket
-        self._relay = Dialled(to, Line(handed, RELAY_TO_LAUNCHER)) if handed else None
+        self._relay = relay
         self._current: Dialled | None = None  # what the agent is reached through
         self._dialling: subprocess.Popen[bytes] | None = None
         self._closed = False
@@ -52,8 +49,14 @@ class SshWay:
     async def connect(self) -> Stream | None:
         """A connection to the agent, or None where none lives; raises ForgeError where the host is not reached."""
         self._drop()
-        relay = self._relay if self._relay is not None else await _in_thread(self._dial)
-        self._relay = None
+        handed, self._relay = self._relay, None
+        if handed is not None:
+            with contextlib.suppress(UnreachableError):  # it was lost since: then dial
+                return await self._reach(handed)
+        return await self._reach(await _in_thread(self._dial))
+
+    async def _reach(self, relay: Dialled) -> Stream | None:
+        """Have a relay become a pipe to the agent; None where none lives."""
         try:
             answer = await _in_thread(relay.ask, ReachAgent(self._socket))
             if isinstance(answer, NoAgent):

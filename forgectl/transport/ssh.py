@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shlex
+import signal
 import socket
 import subprocess
 import tempfile
@@ -67,25 +68,28 @@ class Destination:
 
 @dataclass
 class Dialled:
-    """A connection to the relay of a host. `handed_on`: somebody else has the socket; closing it here ends nothing."""
+    """A connection to the relay of a host, by an ssh that is our child or, with a `pidfd`, another process's."""
 
     to: Destination
     line: Line
     process: subprocess.Popen[bytes] | None = None
     said: IO[bytes] | None = field(default=None, repr=False)
+    pidfd: int | None = None
 
     def ask(self, request: Any, timeout: float = ANSWER_SECONDS) -> Any:
         """Send a request; its answer. Raises what the relay refuses with, UnreachableError at the connection's end."""
+        answer, why = None, "the connection was lost"
         try:
             self.line.send(request)
             answer = self.line.receive(timeout)
-        except (OSError, ProtocolError) as e:
-            answer = None
+        except TimeoutError:
+            why = f"no answer in {timeout:g} s"
+        except ProtocolError as e:
             why = str(e)
-        else:
-            why = "the connection ended"
+        except OSError:
+            pass  # so it was
         if answer is None:
-            raise UnreachableError(f"host {self.to.name}: {self.last_words() or why}")
+            raise UnreachableError(f"host {self.to.name}: {self.last_words() or why}", hint=ssh_errors.reaches(self.to))
         if isinstance(answer, Refusal):
             raise BY_EXIT_CODE.get(answer.code, ForgeError)(answer.message, hint=answer.hint)
         return answer
@@ -104,12 +108,26 @@ class Dialled:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+        if self.pidfd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            os.close(self.pidfd)
+            self.pidfd = None
         if self.said is not None:
             self.said.close()
 
+    def descriptors(self) -> tuple[int, int]:
+        """Its socket and a pidfd of its ssh, for a process that is to have it from now on."""
+        assert self.process is not None
+        self.pidfd = os.pidfd_open(self.process.pid)
+        return self.line.socket.fileno(), self.pidfd
+
     def hand_on(self) -> None:
-        """Close our copy of a socket that another process has: ssh lives on for that."""
+        """Close our copies of what another process has: ssh lives on for that."""
         self.line.close()
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+            self.pidfd = None
         if self.process is not None:
             self.process.returncode = 0  # not ours to wait for
             self.process = None

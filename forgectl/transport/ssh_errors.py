@@ -42,18 +42,19 @@ def explain(to: Destination, code: int | None, said: Sequence[str], noise: Seque
         hint = f"set `python:` of host {to.name} to an interpreter there, 3.10 or newer"
         return UnreachableError(f"{where}: {why}: {to.python}" + (f" ({words})" if words else ""), hint=hint)
     if any("Permission denied" in line or "Too many authentication failures" in line for line in said):
-        hint = f"`{to.command} -o BatchMode=yes {to.ssh} true` must work, by a key or an agent: nobody types a password"
+        hint = f"`{to.command} -o BatchMode=yes {_name(to)} true` must work, by a key or an agent, without a password"
         return SshRefusedError(f"{where}: ssh refused: {_first(said, 'denied', 'authentication')}", hint=hint)
     if code is None:
         message = f"{where}: ssh {to.ssh} got no answer in time" + (f": {words}" if words else "")
-        return UnreachableError(message, hint=_check(to))
+        return UnreachableError(message, hint=reaches(to))
     if code == REFUSED:
-        message = f"{where}: ssh cannot reach {to.ssh}: {words or 'it does not say why'}"
-        error = UnreachableError(message, hint=_check(to))
-        return TryAgain(error) if any(b in line for line in said for b in BUSY) else error
+        message = f"{where}: ssh cannot reach {to.ssh}: {words}" if words else f"{where}: the connection was lost"
+        error = UnreachableError(message, hint=reaches(to))
+        busy = any(b in line and "timed out" not in line for line in said for b in BUSY)
+        return TryAgain(error) if busy else error
     words = words or " / ".join(noise[-3:]) or f"exit code {code}"
     message = f"{where}: forgectl's relay could not start there: {words}"
-    return UnreachableError(message, hint=f"see what `{to.command} {to.ssh} {shlex.quote(to.python)} -c pass` says")
+    return UnreachableError(message, hint=f"see what `{to.command} {_name(to)} {shlex.quote(to.python)} -c pass` says")
 
 
 def unfit(to: Destination, word: Mapping[str, Any]) -> ForgeError:
@@ -66,10 +67,10 @@ def unfit(to: Destination, word: Mapping[str, Any]) -> ForgeError:
     if wrong == "psutil":
         return UnreachableError(
             f"{where}: {python} lacks psutil",
-            hint=f"{to.command} {to.ssh} {shlex.quote(python)} -m pip install psutil (or `python:` of the host: another)",
+            hint=f"{to.command} {_name(to)} {shlex.quote(python)} -m pip install psutil (or name another `python:`)",
         )
     message = f"{where}: cannot keep files there: {word.get('why', word)}"
-    return UnreachableError(message, hint="forgectl keeps them in /var/tmp")
+    return UnreachableError(message, hint=word.get("cure") or "forgectl keeps them in /var/tmp")
 
 
 def _first(said: Sequence[str], *needles: str) -> str:
@@ -77,8 +78,14 @@ def _first(said: Sequence[str], *needles: str) -> str:
 
 
 def _once(to: Destination) -> str:
-    return f"run `{to.command} {to.ssh}` once by hand"
+    return f"run `{to.command} {_name(to)}` once by hand"
 
 
-def _check(to: Destination) -> str:
-    return f"is it up, and does `{to.command} {to.ssh} true` work?"
+def _name(to: Destination) -> str:
+    """What ssh is told, as it can be typed in a shell."""
+    return shlex.quote(to.ssh)
+
+
+def reaches(to: Destination) -> str:
+    """The hint for a host that does not answer."""
+    return f"is it up, and does `{to.command} {_name(to)} true` work?"

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from forgectl.plan.model import HostPlan
 from forgectl.transport.local import LocalWay
-from forgectl.transport.remote import SshWay
-from forgectl.transport.ssh import Destination
+
+if TYPE_CHECKING:
+    from forgectl.transport.remote import SshWay
 
 
-def way_to(host: HostPlan, agent_socket: Path, handed: int | None) -> LocalWay | SshWay:
-    """The way to the agent at `agent_socket` on a host. `handed`: an open connection to the relay of an ssh host."""
+def way_to(host: HostPlan, agent_socket: Path, handed: Sequence[int]) -> LocalWay | SshWay:
+    """The way to the agent at `agent_socket` on a host.
+
+    `handed`, descriptors where there are any: an open connection to the relay of an ssh host and a pidfd of its ssh, or
+    the pipe of an agent here that was started before.
+    """
     if host.local:
-        return LocalWay(agent_socket, host.python)
-    connection = socket.socket(fileno=handed) if handed is not None else None
-    return SshWay(Destination(host.name, host.ssh or host.name, host.python), str(agent_socket), connection)
+        return LocalWay(agent_socket, host.python, *handed)
+    from forgectl.protocol import RELAY_TO_LAUNCHER
+    from forgectl.transport.remote import SshWay  # most runs have no ssh host, and begin a hundredth of a second sooner
+    from forgectl.transport.ssh import Destination, Dialled
+    from forgectl.wire import Line
+
+    to = Destination(host.name, host.ssh or host.name, host.python)
+    relay = None
+    if handed:
+        connection, ssh = handed
+        relay = Dialled(to, Line(socket.socket(fileno=connection), RELAY_TO_LAUNCHER), pidfd=ssh)
+    return SshWay(to, str(agent_socket), relay)

@@ -72,8 +72,8 @@ def scan(workdir: Path, limit: int, cache: Path | None = None) -> Tree:
     top = Path(os.path.realpath(workdir))
     walk = _Walk(top)
     walk.run()
+    _check_size(workdir, walk.entries, limit)  # first, as a folder that is too large may not be the one that was meant
     _check_links(workdir, walk.entries)
-    _check_size(workdir, walk.entries, limit)
     entries = _hashed(top, walk, cache)
     _check_readable(workdir, walk.unreadable)
     return Tree(top, entries, digest_of(entries), tuple(walk.notices))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROGRAMS
+from forgectl.transport.remote import SshWay
+from forgectl.transport.ssh import Destination, dial
+from tests.conftest import PROGRAMS, until
 from tests.lab.host import HOME
 from tests.ssh.conftest import Far
 
@@ -122,6 +125,28 @@ def test_a_folder_that_somebody_else_has_made_is_not_used(far: Far) -> None:
         folder.rmdir()
 
 
+def test_a_connection_that_is_lost_before_its_first_use_is_replaced(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORGECTL_SSH", far.lab.ssh)
+    to = Destination("host1", "host1", sys.executable)
+    dialled = dial(to)
+    way = SshWay(to, "/var/tmp/no/agent", dialled.line.socket.dup())
+    dialled.hand_on()
+    far.lab.kill_sessions("host1")
+    assert asyncio.run(way.connect()) is None
+    way.close()
+
+
+def test_a_full_disk_is_told_with_what_to_do(far: Far) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", "/var/tmp"]
+    far.lab.run("host1", mount, check=True)
+    try:
+        code, err = launched(far, f"{{name: host1, python: {sys.executable}}}")
+    finally:
+        far.lab.run("host1", ["umount", "/var/tmp"], check=True)
+    assert code == 69
+    assert "host host1: cannot keep files there: No space left on device\n  hint: forgectl keeps code" in err
+
+
 def test_without_a_shared_file_system_sync_none_is_an_error(far: Far) -> None:
     far.forge.write("tell.py", "")
     spec = f"hosts: {far.hosts('host1', 'host2')}\nsync: none\n{TELL}"
@@ -150,3 +175,29 @@ def test_hosts_that_do_not_reach_each_other_are_told_before_ranks_wait(far: Far)
     assert done.returncode == 69
     assert f"host2 does not reach it at {far.lab.address('host1')}: no answer within" in done.stderr
     assert not far.forge.runs()
+
+
+def test_a_host_that_accepts_and_says_nothing_is_dialled_once(far: Far) -> None:
+    far.lab.stop_sshd("host3")
+    dials = far.lab.shared / "dials"
+    far.lab.popen("host3", [sys.executable, "-c", MUTE, str(dials)])
+    until(lambda: dials.exists() and dials.read_text(), "a listener in the place of sshd")
+    try:
+        code, err = launched(far, "host3")
+    finally:
+        mute, *told = dials.read_text().splitlines()
+        far.lab.kill("host3", int(mute))
+    assert code == 69
+    assert "forgectl: no answer yet from host3" in err
+    assert "host host3: ssh cannot reach host3: Connection timed out during banner exchange" in err
+    assert told == ["dialled"]
+
+
+MUTE = """
+import os, pathlib, socket, sys
+door, kept = socket.create_server(("0.0.0.0", 22)), []
+with pathlib.Path(sys.argv[1]).open("w", buffering=1) as dials:
+    print(os.getpid(), file=dials)
+    while kept.append(door.accept()) is None:
+        print("dialled", file=dials)
+"""

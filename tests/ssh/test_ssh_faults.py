@@ -119,6 +119,21 @@ def test_a_host_that_reboots_is_lost_for_good(far: Far) -> None:
     far.forge.ok("shutdown", "stay")
 
 
+def test_an_agent_whose_folder_was_removed_is_reached_again(far: Far) -> None:
+    run = far.launch(STAY, "host1", "host2")
+    before = pids(far.forge.mesh(run, "stay"))
+    socket = f"/var/tmp/forgectl-0/runs/{run}/host2/agent"
+    far.lab.run("host2", ["rm", "-rf", "/var/tmp/forgectl-0"], check=True)
+    until(far.lab.path("host2", socket).exists, "another socket")
+    sessions = far.lab.sshd_sessions("host2")
+    far.lab.kill_sessions("host2")
+    until(lambda: (n := far.lab.sshd_sessions("host2")) and not n.keys() & sessions.keys(), "another session")
+    far.until_host(run, "host2", "up")
+    mesh = far.forge.mesh(run, "stay")
+    assert (mesh["state"], mesh["generation"], pids(mesh)) == ("running", 0, before)
+    assert "4 × SIGTERM" in far.forge.ok("shutdown", "stay")
+
+
 def test_the_next_controller_adopts_agents_on_ssh_hosts(far: Far) -> None:
     run = far.launch(TICK, "host1", "host2")
     before = pids(far.forge.mesh(run, "tick"))

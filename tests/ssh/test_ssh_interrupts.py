@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.conftest import PROGRAMS
+from tests.conftest import PROGRAMS, until
 from tests.ssh.conftest import Far
 
 SHORT = "lease: 3s\nscripts: {short: {run: short.py, procs: 4, hosts: 2, preload: []}}"
@@ -47,3 +47,27 @@ def test_a_host_that_does_not_answer_does_not_hold_up_ctrl_c(far: Far) -> None:
     _, err = launch.communicate(timeout=60)
     assert (launch.returncode, err) == (130, "")
     assert not far.forge.runs()
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_host_that_is_cut(far: Far) -> None:
+    spec = far.spec("lease: 20s\nscripts: {stay: {run: stay.py, procs: 2, hosts: 2, preload: []}}", "host1", "host2")
+    launch = far.forge.start("launch", far.forge.spec(spec))
+    run = until(far.forge.runs, "the run")[0]
+    far.forge.until_state(run, "stay", "running")
+    far.lab.cut("host2")
+    launch.send_signal(signal.SIGINT)
+    far.until_host(run, "host2", "reconnecting")
+    shutdown = far.forge.start("shutdown", "stay")
+    assert launch.poll() is None
+    launch.send_signal(signal.SIGINT)
+    _, err = launch.communicate(timeout=60)
+    assert far.forge.document(run)["state"] == "stopping"
+    assert launch.returncode == 130
+    assert "host host2 is not reached; tried again until its lease of 20 s is over" in err
+    assert "not waited for: host2, not reached; what runs there ends by itself with its lease" in err
+    assert f"hint: run {run} ends then" in err
+    out, err = shutdown.communicate(timeout=60)
+    assert "1 × lost" in out
+    assert "host host2 is not reached" in err
+    assert "host2" not in far.processes(run)
+    assert far.forge.until_ended(run)["state"] == "lost"

@@ -57,6 +57,19 @@ def test_names_of_one_machine_share_a_synced_workdir(far: Far) -> None:
     far.forge.ok("shutdown", "--run", run)
 
 
+def test_names_of_one_machine_share_its_declared_gpus(far: Far) -> None:
+    wish = "scripts: {stay: {run: stay.py, procs: PROCS, with_gpus: true, preload: []}}"
+    first = far.launch(wish.replace("PROCS", "1"), "host1", gpus=2)
+    spec = far.forge.spec(far.spec(wish.replace("PROCS", "2"), "twin", gpus=2))
+    second = far.forge.run("launch", spec, "--name", "second")
+    assert second.returncode == 75
+    assert f"Taken: GPU 0 of twin by run {first}" in second.stderr
+    far.forge.ok("shutdown", "--all")
+    both = far.forge.run("launch", far.forge.spec(far.spec(wish.replace("PROCS", "4"), "host1", "twin", gpus=2)))
+    assert both.returncode == 65
+    assert "host1, twin share 2 GPUs" in both.stderr
+
+
 def test_an_sshd_that_takes_few_logins_at_once_is_waited_for(make_far: MakeFar) -> None:
     aliases = {f"name{n}": "host1" for n in range(16)}
     far = make_far(1, aliases=aliases, max_startups="3:80:6")

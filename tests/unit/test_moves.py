@@ -6,6 +6,7 @@ import dataclasses
 
 from forgectl.controller.records import AgentLost, AgentUp, Moved, Stranded, from_line, to_line
 from forgectl.controller.run import Run
+from forgectl.controller.view import reason
 from forgectl.plan.model import HostPlan, MeshPlan, Program, RestartPolicy
 from forgectl.protocol import (
     MeshGone,
@@ -74,7 +75,7 @@ def test_without_a_place_it_is_lost() -> None:
     lose_host(h)
     h.record(Stranded("m", "no room on a"))
     assert (h.mesh().state, h.run.state, h.run.exit_code) == ("lost", "lost", 69)
-    assert "no room on a" in h.mesh().detail
+    assert "no room on a" in (reason(h.mesh()) or "")
 
 
 def test_without_restarts_left_it_is_lost_at_once() -> None:

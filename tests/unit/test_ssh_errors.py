@@ -33,7 +33,8 @@ CASES = [
         "is it up",
     ),
     (255, ["ssh: connect to host gpu01 port 22: Connection refused"], UnreachableError, "refused", "is it up"),
-    (255, [], UnreachableError, "does not say why", "is it up"),
+    (255, [], UnreachableError, "the connection was lost", "is it up"),
+    (255, ["Connection timed out during banner exchange"], UnreachableError, "banner exchange", "is it up"),
     (None, [], UnreachableError, "no answer in time", "is it up"),
     (127, ["sh: 1: exec: /opt/bin/python: not found"], UnreachableError, "no such python: /opt/bin/python", "python:"),
     (126, ["sh: 1: exec: /opt/bin/python: Permission denied"], UnreachableError, "cannot run its python", "python:"),
@@ -78,3 +79,9 @@ def test_what_a_login_script_prints_is_shown_where_ssh_says_nothing() -> None:
 )
 def test_what_the_stage_finds_wrong(word: dict[str, object], words: str) -> None:
     assert words in unfit(TO, word).message
+
+
+def test_what_a_hint_has_one_type_is_safe_to_type() -> None:
+    error = explain(Destination("a", "gpu01;reboot", "python3"), 255, ["hostname contains invalid characters"], [])
+    assert isinstance(error, UnreachableError)
+    assert "ssh 'gpu01;reboot' true" in (error.hint or "")

@@ -7,7 +7,8 @@ import pytest
 from forgectl.controller.commands import commands
 from forgectl.controller.records import AgentLost, AgentUp, Born, Happened, Record, StopAsked, from_line, to_line
 from forgectl.controller.run import Run
-from forgectl.controller.state import MESH_TRANSITIONS, Mesh
+from forgectl.controller.state import MESH_TRANSITIONS, Mesh, describe
+from forgectl.controller.view import reason
 from forgectl.plan.model import HostPlan, MeshPlan, Plan, Program, RankPlan, RestartPolicy
 from forgectl.protocol import (
     OVER,
@@ -209,6 +210,17 @@ def test_a_lost_agent_loses_its_ranks_and_the_others_are_ended() -> None:
     h.exit(0, None, 15, asked=True)
     h.happen(MeshGone("m", 0), "a")
     assert (h.mesh().state, h.run.state, h.run.exit_code) == ("lost", "lost", 69)
+
+
+def test_of_two_lost_hosts_each_rank_tells_of_its_own() -> None:
+    h = History(mesh(procs=2, hosts=("a", "b"), restart=RestartPolicy(max=1)), hosts=("a", "b"))
+    h.start()
+    h.record(AgentLost("a", "host a was cut"))
+    h.record(AgentLost("b", "host b was cut"))
+    root = h.mesh().fallen
+    assert root is not None
+    assert describe(root) == "rank 0 on a was lost: host a was cut"  # also when the generation is over
+    assert reason(h.mesh()) == "restarted: rank 0 on a was lost: host a was cut"
 
 
 def test_a_lost_agent_is_replaced_where_restart_allows() -> None:

@@ -190,6 +190,13 @@ def test_a_size_above_the_limit_names_the_largest(tmp_path: Path) -> None:
     assert caught.value.exit_code == 65 and ".forgeignore" in str(caught.value.hint)
 
 
+def test_of_a_workdir_that_is_too_large_the_links_do_not_matter_yet(tmp_path: Path) -> None:
+    write(tmp_path, {"big": "x" * 2000})
+    (tmp_path / "out").symlink_to("/etc")
+    with pytest.raises(WorkdirError, match="more than sync_limit allows"):
+        scan(tmp_path, 1000)
+
+
 def test_the_heaviest_entries() -> None:
     sizes = {f"many/{i}": 10 for i in range(20)} | {f"top{i}": i for i in range(1, 6)} | {"a/b/c/d": 95, "a/x": 5}
     assert heaviest(sizes) == [("many/", 200), ("a/b/c/d", 95), ("top5", 5), ("top4", 4), ("top3", 3)]

@@ -1,0 +1,35 @@
+"""What `as_actor` does. A rank, which launches nothing, needs none of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+from forgectl.actor import home as homes
+from forgectl.actor.handle import ActorHandle
+from forgectl.actor.home import Home
+from forgectl.actor.live_mesh import LiveMesh, Making
+from forgectl.errors import ForgeError
+from forgectl.plan.model import Unit
+
+
+async def launch_mesh(cls: Any, made: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ActorHandle:
+    """Bring up one mesh as `cls` is configured, with `made(*args, **kwargs)` in each rank."""
+    unit = cls._unit()
+    home = await asyncio.to_thread(homes.home, unit)
+    making = Making(made, args, kwargs, unit.procs, backoff=cls._kind == "service")
+    return await home.in_loop(_launch(home, unit, making, named=cls.mesh_name is not None))
+
+
+async def _launch(home: Home, unit: Unit, making: Making, *, named: bool) -> ActorHandle:
+    obtaining = asyncio.ensure_future(home.obtain(unit, named=named))
+    mesh: LiveMesh | None = None
+    try:
+        mesh = LiveMesh.begun(home, await asyncio.shield(obtaining), making)
+        await mesh.shells()
+    except BaseException:
+        with contextlib.suppress(ForgeError):  # it was refused: nothing of it is there
+            await (mesh or LiveMesh.begun(home, await obtaining, making)).shutdown(0.0)
+        raise
+    return ActorHandle(mesh)

@@ -1,0 +1,52 @@
+"""What the agent of a host is told when it starts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from forgectl import __version__
+from forgectl.controller.rundir import RunDir, Seat
+from forgectl.plan.localized import on_host
+from forgectl.plan.model import HostPlan, MeshPlan, Plan
+from forgectl.protocol import AgentConfig, Membership
+
+
+def agent_config(
+    run: RunDir,
+    plan: Plan,
+    host: HostPlan,
+    seat: Seat,
+    secrets: Mapping[str, str],
+    *,
+    first: bool,
+    membership: Membership | None = None,
+    coming: Sequence[MeshPlan] = (),
+) -> AgentConfig:
+    """For the `first` agent of a run on that host, or one that takes the place of another.
+
+    It gets the secrets of those meshes alone that run there, unless the plan may grow. `coming`: meshes that are not
+    in the plan yet.
+    """
+    here = [m for m in (*plan.meshes, *coming) if host.name in m.hosts]
+    needed = set(plan.secrets) if plan.may_grow else {name for m in here for name in m.secrets}
+    return AgentConfig(
+        version=__version__,
+        run=run.run,
+        host=host.name,
+        socket=str(seat.socket),
+        run_dir=str(seat.run_dir),
+        lease=plan.lease,
+        log_limit=plan.log_limit,
+        secrets={k: v for k, v in secrets.items() if k in needed},
+        sweep=not first,
+        ahead=tuple(_for_fork_server(on_host(m, plan, host), host.name) for m in here) if first else (),
+        membership=membership,
+        leaves=not host.local,
+    )
+
+
+def _for_fork_server(mesh: MeshPlan, host: str) -> MeshPlan:
+    """What its fork server on that host depends on, so that many hosts are not each told of all others."""
+    env, python = {host: mesh.env[host]}, {host: mesh.python[host]}
+    return dataclasses.replace(mesh, hosts=(host,), ranks=(), env=env, python=python, gpus={})

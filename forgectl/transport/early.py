@@ -1,0 +1,57 @@
+"""An agent on this machine that is started before there is a controller, so that both get ready at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+
+from forgectl.boot import BOOT
+from forgectl.codec import to_json
+from forgectl.processes import identify, signal_exactly
+from forgectl.protocol import AgentConfig
+
+START_SECONDS = 30.0
+
+
+class EarlyAgent:
+    """Its controller waits at `pipe`, which the agent closes once it listens, and starts another if it does not."""
+
+    def __init__(self, config: AgentConfig, python: str) -> None:
+        """Start it; raises OSError."""
+        self.pipe, theirs = os.pipe2(os.O_CLOEXEC)
+        marks = {"FORGE_RUN_ID": config.run, "FORGE_HOST": config.host, "FORGE_ROLE": "agent"}
+        try:
+            self._process = subprocess.Popen(
+                [python, BOOT, "agent"],
+                env={**os.environ, **marks},
+                cwd="/",
+                stdin=subprocess.PIPE,
+                stdout=theirs,
+                stderr=subprocess.DEVNULL,
+            )
+        except OSError:
+            os.close(self.pipe)
+            raise
+        finally:
+            os.close(theirs)
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
+            stdin.write(json.dumps(to_json(config)).encode() + b"\n")
+
+    def end(self) -> None:
+        """There will be no controller: SIGKILL it, and all that it started dies with it."""
+        if select.select([self.pipe], [], [], START_SECONDS)[0]:
+            with contextlib.suppress(ValueError, KeyError, OSError):
+                identity = identify(int(json.loads(os.read(self.pipe, 4096))["pid"]))
+                if identity is not None:
+                    signal_exactly(identity, signal.SIGKILL)
+
+    def let_go(self) -> None:
+        """Its controller has the pipe now, and it is a daemon: not ours to wait for."""
+        os.close(self.pipe)
+        if self._process.poll() is None:
+            self._process.returncode = 0
