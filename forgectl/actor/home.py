@@ -262,6 +262,8 @@ class Home:
         with contextlib.suppress(ForgeError, OSError):
             self._ask(Shutdown(None, 5.0, "the end of its script"), answer=False)
         self._follower.join(END_SECONDS)
+        if (final := self.run.read_final()) is not None:
+            client.wait_gone(final)
 
 
 def _hand_over(task: asyncio.Task[T], over: concurrent.futures.Future[T]) -> None:

@@ -125,6 +125,8 @@ def _run() -> int:
 
 
 def _fault(error: Exception) -> int:
+    if _interrupted:  # it was made of a Ctrl-C, as CPython itself does within __set_name__
+        return 130
     if "--debug" in sys.argv:
         traceback.print_exception(error)
     else:
