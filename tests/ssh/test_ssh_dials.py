@@ -129,8 +129,7 @@ def test_a_connection_that_is_lost_before_its_first_use_is_replaced(far: Far, mo
     monkeypatch.setenv("FORGECTL_SSH", far.lab.ssh)
     to = Destination("host1", "host1", sys.executable)
     dialled = dial(to)
-    way = SshWay(to, "/var/tmp/no/agent", dialled.line.socket.dup())
-    dialled.hand_on()
+    way = SshWay(to, "/var/tmp/no/agent", dialled)
     far.lab.kill_sessions("host1")
     assert asyncio.run(way.connect()) is None
     way.close()

@@ -40,7 +40,7 @@ def test_a_run_is_seen_and_ended_from_here(far: Far) -> None:
     assert all(r["pid"] in far.processes(run)[r["host"]] and r["rss_bytes"] > 0 for r in ranks)
     assert "4 × SIGTERM" in far.forge.ok("shutdown", "stay")
     assert not far.processes(run)
-    assert not far.lab.files("host1", "/var/tmp/forgectl-*/runs/*")
+    assert not far.lab.files("host1", f"/var/tmp/forgectl-*/runs/{run}")
     assert far.forge.document(run)["state"] == "stopped"
 
 
