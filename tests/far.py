@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forgectl.controller.authority import Authority, Identity
+from forgectl.controller.authority import Authority
 from forgectl.processes import boot_id
+from forgectl.protocol import Membership
 from tests.conftest import PROGRAMS
 
 Start = Callable[[Sequence[object]], "subprocess.Popen[str]"]
@@ -92,7 +93,7 @@ class FarActors:
         self._started: list[subprocess.Popen[str]] = []
         self._drivers: list[Driver] = []
 
-    def request(self, address: str, folder: str, identity: Identity | None = None) -> dict[str, str]:
+    def request(self, address: str, folder: str, identity: Membership | None = None) -> dict[str, str]:
         """What a worker is told."""
         identity = identity or self.authority.issue("host", [address])
         return {"address": address, "folder": folder, **dataclasses.asdict(identity)}

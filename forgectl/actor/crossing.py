@@ -31,13 +31,12 @@ class Crossing:
 
     async def tls(self, membership: Callable[[], Awaitable[Membership]]) -> Tls | None:
         """What the Monarch client of this process is made with; raises ForgeError."""
-        from forgectl.actor.engine import Identity, Tls
+        from forgectl.actor.engine import Tls
 
         member = await membership()
-        identity = Identity(member.certificate, member.key, member.authority)
         here = places.own_host(self._plan)
         if here is not None and here.address:
-            return Tls(identity, address=here.address)
+            return Tls(member, address=here.address)
         gateways = places.gateways(self._plan)  # no host can dial this machine
         if not gateways:
             return None
@@ -45,7 +44,7 @@ class Crossing:
             self._changed.clear()
             await self._changed.wait()
         self._gateway = (ready[0].name, self.hosts[ready[0].name]["worker"])
-        return Tls(identity, gateway=places.worker_of(ready[0], self.hosts).address)
+        return Tls(member, gateway=places.worker_of(ready[0], self.hosts).address)
 
     def take(self, hosts: Iterable[Document]) -> None:
         """Hosts have changed. Ends this process where what all goes through is lost: Monarch has no second way."""

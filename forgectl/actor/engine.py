@@ -10,12 +10,13 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from forgectl.actor.forge_actor import ForgeActor
 from forgectl.errors import UnreachableError
+from forgectl.protocol import Membership
 
 os.environ.setdefault("MONARCH_FILE_LOG", "error")  # its log is one file of all programs of a user, in /tmp
 import monarch.actor as monarch
@@ -35,7 +36,7 @@ __all__ = [
     "Actor",
     "ActorError",
     "HostWorker",
-    "Identity",
+    "Membership",
     "Spawned",
     "SupervisionError",
     "Tls",
@@ -77,15 +78,6 @@ LEAVE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Identity:
-    """Who this process is to other machines, and whom it trusts: PEM texts, or paths of such files that stay."""
-
-    certificate: str
-    key: str = field(repr=False)
-    authority: str
-
-
-@dataclass(frozen=True)
 class Tls:
     """How a client takes part in a run of several machines: `address` or `gateway` is given.
 
@@ -94,7 +86,7 @@ class Tls:
     that is gone, so is every host.
     """
 
-    identity: Identity
+    identity: Membership
     address: str = ""
     gateway: str = ""
 
@@ -140,7 +132,7 @@ def start_client(folder: Path, tls: Tls | None = None) -> None:
     atexit.register(_leave)
 
 
-def _become(identity: Identity) -> None:
+def _become(identity: Membership) -> None:
     """Have Monarch know who this process is, and nobody else: what it starts inherits nothing of it."""
     variables = {
         "HYPERACTOR_TLS_CERT": identity.certificate,
@@ -245,7 +237,7 @@ def _own_address() -> str:
     return "service@" + str(monarch.context().actor_instance.actor_id).partition("@")[2]
 
 
-def serve_worker(listener: int, address: str, identity: Identity, ready: Callable[[], None]) -> None:
+def serve_worker(listener: int, address: str, identity: Membership, ready: Callable[[], None]) -> None:
     """Be the Monarch worker of this host, on the bound TCP socket `listener` of `address`, until killed.
 
     `ready` is called once it serves. `trust_all_connections` is what Monarch has the caller say; the transport itself

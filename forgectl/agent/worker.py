@@ -14,6 +14,7 @@ from pathlib import Path
 
 from forgectl.agent.reaper import Reaper
 from forgectl.boot import BOOT
+from forgectl.codec import to_json
 from forgectl.protocol import Membership, OpenWorker, WorkerGone, WorkerOpened
 
 FORWARDER = str(Path(BOOT).parent / "rank" / "forward.py")
@@ -46,13 +47,7 @@ class Worker:
             os.close(theirs)
         reaper.claim(self._process.pid, self._on_end)
         self._loop.add_reader(self._report, self._on_report)
-        request = {
-            "address": order.address,
-            "folder": str(folder),
-            "certificate": membership.certificate,
-            "key": membership.key,
-            "authority": membership.authority,
-        }
+        request = {"address": order.address, "folder": str(folder), **to_json(membership)}
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
             stdin.write(json.dumps(request).encode() + b"\n")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -16,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from forgectl.errors import UsageError
+from forgectl.protocol import Membership
 
 TOLERANCE = datetime.timedelta(days=1, hours=1)
 """How wrong the clock of a host may be, either way."""
@@ -23,15 +23,6 @@ LIFETIME = datetime.timedelta(days=366)
 """Longer than any run: what ran out would end one that nobody had touched."""
 LONGEST_NAME = 64
 """Of a common name, by X.509. It is for people who look at a certificate: what counts are the addresses."""
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What one end shows, and how it knows the others: PEM texts."""
-
-    certificate: str
-    key: str = field(repr=False)  # secret
-    authority: str
 
 
 class Authority:
@@ -68,7 +59,7 @@ class Authority:
         """What all ends trust (PEM). No secret."""
         return _certificate_pem(self._certificate)
 
-    def issue(self, name: str, addresses: Sequence[str]) -> Identity:
+    def issue(self, name: str, addresses: Sequence[str]) -> Membership:
         """A key, and its certificate, for the end `name` that is dialled at `addresses` (IP addresses, DNS names).
 
         Good for both ways, as server and as client; without addresses as client alone. Raises UsageError for what is
@@ -85,7 +76,7 @@ class Authority:
             names = x509.SubjectAlternativeName([_general_name(a) for a in dict.fromkeys(addresses)])
             draft = draft.add_extension(names, critical=False)
         certificate = _certificate_pem(draft.sign(self._key, hashes.SHA256()))
-        return Identity(certificate, _key_pem(key), self.certificate)
+        return Membership(certificate, _key_pem(key), self.certificate)
 
 
 def _draft(

@@ -25,8 +25,7 @@ class Members:
         if not self._needed:
             return None
         if name not in self._issued:
-            identity = self._get().issue(name, [address] if address else [])
-            self._issued[name] = Membership(identity.certificate, identity.key, identity.authority)
+            self._issued[name] = self._get().issue(name, [address] if address else [])
         return self._issued[name]
 
     def _get(self) -> Any:

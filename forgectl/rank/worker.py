@@ -38,7 +38,7 @@ def _serve(request: dict[str, str], report: int) -> None:
     port = listener.getsockname()[1]
     os.environ["TMPDIR"] = request["folder"]  # before Monarch looks
     engine: Any = importlib.import_module("forgectl.actor.engine")
-    identity = engine.Identity(request["certificate"], request["key"], request["authority"])
+    identity = engine.Membership(request["certificate"], request["key"], request["authority"])
     engine.serve_worker(listener.detach(), address, identity, lambda: _say(report, {"port": port}))
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from forgectl.controller.authority import Authority, Identity
+from forgectl.controller.authority import Authority
+from forgectl.protocol import Membership
 from tests.conftest import listening_ports
 from tests.far import Driver, FarActors, Worker
 
@@ -60,7 +61,7 @@ def until_gone(pid: int) -> None:
 # ---------------------------------------------------------------- one worker
 
 
-def dial(worker: Worker, trusts: str, shows: Identity | None, folder: Path) -> ssl.SSLSocket:
+def dial(worker: Worker, trusts: str, shows: Membership | None, folder: Path) -> ssl.SSLSocket:
     """A connection to a worker after the handshake; raises ssl.SSLError where the other side refuses."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=trusts)

@@ -13,11 +13,12 @@ import cloudpickle
 from forgectl import ForgeActor, endpoint
 from forgectl.actor.client import Client
 from forgectl.actor.endpoint import interface_of
-from forgectl.actor.engine import HostWorker, Identity, Tls
+from forgectl.actor.engine import HostWorker, Tls
 from forgectl.actor.foreign_mesh import ForeignMesh
 from forgectl.actor.handle import ActorHandle
 from forgectl.actor.shells import Shells
 from forgectl.errors import ForgeError
+from forgectl.protocol import Membership
 
 RANK = "import os; os.environ.update(RANK='{}', WORLD_SIZE='{}'); from forgectl.actor.shell import serve; serve()"
 
@@ -56,7 +57,9 @@ class Driver:
     """The client, and what the test asks it to do."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        tls = Tls(Identity(**config["identity"]), address=config.get("address", ""), gateway=config.get("gateway", ""))
+        tls = Tls(
+            Membership(**config["identity"]), address=config.get("address", ""), gateway=config.get("gateway", "")
+        )
         self.client = Client(Path(config["folder"]), tls)
         self.machine = config["machine"]  # the boot id of the driver's
         self.meshes: dict[str, Shells] = {}

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from forgectl.controller.authority import LIFETIME, Authority, Identity
+from forgectl.controller.authority import LIFETIME, Authority
 from forgectl.errors import UsageError
+from forgectl.protocol import Membership
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def authority() -> Authority:
     return Authority.new("made-2026")
 
 
-def context(side: int, folder: Path, trusts: str, shows: Identity | None) -> ssl.SSLContext:
+def context(side: int, folder: Path, trusts: str, shows: Membership | None) -> ssl.SSLContext:
     """One side of a connection, as Monarch sets up both: TLS 1.3, and each asks the other for a certificate."""
     made = ssl.SSLContext(side)
     made.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -36,7 +37,12 @@ def context(side: int, folder: Path, trusts: str, shows: Identity | None) -> ssl
 
 
 def shake(
-    folder: Path, server: Identity, client: Identity | None, *, dialled: str = "127.0.0.1", trusts: str | None = None
+    folder: Path,
+    server: Membership,
+    client: Membership | None,
+    *,
+    dialled: str = "127.0.0.1",
+    trusts: str | None = None,
 ) -> str:
     """What the client reads from the server once both have accepted the other; raises ssl.SSLError."""
     ours = context(ssl.PROTOCOL_TLS_CLIENT, folder, trusts or server.authority, client)
@@ -90,7 +96,7 @@ def test_another_run_s_server_is_refused(authority: Authority, tmp_path: Path) -
 def test_a_certificate_cannot_issue_others(authority: Authority, tmp_path: Path) -> None:
     member = authority.issue("host1", ["127.0.0.1"])
     forged = Authority.load(member.certificate + member.key).issue("host2", ["127.0.0.1"])
-    forged = Identity(forged.certificate + member.certificate, forged.key, authority.certificate)
+    forged = Membership(forged.certificate + member.certificate, forged.key, authority.certificate)
     with pytest.raises(ssl.SSLCertVerificationError):
         shake(tmp_path, forged, authority.issue("driver", []))
 
