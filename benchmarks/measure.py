@@ -45,9 +45,14 @@ class Row:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's environment, the interpreter's programs first, and one thread a rank for every side."""
+    """This process's environment, the interpreter's programs first, and one thread a rank for every side.
+
+    Nothing of what tells Python to run otherwise than by default: with PYTHONDONTWRITEBYTECODE each process would
+    compile again what was edited since it was installed.
+    """
     path = f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", **more}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return {**kept, "PATH": path, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", **more}
 
 
 def seconds_of(argv: Sequence[str], env: dict[str, str] | None = None, *, timeout: float = 300) -> float:

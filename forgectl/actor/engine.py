@@ -12,17 +12,19 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from forgectl.actor.forge_actor import ForgeActor
 from forgectl.errors import UnreachableError
-from forgectl.protocol import Membership
 
 os.environ.setdefault("MONARCH_FILE_LOG", "error")  # its log is one file of all programs of a user, in /tmp
 import monarch.actor as monarch
 from monarch._rust_bindings.monarch_hyperactor.config import configure, reload_config_from_env
 from monarch._rust_bindings.monarch_hyperactor.host_mesh import BootstrapCommand
 from monarch._rust_bindings.monarch_hyperactor.supervision import SupervisionError
+
+if TYPE_CHECKING:  # no rank needs the protocol
+    from forgectl.protocol import Membership
 
 monarch.Actor.register(ForgeActor)  # what performs it is one (shell.py); the class itself need not know Monarch
 Actor: Any = monarch.Actor
@@ -36,7 +38,6 @@ __all__ = [
     "Actor",
     "ActorError",
     "HostWorker",
-    "Membership",
     "Spawned",
     "SupervisionError",
     "Tls",
@@ -121,7 +122,7 @@ def start_client(folder: Path, tls: Tls | None = None) -> None:
     # A fault ends this process by default. Ours are told of by the agents, sooner and with their cause.
     monarch.unhandled_fault_hook = lambda failure: None
     if tls is not None:
-        _become(tls.identity)
+        _become(tls.identity.certificate, tls.identity.key, tls.identity.authority)
     configure(**PATIENCE)
     listens = tls is not None and not tls.gateway
     monarch.enable_transport(_url(tls.address, "0") if tls and listens else f"ipc://{folder}/monarch-{os.getpid()}")
@@ -132,13 +133,9 @@ def start_client(folder: Path, tls: Tls | None = None) -> None:
     atexit.register(_leave)
 
 
-def _become(identity: Membership) -> None:
+def _become(certificate: str, key: str, authority: str) -> None:
     """Have Monarch know who this process is, and nobody else: what it starts inherits nothing of it."""
-    variables = {
-        "HYPERACTOR_TLS_CERT": identity.certificate,
-        "HYPERACTOR_TLS_KEY": identity.key,
-        "HYPERACTOR_TLS_CA": identity.authority,
-    }
+    variables = {"HYPERACTOR_TLS_CERT": certificate, "HYPERACTOR_TLS_KEY": key, "HYPERACTOR_TLS_CA": authority}
     os.environ.update(variables)
     try:
         reload_config_from_env()
@@ -237,13 +234,15 @@ def _own_address() -> str:
     return "service@" + str(monarch.context().actor_instance.actor_id).partition("@")[2]
 
 
-def serve_worker(listener: int, address: str, identity: Membership, ready: Callable[[], None]) -> None:
+def serve_worker(
+    listener: int, address: str, ready: Callable[[], None], *, certificate: str, key: str, authority: str
+) -> None:
     """Be the Monarch worker of this host, on the bound TCP socket `listener` of `address`, until killed.
 
     `ready` is called once it serves. `trust_all_connections` is what Monarch has the caller say; the transport itself
-    refuses whoever has no certificate of `identity.authority`.
+    refuses whoever has no certificate of `authority`.
     """
-    _become(identity)
+    _become(certificate, key, authority)
     with _without_greeting():
         serving = monarch.start_worker_loop_forever(address=_url(address, f"fd{listener}"), ca="trust_all_connections")
     ready()

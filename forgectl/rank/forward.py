@@ -1,51 +1,67 @@
 """What Monarch starts in place of a rank: asks the agent to fork the rank, and ends as it ends.
 
-Run as `python -S -I forward.py SOCKET VERSION RUN MESH GENERATION RANK`: a bare interpreter, so that a rank costs 10 ms
-more than its fork. The standard library alone, and nothing of forgectl.
+Run as `python -S -I forward.py SOCKET VERSION RUN MESH GENERATION RANK`: a bare interpreter, and of it what is built
+in, for `json`, `os`, `signal` and `socket` would take longer than all else that it does.
 """
 
-import json
-import os
-import signal
-import socket
+import posix
 import sys
+from _json import encode_basestring_ascii as quoted
+from _signal import SIG_DFL, SIG_IGN, SIGINT, SIGKILL, signal  # type: ignore[import-not-found]
+from _socket import AF_UNIX, SOCK_STREAM, socket
 
-MONARCHS = ("HYPERACTOR_", "MONARCH_", "BOOTSTRAP_")
+MONARCHS = (b"HYPERACTOR_", b"MONARCH_", b"BOOTSTRAP_")
 """What Monarch tells its process by: everything else the rank gets from its plan."""
+NAMES = ("version", "run", "mesh", "generation", "rank")
+NUMBERS = ("generation", "rank")
 
 
 def main() -> None:
     """Hand the rank over, wait for its end, mirror it."""
-    path, version, run, mesh, generation, rank = sys.argv[1:]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches us too; the run ends in its own order
-    request = {
-        "type": "Forward",
-        "version": version,
-        "run": run,
-        "mesh": mesh,
-        "generation": int(generation),
-        "rank": int(rank),
-        "env": {k: v for k, v in os.environ.items() if k.startswith(MONARCHS)},
-    }
-    agent = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    folder, name = os.path.split(path)
+    path = sys.argv[1]
+    signal(SIGINT, SIG_IGN)  # Ctrl-C in a terminal reaches us too; the run ends in its own order
+    agent = socket(AF_UNIX, SOCK_STREAM)
+    folder, _, name = path.rpartition("/")
     try:
-        os.chdir(folder)  # socket addresses are limited to 107 bytes
+        posix.chdir(folder)  # socket addresses are limited to 107 bytes
         agent.connect(name)
     except OSError:  # it has ended, and with it all that was to be forked
-        os._exit(1)
-    os.chdir("/")
-    agent.sendall(json.dumps(request).encode() + b"\n")
-    answer = agent.makefile("rb").readline()
-    if not answer:  # the agent is gone, or would not have it
-        os._exit(1)
-    status = json.loads(answer)["status"]
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        if number != signal.SIGKILL:
-            signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-    os._exit(os.WEXITSTATUS(status))
+        posix._exit(1)
+    posix.chdir("/")
+    agent.sendall(request(sys.argv[2:]))
+    answer = b""
+    while not answer.endswith(b"\n"):
+        received = agent.recv(4096)
+        if not received:  # the agent is gone, or would not have it
+            posix._exit(1)
+        answer += received
+    status = int(answer.partition(b'"status":')[2].translate(None, b"}\n").partition(b",")[0])
+    if posix.WIFSIGNALED(status):
+        number = posix.WTERMSIG(status)
+        if number != SIGKILL:
+            signal(number, SIG_DFL)
+        posix.kill(posix.getpid(), number)
+    posix._exit(posix.WEXITSTATUS(status))
+
+
+def request(arguments: list[str]) -> bytes:
+    """The line that asks for the rank, protocol.Forward in JSON."""
+    fields = {"type": quoted("Forward")}
+    for name, value in zip(NAMES, arguments, strict=True):
+        fields[name] = value if name in NUMBERS else quoted(value)
+    marks = {text(k): quoted(text(v)) for k, v in posix.environ.items() if k.startswith(MONARCHS)}
+    fields["env"] = written(marks)
+    return written(fields).encode() + b"\n"
+
+
+def written(fields: dict[str, str]) -> str:
+    """A JSON object of values that are JSON already."""
+    return "{" + ", ".join(f"{quoted(name)}: {value}" for name, value in fields.items()) + "}"
+
+
+def text(data: bytes) -> str:
+    """What `os.fsdecode` makes of it."""
+    return data.decode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 
 
 if __name__ == "__main__":

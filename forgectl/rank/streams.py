@@ -9,8 +9,8 @@ import io
 import os
 import sys
 import weakref
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -20,54 +20,45 @@ DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
 _writers: weakref.WeakSet[LossyWriter] = weakref.WeakSet()
 
 
-class LossyWriter(io.BufferedIOBase):
+class LossyWriter:
     """Writes to a descriptor at once; what does not fit on the disk is counted, and the loss marked later.
 
     Nothing is buffered here and no lock is held, so a fork in any thread and a print in a signal handler are
     safe. A text stream above it makes one call, so one write(2), of each line, which O_APPEND keeps whole.
 
-    A line costs no more than in CPython's own streams (benchmarks, flood): while all goes well the instance has
-    a `write` of its own, with no look at any attribute, and `flush` and `closed` run no Python.
+    A line costs hardly more than in CPython's own streams (benchmarks, flood). So what a writer does next is its
+    class, not an attribute that each line would look at; and the class has slots, and none of io's for a base,
+    because each instance with a dictionary has it searched for `write`, `flush` and `closed` at each line.
     """
 
-    closed = False  # not the property of io's classes, which looks for an attribute in vain
+    __slots__ = ("__weakref__", "_fd", "_marker", "_raw_write", "lost", "name")
+
+    mode = "wb"
+    closed = False
+    flush = [].reverse  # nothing is buffered: does nothing, in C
+    _write = staticmethod(os.write)  # kept, for what is flushed while the interpreter is torn down
 
     def __init__(self, fd: int, name: str) -> None:
         self.name = name
-        self.mode = "wb"
         self.lost = 0  # bytes not yet told of
         self._fd = fd
         self._marker = b""  # the rest of a marker that did not fit either
-        self._write = os.write  # kept, for what is flushed while the interpreter is torn down
-        self.flush = [].reverse  # type: ignore[method-assign]  # does nothing, in C
-        self._smooth = self._make_smooth()
-        self.write = self._smooth  # type: ignore[method-assign]
+        self._raw_write = io.FileIO(fd, "w", closefd=False).write  # quicker than os.write
         _writers.add(self)
-
-    def _make_smooth(self) -> Callable[[ReadableBuffer], int]:
-        raw_write = io.FileIO(self._fd, "w", closefd=False).write  # quicker than os.write
-        length, rest = len, self._write_rest
-
-        def write(data: ReadableBuffer, /) -> int:
-            try:
-                written = raw_write(data)
-                if written == length(data):  # type: ignore[arg-type]
-                    return written
-            except OSError as e:
-                if e.errno not in DISK_FULL:
-                    raise
-                written = 0
-            return rest(memoryview(data).cast("B"), written or 0)
-
-        return write
 
     def write(self, data: ReadableBuffer, /) -> int:
         """Write all of `data`, or count it as lost; always says that all is written."""
-        return self._write_rest(memoryview(data).cast("B"), 0)
+        try:
+            size = len(data)  # type: ignore[arg-type]
+            if size == (written := self._raw_write(data)):
+                return size
+        except OSError as e:
+            if e.errno not in DISK_FULL:
+                raise
+            written = 0
+        return self._write_rest(memoryview(data).cast("B"), written or 0)
 
     def _write_rest(self, data: memoryview, done: int) -> int:
-        if self.closed:
-            raise ValueError("write to closed file")
         try:
             self._mark()
             while done < len(data):
@@ -76,7 +67,7 @@ class LossyWriter(io.BufferedIOBase):
             if e.errno not in DISK_FULL:
                 raise
             self.lost += len(data) - done
-            self.__dict__.pop("write", None)
+            self.__class__ = _Behind
         return len(data)
 
     def _mark(self) -> None:
@@ -88,7 +79,7 @@ class LossyWriter(io.BufferedIOBase):
                 self.lost = 0
             self._marker = marker[written:]
         if not self.closed:
-            self.write = self._smooth  # type: ignore[method-assign]
+            self.__class__ = LossyWriter
 
     def mark_at_exit(self) -> None:
         """Tell of a loss that no later line told of, if there is room by now."""
@@ -101,18 +92,68 @@ class LossyWriter(io.BufferedIOBase):
         """In a forked child: what its parent lost is the parent's to tell."""
         self.lost, self._marker = 0, b""
 
+    def writelines(self, lines: Iterable[ReadableBuffer], /) -> None:
+        """Write each of `lines`."""
+        for line in lines:
+            self.write(line)
+
     def close(self) -> None:
         """Refuse to write from now on; the descriptor stays open, as that of CPython's own does."""
-        self.closed = True
-        self.__dict__.pop("write", None)
+        self.__class__ = _Closed
 
     def fileno(self) -> int:
         """The descriptor, as CPython's own standard streams have one."""
         return self._fd
 
+    def isatty(self) -> bool:
+        """Whether the descriptor is a terminal."""
+        return os.isatty(self._fd)
+
     def writable(self) -> bool:
         """Always true."""
         return True
+
+    def readable(self) -> bool:
+        """Always false."""
+        return False
+
+    def seekable(self) -> bool:
+        """Always false: lines are only added."""
+        return False
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise io.UnsupportedOperation(f"{self.name} is only written to")
+
+    read = read1 = readinto = readinto1 = readline = readlines = seek = tell = truncate = detach = _refuse
+
+    def __enter__(self) -> LossyWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Behind(LossyWriter):
+    """A writer that has lost bytes that it has not told of."""
+
+    __slots__ = ()
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        return self._write_rest(memoryview(data).cast("B"), 0)
+
+
+class _Closed(LossyWriter):
+    """A writer that was closed."""
+
+    __slots__ = ()
+
+    closed = True
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        raise ValueError("write to closed file")
+
+
+io.BufferedIOBase.register(LossyWriter)
 
 
 def install() -> None:

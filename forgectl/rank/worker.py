@@ -38,8 +38,8 @@ def _serve(request: dict[str, str], report: int) -> None:
     port = listener.getsockname()[1]
     os.environ["TMPDIR"] = request["folder"]  # before Monarch looks
     engine: Any = importlib.import_module("forgectl.actor.engine")
-    identity = engine.Membership(request["certificate"], request["key"], request["authority"])
-    engine.serve_worker(listener.detach(), address, identity, lambda: _say(report, {"port": port}))
+    identity = {part: request[part] for part in ("certificate", "key", "authority")}
+    engine.serve_worker(listener.detach(), address, lambda: _say(report, {"port": port}), **identity)
 
 
 def listen(address: str) -> socket.socket:
