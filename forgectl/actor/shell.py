@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import logging
 import os
@@ -15,6 +16,9 @@ from forgectl.actor.engine import Actor, concurrent_endpoint
 from forgectl.actor.performer import Chain, Performer
 from forgectl.actor.raised import Raised, carrier, shown
 
+unobserved: Any = functools.partial(concurrent_endpoint, instrument=False)
+"""Without a span of Monarch's telemetry for each call, all of one name."""
+
 
 class Shell(Actor):  # type: ignore[misc]
     """Empty until `construct`; its endpoints are Monarch's, those of the user's class are names to it."""
@@ -23,7 +27,7 @@ class Shell(Actor):  # type: ignore[misc]
         self._performer: Performer | None = None
         self._errors: Any = None
 
-    @concurrent_endpoint  # type: ignore[untyped-decorator]
+    @unobserved  # type: ignore[untyped-decorator]
     async def construct(
         self, path: list[str], mesh: str, handle: Any, payload: bytes, errors: Any, number: int
     ) -> None:
@@ -42,7 +46,7 @@ class Shell(Actor):  # type: ignore[misc]
             raise self._sent(e, number) from None
         self._performer = Performer(mesh, made)
 
-    @concurrent_endpoint  # type: ignore[untyped-decorator]
+    @unobserved  # type: ignore[untyped-decorator]
     async def invoke(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], chain: Chain, number: int) -> Any:
         """Run an endpoint; its value or exception goes to the caller. `number`: of a call by the driver, else 0."""
         assert self._performer is not None, "it is constructed before anybody has its handle"
@@ -51,7 +55,7 @@ class Shell(Actor):  # type: ignore[misc]
         except BaseException as e:
             raise self._sent(e, number) from None
 
-    @concurrent_endpoint  # type: ignore[untyped-decorator]
+    @unobserved  # type: ignore[untyped-decorator]
     async def cast(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], chain: Chain) -> None:
         """Run an endpoint of which nobody awaits an answer: an exception goes to the rank's log."""
         assert self._performer is not None, "it is constructed before anybody has its handle"
@@ -62,7 +66,7 @@ class Shell(Actor):  # type: ignore[misc]
         except BaseException as e:
             raise _sent(e) from None
 
-    @concurrent_endpoint  # type: ignore[untyped-decorator]
+    @unobserved  # type: ignore[untyped-decorator]
     async def hear(self, generation: int, document: dict[str, Any]) -> None:
         """Take the driver's word on the end of another mesh: calls to it must not wait for ever."""
         importlib.import_module("forgectl.actor.foreign_mesh").hear(generation, document)
