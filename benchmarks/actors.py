@@ -16,7 +16,7 @@ from typing import Any
 
 from forge import Forge
 from harness import Sections, run
-from measure import PROGRAMS, BenchmarkError, Row, environment, started, wait_for
+from measure import PROGRAMS, BenchmarkError, Row, environment, started
 
 OF_MONARCH = {8: 0.25, 16: 0.15}
 CALL, ROUTE = 1.15, 1.5
@@ -31,7 +31,7 @@ def program(forge: Forge, work: str, side: str, ranks: int) -> Any:
     argv = [sys.executable, str(PROGRAMS / "actors.py"), work, side, str(folder), str(ranks)]
     env = environment(FORGECTL_HOME=str(forge.home), TMPDIR=str(folder), PYTHONPATH=str(PROGRAMS))
     with started(argv, env, folder / "log") as process:
-        wait_for(lambda: process.poll() is not None, f"{work} by {side}; see {folder / 'log'}", timeout=1200)
+        process.wait(1200)
     if process.returncode:
         raise BenchmarkError(
             f"{work} by {side} ended with {process.returncode}:\n{(folder / 'log').read_text()[-3000:]}"

@@ -6,7 +6,8 @@ Raised once, rendered once, at the edge (`cli/`). Exit codes follow sysexits.h w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from forgectl.frozen import dataclass
 
 
 class ForgeError(Exception):

@@ -8,9 +8,10 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias
+
+from forgectl.frozen import dataclass
 
 Why: TypeAlias = Literal["limit", "disk full"]
 

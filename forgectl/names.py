@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from itertools import count
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -22,3 +22,10 @@ def free_name(name: str, taken: Container[str]) -> str:
     if name not in taken:
         return name
     return next(f"{name}-{n}" for n in count(2) if f"{name}-{n}" not in taken)
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """What of `known` was probably meant by `word`."""
+    import difflib  # only who is mistaken needs it
+
+    return next(iter(difflib.get_close_matches(word, known, n=1)), None)

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from forgectl.codec import CodecError, from_json, to_json
 from forgectl.frozen import dataclass
-from forgectl.plan.model import Gpu, MeshPlan, Unit
+from forgectl.plan.model import ForkServerPlan, Gpu, MeshPlan, Unit
 
 MAX_LINE = 4 * 1024 * 1024
 """Bytes that one message may take; a longer one ends the connection."""
@@ -66,7 +66,7 @@ class AgentConfig:
     log_limit: int
     secrets: dict[str, str] = field(default_factory=dict)
     sweep: bool = True  # end what an earlier agent of this run and host may have left
-    ahead: tuple[MeshPlan, ...] = ()  # meshes that will be prepared here: their fork servers may get warm at once
+    ahead: tuple[ForkServerPlan, ...] = ()  # of meshes that will be prepared here: they may get warm at once
     membership: Membership | None = None  # where actors of the run are on several machines
     leaves: bool = False  # its run directory is a guest on an ssh host, and goes when the agent is told to quit
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar, overload
+
+from forgectl.frozen import dataclass
+from forgectl.names import nearest
 
 F = TypeVar("F", bound=Callable[..., Any])
 MARK = "__forge_endpoint__"
@@ -102,8 +103,8 @@ class Interface:
 
     def unknown(self, name: str) -> str:
         """What to say of an endpoint that is none: the nearest, and all that there are."""
-        near = difflib.get_close_matches(name, self.endpoints, n=1)
-        guess = f"; did you mean {near[0]!r}?" if near else ""
+        near = nearest(name, self.endpoints)
+        guess = f"; did you mean {near!r}?" if near else ""
         there = ", ".join(f"{n}{signature}" for n, signature in sorted(self.endpoints.items())) or "none"
         why = f"{self.name} has no endpoint {name!r}"
         if name in self.unmarked:

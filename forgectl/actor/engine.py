@@ -10,12 +10,12 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forgectl.actor.forge_actor import ForgeActor
 from forgectl.errors import UnreachableError
+from forgectl.frozen import dataclass
 
 os.environ.setdefault("MONARCH_FILE_LOG", "error")  # its log is one file of all programs of a user, in /tmp
 import monarch.actor as monarch

@@ -296,8 +296,6 @@ def living_home() -> Home | None:
 
 
 def _find_or_begin(coming: Unit | None) -> Home:
-    from forgectl.actor.door import Door
-
     monarch = threading.Thread(target=_import_monarch, name="import monarch")
     if (run_dir := driver.run_dir()) is not None:
         monarch.start()
@@ -311,6 +309,8 @@ def _find_or_begin(coming: Unit | None) -> Home:
         plan = _own_plan()
         run = begin_run(plan, b"", name_is_given=False, own=True, coming=coming, meanwhile=monarch.start)
         own = True
+    from forgectl.actor.door import Door  # not before: time counts until the run has begun
+
     found = Home(run, run.read_plan(), own=own)
     found.keep_reachable(Door(found).keep())
     return found

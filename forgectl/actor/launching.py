@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from forgectl.actor import home as homes
-from forgectl.actor.handle import ActorHandle
 from forgectl.actor.home import Home
-from forgectl.actor.live_mesh import LiveMesh, Making
 from forgectl.errors import ForgeError
 from forgectl.plan.model import Unit
+
+if TYPE_CHECKING:
+    from forgectl.actor.handle import ActorHandle
+    from forgectl.actor.live_mesh import Making
 
 
 async def launch_mesh(cls: Any, made: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ActorHandle:
     """Bring up one mesh as `cls` is configured, with `made(*args, **kwargs)` in each rank."""
     unit = cls._unit()
     home = await asyncio.to_thread(homes.home, unit)
+    from forgectl.actor.live_mesh import Making  # what a run does not need to begin comes while its processes start
+
     making = Making(made, args, kwargs, unit.procs, backoff=cls._kind == "service")
     return await home.in_loop(_launch(home, unit, making, named=cls.mesh_name is not None))
 
 
 async def _launch(home: Home, unit: Unit, making: Making, *, named: bool) -> ActorHandle:
+    from forgectl.actor.handle import ActorHandle
+    from forgectl.actor.live_mesh import LiveMesh
+
     obtaining = asyncio.ensure_future(home.obtain(unit, named=named))
     mesh: LiveMesh | None = None
     try:

@@ -8,7 +8,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -20,6 +19,7 @@ from forgectl.actor.home import Document, Home
 from forgectl.actor.mesh import again, died
 from forgectl.actor.raised import RemoteTraceback
 from forgectl.errors import ActorDied, ForgeError, error_of
+from forgectl.frozen import dataclass
 from forgectl.processes import boot_id
 from forgectl.protocol import OVER, Report
 

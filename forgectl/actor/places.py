@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forgectl import __version__
 from forgectl.controller.rundir import RunDir
 from forgectl.errors import UnreachableError
+from forgectl.frozen import dataclass
 from forgectl.names import DRIVER
 from forgectl.plan.model import HostPlan, Plan
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 from forgectl.actor.replica import Line, Replica, Request
 from forgectl.actor.session import SessionTable
 from forgectl.errors import ServiceStopped, ServiceUnavailable
+from forgectl.names import nearest
 
 
 class Load(Protocol):
@@ -73,8 +73,8 @@ def make_router(router: Any) -> Router:
         return router
     if inspect.isclass(router) and issubclass(router, Router) and router is not Router:
         return router()
-    near = difflib.get_close_matches(router, ROUTERS, n=1) if isinstance(router, str) else []
-    guess = f"; did you mean {near[0]!r}?" if near else ""
+    near = nearest(router, ROUTERS) if isinstance(router, str) else None
+    guess = f"; did you mean {near!r}?" if near else ""
     choices = ", ".join(map(repr, ROUTERS))
     raise ValueError(f"router {router!r} is none{guess}; choices: {choices}, or a subclass of Router")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from forgectl.actor.replica import ATTEMPTS, Call, Replica, ReplicaMesh
 from forgectl.actor.router import Placement, make_router
 from forgectl.actor.session import Session, SessionTable
 from forgectl.errors import ActorDied, NotFoundError, ServiceOverloaded
+from forgectl.names import nearest
 
 
 @dataclass(frozen=True)
@@ -197,8 +197,8 @@ class Service:
         self._check_running()
         info = self._endpoints.get(endpoint)
         if info is None:
-            near = difflib.get_close_matches(endpoint, self._endpoints, n=1)
-            guess = f"; did you mean {near[0]!r}?" if near else ""
+            near = nearest(endpoint, self._endpoints)
+            guess = f"; did you mean {near!r}?" if near else ""
             there = ", ".join(sorted(self._endpoints)) or "none"
             raise NotFoundError(f"service {self.name} has no endpoint {endpoint!r}{guess}; endpoints: {there}")
         return info

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+import os
 import weakref
 from collections import Counter
 from collections.abc import Mapping
@@ -72,7 +72,7 @@ class SessionTable:
 
     def start(self) -> str:
         """A new session's id."""
-        session = uuid.uuid4().hex
+        session = os.urandom(16).hex()
         self._homes[session] = None
         return session
 

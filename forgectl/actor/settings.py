@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from forgectl.actor.router import make_router
 from forgectl.actor.service import ServiceConfig
-from forgectl.names import NAME
+from forgectl.names import NAME, nearest
 from forgectl.plan.model import MAX_RANKS, SERVICE_RESTART, RestartPolicy
 
 
@@ -80,8 +79,8 @@ class Settings:
         known = [f.name for f in dataclasses.fields(self)]
         for name in changes:
             if name not in known:
-                near = difflib.get_close_matches(name, [*known, *others], n=1)
-                guess = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join([*others, *known])}"
+                near = nearest(name, [*known, *others])
+                guess = f"; did you mean {near!r}?" if near else f"; there are {', '.join([*others, *known])}"
                 raise TypeError(f"options() has no setting {name!r}{guess}")
         return dataclasses.replace(self, **changes)
 

@@ -6,8 +6,9 @@ import os
 import re
 import select
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from forgectl.frozen import dataclass
 
 
 def locate(mountinfo: str, cgroup: str) -> Path | None:

@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from forgectl.agent import cgroups
 from forgectl.agent.cgroups import Cgroup
 from forgectl.agent.exits import all_ended
 from forgectl.agent.sweep import Marks, Roots, sweep
+from forgectl.frozen import dataclass
 from forgectl.processes import REAL, Identity, ProcessTable, Stat, alive, signal_exactly
 
 UNKILLABLE_AFTER = 5.0  # seconds after SIGKILL; a process that holds much memory may need one or two to go

@@ -46,7 +46,8 @@ class ForkServer:
 
     def __init__(self, warming: Warming, reaper: Reaper) -> None:
         self._log = warming.log
-        self._process = warming.process
+        self._pid = warming.pid
+        self._code: int | None = None  # its exit code, or the number of its signal, negative
         self._socket = warming.socket
         self._reaper = reaper
         self._loop = asyncio.get_running_loop()
@@ -57,7 +58,7 @@ class ForkServer:
         self._asked_for = False
         self.warm: asyncio.Future[None] = self._loop.create_future()
         self.warm.add_done_callback(lambda f: f.cancelled() or f.exception())  # read or not, never logged
-        reaper.claim(self._process.pid, self._on_end)
+        reaper.claim(self._pid, self._on_end)
         self._socket.setblocking(False)
         self._loop.add_reader(self._socket, self._on_message)
 
@@ -148,7 +149,7 @@ class ForkServer:
 
     def _on_end(self, status: int) -> None:
         """The server is gone, and its children with it (PR_SET_PDEATHSIG): they fall to the agent's reaper."""
-        self._process.returncode = os.waitstatus_to_exitcode(status)  # collected: there is nothing to wait for
+        self._code = os.waitstatus_to_exitcode(status)
         while self.alive and self._on_message():  # what it still said, such as why it could not get warm
             pass
         self._hang_up()
@@ -166,7 +167,7 @@ class ForkServer:
             child.exited.set_result((status, time.time()))
 
     def _how_ended(self) -> str:
-        code = self._process.returncode
+        code = self._code
         return f"the fork server ended by {f'signal {-code}' if code and code < 0 else f'exit code {code}'}"
 
     def _log_end(self) -> str:
@@ -177,6 +178,6 @@ class ForkServer:
 
     def stop(self) -> None:
         """End the server at once; it holds nothing worth a farewell."""
-        if self._process.returncode is None:
+        if self._code is None:  # not collected yet: its pid is nobody else's
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._process.pid, signal.SIGKILL)  # not Popen.kill, which collects what the reaper waits for
+                os.kill(self._pid, signal.SIGKILL)

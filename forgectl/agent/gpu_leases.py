@@ -9,12 +9,12 @@ import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from forgectl.agent import gpu_holders
 from forgectl.agent.gpu_holders import is_lock_file, lock_name
 from forgectl.errors import BusyError, UsageError
+from forgectl.frozen import dataclass
 from forgectl.plan.model import Gpu
 
 VARIABLE = "FORGECTL_GPU_LOCK_DIR"

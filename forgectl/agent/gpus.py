@@ -6,7 +6,6 @@ import importlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import psutil
 
 from forgectl.agent.gpu_holders import process_words
 from forgectl.agent.gpu_leases import holders, lock_dir
+from forgectl.frozen import dataclass
 from forgectl.plan.model import Gpu
 
 DRIVER_MARKS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")  # the last one: WSL

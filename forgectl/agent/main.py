@@ -1,6 +1,6 @@
-"""Starts an agent: a daemon per host and run, the only one of its kind there.
+"""An agent: a daemon per host and run, the only one of its kind there.
 
-Its fork servers come first: they import torch while it imports what it is made of itself.
+Its fork servers were started first (first.py): they import torch while it imports what it is made of itself.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from forgectl.agent.warming import Setting, Warming, begin, log_of, setting_of
+from forgectl.agent.warming import Warming, lock_of, log_of
 from forgectl.codec import CodecError, from_json
 from forgectl.processes import become_subreaper
 from forgectl.protocol import AgentConfig
 from forgectl.wire import dial, peer_pid, wrong_version
 
-START_SECONDS = 60
-"""What cannot listen by then ends: nobody waits for it any more, and no lease counts yet."""
-
 
 def main(arguments: list[str]) -> None:
-    """Read an AgentConfig from standard input, become a daemon, print its pid once it listens.
+    """Read an AgentConfig from standard input, print its pid once it listens; `arguments` are first.py's.
 
     The standard streams are whose who started it until then, so that all it says before is heard there.
     """
+    held, *started = arguments
+    become_subreaper()
     line = sys.stdin.buffer.readline()
     try:
         config = from_json(AgentConfig, json.loads(line))
@@ -37,25 +37,21 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"forgectl agent: bad configuration: {e}")
     if refusal := wrong_version(config.version):
         sys.exit(f"forgectl agent: {refusal.message}")
-    if (other := _become_the_one(config)) is not None:
+    if held:
+        os.set_inheritable(int(held), False)
+    elif (other := _become_the_one(config)) is not None:
         print(json.dumps({"pid": other}))  # noqa: T201
         return
-    if os.fork() > 0:
-        os._exit(0)
-    signal.alarm(START_SECONDS)
-    os.setsid()
-    os.chdir("/")
-    become_subreaper()
-    _serve(config, _warm_ahead(config))
+    _serve(config, _take_over(config, started))
     os._exit(0)  # there is nothing to finish, and to take an interpreter down takes as long as to end many ranks
 
 
 def _become_the_one(config: AgentConfig) -> int | None:
     """Become the host's one agent of the run; where another is alive, wait until it listens or ends: its pid."""
-    folder = Path(config.run_dir) / "agents"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = lock_of(Path(config.run_dir), config.host)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    lock = os.open(folder / f"{config.host}.lock", flags, 0o600)  # held until the agent ends
+    lock = os.open(path, flags, 0o600)  # held until the agent ends
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -69,15 +65,16 @@ def _become_the_one(config: AgentConfig) -> int | None:
             time.sleep(0.02)
 
 
-def _warm_ahead(config: AgentConfig) -> list[Warming]:
-    """Begin the fork servers of meshes that are known already; what is wrong with one is said when it is wanted."""
-    found: dict[Setting, Warming] = {}
-    for plan in config.ahead:
-        with contextlib.suppress(OSError, KeyError):
-            setting = setting_of(plan, config.run, config.host, config.secrets)
-            if setting not in found:
-                found[setting] = begin(setting, log_of(Path(config.run_dir), config.host, len(found)))
-    return list(found.values())
+def _take_over(config: AgentConfig, started: Sequence[str]) -> list[Warming]:
+    """The fork servers that this process has as children already: "PID:DESCRIPTOR", "" for one that could not start."""
+    found = []
+    for number, (plan, told) in enumerate(zip(config.ahead, started)):  # noqa: B905 (none, without the lock)
+        if told:
+            pid, fd = map(int, told.split(":"))
+            os.set_inheritable(fd, False)
+            log = log_of(Path(config.run_dir), config.host, number)
+            found.append(Warming(plan, log, pid, socket.socket(fileno=fd)))
+    return found
 
 
 def _serve(config: AgentConfig, warming: list[Warming]) -> None:

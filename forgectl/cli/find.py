@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from forgectl.controller import client, rundir
 from forgectl.controller.rundir import RunDir
 from forgectl.errors import ForgeError, NotFoundError, UsageError
+from forgectl.names import nearest
 
 
 def all_living() -> list[RunDir]:
@@ -84,9 +84,9 @@ def _meshes(run: RunDir) -> dict[str, str]:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
+    near = nearest(name, known)
     if near:
-        return f"did you mean {near[0]!r}?"
+        return f"did you mean {near!r}?"
     return "`forgectl status` shows what runs" + ("" if not known else f": {', '.join(sorted(set(known))[:8])}")
 
 

@@ -95,12 +95,12 @@ def _option(where: str, mesh: str) -> str:
 
 
 def _near(target: str) -> str | None:
-    import difflib
+    from forgectl.names import nearest
 
     with contextlib.suppress(OSError):
         names = [p.name for p in Path(target).expanduser().absolute().parent.iterdir()]
-        near = difflib.get_close_matches(Path(target).name, names[:1000], n=1)
-        return f"did you mean {near[0]!r}?" if near else None
+        near = nearest(Path(target).name, names[:1000])
+        return f"did you mean {near!r}?" if near else None
     return None
 
 

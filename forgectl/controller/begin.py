@@ -16,6 +16,14 @@ from forgectl.names import free_name
 from forgectl.plan.model import MeshPlan, Plan, Unit
 from forgectl.transport.early import EarlyAgent
 
+ENOUGH_CORES = 4
+"""For a fork server, an agent, a controller and us. With fewer we go one after the other, beside the fork server: the
+import of torch is what all wait for in the end, and it has a core to itself."""
+
+
+def _nothing() -> None:
+    pass
+
 
 def begin_run(
     plan: Plan,
@@ -25,7 +33,7 @@ def begin_run(
     own: bool,
     handed: Mapping[str, Sequence[int]] = MappingProxyType({}),
     coming: Unit | None = None,
-    meanwhile: Callable[[], None] = lambda: None,
+    meanwhile: Callable[[], None] = _nothing,
 ) -> RunDir:
     """Make the run's directory and start its controller; returns once the controller listens.
 
@@ -39,10 +47,13 @@ def begin_run(
     with rundir.launch_lock():
         plan = dataclasses.replace(plan, name=_free_name(plan.name, name_is_given))
         run, lock = rundir.create(plan, spec_text)
-    agent = None
+    agent, later = None, _nothing
     try:
         host, agent = _begin_agent(run, plan, secrets, coming)
         early = {host: (agent.pipe,)} if agent else {}
+        if agent and agent.preloads and len(os.sched_getaffinity(0)) < ENOUGH_CORES:
+            agent.wait()
+            meanwhile, later = later, meanwhile
         client.start_controller(run, secrets, lock=lock, own=own, handed={**handed, **early}, meanwhile=meanwhile)
     except BaseException:
         if agent:
@@ -53,6 +64,7 @@ def begin_run(
         os.close(lock)
         if agent:
             agent.let_go()
+    later()
     return run
 
 

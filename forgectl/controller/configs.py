@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 from collections.abc import Mapping, Sequence
 
 from forgectl import __version__
 from forgectl.controller.rundir import RunDir, Seat
 from forgectl.plan.localized import on_host
-from forgectl.plan.model import HostPlan, MeshPlan, Plan
+from forgectl.plan.model import ForkServerPlan, HostPlan, MeshPlan, Plan
 from forgectl.protocol import AgentConfig, Membership
 
 
@@ -40,13 +40,18 @@ def agent_config(
         log_limit=plan.log_limit,
         secrets={k: v for k, v in secrets.items() if k in needed},
         sweep=not first,
-        ahead=tuple(_for_fork_server(on_host(m, plan, host), host.name) for m in here) if first else (),
+        ahead=_ahead(run, plan, host, secrets, here) if first else (),
         membership=membership,
         leaves=not host.local,
     )
 
 
-def _for_fork_server(mesh: MeshPlan, host: str) -> MeshPlan:
-    """What its fork server on that host depends on, so that many hosts are not each told of all others."""
-    env, python = {host: mesh.env[host]}, {host: mesh.python[host]}
-    return dataclasses.replace(mesh, hosts=(host,), ranks=(), env=env, python=python, gpus={})
+def _ahead(
+    run: RunDir, plan: Plan, host: HostPlan, secrets: Mapping[str, str], meshes: Sequence[MeshPlan]
+) -> tuple[ForkServerPlan, ...]:
+    """The fork servers of these meshes, each once; what is wrong with one is said when it is wanted."""
+    found: dict[ForkServerPlan, None] = {}
+    for mesh in meshes:
+        with contextlib.suppress(KeyError):
+            found[on_host(mesh, plan, host).fork_server(run.run, host.name, secrets)] = None
+    return tuple(found)

@@ -7,15 +7,14 @@ import errno
 import fcntl
 import json
 import os
-import shutil
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from forgectl.codec import CodecError, from_json, to_json
 from forgectl.errors import BusyError, ForgeError, InternalError
+from forgectl.frozen import dataclass
 from forgectl.plan.model import HostPlan, Plan
 from forgectl.wire import private_folder
 
@@ -229,6 +228,8 @@ def create(plan: Plan, spec_text: bytes) -> tuple[RunDir, int]:
 
 def discard(run: RunDir) -> None:
     """Remove a run that never began."""
+    import shutil  # only here
+
     shutil.rmtree(sockets_folder() / run.run, ignore_errors=True)
     shutil.rmtree(run.path, ignore_errors=True)
 

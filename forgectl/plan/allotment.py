@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import Generic, Protocol, TypeVar
 
+from forgectl.frozen import dataclass
 from forgectl.plan.model import Gpu
 
 TRIES = 2000

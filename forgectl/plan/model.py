@@ -5,6 +5,7 @@ The same objects are printed by `forgectl plan`, stored in the run's directory a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import field
 from typing import Any, Literal
 
@@ -15,6 +16,8 @@ StartMethod = Literal["fork", "spawn"]
 SyncKind = Literal["content", "none"]
 
 
+MONARCHS_NEEDS = "forgectl.rank.ahead"
+"""What a fork server of actors preloads, besides what it is told to."""
 MAX_RANKS = 4096
 """Of a run: the messages about all of them must fit a line of the protocol."""
 LEASE = 30.0
@@ -182,9 +185,31 @@ class MeshPlan:
         """World size: the number of ranks in all."""
         return len(self.ranks)
 
+    def fork_server(self, run: str, host: str, secrets: Mapping[str, str]) -> ForkServerPlan:
+        """What its ranks on that host are forked from; raises KeyError for a secret that is not known."""
+        env = {**self.env[host], **{name: secrets[name] for name in self.secrets}}
+        env |= {"FORGE_RUN_ID": run, "FORGE_HOST": host, "FORGE_ROLE": "forkserver"}
+        preload = self.preload if self.start_method == "fork" and self.program.kind != "command" else ()
+        if preload and (self.stays or self.kind == "driver"):
+            preload = (*preload, MONARCHS_NEEDS)
+        return ForkServerPlan(self.python[host], self.workdir, preload, tuple(sorted(env.items())))
+
     def ranks_on(self, host: str) -> tuple[RankPlan, ...]:
         """The ranks of this mesh on one host, by local rank."""
         return tuple(r for r in self.ranks if r.host == host)
+
+
+@dataclass(frozen=True)
+class ForkServerPlan:
+    """A fork server of a host, shared by all meshes for which it would be the same.
+
+    `env`: variables besides those of the host's agent, secrets among them. `python` as the spec has it.
+    """
+
+    python: str
+    workdir: str
+    preload: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)

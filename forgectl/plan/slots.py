@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
+from forgectl.frozen import dataclass
 from forgectl.plan.allotment import Allotment, Misfit, Request, in_sets
 from forgectl.plan.shortage import listed, wish
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import ctypes
 
-PADDING = " " * 200
-"""An empty argument that the fork server is started with, so that there is room for a title."""
-
 
 def set_title(text: str) -> None:
     """Write `text` over this process's command line; does nothing where /proc does not allow it."""

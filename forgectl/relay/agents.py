@@ -9,8 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from forgectl.boot import BOOT
-from forgectl.codec import to_json
+from forgectl.agent import opening
 from forgectl.errors import UnreachableError
 from forgectl.protocol import AgentConfig
 from forgectl.wire import dial, peer_pid, private_folder
@@ -40,10 +39,10 @@ def start(config: AgentConfig) -> int:
         for folder in (Path(config.run_dir).parent.parent, Path(config.run_dir).parent, Path(config.run_dir)):
             private_folder(folder)
         process = subprocess.run(
-            [sys.executable, BOOT, "agent"],
-            env={**os.environ, "FORGE_RUN_ID": config.run, "FORGE_HOST": config.host, "FORGE_ROLE": "agent"},
+            opening.command(sys.executable),
+            env=opening.environment(config),
             cwd="/",
-            input=json.dumps(to_json(config)).encode() + b"\n",
+            input=opening.told(config),
             capture_output=True,
             timeout=START_SECONDS,
         )

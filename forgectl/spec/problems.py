@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NoReturn
 
+from forgectl import names
 from forgectl.errors import SpecError, SpecProblem
 
 MOST = 100  # problems that are told one by one
@@ -58,8 +58,8 @@ def nearest(word: str, options: Iterable[str]) -> str | None:
     if len(word) > _KEY:
         return None
     folded = {option.casefold(): option for option in islice(options, 200)}
-    near = difflib.get_close_matches(word.casefold(), folded, n=1)
-    return folded[near[0]] if near else None
+    near = names.nearest(word.casefold(), folded)
+    return folded[near] if near else None
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

@@ -9,9 +9,7 @@ import select
 import signal
 import subprocess
 
-from forgectl.boot import BOOT
-from forgectl.codec import to_json
-from forgectl.processes import identify, signal_exactly
+from forgectl.agent import opening
 from forgectl.protocol import AgentConfig
 
 START_SECONDS = 30.0
@@ -22,12 +20,12 @@ class EarlyAgent:
 
     def __init__(self, config: AgentConfig, python: str) -> None:
         """Start it; raises OSError."""
+        self.preloads = any(plan.preload for plan in config.ahead)
         self.pipe, theirs = os.pipe2(os.O_CLOEXEC)
-        marks = {"FORGE_RUN_ID": config.run, "FORGE_HOST": config.host, "FORGE_ROLE": "agent"}
         try:
             self._process = subprocess.Popen(
-                [python, BOOT, "agent"],
-                env={**os.environ, **marks},
+                opening.command(python),
+                env=opening.environment(config),
                 cwd="/",
                 stdin=subprocess.PIPE,
                 stdout=theirs,
@@ -40,10 +38,16 @@ class EarlyAgent:
             os.close(theirs)
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
-            stdin.write(json.dumps(to_json(config)).encode() + b"\n")
+            stdin.write(opening.told(config))
+
+    def wait(self) -> None:
+        """Until it listens, or has ended."""
+        select.select([self.pipe], [], [], START_SECONDS)
 
     def end(self) -> None:
         """There will be no controller: SIGKILL it, and all that it started dies with it."""
+        from forgectl.processes import identify, signal_exactly  # only here: time counts until it is started
+
         if select.select([self.pipe], [], [], START_SECONDS)[0]:
             with contextlib.suppress(ValueError, KeyError, OSError):
                 identity = identify(int(json.loads(os.read(self.pipe, 4096))["pid"]))

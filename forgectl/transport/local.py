@@ -9,8 +9,7 @@ import os
 import signal
 from pathlib import Path
 
-from forgectl.boot import BOOT
-from forgectl.codec import to_json
+from forgectl.agent import opening
 from forgectl.errors import ForgeError, NotFoundError, UnreachableError
 from forgectl.processes import boot_id, identify, open_pidfd, signal_exactly
 from forgectl.protocol import AGENT_TO_CONTROLLER, AgentConfig
@@ -75,13 +74,10 @@ class LocalWay:
 
 async def start_agent(config: AgentConfig, python: str) -> int:
     """Start the host's agent; returns its pid once it listens. Raises ForgeError with what it said."""
-    marks = {"FORGE_RUN_ID": config.run, "FORGE_HOST": config.host, "FORGE_ROLE": "agent"}
     try:
         process = await asyncio.create_subprocess_exec(
-            python,
-            BOOT,
-            "agent",
-            env={**os.environ, **marks},
+            *opening.command(python),
+            env=opening.environment(config),
             cwd="/",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
@@ -92,7 +88,7 @@ async def start_agent(config: AgentConfig, python: str) -> int:
             f"host {config.host}: cannot run its python {python!r}: {e.strerror}",
             hint="check `python:` of the host",
         ) from None
-    said = process.communicate(json.dumps(to_json(config)).encode() + b"\n")
+    said = process.communicate(opening.told(config))
     try:
         out, err = await asyncio.wait_for(said, START_SECONDS)
         return int(json.loads(out)["pid"])

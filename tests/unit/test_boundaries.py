@@ -14,12 +14,12 @@ PACKAGE = Path(__file__).parents[2] / "forgectl"
 SHARED = ("errors", "names", "codec", "frozen", "protocol", "processes", "plan.model")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "boot": (),
-    "errors": (),
+    "errors": ("frozen",),
     "codec": (),
     "frozen": (),
     "names": (),
-    "processes": (),
-    "log_cap": (),
+    "processes": ("frozen",),
+    "log_cap": ("frozen",),
     "protocol": ("codec", "frozen", "plan.model"),
     "wire": ("protocol",),
     "stream": ("protocol", "wire"),
@@ -28,10 +28,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "spec": ("errors", "names", "plan.model", "spec"),
     "rank": ("boot", "names", "processes", "rank"),
     "agent": (*SHARED, "agent", "boot", "plan.environment", "doorway", "log_cap", "rank", "stream", "wire"),
-    "relay": (*SHARED, "agent.cgroups", "agent.gpus", "agent.store", "boot", "relay", "wire"),
+    "relay": (*SHARED, "agent.cgroups", "agent.gpus", "agent.opening", "agent.store", "boot", "relay", "wire"),
     "transport": (
         *SHARED,
         "agent.gpus",
+        "agent.opening",
         "boot",
         "relay.entries",
         "relay.examine",
