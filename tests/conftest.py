@@ -169,10 +169,15 @@ class Forge:
         return self.home / "runs" / run
 
     def roles(self, run: str) -> dict[str, list[int]]:
-        """Role → pids of a run's own processes: controller, agent, forkserver (and its stores), rank."""
+        """Role → pids of a run's own processes: controller, agent, forkserver (and its stores), rank.
+
+        An agent is one from when it has become it (agent/first.py).
+        """
         found: dict[str, list[int]] = {"controller": [], "agent": [], "forkserver": [], "rank": []}
         for pid, command in sorted(processes_of(run).items()):
             words = command.split()
+            if "/agent/first.py" in command:
+                continue
             role = words[2] if len(words) > 2 and words[1].endswith("boot.py") else "rank"
             found[role if role in found else "rank"].append(pid)
         return found

@@ -200,7 +200,7 @@ class HostMesh:
         return True
 
     async def _serve_store(self, server: ForkServer, generation: Generation, address: str) -> None:
-        """Have the store served: now by a server that has torch, else when somebody first dials it."""
+        """Have the store served: now where ranks will want it at once, else when somebody first dials it."""
         if self._store_is_served_at_once:
             await self._fork_store(server, generation, address)
             return
@@ -217,7 +217,9 @@ class HostMesh:
 
     @property
     def _store_is_served_at_once(self) -> bool:
-        return "torch" in self.plan.preload and self.plan.start_method == "fork"
+        """Whether its ranks will want it, and so soon that a fork now saves one later; several hosts try it first."""
+        wanted = not self.plan.stays or len(self.plan.hosts) > 1
+        return wanted and "torch" in self.plan.preload and self.plan.start_method == "fork"
 
     async def _fork_store(self, server: ForkServer, generation: Generation, address: str) -> None:
         listener = generation.listener

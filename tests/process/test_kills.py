@@ -261,7 +261,7 @@ def test_a_fork_server_dies_while_it_forks(forge: Forge) -> None:
 
         def forking(run: str = run, some: int = some) -> bool:
             roles = forge.roles(run)
-            return len(roles["rank"]) + len(roles["forkserver"]) > some
+            return bool(roles["agent"]) and len(roles["rank"]) + len(roles["forkserver"]) > some
 
         until(forking, "some ranks")
         agent = forge.roles(run)["agent"][0]
