@@ -99,7 +99,7 @@ def spawn(python: bytes, log: bytes, setup: bytes, variables: list[bytes]) -> tu
         name, _, value = variable.partition(b"=")
         env[name] = value
     found = find(python, env)
-    out = posix.open(log, posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND | posix.O_CLOEXEC, 0o600)
+    out = posix.open(log, posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
     ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
     said, says = posix.pipe2(posix.O_CLOEXEC)
     try:
