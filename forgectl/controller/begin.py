@@ -46,7 +46,7 @@ def begin_run(
     secrets = {name: os.environ[name] for name in plan.secrets}
     with rundir.launch_lock():
         plan = dataclasses.replace(plan, name=_free_name(plan.name, name_is_given))
-        run, lock = rundir.create(plan, spec_text)
+        run, lock = rundir.create(plan, spec_text, own=own)
     agent, later = None, _nothing
     try:
         host, agent = _begin_agent(run, plan, secrets, coming)

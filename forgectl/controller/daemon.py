@@ -267,6 +267,8 @@ class Controller:
     def _watch_owner(self) -> None:
         """Notice the end of the launch in the foreground even while it is not connected, or was not yet."""
         if self.run.owner is None:
+            if self.dir.owned_file.exists():  # who held the lock until we got it, and died before it named itself
+                self.owner_left()
             return
         pidfd = open_pidfd(self.run.owner)
         if pidfd is None:

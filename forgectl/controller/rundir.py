@@ -106,6 +106,11 @@ class RunDir:
         return self.path / "logs" / mesh / str(generation) / f"rank-{rank}.log"
 
     @property
+    def owned_file(self) -> Path:
+        """There where the run ends with the process that began it, even if no controller came to know that process."""
+        return self.path / "owned"
+
+    @property
     def plan_file(self) -> Path:
         return self.path / "plan.json"
 
@@ -193,10 +198,10 @@ def launch_lock() -> Iterator[None]:
         os.close(fd)
 
 
-def create(plan: Plan, spec_text: bytes) -> tuple[RunDir, int]:
+def create(plan: Plan, spec_text: bytes, *, own: bool) -> tuple[RunDir, int]:
     """A new run directory with the spec as given and the plan, and the descriptor that locks it for its controller.
 
-    Raises BusyError when the disk is full.
+    With `own` the run ends when this process does. Raises BusyError when the disk is full.
     """
     folder = _writable(runs_folder())
     sockets = _writable(sockets_folder())
@@ -214,6 +219,8 @@ def create(plan: Plan, spec_text: bytes) -> tuple[RunDir, int]:
         for part in ("agents", "logs"):
             (run.path / part).mkdir(mode=0o700)
         write_file(run.path / "spec.yaml", spec_text)
+        if own:
+            run.owned_file.touch()
         ranks = sum(m.procs for m in plan.meshes)
         write_file(run.reserve_file, os.urandom(max(RESERVE, ranks * RESERVE_PER_RANK)))  # noise: no disk compresses it
         lock = run.lock_controller()

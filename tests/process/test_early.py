@@ -72,6 +72,22 @@ def test_nothing_is_left_of_a_launch_that_is_killed_as_it_begins(forge: Forge) -
         until(lambda: not processes_of(run), "the end of all")  # noqa: B023
 
 
+@pytest.mark.parametrize("kind", ["script", "launch"])
+def test_what_lost_its_owner_before_it_had_a_controller_is_ended_by_the_next_command(forge: Forge, kind: str) -> None:
+    """And not brought up in its place: with a controller its agent would live on for ever."""
+    forge.write("once.py", "import time; time.sleep(0.3)\n")
+    forge.env["MORE"] = "some"
+    spec = forge.spec("scripts: {stay: {run: PROGRAMS/stay.py, preload: [once]}}")
+    script = forge.write("script.py", ACTOR)
+    owner = forge.python(script) if kind == "script" else forge.start("launch", spec)
+    [run] = until(forge.runs, "the run")
+    until(lambda: processes_of(run), "its first process")
+    os.kill(owner.pid, signal.SIGKILL)
+    owner.communicate()
+    forge.ok("status")
+    assert forge.until_ended(run)["state"] in ("stopped", "lost")
+
+
 def config(folder: Path) -> AgentConfig:
     return AgentConfig(__version__, RUN, "local", str(folder / "agent"), str(folder), lease=60.0, log_limit=1 << 20)
 
