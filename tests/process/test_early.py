@@ -72,18 +72,20 @@ def test_nothing_is_left_of_a_launch_that_is_killed_as_it_begins(forge: Forge) -
         until(lambda: not processes_of(run), "the end of all")  # noqa: B023
 
 
-@pytest.mark.parametrize("kind", ["script", "launch"])
-def test_what_lost_its_owner_before_it_had_a_controller_is_ended_by_the_next_command(forge: Forge, kind: str) -> None:
+def test_what_lost_its_owner_before_it_had_a_controller_is_ended_by_the_next_command(forge: Forge) -> None:
     """And not brought up in its place: with a controller its agent would live on for ever."""
-    forge.write("once.py", "import time; time.sleep(0.3)\n")
-    forge.env["MORE"] = "some"
-    spec = forge.spec("scripts: {stay: {run: PROGRAMS/stay.py, preload: [once]}}")
-    script = forge.write("script.py", ACTOR)
-    owner = forge.python(script) if kind == "script" else forge.start("launch", spec)
+    python = forge.write(
+        "slow-python", f'#!/bin/sh\nuntil [ -e "$GO" ]; do sleep 0.01; done\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    forge.env["GO"] = str(forge.folder / "go")
+    hosts = f"hosts: [{{name: a, local: true, python: {python}}}]\n"
+    launch = forge.start("launch", forge.spec(f"{hosts}scripts: {{stay: {{run: PROGRAMS/stay.py, preload: [json]}}}}"))
     [run] = until(forge.runs, "the run")
-    until(lambda: processes_of(run), "its first process")
-    os.kill(owner.pid, signal.SIGKILL)
-    owner.communicate()
+    until(lambda: processes_of(run), "its first process, for whose agent the launch waits")
+    os.kill(launch.pid, signal.SIGKILL)
+    launch.communicate()
+    (forge.folder / "go").touch()
     forge.ok("status")
     assert forge.until_ended(run)["state"] in ("stopped", "lost")
 
