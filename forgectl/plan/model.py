@@ -15,8 +15,7 @@ MeshKind = Literal["actor", "service", "script", "driver"]
 StartMethod = Literal["fork", "spawn"]
 SyncKind = Literal["content", "none"]
 
-
-MONARCHS_NEEDS = "forgectl.rank.ahead"
+AHEAD = "forgectl.rank.ahead"
 """What a fork server of actors preloads, besides what it is told to."""
 MAX_RANKS = 4096
 """Of a run: the messages about all of them must fit a line of the protocol."""
@@ -191,7 +190,7 @@ class MeshPlan:
         env |= {"FORGE_RUN_ID": run, "FORGE_HOST": host, "FORGE_ROLE": "forkserver"}
         preload = self.preload if self.start_method == "fork" and self.program.kind != "command" else ()
         if preload and (self.stays or self.kind == "driver"):
-            preload = (*preload, MONARCHS_NEEDS)
+            preload = (*preload, AHEAD)
         return ForkServerPlan(self.python[host], self.workdir, preload, tuple(sorted(env.items())))
 
     def ranks_on(self, host: str) -> tuple[RankPlan, ...]:
