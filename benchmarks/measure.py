@@ -24,7 +24,7 @@ class BenchmarkError(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """One quantity. `limit` is the most that its median may be; `because` says where the limit comes from."""
+    """One quantity. `limit` is the most that its median may be, or with `least` the least; `because`: why so much."""
 
     section: str
     what: str
@@ -32,6 +32,7 @@ class Row:
     samples: tuple[float, ...]
     limit: float | None = None
     because: str = ""
+    least: bool = False
 
     @property
     def value(self) -> float:
@@ -41,7 +42,9 @@ class Row:
     @property
     def ok(self) -> bool | None:
         """Whether the value keeps the limit; None where there is none."""
-        return None if self.limit is None else self.value <= self.limit
+        if self.limit is None:
+            return None
+        return self.value >= self.limit if self.least else self.value <= self.limit
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from report import quantity
+from report import bound, quantity
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -18,10 +18,10 @@ README = Path(__file__).parents[1] / "README.md"
 def rows(document: dict[str, Any]) -> list[str]:
     """A table of medians with their limits, and on what they were measured."""
     machine, versions = document["machine"], document["versions"]
-    lines = ["| measured | median | at most |", "|---|---|---|"]
+    lines = ["| measured | median | limit |", "|---|---|---|"]
     for row in document["rows"]:
         verdict = {None: "", True: "", False: " **missed**"}[row["ok"]]
-        limit = "" if row["limit"] is None else quantity(row["limit"], row["unit"])
+        limit = bound(row["limit"], row["unit"], least=row.get("least", False))
         what = f"{row['section']}: {row['what']}".replace("|", "/")
         lines.append(f"| {what} | {quantity(row['median'], row['unit'])}{verdict} | {limit} |")
     memory = machine["memory_bytes"] / 2**30
@@ -35,7 +35,7 @@ def rows(document: dict[str, Any]) -> list[str]:
 
 
 def _named(versions: dict[str, Any]) -> str:
-    shown = {"python": "Python", "torch": "torch", "torchmonarch": "Monarch", "ray": "Ray"}
+    shown = {"python": "Python", "torch": "torch", "pyzmq": "pyzmq", "torchmonarch": "Monarch", "ray": "Ray"}
     return ", ".join(f"{name} {versions[key]}" for key, name in shown.items() if versions.get(key))
 
 

@@ -14,13 +14,13 @@ from measure import Row
 from rich.console import Console
 from rich.table import Table
 
-PACKAGES = ("forgectl", "torch", "torchmonarch", "ray", "typer", "rich", "pydantic", "psutil")
+PACKAGES = ("forgectl", "torch", "pyzmq", "torchmonarch", "ray", "typer", "rich", "pydantic", "psutil")
 
 
 def table(rows: Sequence[Row]) -> Table:
     """A line a row: value, spread, limit and whether it was kept."""
     drawn = Table("section", "what", title_justify="left")
-    for name in ("median", "min to max", "at most"):
+    for name in ("median", "min to max", "limit"):
         drawn.add_column(name, justify="right")
     drawn.add_column("")
     drawn.add_column("limit from")
@@ -32,7 +32,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 def cells(row: Row) -> tuple[str, ...]:
     """The table's line of a row."""
-    value, limit = quantity(row.value, row.unit), "" if row.limit is None else quantity(row.limit, row.unit)
+    value, limit = quantity(row.value, row.unit), bound(row.limit, row.unit, least=row.least)
     spread = "" if len(row.samples) == 1 else f"{number(min(row.samples))} to {number(max(row.samples))}"
     verdict = {None: "", True: "[green]ok[/]", False: "[bold red]missed[/]"}[row.ok]
     return row.section, row.what, value, spread, limit, verdict, row.because
@@ -41,6 +41,11 @@ def cells(row: Row) -> tuple[str, ...]:
 def quantity(value: float, unit: str) -> str:
     """Such as `0.312 s`."""
     return f"{number(value)} {unit}".strip()
+
+
+def bound(limit: float | None, unit: str, *, least: bool) -> str:
+    """Such as `≤ 0.5 s`; nothing where there is no limit."""
+    return "" if limit is None else f"{'≥' if least else '≤'} {quantity(limit, unit)}"
 
 
 def number(value: float) -> str:
@@ -63,6 +68,7 @@ def document(rows: Sequence[Row], failed: Mapping[str, str], options: Mapping[st
                 "unit": r.unit,
                 "median": r.value,
                 "limit": r.limit,
+                "least": r.least,
                 "limit_from": r.because,
                 "ok": r.ok,
                 "samples": list(r.samples),

@@ -1,4 +1,4 @@
-"""forgectl: launch, watch and shut down process groups for PyTorch. Importing it imports neither torch nor monarch."""
+"""forgectl: launch, watch and shut down process groups for PyTorch. Importing it imports neither torch nor zmq."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ if TYPE_CHECKING:
     from forgectl.actor.driver import get as get
     from forgectl.actor.endpoint import endpoint as endpoint
     from forgectl.actor.endpoint import service_endpoint as service_endpoint
-    from forgectl.actor.engine import current_rank as current_rank
-    from forgectl.actor.engine import current_size as current_size
     from forgectl.actor.forge_actor import ForgeActor as ForgeActor
+    from forgectl.actor.value_mesh import ValueMesh as ValueMesh
+    from forgectl.actor.value_mesh import current_rank as current_rank
+    from forgectl.actor.value_mesh import current_size as current_size
     from forgectl.errors import ActorDied as ActorDied
     from forgectl.errors import ForgeError as ForgeError
 
@@ -21,8 +22,9 @@ _PUBLIC = {
     "ActorDied": "errors",
     "ForgeActor": "actor.forge_actor",
     "ForgeError": "errors",
-    "current_rank": "actor.engine",
-    "current_size": "actor.engine",
+    "ValueMesh": "actor.value_mesh",
+    "current_rank": "actor.value_mesh",
+    "current_size": "actor.value_mesh",
     "endpoint": "actor.endpoint",
     "get": "actor.driver",
     "service_endpoint": "actor.endpoint",

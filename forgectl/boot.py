@@ -15,7 +15,8 @@ ROLES = {
     "agent": "forgectl.agent.main",
     "forkserver": "forgectl.agent.forkserver",
     "rank": "forgectl.rank.script",
-    "worker": "forgectl.rank.worker",
+    "messenger": "forgectl.messages.messenger",
+    "tunnel": "forgectl.transport.tunnel",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Container, Iterable
 from itertools import count
@@ -29,3 +30,8 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     import difflib  # only who is mistaken needs it
 
     return next(iter(difflib.get_close_matches(word, known, n=1)), None)
+
+
+def socket_prefix(mesh: str) -> str:
+    """What the names of the sockets of a mesh's ranks begin with: short, as the addresses of sockets are."""
+    return hashlib.blake2s(mesh.encode(), digest_size=6).hexdigest()

@@ -46,11 +46,18 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Membership:
-    """Who a machine is to the run's other machines when Monarch's messages pass between them: PEM texts."""
+    """How a host's messenger takes part in the messages between the run's machines.
 
-    certificate: str
-    key: str = field(repr=False)
-    authority: str
+    `place` is the host's among messengers (`messages.frames.Address`), `address` where it listens ("": nowhere but in
+    its folder). `secret` and the public keys in `members`, by place, are CURVE keys. `direct` are places that it has a
+    link of its own with; messages to others go by the launching machine.
+    """
+
+    place: str
+    address: str
+    secret: str = field(repr=False)
+    members: dict[str, str]
+    direct: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,9 @@ class AgentConfig:
     secrets: dict[str, str] = field(default_factory=dict)
     sweep: bool = True  # end what an earlier agent of this run and host may have left
     ahead: tuple[ForkServerPlan, ...] = ()  # of meshes that will be prepared here: they may get warm at once
-    membership: Membership | None = None  # where actors of the run are on several machines
+    place: str = ""  # among the machines of the run: "" is the launching one
+    messages: str = ""  # the folder of the sockets of actors' ranks; "": the agent finds one
+    membership: Membership | None = None  # where actors of the run may be on several machines
     leaves: bool = False  # its run directory is a guest on an ssh host, and goes when the agent is told to quit
 
 
@@ -106,7 +115,7 @@ class OpenStore:
 
 @dataclass(frozen=True)
 class Start:
-    """Fork this host's ranks of a generation; of an actor's mesh those that forwarders ask for."""
+    """Fork this host's ranks of a generation."""
 
     mesh: str
     generation: int
@@ -115,11 +124,51 @@ class Start:
 
 
 @dataclass(frozen=True)
-class OpenWorker:
-    """Have a Monarch worker listen on `address`; `generation` counts those that the host has lost."""
+class OpenMessenger:
+    """Have a messenger run; `generation` counts those that the host has lost."""
 
-    address: str
     generation: int
+
+
+@dataclass(frozen=True)
+class Tunnel:
+    """A way through ssh to the messenger of a host that cannot be dialled: `socket` is its Unix socket there."""
+
+    host: str
+    ssh: str
+    python: str
+    socket: str
+
+
+@dataclass(frozen=True)
+class Links:
+    """Which messengers this host's is to dial: place → address (tcp://…), and those that it reaches through ssh.
+
+    `generation` counts the messengers that the run has lost.
+    """
+
+    generation: int
+    dialled: dict[str, str]
+    tunnels: dict[str, Tunnel] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MeshNews:
+    """What became of an actors' mesh, for whoever has a handle of it: to agents, and from them to their followers.
+
+    `places` are those of its ranks. If it has ended or is ending: `reason`, and what its first failed rank was.
+    """
+
+    mesh: str
+    generation: int
+    state: str
+    places: tuple[str, ...] = ()
+    reason: str | None = None
+    failure: dict[str, Any] | None = None
+
+    def document(self) -> dict[str, Any]:
+        """The same in the form of a mesh's state in `status --json`."""
+        return {"state": self.state, "reason": self.reason, "failure": self.failure}
 
 
 @dataclass(frozen=True)
@@ -271,31 +320,22 @@ class StartFailed:
 
 
 @dataclass(frozen=True)
-class WorkerOpened:
-    """The host's Monarch worker listens; it starts forwarders by `python`, from the file `forwarder`."""
+class MessengerOpened:
+    """The host's messenger listens: on a port of the host's address (0: on none), and at `socket`."""
 
     generation: int
     port: int
-    python: str
-    forwarder: str
+    socket: str
     mesh: str = ""  # of the host, not of a mesh
 
 
 @dataclass(frozen=True)
-class WorkerGone:
-    """The host's Monarch worker has ended, or could not be started."""
+class MessengerGone:
+    """The host's messenger has ended, or could not be started."""
 
     generation: int
     why: str
     mesh: str = ""
-
-
-@dataclass(frozen=True)
-class Opened:
-    """An actor mesh's generation is ready here for its ranks to be asked for, by forwarders."""
-
-    mesh: str
-    generation: int
 
 
 @dataclass(frozen=True)
@@ -355,13 +395,12 @@ Happening: TypeAlias = (
     | Refused
     | StoreOpened
     | StartFailed
-    | Opened
     | RankStarted
     | RankExited
     | MeshGone
     | Notice
-    | WorkerOpened
-    | WorkerGone
+    | MessengerOpened
+    | MessengerGone
 )
 
 
@@ -373,26 +412,15 @@ class Event:
     what: dict[str, Any]  # a Happening, packed: its type is among HAPPENINGS
 
 
-# ---------------------------------------------------------------- forwarder → agent, and back
+# ---------------------------------------------------------------- follower → agent
 
 
 @dataclass(frozen=True)
-class Forward:
-    """A forwarder's first line: fork this rank in my place. `env` is what Monarch gave the forwarder."""
+class Follow:
+    """First line of a process that has handles: answered by MeshNews of all meshes, Synced, and what comes later."""
 
     version: str
     run: str
-    mesh: str
-    generation: int
-    rank: int
-    env: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Mirror:
-    """The rank has ended; the forwarder is to end the same way. A wait status, as of os.waitpid."""
-
-    status: int
 
 
 # ---------------------------------------------------------------- launching machine → relay on an ssh host, and back
@@ -711,11 +739,6 @@ class Report:
     traceback: str = ""
 
 
-@dataclass(frozen=True)
-class GetMembership:
-    """Ask for the driver's Membership, where actors of the run are on several machines."""
-
-
 # ---------------------------------------------------------------- controller → CLI and driver
 
 
@@ -780,24 +803,25 @@ class Metrics:
 
 
 CONTROLLER_TO_AGENT = (
-    *(Hello, Ping, Ack, Prepare, OpenStore, OpenWorker, Start, Stop, Release),
+    *(Hello, Ping, Ack, Prepare, OpenStore, Start, Stop, Release, OpenMessenger, Links, MeshNews),
     *(GetStats, GetGpus, ReadLogs, Quit),
 )
 AGENT_TO_CONTROLLER = (Welcome, Refusal, Synced, Pong, Stats, HostGpus, LogParts, Event)
-FORWARDER_TO_AGENT = (Forward,)
+FOLLOWER_TO_AGENT = (Follow,)
+AGENT_TO_FOLLOWER = (MeshNews, Synced)
 LAUNCHER_TO_RELAY = (GetFacts, Examine, ListenOn, DialOut, StartAgent, ReachAgent)
 RELAY_TO_LAUNCHER = (
     *(RelayReady, HostReport, Examination, Listening, Dialled, AgentStarted, AgentReached, NoAgent, Refusal),
 )
 SYNC_TO_RELAY = (Sync, Listing, Contents, Sent)
 RELAY_TO_SYNC = (SendListing, Wanted, TreeSynced, Refusal)
-CLI_TO_CONTROLLER = (Hello, GetStatus, Attach, FollowLogs, BringLogs, Shutdown, AddMesh, Report, GetMembership)
-CONTROLLER_TO_CLI = (Hello, Refusal, StatusReport, LogsHome, MeshAdded, Membership)
+CLI_TO_CONTROLLER = (Hello, GetStatus, Attach, FollowLogs, BringLogs, Shutdown, AddMesh, Report)
+CONTROLLER_TO_CLI = (Hello, Refusal, StatusReport, LogsHome, MeshAdded)
 CLI_TO_DRIVER = (Hello, Call, GetMetrics)
 DRIVER_TO_CLI = (Hello, Refusal, Values, Metrics)
 HAPPENINGS = (
-    *(Prepared, Refused, StoreOpened, StartFailed, Opened, RankStarted, RankExited, MeshGone, Notice),
-    *(WorkerOpened, WorkerGone),
+    *(Prepared, Refused, StoreOpened, StartFailed, RankStarted, RankExited, MeshGone, Notice),
+    *(MessengerOpened, MessengerGone),
 )
 
 

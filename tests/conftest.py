@@ -205,14 +205,14 @@ class Forge:
         sockets = self.home / "sockets"
         assert not (sockets.exists() and list(sockets.iterdir())), f"sockets are left: {list(sockets.rglob('*'))}"
         messages = [folder for run in self.runs() if (folder := self._messages_of(run)) and folder.exists()]
-        assert not messages, f"Monarch's sockets are left: {messages}"
+        assert not messages, f"sockets for messages are left: {messages}"
         marks = [f"forgectl-{run}" for run in self.runs()]
         folders = (folder for folder, _, _ in os.walk("/sys/fs/cgroup"))  # which bears others' coming and going
         cgroups = [folder for folder in folders if Path(folder).name in marks]
         assert not cgroups, f"cgroups are left: {cgroups}"
 
     def _messages_of(self, run: str) -> Path | None:
-        """Where Monarch's sockets of a run are; None where a test has spoilt the run's directory."""
+        """Where the sockets for messages of a run are; None where a test has spoilt the run's directory."""
         with contextlib.suppress(OSError):
             return RunDir(self.run_dir(run)).messages
         return None

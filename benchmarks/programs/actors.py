@@ -1,33 +1,133 @@
-"""Actors by forgectl, by plain Monarch and by Ray, doing the same: `actors.py WORK SIDE FOLDER [N]`.
+"""One side: actors by forgectl, by plain Monarch or by Ray, that does what its input asks: `actors.py SIDE`.
 
-WORK: start (up to the first answer), call, service, death, memory. What was measured goes to FOLDER/result as JSON.
+Each line of input is a JSON list: the name of a method of the side, then its arguments. Each is answered by one line,
+{"value": …} or {"error": …}.
 """
 
 import asyncio
 import json
 import os
+import random
 import signal
 import sys
 import time
-from pathlib import Path
-
-CALLS, ROUNDS = 200, 10
+import traceback
 
 
 class Side:
     """How one side launches `n` actors and calls them: forgectl's handles and Monarch's are called alike."""
 
-    async def launch(self, n):
+    # ------------------------------------------------------------ up and down
+
+    async def launch(self, n, **settings):
         """Bring up n processes, each of which has imported torch."""
         raise NotImplementedError
 
-    async def all(self, n):
-        """Call `echo(n)` on every rank."""
-        return await self.actor.echo.call(n)
+    async def stop(self):
+        """End what `launch` brought up."""
+        raise NotImplementedError
+
+    async def first_answer(self, n):
+        """Launch n actors; when the first call to all of them was answered, on the clock that all processes share."""
+        await self.launch(n)
+        await self.call(1)
+        return time.monotonic()
 
     async def pids(self):
         """The pid of every rank."""
         return list((await self.actor.pid.call()).values())
+
+    # ------------------------------------------------------------ calls
+
+    async def call(self, n):
+        """Of every rank."""
+        return await self.actor.echo.call(n)
+
+    async def one(self, n):
+        """Of one rank of several."""
+        return await self.first.echo.call_one(n)
+
+    async def choose(self, n):
+        """Of any rank."""
+        return await self.actor.echo.choose(n)
+
+    async def casts(self, n):
+        """A thousand that are not answered, then one that is."""
+        for i in range(1000):
+            self.actor.echo.broadcast(i)
+        return await self.actor.echo.call(n)
+
+    async def yields(self, n):
+        """Of one rank, which lets others run first."""
+        return await self.first.turn.call_one(n)
+
+    async def take(self, _):
+        """With the data as its argument."""
+        return await self.first.take.call_one(self.data)
+
+    async def give(self, _):
+        """With the data as its result."""
+        return await self.first.give.call_one()
+
+    async def prepare(self, kind, size):
+        """Have data of so many bytes here and in the first rank; `kind` is numpy or torch."""
+        from data import made
+
+        self.data = made(kind, size)
+        await self.first.prepare.call_one(kind, size)
+
+    # ------------------------------------------------------------ measured
+
+    async def seconds(self, what, count):
+        """Of one of `count` calls, one after the other."""
+        do = getattr(self, what)
+        began = time.perf_counter()
+        for i in range(count):
+            await do(i)
+        return (time.perf_counter() - began) / count
+
+    async def flight(self, count, *ranks):
+        """Answers a second of calls that are all begun before the first is awaited, to these ranks in turn."""
+        parts = [self.actor.slice(procs=rank) for rank in ranks]
+
+        async def ask(i):
+            return await parts[i % len(parts)].echo.call_one(i)
+
+        return await self._at_once(count, ask)
+
+    async def flood(self, what, count):
+        """Likewise, one of the methods above."""
+        return await self._at_once(count, getattr(self, what))
+
+    async def _at_once(self, count, do):
+        began = time.perf_counter()
+        answers = await asyncio.gather(*(do(i) for i in range(count)))
+        took = time.perf_counter() - began
+        if any(answer != i for i, answer in enumerate(answers)):
+            raise SystemExit("an answer is not what was sent")
+        return count / took
+
+    async def many(self, what, count):
+        """Make so many calls, 50 at once."""
+        do = getattr(self, what)
+        for _ in range(0, count, 50):
+            await asyncio.gather(*(do(i) for i in range(50)))
+
+    async def deaths(self, count):
+        """Seconds from the SIGKILL of a rank to the exception of a call that waits, so many times."""
+        return [await self._death() for _ in range(count)]
+
+    async def _death(self):
+        pids = await self.pids()
+        waiting = asyncio.ensure_future(self.sleep(600))
+        await asyncio.sleep(random.uniform(0.1, 0.2))  # whatever looks every so often is met at any point of its wait
+        os.kill(pids[-1], signal.SIGKILL)
+        killed = time.perf_counter()
+        try:
+            await waiting
+        except Exception:
+            return time.perf_counter() - killed
+        raise SystemExit("the call came back although its rank is dead")
 
     async def sleep(self, seconds):
         """A call that waits."""
@@ -35,10 +135,44 @@ class Side:
 
 
 class Forgectl(Side):
-    async def launch(self, n):
+    def __init__(self):
+        self.service = None
+
+    async def launch(self, n, **settings):
         from echo_forge import Echo
 
-        self.actor = await Echo.options(procs=n).as_actor()
+        self.actor = await Echo.options(procs=n, **settings).as_actor()
+        self.first = self.actor.slice(procs=0)
+
+    async def stop(self):
+        await self.actor.shutdown()
+
+    async def serve(self, replicas):
+        """A service of so many replicas, in place of the one before."""
+        from echo_forge import Echo
+
+        if self.service is not None:
+            await self.service.shutdown()
+        self.service = await Echo.options(num_replicas=replicas).as_service()
+
+    async def route(self, n):
+        """Of one replica."""
+        return await self.service.echo.route(n)
+
+    async def fanout(self, n):
+        """Of every replica."""
+        return await self.service.echo.fanout(n)
+
+    async def served_pids(self):
+        """The pid of every replica."""
+        return await self.service.pid.fanout()
+
+    async def all_routed(self, count):
+        """How many of so many concurrent requests had no answer or another's, and after how many seconds."""
+        began = time.perf_counter()
+        answers = await asyncio.gather(*(self.route(i) for i in range(count)), return_exceptions=True)
+        took = time.perf_counter() - began
+        return sum(answer != i for i, answer in enumerate(answers)), took
 
 
 class Monarch(Side):
@@ -51,6 +185,10 @@ class Monarch(Side):
         self.procs = this_host().spawn_procs(per_host={"procs": n})
         self.actor = self.procs.spawn("echo", Echo)
         await self.actor.initialized
+        self.first = self.actor.slice(procs=0)
+
+    async def stop(self):
+        await self.procs.stop()
 
 
 class Ray(Side):
@@ -62,7 +200,7 @@ class Ray(Side):
         remote = ray.remote(num_cpus=1)(Echo)
         self.actors = [remote.remote() for _ in range(n)]
 
-    async def all(self, n):
+    async def call(self, n):
         return await asyncio.gather(*(a.echo.remote(n) for a in self.actors))
 
     async def pids(self):
@@ -75,96 +213,22 @@ class Ray(Side):
 SIDES = {"forgectl": Forgectl, "monarch": Monarch, "ray": Ray}
 
 
-async def start(side, n):
-    """When the first call to all of n actors was answered, on the clock that all processes share."""
-    await side.launch(n)
-    await side.all(1)
-    return time.monotonic()
-
-
-async def seconds(do):
-    """Of one of CALLS calls, one after the other."""
-    began = time.perf_counter()
-    for i in range(CALLS):
-        await do(i)
-    return (time.perf_counter() - began) / CALLS
-
-
-async def call(_, n):
-    """Seconds of a call to 1 and to n ranks, ours and Monarch's by turns in one process."""
-    result = {}
-    for ranks in (1, n):
-        ours, plain = Forgectl(), Monarch()
-        await ours.launch(ranks)
-        await plain.launch(ranks)
-        await seconds(ours.all), await seconds(plain.all)  # warm
-        both = [(await seconds(ours.all), await seconds(plain.all)) for _ in range(ROUNDS)]
-        result[ranks] = both
-    return result
-
-
-async def service(_, n):
-    """Seconds of a route and of a plain call, by turns; and what 2,000 concurrent requests came to."""
-    from echo_forge import Echo
-
-    served = await Echo.options(num_replicas=2).as_service()
-    plain = Monarch()
-    await plain.launch(1)
-    await seconds(served.echo.route), await seconds(plain.all)
-    both = [(await seconds(served.echo.route), await seconds(plain.all)) for _ in range(ROUNDS)]
-    began = time.perf_counter()
-    answers = await asyncio.gather(*(served.echo.route(i) for i in range(2000)))
-    took = time.perf_counter() - began
-    lost = sum(a != i for i, a in enumerate(answers))
-    return {"both": both, "lost": lost, "seconds": took}
-
-
-async def death(side, n):
-    """Seconds from the SIGKILL of a rank to the exception of a call that waits."""
-    await side.launch(n)
-    pids = await side.pids()
-    waiting = asyncio.ensure_future(side.sleep(600))
-    await asyncio.sleep(0.5)
-    os.kill(pids[-1], signal.SIGKILL)
-    killed = time.perf_counter()
-    try:
-        await waiting
-    except Exception:
-        return time.perf_counter() - killed
-    raise SystemExit("the call came back although its rank is dead")
-
-
-def rss():
-    """Bytes that this process holds."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-async def memory(_, n):
-    """Bytes by which this process grows per call, over n calls: through a handle, a service, and plain Monarch."""
-    from echo_forge import Echo
-
-    handle = await Echo.as_actor()
-    served = await Echo.as_service()
-    plain = Monarch()
-    await plain.launch(1)
-    result = {}
-    sides = {"plain": plain.all, "handle": handle.echo.call, "service": served.echo.route, "plain again": plain.all}
-    for name, do in sides.items():
-        for size in (n // 5, n):  # first until every pool and cache is full
-            before = rss()
-            for _ in range(0, size, 50):
-                await asyncio.gather(*(do(i) for i in range(50)))
-            result[name] = (rss() - before) / size
-    return result
-
-
-async def main():
-    work, side, folder, n = sys.argv[1], SIDES[sys.argv[2]](), Path(sys.argv[3]), int(sys.argv[4])
-    result = await {"start": start, "call": call, "service": service, "death": death, "memory": memory}[work](side, n)
-    draft = folder / "draft"
-    draft.write_text(json.dumps(result))
-    draft.rename(folder / "result")
+async def perform(side):
+    """Do what each line of input asks, until its end. Nothing that a library prints comes among the answers."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    lines = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    while line := await lines.readline():
+        what, *arguments = json.loads(line)
+        settings = arguments.pop() if arguments and isinstance(arguments[-1], dict) else {}
+        try:
+            answer = {"value": await getattr(side, what)(*arguments, **settings)}
+        except Exception:
+            answer = {"error": traceback.format_exc()}
+        answers.write(f"{json.dumps(answer)}\n")
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(perform(SIDES[sys.argv[1]]()))

@@ -3,6 +3,7 @@
 import asyncio
 import os
 
+from data import made
 from monarch.actor import Actor, endpoint
 
 
@@ -23,3 +24,20 @@ class Echo(Actor):
     @endpoint
     async def sleep(self, seconds):
         await asyncio.sleep(seconds)
+
+    @endpoint
+    async def turn(self, n):
+        await asyncio.sleep(0)
+        return n
+
+    @endpoint
+    async def prepare(self, kind, size):
+        self.data = made(kind, size)
+
+    @endpoint
+    async def take(self, data):
+        return len(data)
+
+    @endpoint
+    async def give(self):
+        return self.data

@@ -1,1 +1,1 @@
-"""ForgeActor: a class whose instances are the ranks of a mesh; handles and services. Monarch carries the messages."""
+"""ForgeActor: a class whose instances are the ranks of a mesh; handles and services."""

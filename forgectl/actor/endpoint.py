@@ -11,6 +11,9 @@ from forgectl.names import nearest
 
 F = TypeVar("F", bound=Callable[..., Any])
 MARK = "__forge_endpoint__"
+MONARCHS_CONCURRENT = {"_ConcurrentEndpointProperty"}
+MONARCHS = {"EndpointProperty", *MONARCHS_CONCURRENT}
+"""What Monarch's decorators make, by the names of its classes: nobody need import it."""
 
 
 @dataclass(frozen=True)
@@ -19,13 +22,14 @@ class EndpointInfo:
 
     idempotent: a service may call it again on another replica when one dies meanwhile. router: a name or class,
     instead of the service's own. batch_size: a service gathers up to so many calls into one, whose arguments are
-    lists; batch_timeout: seconds that the first of them waits for others.
+    lists; batch_timeout: seconds that the first of them waits for others. concurrent: it does not wait for its turn.
     """
 
     idempotent: bool = False
     router: Any = None
     batch_size: int = 1
     batch_timeout: float = 0.01
+    concurrent: bool = False
 
 
 @overload
@@ -74,8 +78,8 @@ def endpoints_of(cls: type) -> dict[str, EndpointInfo]:
     for name in dir(cls):
         member = inspect.getattr_static(cls, name)
         info = getattr(member, MARK, None)
-        if info is None and type(member).__name__ == "EndpointProperty":
-            info = EndpointInfo()
+        if info is None and (kinds := {c.__name__ for c in type(member).__mro__}) & MONARCHS:
+            info = EndpointInfo(concurrent=bool(kinds & MONARCHS_CONCURRENT))
         if info is not None:
             found[name] = info
     return found
@@ -84,7 +88,10 @@ def endpoints_of(cls: type) -> dict[str, EndpointInfo]:
 def method_of(cls: type, name: str) -> Callable[..., Any]:
     """The function behind an endpoint, Monarch's or ours."""
     member = inspect.getattr_static(cls, name)
-    return getattr(member, "_method", member)  # type: ignore[no-any-return]
+    method = getattr(member, "_method", member)
+    if type(member).__name__ in MONARCHS_CONCURRENT:  # it is behind one that takes a port of Monarch's
+        method = inspect.unwrap(method)
+    return method  # type: ignore[no-any-return]
 
 
 def signature_of(cls: type, name: str) -> inspect.Signature:

@@ -1,129 +1,138 @@
-"""A mesh in the hands of another process than its driver: an actor that was handed a handle."""
+"""A mesh in the hands of another process than its driver: whoever was handed a handle may call it."""
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
+import os
 import sys
 import threading
-import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from forgectl.actor import news
 from forgectl.actor.endpoint import Interface
-from forgectl.actor.mesh import Mesh, died
-from forgectl.actor.shells import Shells
-from forgectl.errors import ForgeError
+from forgectl.actor.mesh import Mesh, again, died
+from forgectl.actor.ranks import Ranks
+from forgectl.errors import ActorDied, ForgeError, UnreachableError
+from forgectl.frozen import dataclass
+from forgectl.messages.calling import Here
 from forgectl.processes import boot_id
+from forgectl.protocol import OVER, MeshNews
 
 if TYPE_CHECKING:
     from forgectl.actor.home import Home
 
+NEWS_SECONDS = 30.0
+"""How long the host's agent may take to say what became of a mesh."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a handle comes from: the run, and how a process on the launching machine takes part in its messages."""
+
+    run: str
+    machine: str  # its boot id
+    folder: str  # of its sockets for messages
+    agent: str  # the socket of its agent
+
 
 class ForeignMesh:
-    """One generation of a mesh. When that dies its calls raise ActorDied; what comes after it only the driver has.
-
-    `home` is the driver's machine, by its boot id, and the run's directory there. Of deaths a process on that machine
-    hears from the controller; others are told by the driver.
-    """
+    """A mesh as this machine's agent tells of it: its generation that is up, and why one has ended."""
 
     def __init__(
-        self, name: str, interface: Interface, procs: int, home: tuple[str, str], generation: int, monarchs: Any
+        self, name: str, interface: Interface, procs: int, origin: Origin, generation: int, places: tuple[str, ...]
     ) -> None:
         self.name = name
         self.interface = interface
         self.procs = procs
-        self._parts = (name, interface, procs, home, generation, monarchs)
-        self._shells = Shells(name, generation, monarchs)
-        self._followed = False
+        self._origin = origin
+        self._least = generation, places  # what its driver knew when it handed the handle on
+        self._lock = threading.Lock()
+        self._following: news.Follower | None = None
+        self._ranks: Ranks | None = None
+        self._up: concurrent.futures.Future[Ranks] = concurrent.futures.Future()
 
     def __reduce__(self) -> Any:
-        return _found, self._parts
+        generation, places = (self._ranks.generation, self._ranks.places) if self._ranks else self._least
+        return _found, (self.name, self.interface, self.procs, self._origin, generation, places)
 
     def foreign(self) -> ForeignMesh:
         """Itself."""
         return self
 
-    def now(self) -> Shells | None:
-        """The generation that the handle was made of."""
-        if not self._followed:
-            self._followed = True
-            machine, run_dir = self._parts[3]
-            if machine != boot_id() or not follow(run_dir, self.name, self._take):
-                _await_news(self)
-        return self._shells
+    def now(self) -> Ranks | None:
+        """The ranks of the generation that is up, if one is, and as soon as the agent has said so."""
+        if self._following is None:
+            self._follow()
+        return self._ranks
 
-    async def shells(self) -> Shells:
-        """The same."""
-        return self.now() or self._shells
+    async def ranks(self) -> Ranks:
+        """The ranks of the generation that is up, or coming up; raises ActorDied where there will be none."""
+        if (now := self.now()) is not None:
+            return now
+        try:
+            return await asyncio.shield(asyncio.wrap_future(self._up))
+        except ActorDied as e:
+            raise again(e) from None
 
-    def _take(self, document: dict[str, Any]) -> None:
-        if document["state"] not in ("starting", "ready") or document["generation"] != self._shells.generation:
-            self._shells.die(died(document, mesh=self.name))
+    def _follow(self) -> None:
+        here, agent = _here(self._origin)
+        with self._lock:
+            if self._following is not None:
+                return
+            self._here = here
+            self._following = news.follower(self._origin.run, agent)
+        self._following.watch(self.name, self._take)
+        try:
+            self._following.heard.result(NEWS_SECONDS)
+        except concurrent.futures.TimeoutError:
+            raise UnreachableError(f"mesh {self.name}: the agent of this host does not answer") from None
 
-    def lose(self, generation: int, document: dict[str, Any]) -> None:
-        """All generations up to this one have ended, as its state tells. From any thread."""
-        if self._shells.generation <= generation:
-            self._shells.die(died(document, mesh=self.name))
+    def _take(self, now: MeshNews) -> None:
+        """What the agent says of the mesh. From the follower's thread."""
+        least, places = self._least
+        if now.generation < least:  # older than the handle
+            now = MeshNews(self.name, least, "ready", places)
+        ranks = self._ranks
+        alive = now.state in ("starting", "ready")
+        if ranks is not None and (not alive or now.generation != ranks.generation):
+            self._ranks = None
+            self._up = concurrent.futures.Future()
+            ranks.die(died(now.document(), mesh=self.name))
+        if now.state in OVER:
+            if not self._up.done():
+                self._up.set_exception(died(now.document(), mesh=self.name))
+        elif self._ranks is None and (now.state == "ready" or (alive and now.generation == least)):
+            self._ranks = Ranks(self.name, now.generation, now.places, self._here)
+            self._up.set_result(self._ranks)
 
     async def shutdown(self, grace: float) -> None:
         """Not here: raises ForgeError."""
         raise ForgeError(f"mesh {self.name} is shut down by the driver that launched it, not by an actor")
 
 
-def _found(name: str, interface: Interface, procs: int, home: tuple[str, str], generation: int, monarchs: Any) -> Mesh:
+def _here(origin: Origin) -> tuple[Here, str]:
+    """How this process takes part in messages, and its agent's socket; raises UnreachableError where it cannot."""
+    if os.environ.get("FORGE_RUN_ID") == origin.run and (folder := os.environ.get("FORGE_MESSAGES")):
+        return Here(folder, os.environ.get("FORGE_PLACE", "")), os.environ["FORGE_AGENT"]
+    if boot_id() == origin.machine:
+        return Here(origin.folder, ""), origin.agent
+    raise UnreachableError(
+        f"a handle of run {origin.run} cannot be used here: this process is not one of that run",
+        hint="handles work in the run's own processes, and in others on the machine that launched it",
+    )
+
+
+def _found(
+    name: str, interface: Interface, procs: int, origin: Origin, generation: int, places: tuple[str, ...]
+) -> Mesh:
     """The mesh that this process launched itself, when its handle comes back; else a foreign one."""
     ours = _this_process_s_home()
-    mesh = ours.meshes.get(name) if ours is not None and (boot_id(), str(ours.run.path)) == home else None
-    return mesh or ForeignMesh(name, interface, procs, home, generation, monarchs)
+    mesh = ours.meshes.get(name) if ours is not None and ours.run.run == origin.run else None
+    return mesh or ForeignMesh(name, interface, procs, origin, generation, places)
 
 
 def _this_process_s_home() -> Home | None:
     """Where this process drives a run it has imported what that takes; ranks need not."""
     module = sys.modules.get("forgectl.actor.home")
     return module.living_home() if module else None
-
-
-_followed: dict[str, Home] = {}
-_lock = threading.Lock()
-
-
-def follow(run_dir: str, mesh: str, watcher: Any) -> bool:
-    """Have `watcher` told of a mesh of a run; False where its controller cannot be reached: in another container."""
-    with _lock:
-        from forgectl.actor.home import Home
-        from forgectl.controller.rundir import RunDir
-
-        home = _followed.get(run_dir)
-        if home is None:
-            run = RunDir(Path(run_dir))
-            try:
-                reachable = run.control_socket.exists()
-            except OSError:
-                reachable = False
-            if not reachable:
-                return False
-            home = _followed[run_dir] = Home(run, run.read_plan(), own=False)
-    home.loop.call_soon_threadsafe(home.watch, mesh, watcher)
-    return True
-
-
-_told: weakref.WeakSet[ForeignMesh] = weakref.WeakSet()
-_news: dict[str, tuple[int, dict[str, Any]]] = {}
-"""Mesh → the last generation that has ended, and the state that told of it: a handle of it may yet come."""
-
-
-def _await_news(mesh: ForeignMesh) -> None:
-    with _lock:
-        _told.add(mesh)
-        news = _news.get(mesh.name)
-    if news is not None:
-        mesh.lose(*news)
-
-
-def hear(generation: int, document: dict[str, Any]) -> None:
-    """Take the driver's word that this generation of a mesh has ended. From any thread."""
-    with _lock:
-        name = document["mesh"]
-        _news[name] = generation, document
-        meshes = [mesh for mesh in _told if mesh.name == name]
-    for mesh in meshes:
-        mesh.lose(generation, document)

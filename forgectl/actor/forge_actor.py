@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 SHAPE = ("procs", "hosts", "with_gpus", "num_replicas", "mesh_name")
 _UNSET: Any = object()
 
-if importlib.util.find_spec("monarch") is None:
-    raise NotInstalledError("actors and services need torchmonarch: pip install 'forgectl[actors]'")
+if missing := [p for m, p in (("zmq", "pyzmq"), ("cloudpickle", "cloudpickle")) if not importlib.util.find_spec(m)]:
+    raise NotInstalledError(f"actors and services need {' and '.join(missing)}: pip install 'forgectl[actors]'")
 
 
 class ForgeActor:
@@ -30,7 +30,6 @@ class ForgeActor:
 
     Each process of the mesh has one instance, made with the arguments of `as_actor`. An endpoint named `setup` is
     awaited on every rank before `as_actor` returns. In each rank `torch.distributed.init_process_group()` works.
-    It counts as a Monarch `Actor` (a virtual subclass), without the import of Monarch that such a base would need.
     """
 
     procs: ClassVar[int] = 1

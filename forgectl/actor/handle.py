@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+import random
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, NoReturn
 
 from forgectl.actor.mesh import Mesh
 from forgectl.actor.performer import calling
-
-if TYPE_CHECKING:
-    from forgectl.actor.shells import Shells, Start
+from forgectl.actor.requests import INVOKE
+from forgectl.actor.value_mesh import ValueMesh
 
 GRACE = 10.0
 
@@ -96,53 +95,52 @@ class Endpoint:
     """One endpoint of the ranks of a handle.
 
     All raise ActorDied when a rank of the mesh dies meanwhile, what the endpoint raises (with the remote traceback as
-    its cause), and TimeoutError where the handle has a timeout.
+    its cause), and TimeoutError where the handle has a timeout. Arrays and tensors of 64 KiB and more are sent from
+    where they are: leave them unchanged while a call is awaited.
     """
 
     def __init__(self, handle: ActorHandle, name: str) -> None:
         self._mesh = handle._mesh
-        self._where = handle._where
+        self._ranks = handle._ranks()
         self._timeout = handle._timeout
-        self._count = len(handle)
         self.name = name
 
-    async def _send(self, start: Start) -> Any:
-        shells: Shells = self._mesh.now() or await self._mesh.shells()
-        return await shells.call(start, self._timeout)
+    async def _send(self, ranks: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        called = self._mesh.now() or await self._mesh.ranks()
+        return await called.call(ranks, (INVOKE, self.name, args, kwargs, calling.get()), self._timeout)
 
-    def _chosen(self, monarchs: Any) -> Any:
-        return monarchs.slice(**self._where) if self._where else monarchs
-
-    async def call(self, *args: Any, **kwargs: Any) -> Any:
+    async def call(self, *args: Any, **kwargs: Any) -> ValueMesh[Any]:
         """Every rank: a ValueMesh of their values, by rank."""
-        return await self._send(lambda s, n: self._chosen(s).invoke.call(self.name, args, kwargs, calling.get(), n))
+        return ValueMesh(await self._send(self._ranks, args, kwargs))
 
     async def call_one(self, *args: Any, **kwargs: Any) -> Any:
         """The only rank: its value. Raises ValueError where the handle has several; `slice` one out of them."""
-        if self._count != 1:
-            name = f"{self._mesh.name}.{self.name}"
-            raise ValueError(f"{name}.call_one needs one rank, the handle has {self._count}; use slice(procs=RANK)")
-        return await self._send(lambda s, n: self._chosen(s).invoke.call_one(self.name, args, kwargs, calling.get(), n))
+        if len(self._ranks) != 1:
+            name, count = f"{self._mesh.name}.{self.name}", len(self._ranks)
+            raise ValueError(f"{name}.call_one needs one rank, the handle has {count}; use slice(procs=RANK)")
+        return (await self._send(self._ranks, args, kwargs))[0]
 
     async def choose(self, *args: Any, **kwargs: Any) -> Any:
         """Any one rank, at random: its value."""
-        return await self._send(lambda s, n: self._chosen(s).invoke.choose(self.name, args, kwargs, calling.get(), n))
+        return (await self._send((random.choice(self._ranks),), args, kwargs))[0]
 
     def broadcast(self, *args: Any, **kwargs: Any) -> None:
-        """Every rank, no answer: what it raises goes to the rank's log. While the mesh is not up, it is dropped."""
-        shells = self._mesh.now()
-        if shells is not None and shells.died is None:
-            self._chosen(shells.monarchs).cast.broadcast(self.name, args, kwargs, ())
+        """Every rank, no answer: what it raises goes to the rank's log. While the mesh is not up, it is dropped.
+
+        Where a rank has too many calls waiting, it blocks until there is room.
+        """
+        called = self._mesh.now()
+        if called is not None and called.died is None:
+            called.cast(self._ranks, (INVOKE, self.name, args, kwargs, ()))
 
     async def stream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """Every rank: `async for value in handle.endpoint.stream(…)` gives their values as they come."""
-        shells: Shells = self._mesh.now() or await self._mesh.shells()
-        chain = calling.get()
-        answers = list(self._chosen(shells.monarchs).invoke.stream(self.name, args, kwargs, chain, 0))
-        pending = [asyncio.ensure_future(shells.call(partial(_itself, a), self._timeout)) for a in answers]
+        called = self._mesh.now() or await self._mesh.ranks()
+        request = (INVOKE, self.name, args, kwargs, calling.get())
+        pending = [asyncio.ensure_future(called.call((rank,), request, self._timeout)) for rank in self._ranks]
         try:
             for answer in asyncio.as_completed(pending):
-                yield await answer
+                yield (await answer)[0]
         finally:
             for task in pending:
                 task.cancel()
@@ -160,7 +158,3 @@ class Endpoint:
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(f"{self.name} is an endpoint of a mesh: use {self.name}.call(…), call_one, choose or broadcast")
-
-
-def _itself(answer: Any, *_: Any) -> Any:
-    return answer

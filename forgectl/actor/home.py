@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
+import functools
 import importlib
 import os
 import sys
@@ -18,18 +19,16 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from forgectl.actor.crossing import Crossing
 from forgectl.controller import client
 from forgectl.controller.begin import begin_run
 from forgectl.controller.rundir import RunDir
 from forgectl.errors import BusyError, ForgeError, UsageError, error_of
 from forgectl.names import free_name, name_of
 from forgectl.plan.model import LEASE, LOG_LIMIT, HostPlan, Plan, Unit
+from forgectl.processes import boot_id
 from forgectl.protocol import (
     AddMesh,
     Attach,
-    GetMembership,
-    Membership,
     MeshAdded,
     Refusal,
     Report,
@@ -40,7 +39,8 @@ from forgectl.rank import driver
 from forgectl.wire import private_folder
 
 if TYPE_CHECKING:
-    from forgectl.actor.client import Client
+    from forgectl.actor.foreign_mesh import Origin
+    from forgectl.messages.calling import Here
 
 T = TypeVar("T")
 Document = dict[str, Any]
@@ -63,9 +63,8 @@ class Home:
         self._own = own
         self._closing = False
         self._reachable: concurrent.futures.Future[None] | None = None
-        self._client: asyncio.Task[Any] | None = None
         self._documents: dict[str, Document] = {}
-        self.crossing = Crossing(plan)
+        self._places = {h.name: h.place for h in plan.hosts}
         self._watchers: dict[str, Callable[[Document], None]] = {}
         self._firsts: dict[str, int] = {}  # mesh → its first generation, where an ended one had its name before
         self.meshes: dict[str, Any] = {}  # those launched here, by name
@@ -104,32 +103,29 @@ class Home:
                 await asyncio.wait({answer})
             raise
 
-    async def client(self) -> Client:
-        """This process as the run's Monarch client; made when it is first needed. In the loop."""
-        if self._client is None:
-            self._client = self.loop.create_task(self._become_client())
-        return await asyncio.shield(self._client)
+    # ------------------------------------------------------------ messages
 
-    async def _become_client(self) -> Client:
-        tls = await self.crossing.tls(self._membership) if self.crossing.needed else None
+    @functools.cached_property
+    def here(self) -> Here:
+        """How this process takes part in the run's messages; raises OSError where its folder cannot be had."""
+        from forgectl.messages.calling import Here
 
-        def begin() -> Client:
-            private_folder(self.run.messages.parent)
-            folder = private_folder(self.run.messages)
-            found: Client = importlib.import_module("forgectl.actor.client").Client(folder, tls)
-            atexit.register(self.close)  # again: to come before what Monarch has just registered
-            return found
+        private_folder(self.run.messages.parent)
+        return Here(str(private_folder(self.run.messages)), "")
 
-        client = await asyncio.to_thread(begin)
-        self._errors = self.loop.create_task(client.hear_errors())
-        return client
+    @functools.cached_property
+    def origin(self) -> Origin:
+        """What a handle tells other processes of this run."""
+        from forgectl.actor.foreign_mesh import Origin
 
-    async def _membership(self) -> Membership:
-        """Who this process is to the workers of other machines; raises ForgeError."""
-        member = await asyncio.to_thread(self._ask, GetMembership())
-        if not isinstance(member, Membership):
-            raise ForgeError(f"run {self.run.run} has ended; nothing can be launched in it")
-        return member
+        number = next(i for i, host in enumerate(self.plan.hosts) if host.local)
+        return Origin(self.run.run, boot_id(), self.here.folder, str(self.run.agent_socket(number)))
+
+    def place_of(self, host: str) -> str:
+        """The place (`frames.Address`) of a host of the run."""
+        return self._places[host]
+
+    # ------------------------------------------------------------ its door
 
     def keep_reachable(self, work: Coroutine[Any, Any, None]) -> None:
         """Have `work` look after the socket where this process is asked, until the run begins to end.
@@ -165,8 +161,6 @@ class Home:
     def _take(self, document: Document, final: bool = False) -> None:
         if document["state"] not in ("starting", "running"):
             self._let_go()
-        if not self._closing and not self.ended:
-            self.crossing.take(document.get("hosts", ()))
         for mesh in document["meshes"]:
             if mesh["generation"] < self._firsts.get(mesh["mesh"], 0) and not final:
                 continue
@@ -249,7 +243,7 @@ class Home:
     def close(self) -> None:
         """At the end of the process: end a run of one's own, and wait until nothing is left of it.
 
-        In a run's driver: have its meshes end, before Monarch, which exits next, makes a failure of their end.
+        In a run's driver: have its meshes end.
         """
         if self.is_of_a_parent or self._closing:
             return
@@ -296,9 +290,7 @@ def living_home() -> Home | None:
 
 
 def _find_or_begin(coming: Unit | None) -> Home:
-    monarch = threading.Thread(target=_import_monarch, name="import monarch")
     if (run_dir := driver.run_dir()) is not None:
-        monarch.start()
         run, own = RunDir(Path(run_dir)), False
     elif "FORGE_RUN_DIR" in os.environ:
         raise UsageError(
@@ -307,7 +299,7 @@ def _find_or_begin(coming: Unit | None) -> Home:
         )
     else:
         plan = _own_plan()
-        run = begin_run(plan, b"", name_is_given=False, own=True, coming=coming, meanwhile=monarch.start)
+        run = begin_run(plan, b"", name_is_given=False, own=True, coming=coming, meanwhile=_import_the_rest)
         own = True
     from forgectl.actor.door import Door  # not before: time counts until the run has begun
 
@@ -316,9 +308,11 @@ def _find_or_begin(coming: Unit | None) -> Home:
     return found
 
 
-def _import_monarch() -> None:
-    with contextlib.suppress(Exception):  # whoever needs it will be told
-        importlib.import_module("forgectl.actor.client")
+def _import_the_rest() -> None:
+    """What is needed once the run's processes are there, imported while they start."""
+    with contextlib.suppress(ImportError):  # whoever needs it will be told
+        importlib.import_module("forgectl.actor.live_mesh")
+        importlib.import_module("forgectl.actor.door")
 
 
 def _own_plan() -> Plan:

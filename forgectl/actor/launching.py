@@ -34,7 +34,7 @@ async def _launch(home: Home, unit: Unit, making: Making, *, named: bool) -> Act
     mesh: LiveMesh | None = None
     try:
         mesh = LiveMesh.begun(home, await asyncio.shield(obtaining), making)
-        await mesh.shells()
+        await mesh.ranks()
     except BaseException:
         with contextlib.suppress(ForgeError):  # it was refused: nothing of it is there
             await (mesh or LiveMesh.begun(home, await obtaining, making)).shutdown(0.0)

@@ -10,24 +10,19 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import cloudpickle
-
-from forgectl.actor import places
 from forgectl.actor.endpoint import endpoints_of, interface_of
 from forgectl.actor.handle import ActorHandle
 from forgectl.actor.home import Document, Home
 from forgectl.actor.mesh import again, died
-from forgectl.actor.raised import RemoteTraceback
+from forgectl.actor.ranks import Ranks
+from forgectl.actor.requests import CONSTRUCT, INVOKE
 from forgectl.errors import ActorDied, ForgeError, error_of
 from forgectl.frozen import dataclass
-from forgectl.processes import boot_id
+from forgectl.messages import pickling
 from forgectl.protocol import OVER, Report
 
 if TYPE_CHECKING:
-    from forgectl.actor.client import Client
-    from forgectl.actor.engine import Spawned
     from forgectl.actor.foreign_mesh import ForeignMesh
-    from forgectl.actor.shells import Shells
 
 LONGEST_BACKOFF = 10.0
 
@@ -42,6 +37,11 @@ class Making:
     procs: int
     backoff: bool = False  # wait longer before each further restart
 
+    @property
+    def parts(self) -> tuple[type, tuple[Any, ...], dict[str, Any]]:
+        """What a rank needs to construct its object."""
+        return self.cls, self.args, self.kwargs
+
 
 class LiveMesh:
     """One mesh, from its first generation to its end. Lives in the home's loop; may be called from any."""
@@ -55,36 +55,33 @@ class LiveMesh:
         self._making = making
         self._attempted = -1  # the generation that was last filled, or tried to be
         self._reported: tuple[int, int] | None = None  # (generation, connection) that was told to be set up
-        self._shells: Shells | None = None
-        self._spawning: Shells | None = None
+        self._ranks: Ranks | None = None
+        self._making_ranks: Ranks | None = None
+        self._known: Ranks | None = None  # those of the last generation that was up
         self._error: BaseException | None = None  # what a constructor or setup raised
-        self._client: Client | None = None
-        self._up: concurrent.futures.Future[Shells] = concurrent.futures.Future()
+        self._up: concurrent.futures.Future[Ranks] = concurrent.futures.Future()
         self._over: concurrent.futures.Future[Document] = concurrent.futures.Future()
-        self._spawned: dict[int, Spawned] = {}
         self._listeners: list[Callable[[], None]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # ------------------------------------------------------------ what callers see
 
-    def now(self) -> Shells | None:
-        """The shells of the generation that is up."""
-        return self._shells
+    def now(self) -> Ranks | None:
+        """The ranks of the generation that is up."""
+        return self._ranks
 
-    def foreign(self, shells: Shells | None = None) -> ForeignMesh:
-        """The generation that is up, as other processes may have it; raises ActorDied where none is."""
-        shells = shells or self._shells
-        if shells is None:
-            raise ActorDied(f"mesh {self.name} is not up: its handle cannot be handed on", mesh=self.name)
+    def foreign(self, ranks: Ranks | None = None) -> ForeignMesh:
+        """The mesh as other processes may have it, up or not: they learn by themselves what becomes of it."""
         from forgectl.actor.foreign_mesh import ForeignMesh
 
-        where = (boot_id(), str(self._home.run.path))
-        return ForeignMesh(self.name, self.interface, self.procs, where, shells.generation, shells.monarchs)
+        known = ranks or self._known
+        assert known is not None, "a handle is made once the mesh has been up"
+        return ForeignMesh(self.name, self.interface, self.procs, self._home.origin, known.generation, known.places)
 
-    async def shells(self) -> Shells:
-        """The shells of the generation that is up, or coming up; raises why there will be none."""
-        if self._shells is not None:
-            return self._shells
+    async def ranks(self) -> Ranks:
+        """The ranks of the generation that is up, or coming up; raises why there will be none."""
+        if self._ranks is not None:
+            return self._ranks
         coming = asyncio.wrap_future(self._up)
         coming.add_done_callback(lambda f: f.cancelled() or f.exception())  # also when nobody waits any more
         try:
@@ -95,7 +92,7 @@ class LiveMesh:
     @property
     def healthy(self) -> bool:
         """Whether it can be called now."""
-        return self._shells is not None
+        return self._ranks is not None
 
     @property
     def ended(self) -> BaseException | None:
@@ -124,27 +121,23 @@ class LiveMesh:
     def _take(self, document: Document) -> None:
         state, generation = document["state"], document["generation"]
         alive = state in ("pending", "starting", "ready")
-        for shells in (self._shells, self._spawning):
-            if shells is not None and (not alive or generation != shells.generation):
-                self._lose(shells, document)
+        for ranks in (self._ranks, self._making_ranks):
+            if ranks is not None and (not alive or generation != ranks.generation):
+                self._lose(ranks, document)
         if state in OVER:
             self._end(document)
         elif document["open"] and generation > self._attempted:
             self._attempted = generation
             self._soon(self._fill(document))
-        elif state == "starting" and self._shells is not None and generation == self._shells.generation:
+        elif state == "starting" and self._ranks is not None and generation == self._ranks.generation:
             self._soon(self._tell(generation))  # a new controller may not have heard
 
-    def _lose(self, shells: Shells, document: Document) -> None:
-        was_up = shells is self._shells
-        if was_up:  # first: who is told of the death may call again at once, and is to wait for what comes
-            self._shells = None
+    def _lose(self, ranks: Ranks, document: Document) -> None:
+        was_up = ranks is self._ranks
+        if was_up:  # first: who learns of the death may call again at once, and is to wait for what comes
+            self._ranks = None
             self._up = concurrent.futures.Future()
-        shells.die(died(document, mesh=self.name))
-        if self._client is not None:
-            self._client.tell_of_end(shells.generation, document)
-        if spawned := self._spawned.pop(shells.generation, None):
-            self._soon(spawned.drop())
+        ranks.die(died(document, mesh=self.name))
         if was_up:
             self._tell_listeners()
 
@@ -169,40 +162,27 @@ class LiveMesh:
     # ------------------------------------------------------------ a generation
 
     async def _fill(self, document: Document) -> None:
-        """Spawn the ranks of a generation, construct an actor in each, set them up, and say so."""
+        """Construct an actor in each rank of a generation, set them up, and say so."""
         generation, restarts = document["generation"], document["restarts"]
         if self._making.backoff and restarts > 1:
             await asyncio.sleep(min(0.1 * 2**restarts, LONGEST_BACKOFF))
-        client = self._client = await self._home.client()
-        home = self._home
+        places = [self._home.place_of(rank["host"]) for rank in document["ranks"]]
+        ranks = self._making_ranks = Ranks(self.name, generation, places, self._home.here)
         try:
-            starts = places.starts(home.run, home.plan, home.crossing.hosts, document)
-        except ForgeError as e:
-            await self._cannot(generation, e)
-            return
-        spawned, shells = client.spawn(
-            self.name,
-            generation,
-            self.procs,
-            lambda rank: starts[rank].arguments,
-            self._give_up,
-            [start.worker for start in starts],
-        )
-        self._spawning = shells
-        self._spawned[generation] = spawned
-        try:
-            await self._make(shells, client)
+            await self._make(ranks)
         except ActorDied as e:
-            if shells.died is None:  # only Monarch says so
+            if ranks.died is None:  # of another mesh, whose handle its constructor was given
                 await self._cannot(generation, e)
             return  # its state tells why
         except Exception as e:
             await self._cannot(generation, e)
             return
         finally:
-            self._spawning = None
-        self._shells = shells
-        self._up.set_result(shells)
+            self._making_ranks = None
+        if ranks.died is not None:
+            return
+        self._ranks = self._known = ranks
+        self._up.set_result(ranks)
         self._tell_listeners()
         await self._tell(generation)
 
@@ -213,25 +193,13 @@ class LiveMesh:
         what = f"its constructor or setup raised {_one_line(error)}"
         await self._home.report(Report(self.name, generation, what, text))
 
-    async def _make(self, shells: Shells, client: Client) -> None:
-        making = self._making
-        payload = cloudpickle.dumps((making.cls, making.args, making.kwargs))
-        handle = ActorHandle(self.foreign(shells))
-        path, errors = _import_path(), client.errors
-        try:
-            await shells.call(lambda s, n: s.construct.call(path, self.name, handle, payload, errors, n))
-        except ValueError as e:
-            if isinstance(e.__cause__, RemoteTraceback):
-                raise
-            raise await shells.cause(str(e)) from None  # a process of it could not be started
+    async def _make(self, ranks: Ranks) -> None:
+        making, every = self._making, range(self.procs)
+        payload = pickling.nested(making.parts)
+        handle = ActorHandle(self.foreign(ranks))
+        await ranks.call(every, (CONSTRUCT, _import_path(), self.name, handle, payload))
         if "setup" in endpoints_of(making.cls):
-            await shells.call(lambda s, n: s.invoke.call("setup", (), {}, (), n))
-
-    def _give_up(self, monarchs_word: str) -> None:
-        """Monarch cannot reach what the agents see running: it counts as failed. From any loop."""
-        text = monarchs_word.strip().splitlines() or ["it does not say why"]
-        report = Report(self.name, self._attempted, f"Monarch has lost it: {text[0]}", monarchs_word)
-        asyncio.run_coroutine_threadsafe(self._home.report(report), self._home.loop)
+            await ranks.call(every, (INVOKE, "setup", (), {}, ()))
 
     async def _tell(self, generation: int) -> None:
         key = (generation, self._home.connections)

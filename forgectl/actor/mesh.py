@@ -1,4 +1,4 @@
-"""A mesh of actors as its callers have it. Nothing here, and in what it is handed to callers by, needs Monarch."""
+"""A mesh of actors as its callers have it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from forgectl.actor.endpoint import Interface
 from forgectl.errors import ActorDied
 
 if TYPE_CHECKING:
-    from forgectl.actor.shells import Shells
+    from forgectl.actor.ranks import Ranks
 
 
 def again(died: ActorDied) -> ActorDied:
@@ -30,11 +30,11 @@ class Mesh(Protocol):
         """The mesh as other processes may have it; raises ActorDied while it is not up."""
         ...
 
-    async def shells(self) -> Shells:
+    async def ranks(self) -> Ranks:
         """Those of the living generation; waits while it restarts, and raises ActorDied once it is over."""
         ...
 
-    def now(self) -> Shells | None:
+    def now(self) -> Ranks | None:
         """Those of the living generation, if it is up."""
         ...
 

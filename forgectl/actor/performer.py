@@ -1,4 +1,4 @@
-"""Runs the endpoints of the user's object in a rank: one at a time, plain ones in a thread. No Monarch here."""
+"""Runs the endpoints of the user's object in a rank: one at a time, plain ones in a thread."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from forgectl.actor.endpoint import endpoints_of, interface_of, method_of
+from forgectl.actor.value_mesh import serving
 
 Chain = tuple[str, ...]
 
@@ -37,25 +38,27 @@ class Performer:
         method = method_of(type(self._subject), name)
         back = self._mesh in chain
         calling.set((*chain, self._mesh))
-        async with self._turn(back):
+        serving.set(True)
+        out_of_turn = back or self._endpoints[name].concurrent
+        async with self._turn(out_of_turn):
             if inspect.iscoroutinefunction(method):
                 return await method(self._subject, *args, **kwargs)
             run = functools.partial(method, self._subject, *args, **kwargs)
-            return await self._in_thread(run, back)
+            return await self._in_thread(run, out_of_turn)
 
     @contextlib.asynccontextmanager
-    async def _turn(self, back: bool) -> AsyncIterator[None]:
-        if back:  # whoever has the turn awaits this very call
+    async def _turn(self, out_of_turn: bool) -> AsyncIterator[None]:
+        if out_of_turn:  # such as a call back: whoever has the turn awaits this very call
             yield
             return
         async with self._turns:
             yield
 
-    async def _in_thread(self, run: Callable[[], Any], back: bool) -> Any:
+    async def _in_thread(self, run: Callable[[], Any], out_of_turn: bool) -> Any:
         """Run it off the loop, on the GPU that this thread has selected; a selection of its own comes back."""
         context = contextvars.copy_context()
         work = functools.partial(context.run, _on_device, _device(), run)
-        executor = None if back else self._thread  # of a call back the one thread may be the one that waits
+        executor = None if out_of_turn else self._thread  # of a call back the one thread may be the one that waits
         result, device = await asyncio.get_running_loop().run_in_executor(executor, work)
         _select(device)
         return result

@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import concurrent.futures.thread
-import pickle
 import traceback
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-import cloudpickle
+from forgectl.messages import pickling
 
-_OURS = {str(Path(__file__).with_name(name)) for name in ("shell.py", "performer.py")}
+_OURS = {str(Path(__file__).with_name(name)) for name in ("actor_rank.py", "performer.py")}
 _BELOW = {*_OURS, concurrent.futures.thread.__file__}
 
 
 class Raised(Exception):
     """Carries an exception out of a rank. `pickled` is empty where that cannot be."""
 
-    def __init__(self, pickled: bytes, line: str, text: str) -> None:
+    def __init__(self, pickled: list[Any], line: str, text: str) -> None:
         super().__init__(pickled, line, text)
         self.pickled = pickled
         self.line = line
         self.text = text
 
 
-def carrier(error: Exception) -> Raised:
+def carrier(error: BaseException) -> Raised:
     """An exception that any process can unpickle, whatever `error` is."""
     line = "".join(traceback.format_exception_only(type(error), error)).strip()
     try:
-        pickled = cloudpickle.dumps(error)
+        pickled = pickling.nested(error)
     except Exception:
-        pickled = b""
+        pickled = []
     return Raised(pickled, line, shown(error))
 
 
@@ -55,8 +55,8 @@ class RemoteTraceback(Exception):
 def original(raised: Raised) -> tuple[Exception, RemoteTraceback]:
     """The exception that was carried, or a RuntimeError where it cannot be had here, and its cause."""
     try:
-        found = pickle.loads(raised.pickled)  # noqa: S301 (from a rank of ours)
-        if not isinstance(found, Exception):
+        found = pickling.loads(raised.pickled)
+        if not isinstance(found, Exception) or isinstance(found, StopIteration):  # no coroutine may raise that
             raise TypeError
     except Exception:
         found = RuntimeError(raised.line)

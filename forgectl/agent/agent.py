@@ -15,36 +15,38 @@ from typing import Any
 from forgectl import __version__
 from forgectl.agent.enclosure import sweep_run
 from forgectl.agent.events import EventLog
-from forgectl.agent.forks import ForkServerError
 from forgectl.agent.gpus import NoSuchGpu, discover
 from forgectl.agent.log_parts import read_logs
 from forgectl.agent.mesh import HostMesh
+from forgectl.agent.messengers import Messengers
 from forgectl.agent.reaper import Reaper
 from forgectl.agent.servers import ForkServers
 from forgectl.agent.stats import UseMeter
 from forgectl.agent.warming import Warming
-from forgectl.agent.worker import Worker
 from forgectl.doorway import Doorway
 from forgectl.errors import ForgeError
 from forgectl.log_cap import LogCap
-from forgectl.names import NAME
+from forgectl.names import NAME, socket_prefix
 from forgectl.processes import boot_id
 from forgectl.protocol import (
     CONTROLLER_TO_AGENT,
-    FORWARDER_TO_AGENT,
+    FOLLOWER_TO_AGENT,
+    OVER,
     Ack,
     AgentConfig,
     Event,
-    Forward,
+    Follow,
     GetGpus,
     GetStats,
     Hello,
     HostGpus,
+    Links,
     MeshGone,
-    Mirror,
+    MeshNews,
+    MessengerGone,
     Notice,
+    OpenMessenger,
     OpenStore,
-    OpenWorker,
     Ping,
     Pong,
     Prepare,
@@ -57,14 +59,11 @@ from forgectl.protocol import (
     Stop,
     Synced,
     Welcome,
-    WorkerGone,
 )
 from forgectl.stream import Stream
 from forgectl.wire import HANDSHAKE_SECONDS, private_folder, wrong_version
 
 LOG_CHECK_SECONDS = 1.0
-ORPHAN_SECONDS = 3.0
-"""How long a rank may outlive its forwarder: the driver's end ends both, in whatever order."""
 
 
 class Agent:
@@ -82,7 +81,10 @@ class Agent:
         self._said = self.heard  # when the last Welcome or Pong was sent
         self.done = asyncio.Event()
         self._servers = ForkServers(config, self.reaper, warming)
-        self._worker: Worker | None = None
+        self._messages = Path(config.messages or messages_folder(self.run_dir))
+        self._messengers = self._messengers_of(config)
+        self._news: dict[str, MeshNews] = {}
+        self._followers: set[Stream] = set()
         self._stream: Stream | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._quitting: asyncio.Task[None] | None = None
@@ -106,13 +108,13 @@ class Agent:
     # ------------------------------------------------------------ the controller's connection
 
     async def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        stream = Stream(reader, writer, (*CONTROLLER_TO_AGENT, *FORWARDER_TO_AGENT))
+        stream = Stream(reader, writer, (*CONTROLLER_TO_AGENT, *FOLLOWER_TO_AGENT))
         try:
             if not stream.is_ours():
                 return
             first = await stream.receive(HANDSHAKE_SECONDS)
-            if isinstance(first, Forward):
-                await self._forward(stream, first)
+            if isinstance(first, Follow):
+                await self._inform(stream, first)
             elif isinstance(first, Hello) and await self._greet(stream, first):
                 await self._obey(stream)
         except (ProtocolError, asyncio.TimeoutError, ConnectionError) as e:
@@ -122,27 +124,28 @@ class Agent:
                 self._stream = None
             stream.abort()
 
-    async def _forward(self, stream: Stream, request: Forward) -> None:
-        """Have a rank forked for Monarch, which watches the forwarder at the other end in its place."""
-        mesh = self.meshes.get(request.mesh)
-        if request.run != self.config.run or wrong_version(request.version) or mesh is None:
+    async def _inform(self, stream: Stream, request: Follow) -> None:
+        """Tell a process that has handles what becomes of meshes, until it ends."""
+        if request.run != self.config.run or wrong_version(request.version):
             return
+        self._followers.add(stream)
         try:
-            child = await mesh.admit(request)
-        except (ForkServerError, OSError) as e:
-            log(f"rank {request.rank} of {request.mesh}: {e}")
-            return
-        gone = asyncio.ensure_future(stream.receive())  # it says nothing more: this is its end
-        ended: set[asyncio.Future[Any]] = {child.exited, gone}
-        await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
-        if not child.exited.done():
-            await asyncio.wait({child.exited}, timeout=ORPHAN_SECONDS)  # the whole mesh may be ending
-        if child.exited.done():
-            stream.send(Mirror(child.exited.result()[0]))
-            await stream.close()
-        else:
-            mesh.disown(child)
-        gone.cancel()
+            for news in self._news.values():
+                stream.send(news)
+            stream.send(Synced())
+            await stream.receive()  # it says nothing more: this is its end
+        finally:
+            self._followers.discard(stream)
+
+    def _take_news(self, news: MeshNews) -> None:
+        before = self._news.get(news.mesh)
+        self._news[news.mesh] = news
+        for stream in self._followers:
+            stream.send(news)
+        if self._messengers is not None and before is not None and before.generation < news.generation:
+            self._messengers.ended(socket_prefix(news.mesh), before.generation)
+        if self._messengers is not None and news.state in OVER:
+            self._messengers.ended(socket_prefix(news.mesh), news.generation)
 
     async def _greet(self, stream: Stream, hello: Hello) -> bool:
         if hello.run != self.config.run:
@@ -192,22 +195,34 @@ class Agent:
             self._mesh(command).prepare()
         elif isinstance(command, Quit):
             self.quit(TOLD)
-        elif isinstance(command, OpenWorker):
-            self._open_worker(command)
+        elif isinstance(command, MeshNews):
+            self._take_news(command)
+        elif isinstance(command, (OpenMessenger, Links)):
+            self._command_messengers(command)
         elif isinstance(command, (OpenStore, Start, Stop, Release)):
             self._command_mesh(command)
 
-    def _open_worker(self, order: OpenWorker) -> None:
-        if self._worker is not None and self._worker.generation >= order.generation:
+    def _messengers_of(self, config: AgentConfig) -> Messengers | None:
+        if config.membership is None:
+            return None
+
+        def log_file(role: str) -> Path:
+            return self.run_dir / "agents" / f"{config.host}.{role}.log"
+
+        return Messengers(config.membership, self._messages, log_file, self.reaper, self.events.emit)
+
+    def _command_messengers(self, command: OpenMessenger | Links) -> None:
+        if self._messengers is None or self._quitting is not None:
             return
-        if self.config.membership is None or self._quitting is not None:
+        if isinstance(command, Links):
+            self._messengers.link(command)
             return
         try:
-            folder = private_folder(messages_folder(self.run_dir))
-            log_file = self.run_dir / "agents" / f"{self.config.host}.worker.log"
-            self._worker = Worker(order, self.config.membership, folder, log_file, self.reaper, self.events.emit)
+            private_folder(self._messages)
         except OSError as e:
-            self.events.emit(WorkerGone(order.generation, f"it could not be started: {e}"))
+            self.events.emit(MessengerGone(command.generation, f"it could not be started: {e}"))
+        else:
+            self._messengers.open(command.generation)
 
     async def _read_logs(self, request: ReadLogs) -> None:
         self._answer(await read_logs(self.run_dir / "logs", request))
@@ -265,6 +280,9 @@ class Agent:
                 run=self.config.run,
                 host=self.config.host,
                 run_dir=self.run_dir,
+                messages=self._messages,
+                place=self.config.place,
+                agent=self.config.socket,
                 emit=self.events.emit,
                 fork_server=self._servers.of,
                 redact=self._redact,
@@ -303,9 +321,10 @@ class Agent:
         await asyncio.gather(*endings, return_exceptions=True)
         for mesh in self.meshes.values():
             await self._release(mesh)
-        if self._worker is not None:
-            self._worker.stop()
-            shutil.rmtree(messages_folder(self.run_dir), ignore_errors=True)
+        if self._messengers is not None:
+            self._messengers.stop()
+        if self.config.leaves:
+            shutil.rmtree(self._messages, ignore_errors=True)
         await sweep_run(self.config.run, self.config.host)
         if self.config.leaves and why == TOLD:
             shutil.rmtree(self.run_dir, ignore_errors=True)
@@ -324,7 +343,7 @@ TOLD = "told to"
 
 
 def messages_folder(run_dir: Path) -> Path:
-    """Where Monarch's sockets of a host are: in /tmp, as their addresses are limited to 107 bytes."""
+    """Where the sockets for messages of an ssh host are: in /tmp, as their addresses are limited to 107 bytes."""
     return Path(f"/tmp/forgectl-{os.getuid()}-{zlib.crc32(os.fsencode(run_dir)):08x}")
 
 

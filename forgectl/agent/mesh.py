@@ -22,11 +22,9 @@ from forgectl.plan.environment import launch_environment
 from forgectl.plan.model import Gpu, MeshPlan, RankPlan
 from forgectl.processes import Identity
 from forgectl.protocol import (
-    Forward,
     Happening,
     MeshGone,
     Notice,
-    Opened,
     Prepared,
     RankStarted,
     Refusal,
@@ -35,6 +33,7 @@ from forgectl.protocol import (
     StartFailed,
     StoreOpened,
 )
+from forgectl.wire import private_folder
 
 HUNG_SECONDS = 10.0
 """A fork server that takes longer to answer, when all it still has to tell is who has ended, is hung."""
@@ -49,11 +48,9 @@ class Generation:
         self.oom = OomWitness(enclosure.cgroup.path if enclosure.cgroup else None)
         self.oom.note()
         self.listener: socket.socket | None = None
-        self.order: Start | None = None  # once its ranks can be forked
         self.server: ForkServer | None = None
         self.store: Child | None = None
         self.starting: asyncio.Task[None] | None = None
-        self.admitting: set[asyncio.Task[Child]] = set()
         self.ending: asyncio.Task[None] | None = None
         self.stopping = asyncio.Event()
         self.ranks: dict[int, Child] = {}
@@ -73,6 +70,9 @@ class HostMesh:
         run: str,
         host: str,
         run_dir: Path,
+        messages: Path,
+        place: str,
+        agent: str,
         emit: Callable[[Happening], None],
         fork_server: Callable[[MeshPlan], ForkServer],
         redact: Callable[[str], str],
@@ -83,6 +83,9 @@ class HostMesh:
         self.run = run
         self.host = host
         self._run_dir = run_dir
+        self._messages = messages  # the folder of actors' sockets
+        self._place = place
+        self._agent = agent  # this agent's own socket
         self._logs = run_dir / "logs" / plan.mesh
         self._emit = emit
         self._fork_server = fork_server
@@ -99,6 +102,9 @@ class HostMesh:
             self.preparing = asyncio.create_task(self._prepare())
 
     async def _prepare(self) -> None:
+        if self.plan.stays and (why := self._no_messages()):
+            await self._refuse(69, f"on host {self.host}: {why}", "remove it, or have its owner do so")
+            return
         try:
             self._fork_server(self.plan)  # first: it warms while we wait for GPUs
             if gpus := self.plan.gpus.get(self.host):
@@ -115,6 +121,15 @@ class HostMesh:
             await self._refuse(75 if full else 66, what, "free some disk space" if full else "check `python:`")
         else:
             self._emit(Prepared(self.plan.mesh))
+
+    def _no_messages(self) -> str:
+        """Why there can be no folder for the sockets of actors' ranks; "" where there is one."""
+        try:
+            private_folder(self._messages.parent if self._place == "" else self._messages)
+            private_folder(self._messages)
+        except OSError as e:
+            return f"there is no folder for its sockets: {e}"
+        return ""
 
     def _acquire(self, gpus: tuple[Gpu, ...]) -> gpu_leases.GpuLease:
         directory = gpu_leases.lock_dir(os.environ)
@@ -166,18 +181,14 @@ class HostMesh:
     async def _start(self, generation: Generation, order: Start) -> None:
         try:
             server = generation.server = self._fork_server(self.plan)
-            if self.plan.stays:  # forwarders take their time, too: they may come while the server gets warm
-                self._emit(Opened(self.plan.mesh, generation.number))
             if not await self._warm(server, generation):
                 return
             if generation.listener is not None:
                 await self._serve_store(server, generation, order.master_addr)
             elif len(self.plan.hosts) > 1 and self._store_is_served_at_once:
                 await interface.check_reachable(order.master_addr, order.master_port)
-            generation.order = order
-            if not self.plan.stays:
-                ranks = self.plan.ranks_on(self.host)
-                await asyncio.gather(*(self._start_rank(server, generation, order, rank) for rank in ranks))
+            ranks = self.plan.ranks_on(self.host)
+            await asyncio.gather(*(self._start_rank(server, generation, order, rank) for rank in ranks))
         except ForkServerError as e:
             if generation.stopping.is_set():
                 return
@@ -230,36 +241,7 @@ class HostMesh:
         generation.store = await server.fork(request, [listener.fileno()])
         listener.close()
 
-    async def admit(self, request: Forward) -> Child:
-        """Fork a rank of an actor's mesh for its forwarder; raises ForkServerError where it cannot be one."""
-        generation = self.generation
-        rank = next((r for r in self.plan.ranks_on(self.host) if r.rank == request.rank), None)
-        if generation is None or generation.number != request.generation or generation.starting is None or rank is None:
-            raise ForkServerError(f"not a rank of generation {request.generation}")
-        await asyncio.wait({generation.starting})
-        if generation.order is None or generation.server is None or rank.rank in generation.ranks:
-            raise ForkServerError(f"generation {request.generation} does not wait for it")
-        forking = asyncio.ensure_future(
-            self._start_rank(generation.server, generation, generation.order, rank, request.env)
-        )
-        generation.admitting.add(forking)
-        forking.add_done_callback(generation.admitting.discard)
-        return await forking
-
-    @staticmethod
-    def disown(child: Child) -> None:
-        """End a rank whose forwarder is gone: Monarch takes it for dead."""
-        with contextlib.suppress(OSError):
-            signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
-
-    async def _start_rank(
-        self,
-        server: ForkServer,
-        generation: Generation,
-        order: Start,
-        rank: RankPlan,
-        more_env: dict[str, str] | None = None,
-    ) -> Child:
+    async def _start_rank(self, server: ForkServer, generation: Generation, order: Start, rank: RankPlan) -> Child:
         if generation.stopping.is_set():
             raise ForkServerError("stopped before it began")
         folder = self._logs / str(generation.number)
@@ -280,8 +262,7 @@ class HostMesh:
                     **self._network(order.master_addr),
                     **rank.env,
                     **launch,
-                    **self._context(),
-                    **(more_env or {}),
+                    **self._context(generation.number),
                 },
                 "cgroup": str(generation.enclosure.cgroup_procs_path or ""),
                 "workdir": self.plan.workdir,
@@ -310,9 +291,19 @@ class HostMesh:
         several = len(self.plan.hosts) > 1
         return interface.gloo_environment(master_addr, self.plan.env[self.host]) if several else {}
 
-    def _context(self) -> dict[str, str]:
+    def _context(self, generation: int) -> dict[str, str]:
         """What the driver and actors need to reach their run."""
-        return {"FORGE_RUN_DIR": str(self._run_dir)} if self.plan.kind == "driver" or self.plan.stays else {}
+        if self.plan.kind == "driver":
+            return {"FORGE_RUN_DIR": str(self._run_dir)}
+        if not self.plan.stays:
+            return {}
+        return {
+            "FORGE_RUN_DIR": str(self._run_dir),
+            "FORGE_GENERATION": str(generation),
+            "FORGE_MESSAGES": str(self._messages),
+            "FORGE_PLACE": self._place,
+            "FORGE_AGENT": self._agent,
+        }
 
     async def _watch(self, generation: Generation, rank: int, child: Child, log: Path, error: Path) -> None:
         status, when = await child.exited
@@ -356,8 +347,6 @@ class HostMesh:
     async def _end(self, generation: Generation, grace: float) -> None:
         if generation.starting is not None:  # forks that were asked for must be known before they can be ended
             await self._served(generation, generation.starting)
-        if generation.admitting:
-            await self._served(generation, asyncio.gather(*generation.admitting, return_exceptions=True))
         report = await generation.enclosure.end(grace)
         await self._served(generation, self._end_store(generation))
         unkillable = tuple(str(p) for p in report.unkillable)

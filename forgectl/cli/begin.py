@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from forgectl.spec.model import Spec
     from forgectl.transport.facts import Hosts
 
-PACKAGES = {"torch": "torch", "monarch": "torchmonarch", "cloudpickle": "cloudpickle"}
+PACKAGES = {"torch": "torch", "zmq": "pyzmq", "cloudpickle": "cloudpickle"}
 """Module → what pip calls it."""
+MESSAGES = {"zmq", "cloudpickle"}
+"""What actors need."""
 
 
 @contextlib.contextmanager
@@ -37,7 +39,7 @@ def planned(spec: Spec) -> Iterator[tuple[Plan, Hosts]]:
     _refuse_what_cannot_be_launched(spec)
     with gather(spec, os.environ, no_answer_yet) as hosts:
         plan = place(spec, hosts.facts, python=sys.executable, inherited=os.environ)
-        _refuse_actors_without_monarch(plan)
+        _refuse_actors_without_messages(plan)
         _refuse_hosts_without_what_they_need(plan, hosts)
         plan = verified(plan, hosts, {h.name: h.address for h in spec.hosts if h.address})
         yield dataclasses.replace(plan, spec=str(Path(spec.source).absolute()) if spec.source else ""), hosts
@@ -52,11 +54,12 @@ def _refuse_what_cannot_be_launched(spec: Spec) -> None:
         raise SpecError(spec.source, problems)
 
 
-def _refuse_actors_without_monarch(plan: Plan) -> None:
+def _refuse_actors_without_messages(plan: Plan) -> None:
     """Of other interpreters than this one their ranks tell."""
-    monarchs = [m for m in plan.meshes if m.stays or (m.kind == "driver" and plan.declared)]
-    if any(sys.executable in m.python.values() for m in monarchs) and not importlib.util.find_spec("monarch"):
-        message = f"actors and services need torchmonarch, which {sys.executable} does not have"
+    meshes = [m for m in plan.meshes if m.stays or (m.kind == "driver" and plan.declared)]
+    missing = [PACKAGES[module] for module in MESSAGES if not importlib.util.find_spec(module)]
+    if missing and any(sys.executable in m.python.values() for m in meshes):
+        message = f"actors and services need {' and '.join(missing)}, which {sys.executable} does not have"
         raise NotInstalledError(message, hint="pip install 'forgectl[actors]'")
 
 
@@ -81,5 +84,5 @@ def _refuse_hosts_without_what_they_need(plan: Plan, hosts: Hosts) -> None:
 
 def _needs(mesh: MeshPlan) -> set[str]:
     if mesh.stays:
-        return {"torch", "monarch", "cloudpickle"} if "torch" in mesh.preload else {"monarch", "cloudpickle"}
+        return {"torch", *MESSAGES} if "torch" in mesh.preload else MESSAGES
     return {"torch"} if "torch" in mesh.preload else set()

@@ -6,6 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+CALLED = ("actor", "service")
+"""Kinds of meshes that have endpoints."""
+
 
 def call(
     mesh: Annotated[str, typer.Argument(metavar="MESH", help="An actor's mesh or a service, or RUN/MESH.")],
@@ -32,21 +35,41 @@ def call(
     import sys
 
     from forgectl.cli import render
-    from forgectl.cli.driver import ask_driver
-    from forgectl.cli.find import find_mesh
-    from forgectl.protocol import Call, Values
 
-    run, _ = find_mesh(mesh)
     positional = [_value(a) for a in args or ()]
     named = dict(_keyword(k) for k in keywords or ())
-    answer = ask_driver(run, Call(mesh.rpartition("/")[2], endpoint, positional, named, timeout), Values, None)
+    values = _values(mesh, endpoint, positional, named, timeout)
     if as_json:
-        sys.stdout.write(json.dumps(answer.values) + "\n")
-    elif len(answer.values) == 1:
-        render.stdout().print(render.plain(_text(answer.values[0])), soft_wrap=True)
+        sys.stdout.write(json.dumps(values) + "\n")
+    elif len(values) == 1:
+        render.stdout().print(render.plain(_text(values[0])), soft_wrap=True)
     else:
-        for rank, value in enumerate(answer.values):
+        for rank, value in enumerate(values):
             render.stdout().print(render.plain(f"{rank}: {_text(value)}"), soft_wrap=True)
+
+
+def _values(name: str, endpoint: str, args: list[Any], kwargs: dict[str, Any], timeout: float | None) -> list[Any]:
+    """What is answered: by the ranks of a mesh themselves, or by a service's driver, which routes."""
+    from forgectl.cli.driver import ask_driver
+    from forgectl.cli.find import find_mesh, mesh_of
+    from forgectl.controller import client
+    from forgectl.errors import NotFoundError
+    from forgectl.protocol import Call, Values
+
+    run, found = find_mesh(name)
+    target = name.rpartition("/")[2]
+    if found != (target,):
+        values: list[Any] = ask_driver(run, Call(target, endpoint, args, kwargs, timeout), Values, None).values
+        return values
+    document = client.document(run)
+    mesh = mesh_of(document, target)
+    if mesh["kind"] not in CALLED:
+        there = ", ".join(m["mesh"] for m in document["meshes"] if m["kind"] in CALLED) or "none"
+        message = f"mesh {target} is a {mesh['kind']}; actors and services have endpoints: there is {there}"
+        raise NotFoundError(message)
+    from forgectl.actor.asking import ask
+
+    return ask(run, target, mesh["desired"], endpoint, args, kwargs, timeout)
 
 
 def _value(word: str) -> Any:

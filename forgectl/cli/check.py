@@ -27,7 +27,7 @@ def check(
 ) -> None:
     """Look at all hosts of SPEC, and start nothing.
 
-    Whether they can be reached, by each other too; their Python, torch, CUDA, NCCL and torchmonarch; GPUs and who uses
+    Whether they can be reached, by each other too; their Python, torch, CUDA, NCCL and pyzmq; GPUs and who uses
     them; clocks, disks and limits. Ends with 0 if nothing is in the way of a launch, else with the code of the worst
     that was found.
     """

@@ -17,7 +17,7 @@ ROOMY = 100 << 30
 """Bytes of free disk from which on the number does not matter."""
 IN_STEP = 1.0
 """Seconds that a clock may be off."""
-_PACKAGES = ("torch", "CUDA", "NCCL", "torchmonarch")
+_PACKAGES = ("torch", "CUDA", "NCCL", "pyzmq")
 _NONE = "none"
 _UNLIMITED = "unlimited"
 
@@ -111,5 +111,5 @@ _COMPARED: tuple[tuple[str, Callable[[Wants], bool], Callable[[Interpreter], str
     ("torch", _has_ranks, lambda i: (i.packages.get("torch") or "").partition("+")[0]),
     ("CUDA", lambda w: w.gpus, lambda i: (i.packages.get("CUDA") or "no CUDA") if i.packages.get("torch") else None),
     ("NCCL", lambda w: w.gpus, lambda i: i.packages.get("NCCL")),
-    ("torchmonarch", lambda w: w.actors, lambda i: i.packages.get("torchmonarch")),
+    ("pyzmq", lambda w: w.actors, lambda i: i.packages.get("pyzmq")),
 )

@@ -34,7 +34,7 @@ def wants_of(spec: Spec) -> dict[str, Wants]:
             want.packages.setdefault(unit.python or OWN, set()).update(_packages(unit, spec))
             want.gpus = want.gpus or unit.with_gpus
             want.ranks = want.ranks or unit.kind != "driver"
-            want.actors = want.actors or _has_monarch(unit, spec)
+            want.actors = want.actors or _has_actors(unit, spec)
     return wants
 
 
@@ -46,11 +46,11 @@ def _may_land(unit: Unit, spec: Spec) -> list[Host]:
     return [host for host in spec.hosts if host.slots != 0 and not (unit.with_gpus and host.gpus in ("none", 0, ()))]
 
 
-def _has_monarch(unit: Unit, spec: Spec) -> bool:
+def _has_actors(unit: Unit, spec: Spec) -> bool:
     return unit.program.kind == "actor" or (unit.kind == "driver" and bool(spec.actors or spec.services))
 
 
 def _packages(unit: Unit, spec: Spec) -> set[str]:
     """By the names that pip has for them."""
     torch = {"torch"} if "torch" in unit.preload else set()
-    return torch | ({"torchmonarch", "cloudpickle"} if _has_monarch(unit, spec) else set())
+    return torch | ({"pyzmq", "cloudpickle"} if _has_actors(unit, spec) else set())

@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from forgectl.controller import client, rundir
 from forgectl.controller.configs import agent_config
+from forgectl.controller.message_keys import MessageKeys
 from forgectl.controller.rundir import RunDir
 from forgectl.errors import BusyError, ForgeError, InternalError
 from forgectl.names import free_name
@@ -75,7 +76,8 @@ def _begin_agent(
     for index, host in enumerate(plan.hosts):
         if host.local:
             seat, meshes = run.seat(index, host), _meshes(plan, coming)
-            config = agent_config(run, plan, host, seat, secrets, first=True, coming=meshes)
+            member = MessageKeys(run, plan).of(host)
+            config = agent_config(run, plan, host, seat, secrets, first=True, membership=member, coming=meshes)
             with contextlib.suppress(OSError):  # its controller will say why it cannot be started
                 run.sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
                 return host.name, EarlyAgent(config, host.python)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from forgectl.controller.mesh_news import news
 from forgectl.controller.run import Run
 from forgectl.controller.state import Mesh
+from forgectl.plan.links import dials, messengers
 from forgectl.plan.localized import on_host
-from forgectl.protocol import OpenStore, OpenWorker, Prepare, Quit, Release, Start, Stop
+from forgectl.protocol import (
+    Links,
+    MeshNews,
+    OpenMessenger,
+    OpenStore,
+    Prepare,
+    Quit,
+    Release,
+    Start,
+    Stop,
+    Tunnel,
+)
 
-Command = Prepare | OpenStore | OpenWorker | Start | Stop | Release | Quit
+Command = Prepare | OpenStore | OpenMessenger | Links | MeshNews | Start | Stop | Release | Quit
 
 
 def commands(run: Run, host: str) -> list[Command]:
@@ -19,13 +32,35 @@ def commands(run: Run, host: str) -> list[Command]:
 
 
 def _for_host(run: Run, name: str) -> list[Command]:
-    """A worker of Monarch's on each ssh host that has actors; an end for what was moved away from there."""
-    host = run.hosts[name]
-    actors = any(m.plan.stays and name in m.plan.hosts and not m.ended for m in run.meshes.values())
+    """An end for what was moved away from there; what concerns actors' messages."""
     found: list[Command] = [Release(m.name, m.left[name]) for m in run.meshes.values() if name in m.left]
-    if actors and not host.plan.local and host.worker is None:
-        found.append(OpenWorker(host.plan.address, host.workers_lost))
+    actors = [m for m in run.meshes.values() if m.plan.stays]
+    if actors:
+        found += _for_messenger(run, name, actors)
+        found += [news(mesh, run.hosts) for mesh in actors]
     return found
+
+
+def _for_messenger(run: Run, name: str, actors: list[Mesh]) -> list[Command]:
+    """A messenger on each ssh host that has actors, one here as soon as there is any of those, and their links."""
+    host, hosts = run.hosts[name], messengers(run.plan)
+    if host.plan not in hosts:
+        return []
+    away = {h for m in actors if not m.ended for h in m.plan.hosts if not run.hosts[h].plan.local}
+    if host.messenger is None:
+        needed = bool(away) if host.plan.local else name in away
+        return [OpenMessenger(host.messengers_lost)] if needed else []
+    links = Links(sum(h.messengers_lost for h in run.hosts.values()), {})
+    for other in hosts:
+        there = run.hosts[other.name].messenger
+        if there is None or other is host.plan or not dials(host.plan, other):
+            continue
+        if there.port and other.name in host.plan.reaches:
+            address = f"[{other.address}]" if ":" in other.address else other.address
+            links.dialled[other.place] = f"tcp://{address}:{there.port}"
+        else:
+            links.tunnels[other.place] = Tunnel(other.name, other.ssh or other.name, other.python, there.socket)
+    return [links]
 
 
 def _for_mesh(run: Run, mesh: Mesh, host: str) -> Command | None:
@@ -48,6 +83,10 @@ def _for_mesh(run: Run, mesh: Mesh, host: str) -> Command | None:
 
 def key(command: Command) -> tuple[object, ...]:
     """What makes two commands the same, so that none is sent twice over one connection."""
+    if isinstance(command, MeshNews):
+        return (MeshNews, id(command))  # one object a state: see mesh_news.py
+    if isinstance(command, Links):
+        return (Links, command.generation, *command.dialled.items(), *command.tunnels.items())
     generation = getattr(command, "generation", None)
     name = command.mesh.mesh if isinstance(command, Prepare) else getattr(command, "mesh", None)
     return (type(command), name, generation, getattr(command, "grace", None))

@@ -41,6 +41,8 @@ def agent_config(
         secrets={k: v for k, v in secrets.items() if k in needed},
         sweep=not first,
         ahead=_ahead(run, plan, host, secrets, here) if first else (),
+        place=host.place,
+        messages=str(run.messages) if host.local else "",
         membership=membership,
         leaves=not host.local,
     )

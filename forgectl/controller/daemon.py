@@ -19,7 +19,7 @@ from forgectl.controller.additions import Additions
 from forgectl.controller.commands import Command, commands
 from forgectl.controller.configs import agent_config
 from forgectl.controller.links import Link, Use
-from forgectl.controller.members import Members
+from forgectl.controller.message_keys import MessageKeys
 from forgectl.controller.mirror import Mirror
 from forgectl.controller.records import Added, AgentLost, Born, Happened, Moved, Record, StopAsked, Stranded
 from forgectl.controller.run import Run
@@ -31,12 +31,12 @@ from forgectl.doorway import LOOK_SECONDS
 from forgectl.errors import ForgeError
 from forgectl.plan.model import Gpu, HostPlan, Unit
 from forgectl.processes import Identity, boot_id, identify, open_pidfd
-from forgectl.protocol import AgentConfig, GetGpus, HostGpus, Membership, MeshAdded, Refusal, Report
+from forgectl.protocol import AgentConfig, GetGpus, HostGpus, MeshAdded, Refusal, Report
 from forgectl.transport.ways import way_to
 from forgectl.wire import dial
 
 REPORT_SECONDS = 0.02
-"""Changes within so many seconds are reported to followers at once."""
+"""Between two reports to followers; the first change after a quiet time is reported at once."""
 FAREWELL_SECONDS = 15.0
 Handed = dict[str, list[int]]
 """Host → descriptors of what the launching command has begun there."""
@@ -53,13 +53,14 @@ class Controller:
         self._sockets, self._messages = run_dir.sockets, run_dir.messages
         self.run = Run.new(run_dir.run, run_dir.read_plan())
         self._secrets = secrets
-        self._members = Members(run_dir, self.run.plan)
+        self._keys = MessageKeys(run_dir, self.run.plan)
         self.server = ControlServer(self, run_dir.control_socket)
         self.mirror = Mirror(run_dir, self.run.plan.log_limit, self.server.followed)
         whole = not adopt or self._recall()
         self._journal = journal.Journal(run_dir.journal_file)
         self._over = asyncio.Event()
         self._report_due = False
+        self._reported = 0.0
         self._additions = Additions(self._look_for_gpus)
         self._moving: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -108,8 +109,7 @@ class Controller:
 
     def _config_of(self, host: HostPlan, seat: Seat) -> Callable[[bool], AgentConfig]:
         def config(sweep: bool) -> AgentConfig:
-            member = None if host.local else self._members.of(host.name, host.address)
-            plan = self.run.plan
+            plan, member = self.run.plan, self._keys.of(host)
             return agent_config(self.dir, plan, host, seat, self._secrets, first=not sweep, membership=member)
 
         return config
@@ -178,12 +178,6 @@ class Controller:
         self.record(Added(plan))
         return MeshAdded(plan.mesh, self.run.meshes[plan.mesh].first)
 
-    def membership(self) -> Membership | Refusal:
-        """Who the driver is to other machines' Monarch workers."""
-        driver = next((m.plan.hosts[0] for m in self.run.meshes.values() if m.plan.kind == "driver"), None)
-        found = self._members.of("driver", self.run.hosts[driver].plan.address) if driver else None
-        return found or Refusal(66, f"run {self.run.id} has no actors on other machines")
-
     def take_report(self, report: Report) -> None:
         """What the driver made of a mesh."""
         if not self.run.ended:
@@ -208,10 +202,11 @@ class Controller:
     def _report_soon(self) -> None:
         if not self._report_due:
             self._report_due = True
-            asyncio.get_running_loop().call_later(REPORT_SECONDS, self._report)
+            wait = self._reported + REPORT_SECONDS - time.monotonic()
+            asyncio.get_running_loop().call_later(max(0.0, wait), self._report)
 
     def _report(self) -> None:
-        self._report_due = False
+        self._report_due, self._reported = False, time.monotonic()
         if not self.server.broadcast(self.document()):
             self._report_soon()  # somebody was too slow for this one
 
@@ -234,7 +229,7 @@ class Controller:
         with contextlib.suppress(OSError):
             shutil.rmtree(self._messages, ignore_errors=True)
             shutil.rmtree(self._sockets)  # before the state is final: from then on nobody would clean up
-        self._members.forget()
+        self._keys.forget()
         self._leave_final_state()
         await self.server.farewell(self.document())
         self._journal.close()

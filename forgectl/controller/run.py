@@ -23,8 +23,9 @@ from forgectl.protocol import (
     HAPPENINGS,
     OVER,
     MeshGone,
+    MessengerGone,
+    MessengerOpened,
     Notice,
-    Opened,
     Prepared,
     RankExited,
     RankStarted,
@@ -33,8 +34,6 @@ from forgectl.protocol import (
     Report,
     StartFailed,
     StoreOpened,
-    WorkerGone,
-    WorkerOpened,
     unpack,
 )
 
@@ -107,12 +106,12 @@ class Run:
             if host.pid is not None and host.state != "lost":  # the controller before died between the two
                 self._agent_lost(now, AgentLost(record.host, f"the agent on host {record.host} was replaced"))
             host.last_seq = 0
-            host.worker = None
+            host.messenger = None
         host.state, host.pid, host.boot_id, host.given_up = "up", record.pid, record.boot_id, False
 
     def _agent_lost(self, now: float, record: AgentLost) -> None:
         host = self.hosts[record.host]
-        host.state, host.given_up, host.worker = "lost", record.final, None
+        host.state, host.given_up, host.messenger = "lost", record.final, None
         started = self.was_up or any(r.pid for m in self.meshes.values() for r in m.ranks.values())
         if self.stop is None and not started:
             self._roll_back(now, Refusal(record.code, record.why, record.hint))
@@ -192,8 +191,8 @@ class Run:
             return  # replayed
         host.last_seq = record.seq
         what = unpack(record.what, HAPPENINGS)
-        if isinstance(what, (WorkerOpened, WorkerGone)):
-            self._worker_event(now, host, what)
+        if isinstance(what, (MessengerOpened, MessengerGone)):
+            self._messenger_event(now, host, what)
             return
         mesh = self.meshes.get(what.mesh)
         if mesh is None:
@@ -212,14 +211,14 @@ class Run:
                 mesh.begin_generation(what.generation)
             self._generation_event(now, record.host, mesh, what)
 
-    def _worker_event(self, now: float, host: Host, what: WorkerOpened | WorkerGone) -> None:
-        if isinstance(what, WorkerOpened):
-            host.worker = what
+    def _messenger_event(self, now: float, host: Host, what: MessengerOpened | MessengerGone) -> None:
+        if isinstance(what, MessengerOpened):
+            host.messenger = what
             return
-        opened, host.worker = host.worker, None
-        host.workers_lost = max(host.workers_lost, what.generation + 1)
+        opened, host.messenger = host.messenger, None
+        host.messengers_lost = max(host.messengers_lost, what.generation + 1)
         how = what.why if opened else f"it could not start: {what.why}"
-        why = f"Monarch's worker on host {host.plan.name}: {how}"
+        why = f"the messenger on host {host.plan.name}: {how}"
         for mesh in self.meshes.values():
             if mesh.plan.stays and host.plan.name in mesh.plan.hosts and not (mesh.ended or mesh.ending):
                 self._cannot_start(now, mesh, why, "", Refusal(69, why))
@@ -229,12 +228,10 @@ class Run:
         now: float,
         host: str,
         mesh: Mesh,
-        what: StoreOpened | StartFailed | Opened | RankStarted | RankExited | MeshGone,
+        what: StoreOpened | StartFailed | RankStarted | RankExited | MeshGone,
     ) -> None:
         if isinstance(what, StoreOpened):
             mesh.port = what.port
-        elif isinstance(what, Opened):
-            mesh.opened.add(host)
         elif isinstance(what, RankStarted):
             rank = mesh.ranks[what.rank]
             rank.pid, rank.log, rank.state = what.pid, what.log, "running"

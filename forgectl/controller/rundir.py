@@ -76,7 +76,7 @@ class RunDir:
 
     @property
     def messages(self) -> Path:
-        """Where Monarch's sockets are, in a folder of ours alone: their addresses are limited to 107 bytes."""
+        """Where sockets for messages are, in a folder of ours alone: their addresses are limited to 107 bytes."""
         sockets = self.sockets
         if len(os.fsencode(sockets)) <= 64:
             return sockets
@@ -119,9 +119,9 @@ class RunDir:
         return self.path / "events.jsonl"
 
     @property
-    def authority_file(self) -> Path:
-        """The certificate authority of a run with actors on several machines, while it lasts. Secret."""
-        return self.path / "authority.pem"
+    def keys_file(self) -> Path:
+        """The secret that keys for messages between machines are made of, while the run lasts."""
+        return self.path / "message-keys"
 
     @property
     def final_file(self) -> Path:

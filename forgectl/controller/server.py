@@ -18,10 +18,8 @@ from forgectl.protocol import (
     Attach,
     BringLogs,
     FollowLogs,
-    GetMembership,
     GetStatus,
     LogsHome,
-    Membership,
     MeshAdded,
     ProtocolError,
     Refusal,
@@ -45,8 +43,6 @@ class Subject(Protocol):
     def ask_stop(self, meshes: tuple[str, ...] | None, grace: float, by: str, exit_code: int = 0) -> None: ...
 
     async def add_mesh(self, unit: Unit, named: bool) -> MeshAdded | Refusal: ...
-
-    def membership(self) -> Membership | Refusal: ...
 
     def take_report(self, report: Report) -> None: ...
 
@@ -121,8 +117,6 @@ class ControlServer:
             stream.send(LogsHome(await self._subject.mirror.bring(request.meshes)))
         elif isinstance(request, AddMesh):
             stream.send(await self._subject.add_mesh(request.unit, request.named))
-        elif isinstance(request, GetMembership):
-            stream.send(self._subject.membership())
         elif isinstance(request, Report):
             self._subject.take_report(request)
         elif isinstance(request, Shutdown):

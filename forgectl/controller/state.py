@@ -16,7 +16,7 @@ from typing import Literal
 
 from forgectl.controller.records import StopAsked
 from forgectl.plan.model import HostPlan, MeshPlan, RankPlan
-from forgectl.protocol import OVER, RankExited, Refusal, WorkerOpened
+from forgectl.protocol import OVER, MeshNews, MessengerOpened, RankExited, Refusal
 
 MeshStateName = Literal[
     "pending", "starting", "running", "ready", "restarting",
@@ -84,7 +84,6 @@ class Mesh:
     ranks: dict[int, Rank] = field(default_factory=dict)
     prepared: set[str] = field(default_factory=set)
     gone: set[str] = field(default_factory=set)
-    opened: set[str] = field(default_factory=set)  # hosts where an actor's ranks can be asked for
     set_up: bool = False  # the driver has reported that the actors are
     added: bool = False  # by code, while the run went on
     port: int | None = None
@@ -100,6 +99,7 @@ class Mesh:
     notices: list[str] = field(default_factory=list)
     last_failure: str | None = None  # what made the generation before this one end
     fallen: Rank | None = None  # its first failed rank
+    news: tuple[tuple[int, str], MeshNews] | None = None  # the last that was made, and of which generation and state
 
     @property
     def name(self) -> str:
@@ -115,8 +115,8 @@ class Mesh:
 
     @property
     def open(self) -> bool:
-        """Whether the driver may ask for the ranks of this actor's mesh."""
-        return self.state == "starting" and self.plan.stays and self.opened >= set(self.plan.hosts)
+        """Whether the driver may construct this actor's ranks: all of them run."""
+        return self.state == "starting" and self.plan.stays and all(r.pid is not None for r in self.ranks.values())
 
     @property
     def ending(self) -> bool:
@@ -166,7 +166,6 @@ class Mesh:
         self.generation = number
         self.ranks = {r.rank: Rank(r, self.plan.stays) for r in self.plan.ranks}
         self.gone = set()
-        self.opened = set()
         self.set_up = False
         self.port = None
         self.failed = False
@@ -184,8 +183,8 @@ class Host:
     pid: int | None = None
     boot_id: str | None = None
     given_up: bool = False  # no agent can be started there
-    worker: WorkerOpened | None = None  # Monarch's, where actors are on several machines
-    workers_lost: int = 0
+    messenger: MessengerOpened | None = None  # where actors are on several machines
+    messengers_lost: int = 0
     last_seq: int = 0
     last_seen: float | None = None
 

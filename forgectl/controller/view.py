@@ -54,19 +54,6 @@ def _host(host: Host) -> dict[str, Any]:
         "address": host.plan.address,
         "last_seen": timestamp(host.last_seen),
         "agent_pid": host.pid,
-        "worker": _worker(host),
-    }
-
-
-def _worker(host: Host) -> dict[str, Any] | None:
-    """Monarch's worker, for the driver: where it listens, and how it starts forwarders."""
-    if host.worker is None:
-        return None
-    return {
-        "port": host.worker.port,
-        "generation": host.worker.generation,
-        "python": host.worker.python,
-        "forwarder": host.worker.forwarder,
     }
 
 
@@ -82,7 +69,7 @@ def _mesh(mesh: Mesh, hosts: dict[str, Host], run_dir: RunDir, use: dict[int, Ra
         "restarts": len(mesh.restarts),
         "max_restarts": mesh.plan.restart.max,
         "reason": reason(mesh),
-        "open": mesh.open and all(hosts[h].plan.local or hosts[h].worker for h in mesh.plan.hosts),
+        "open": mesh.open and all(hosts[h].plan.local or hosts[h].messenger for h in mesh.plan.hosts),
         "error": error(mesh.error),
         "failure": failure(mesh, run_dir),
         "last_failure": _fallen(mesh.fallen, mesh, mesh.generation - 1, run_dir) if mesh.fallen else None,

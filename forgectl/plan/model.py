@@ -75,6 +75,12 @@ class HostPlan:
     slots: int | None = None  # at most so many ranks without GPUs, and so many of its GPUs
     root: str = ""  # forgectl's folder there
     workdir: str = ""  # where the run's workdir is there; "": as in the plan
+    reaches: tuple[str, ...] = ()  # hosts that were dialled from here at their address, with success
+
+    @property
+    def place(self) -> str:
+        """Which machine it is among those that messages pass between: "" is the launching one."""
+        return "" if self.local else self.name
 
 
 @dataclass(frozen=True)

@@ -1,36 +1,16 @@
-"""A rank of an actor: the process that Monarch asked its forwarder for."""
+"""A rank of an actor: what it needs is imported after the fork, unless the fork server has done so (ahead.py)."""
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import importlib
-import os
-import sys
-from collections.abc import Iterator
-
-NOT_ROCM = "MONARCH_SKIP_TRITON_DEEPBIND"
+from typing import Any
 
 
 def run() -> None:
-    """Serve Monarch until it, or the agent, ends this process. Imported after the fork: it starts threads."""
+    """Serve callers until the agent ends this process."""
     gc.disable()  # as the fork server does while it imports
-    with _told_of_rocm():
-        shell = importlib.import_module("forgectl.actor.shell")
+    actor_rank: Any = importlib.import_module("forgectl.actor.actor_rank")
     gc.freeze()
     gc.enable()
-    shell.serve()
-
-
-@contextlib.contextmanager
-def _told_of_rocm() -> Iterator[None]:
-    """Monarch asks torch's metadata whether it is for ROCm, which takes a tenth of its import; a loaded torch knows."""
-    torch = sys.modules.get("torch")
-    if torch is None or torch.version.hip is not None or NOT_ROCM in os.environ:
-        yield
-        return
-    os.environ[NOT_ROCM] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[NOT_ROCM]
+    actor_rank.serve()

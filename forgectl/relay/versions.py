@@ -11,7 +11,7 @@ import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-MODULES = {"torchmonarch": "monarch", "psutil": "psutil", "cloudpickle": "cloudpickle", "numpy": "numpy"}
+MODULES = {"pyzmq": "zmq", "psutil": "psutil", "cloudpickle": "cloudpickle", "numpy": "numpy"}
 """What pip calls it → what Python calls it."""
 NCCL = ("nvidia-nccl-cu13", "nvidia-nccl-cu12", "nvidia-nccl-cu11")
 

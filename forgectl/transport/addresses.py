@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from forgectl.errors import UnreachableError
-from forgectl.plan.model import Plan
+from forgectl.plan.links import messengers
+from forgectl.plan.model import HostPlan, Plan
 from forgectl.protocol import Dialled, DialOut, Listening, ListenOn, Target
 from forgectl.relay import reach
 from forgectl.transport.facts import Hosts, for_all, together
@@ -29,43 +31,41 @@ def verified(plan: Plan, hosts: Hosts, given: Mapping[str, str]) -> Plan:
     seen = dial_out(pairs, ports, hosts)
     hosts.hush()
     chosen = {n: _choose(n, candidates[n], ports[n], (needed, pairs), seen, n in given) for n in names}
-    chosen |= dict.fromkeys(_shut_in(plan, chosen, pairs, needed, seen), "")
-    placed = tuple(dataclasses.replace(h, address=chosen.get(h.name, h.address)) for h in plan.hosts)
-    return dataclasses.replace(plan, hosts=placed)
+    placed = [dataclasses.replace(h, address=chosen.get(h.name, h.address)) for h in plan.hosts]
+    return dataclasses.replace(plan, hosts=tuple(_with_reach(h, placed, network, seen) for h in placed))
+
+
+def _with_reach(
+    host: HostPlan, hosts: Sequence[HostPlan], network: Mapping[str, str], seen: Mapping[tuple[str, str, str], Any]
+) -> HostPlan:
+    """The host with the others that it reaches: those that it dialled, and those of its own network."""
+
+    def is_reached(other: HostPlan) -> bool:
+        one_network = network[host.name] == network[other.name]
+        return one_network or seen.get((host.name, other.name, other.address), "not tried") is None
+
+    others = (h for h in hosts if h is not host and h.address)
+    return dataclasses.replace(host, reaches=tuple(h.name for h in others if is_reached(h)))
 
 
 def possible_pairs(plan: Plan, network: Mapping[str, str]) -> Pairs:
-    """Which hosts it would be good to have reach which: the driver's, by those that it has actors on; and where code
-    adds meshes, or a restart may go to other hosts, all each other.
+    """Which hosts it would be good to have reach which.
+
+    Those of actors each other, for messages, which else go by the launching machine; that one the others, which else
+    are reached through ssh; and where code adds meshes, or a restart may go to other hosts, all each other.
     """
-    drivers = [m.hosts[0] for m in plan.meshes if m.kind == "driver"]
-    pairs = {(h.name, driver) for driver in drivers for h in plan.hosts}
+    actors = {h.name for h in messengers(plan)}
+    here = {h.name for h in plan.hosts if h.local}
+    pairs = {(a, b) for a in actors for b in actors - here}
     if plan.may_grow or any(m.restart.max and not isinstance(m.wish, tuple) for m in plan.meshes):
         hosts = [h.name for h in plan.hosts if h.slots != 0]
         pairs |= {(a, b) for a in hosts for b in hosts}
     return {(a, b) for a, b in pairs if network[a] != network[b]}
 
 
-def _shut_in(
-    plan: Plan, chosen: Mapping[str, str], pairs: Pairs, needed: Pairs, seen: Mapping[tuple[str, str, str], str | None]
-) -> list[str]:
-    """The driver's host, if a host with actors cannot dial it, and does not have to: then the driver dials alone."""
-    drivers = {m.hosts[0] for m in plan.meshes if m.kind == "driver"} - {to for _, to in needed}
-    return [d for d in drivers if any(seen.get((s, d, chosen[d]), "") is not None for s, to in pairs if to == d)]
-
-
 def needed_pairs(plan: Plan, network: Mapping[str, str]) -> Pairs:
-    """Which hosts have to reach which: those of a mesh each other; the driver's all that have actors."""
-    pairs: Pairs = set()
-    groups: list[Sequence[str]] = [m.hosts for m in plan.meshes]
-    actors = sorted({h for m in plan.meshes if m.stays for h in m.hosts})
-    if actors and len({network[h] for h in actors}) > 1:
-        groups.append(actors)  # a handle may be handed to any of them
-    for group in groups:
-        pairs |= {(a, b) for a in group for b in group if network[a] != network[b]}
-    for driver in (m.hosts[0] for m in plan.meshes if m.kind == "driver"):
-        pairs |= {(driver, b) for b in actors if network[driver] != network[b]}
-    return pairs
+    """Which hosts have to reach which: those of a mesh each other."""
+    return {(a, b) for m in plan.meshes for a in m.hosts for b in m.hosts if network[a] != network[b]}
 
 
 def listen(candidates: Mapping[str, Sequence[str]], hosts: Hosts) -> dict[str, dict[str, int]]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from forgectl.spec.model import Host, Spec
 
 T = TypeVar("T")
-MODULES = ("torch", "monarch", "cloudpickle")
+MODULES = ("torch", "zmq", "cloudpickle")
 """What meshes may need of a host's interpreter, and forgectl itself does not."""
 SLOW_SECONDS = 5.0
 """How long a user waits for hosts before being told which."""

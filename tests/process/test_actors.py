@@ -81,7 +81,7 @@ def test_a_class_of_the_script_itself(forge: Forge) -> None:
     )
 
 
-def test_current_rank_and_size_are_monarchs(forge: Forge) -> None:
+def test_current_rank_and_size(forge: Forge) -> None:
     play(
         forge,
         """
@@ -375,8 +375,8 @@ def test_an_actor_may_call_itself(forge: Forge) -> None:
     )
 
 
-def test_an_actor_that_holds_a_handle_is_told_of_a_death(forge: Forge) -> None:
-    """Both of the call that waits and of those after it; a mesh that was restarted the driver alone has."""
+def test_an_actor_that_holds_a_handle_learns_of_a_death_and_follows_the_restart(forge: Forge) -> None:
+    """The call that waits is told; later ones go to the generation after it, until there is none any more."""
     play(
         forge,
         """
@@ -392,10 +392,11 @@ def test_an_actor_that_holds_a_handle_is_told_of_a_death(forge: Forge) -> None:
         assert (mesh, rank, number) == ("a", 1, signal.SIGKILL), text
         await told
         assert list((await a.add.call(1)).values()) == [1, 1]
-        mesh, rank, number, text = await b.died.call_one("add", 1)
-        assert (mesh, rank, number) == ("a", 1, signal.SIGKILL), text
-        await b.keep.call(a)
         assert await b.ask_kept.call_one("add", 1) == [2, 2]
+        await raised(ActorDied, a.die.call("_exit", 1))
+        for _ in range(2):
+            mesh, rank, number, text = await b.died.call_one("add", 1)
+            assert (mesh, rank, number) == ("a", 1, None) and "exited with code 7" in text, text
         """,
     )
 
@@ -575,7 +576,7 @@ def test_too_much_is_refused_and_leaves_the_run_usable(forge: Forge) -> None:
 
 
 @pytest.mark.parametrize("how", ["launch", "call", "shutdown"])
-def test_nothing_is_printed_by_us_or_monarch(forge: Forge, how: str) -> None:
+def test_nothing_is_printed_by_us(forge: Forge, how: str) -> None:
     result = play(
         forge,
         f"""

@@ -52,8 +52,7 @@ def test_the_fork_server_that_was_begun_early_is_the_one_that_serves(forge: Forg
 
 
 def test_the_first_actors_of_a_script_get_theirs_early_too(forge: Forge, count: Path) -> None:
-    """And whatever it has loaded of Monarch's, it has one thread: others would not survive its forks."""
-    pytest.importorskip("monarch")
+    """And whatever it has imported for messages, it has one thread: others would not survive its forks."""
     script = forge.python(forge.write("script.py", ACTOR))
     out, err = script.communicate(timeout=60)
     assert out == "[('more', 1), ('more', 1)]\n", err

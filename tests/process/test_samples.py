@@ -63,7 +63,6 @@ def test_greeter_takes_turns(forge: Forge) -> None:
 
 
 def test_driver_ends_its_run_and_fails_nobody(forge: Forge) -> None:
-    """Monarch, too, ends ranks when its client exits: that is no failure of theirs."""
     result = forge.run("launch", SAMPLES / "driver.yaml")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "400000 darts by 2 processes: pi is about 3.14" in result.stdout

@@ -45,15 +45,13 @@ def test_hosts_of_a_mesh_must_reach_each_other() -> None:
     assert needed_pairs(plan, NETWORK) == {("a", "b"), ("b", "a")}
 
 
-def test_a_driver_must_reach_its_actors_and_they_each_other() -> None:
-    plan = plan_of(DRIVER, actor("x", "a"), actor("y", "b"))
-    assert needed_pairs(plan, NETWORK) == {("here", "a"), ("here", "b"), ("a", "b"), ("b", "a")}
-
-
-def test_that_actors_reach_the_driver_would_be_good() -> None:
-    plan = plan_of(DRIVER, actor("x", "a"))
-    assert ("a", "here") not in needed_pairs(plan, NETWORK)
-    assert ("a", "here") in possible_pairs(plan, NETWORK)
+def test_machines_with_actors_should_reach_each_other_but_need_not() -> None:
+    """Messages go by another way where they do not."""
+    plan = plan_of(actor("x", "a"), actor("y", "b"))
+    assert needed_pairs(plan, NETWORK) == set()
+    assert possible_pairs(plan, NETWORK) == {
+        (s, t) for s in NETWORK for t in ("a", "b", "twin") if NETWORK[s] != NETWORK[t]
+    }
 
 
 def test_a_mesh_that_may_move_may_need_every_host() -> None:
@@ -73,6 +71,7 @@ def test_the_first_address_that_is_reached_is_taken() -> None:
     hosts = hosts_of(a=("203.0.113.9", "127.0.0.1", "127.0.0.2"), b=("127.0.0.3",))
     plan = verified(plan_of(mesh("m", 2, ("a", "b")), hosts=("a", "b")), hosts, {})
     assert [h.address for h in plan.hosts] == ["127.0.0.1", "127.0.0.3"]
+    assert [h.reaches for h in plan.hosts] == [("b",), ("a",)]
     assert not hosts.listeners
 
 
@@ -104,3 +103,13 @@ def test_dials_tell_apart_what_answers_and_what_does_not() -> None:
     assert found["nowhere"]
     for listener in listeners:
         listener.close()
+
+
+def test_a_host_that_cannot_be_dialled_is_still_one_for_actors() -> None:
+    hosts = hosts_of(here=("127.0.0.1",), a=("203.0.113.9",), b=("127.0.0.3",))
+    plan = verified(plan_of(actor("x", "a"), actor("y", "b"), hosts=("here", "a", "b")), hosts, {})
+    here, a, b = plan.hosts
+    assert (a.address, b.address) == ("", "127.0.0.3")
+    assert here.reaches == ("b",)
+    assert a.reaches == ("b",)
+    assert b.reaches == ()

@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "wire": ("protocol",),
     "stream": ("protocol", "wire"),
     "doorway": ("protocol", "wire"),
+    "messages": ("frozen", "messages", "names", "processes"),
     "plan": ("errors", "frozen", "names", "plan", "spec"),
     "spec": ("errors", "names", "plan.model", "spec"),
     "rank": ("boot", "names", "processes", "rank"),
@@ -34,6 +35,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "agent.gpus",
         "agent.opening",
         "boot",
+        "plan.links",
         "relay.entries",
         "relay.examine",
         "relay.index",
@@ -51,6 +53,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "log_cap",
         "plan.localized",
         "plan.addition",
+        "plan.links",
         "stream",
         "transport",
         "wire",
@@ -62,12 +65,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "controller.client",
         "controller.rundir",
         "doorway",
+        "messages",
         "stream",
         "wire",
         "rank.driver",
     ),
     "cli": (
         *SHARED,
+        "actor.asking",
         "cli",
         "controller.begin",
         "controller.client",
@@ -82,7 +87,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "__init__": ("actor", "errors"),
 }
 HEAVY = {"torch", "monarch", "numpy"}
-MAY_BE_HEAVY = {"agent/store.py", "rank/script.py", "cli/templates/train.py", "actor/engine.py"}
+MAY_BE_HEAVY = {"agent/store.py", "rank/script.py", "cli/templates/train.py", "messages/pickling.py"}
 SHIPPED = (
     "agent",
     "rank",
@@ -143,6 +148,17 @@ def test_only_ranks_and_stores_know_torch(path: Path) -> None:
     assert not heavy or path.as_posix() in MAY_BE_HEAVY
 
 
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_only_the_message_plane_knows_zeromq(path: Path) -> None:
+    knows = {name.partition(".")[0] for name in imports(path)} & {"zmq", "cloudpickle"}
+    assert not knows or path.parts[0] == "messages"
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_nothing_imports_monarch(path: Path) -> None:
+    assert "monarch" not in {name.partition(".")[0] for name in imports(path)}
+
+
 @pytest.mark.parametrize("path", [p for p in FILES if p.as_posix().startswith(SHIPPED)], ids=str)
 def test_what_is_shipped_to_hosts_needs_only_psutil(path: Path) -> None:
     outside = {
@@ -154,7 +170,7 @@ def test_what_is_shipped_to_hosts_needs_only_psutil(path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", ["", ".cli.app", ".controller.daemon", ".agent.main", ".agent.agent"])
-def test_importing_it_imports_neither_torch_nor_monarch(module: str) -> None:
-    code = f"import forgectl{module}, sys; print(sorted({{'torch', 'monarch', 'numpy'}} & set(sys.modules)))"
+def test_importing_it_imports_neither_torch_nor_zmq(module: str) -> None:
+    code = f"import forgectl{module}, sys; print(sorted({{'torch', 'monarch', 'numpy', 'zmq'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

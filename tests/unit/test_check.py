@@ -31,7 +31,7 @@ from forgectl.transport.examinations import Examined, clock
 from tests.unit.plan_cases import spec_of
 
 GIB = 1 << 30
-PACKAGES = {"torch": "2.13.0+cu130", "CUDA": "13.0", "NCCL": "2.27.3", "torchmonarch": "0.7.0", "cloudpickle": "3.1.2"}
+PACKAGES = {"torch": "2.13.0+cu130", "CUDA": "13.0", "NCCL": "2.27.3", "pyzmq": "0.7.0", "cloudpickle": "3.1.2"}
 PYTHON = Interpreter("/usr/bin/python3", "3.11.7", {**PACKAGES, "psutil": "7.0.0"})
 SOUND = Examination(
     received=1000.0,
@@ -54,7 +54,7 @@ SOUND = Examination(
     gpu_memory=tuple(GpuMemory(f"GPU-{i}", 80 * GIB, 0) for i in range(8)),
     answered=1000.1,
 )
-WANTS = Wants({OWN: {"psutil", "torch", "torchmonarch"}}, gpus=True, ranks=True, actors=True)
+WANTS = Wants({OWN: {"psutil", "torch", "pyzmq"}}, gpus=True, ranks=True, actors=True)
 
 
 def host(number: int = 1, *, ahead: float = 0.0, within: float = 0.01, **changes: Any) -> Examined:
@@ -82,7 +82,7 @@ def test_of_sound_hosts_there_is_nothing_to_say() -> None:
 
 CASES: list[tuple[dict[str, Any], str]] = [
     ({"interpreters": python(torch=None)}, "error h1: python3 lacks torch"),
-    ({"interpreters": python(torch=None, torchmonarch=None)}, "error h1: python3 lacks torch, torchmonarch"),
+    ({"interpreters": python(torch=None, pyzmq=None)}, "error h1: python3 lacks pyzmq, torch"),
     ({"interpreters": {OWN: Interpreter(error="No such file")}}, "error h1: cannot run python3: No such file"),
     (
         {"interpreters": {OWN: replace(PYTHON, version="3.9.18")}},
@@ -175,7 +175,7 @@ SKEWS = [
     ([{"torch": "2.12.0"}, {}, {}], ["warning h1: torch is 2.12.0; on 2 other hosts it is 2.13.0"]),
     ([{"CUDA": "12.8"}, {}, {}], ["warning h1: CUDA is 12.8; on 2 other hosts it is 13.0"]),
     ([{"NCCL": "2.26.2"}, {}, {}], ["warning h1: NCCL is 2.26.2; on 2 other hosts it is 2.27.3"]),
-    ([{"torchmonarch": "0.6.0"}, {}, {}], ["warning h1: torchmonarch is 0.6.0; on 2 other hosts it is 0.7.0"]),
+    ([{"pyzmq": "0.6.0"}, {}, {}], ["warning h1: pyzmq is 0.6.0; on 2 other hosts it is 0.7.0"]),
     ([{"CUDA": None, "NCCL": None}, {}, {}], ["warning h1: CUDA is no CUDA; on 2 other hosts it is 13.0"]),
     ([{"torch": "2.13.0+cpu"}, {}, {}], []),  # its CUDA tells them apart
     ([{"cloudpickle": "3.0.0"}, {}, {}], []),
@@ -273,7 +273,7 @@ actors: {a: {class: m:C, hosts: [gpu02]}}
 
 def test_what_a_spec_wants_of_each_host() -> None:
     wants = wants_of(spec_of(WANTED))
-    actors = {"torch", "torchmonarch", "cloudpickle"}
+    actors = {"torch", "pyzmq", "cloudpickle"}
     driver = actors  # of the actors that it holds
     assert wants["local"] == Wants({OWN: {"psutil"} | driver, "/opt/py": {"torch"}}, True, True, True)
     assert wants["gpu01"] == Wants({OWN: {"psutil"}, "/opt/py": {"torch"}}, True, True, False)
@@ -300,7 +300,7 @@ def test_what_is_alike_is_told_once_and_the_rest_by_value() -> None:
         lines = shown(names, examined, findings, width).splitlines()
         assert all(len(line) <= width for line in lines)
         text = " ".join(" ".join(lines).split())
-        assert "on all 8 hosts: python 3.11.7, NCCL 2.27.3, torchmonarch 0.7.0, kernel 6.18.0, NVIDIA driver" in text
+        assert "on all 8 hosts: python 3.11.7, NCCL 2.27.3, pyzmq 0.7.0, kernel 6.18.0, NVIDIA driver" in text
         assert "GPUs 8 × NVIDIA H100 (80 GiB), cores 64, memory 1008 GiB, free disk over 100 GiB" in text
         rows = [" ".join(line.split()) for line in lines]
         assert "torch 2.13.0+cu130 gpu[01-07]" in rows

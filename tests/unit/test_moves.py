@@ -1,22 +1,27 @@
-"""A mesh that loses a host, and Monarch's workers that come and go: histories of the real state machine."""
+"""A mesh that loses a host, and messengers that come and go: histories of the real state machine."""
 
 from __future__ import annotations
 
 import dataclasses
 
+from forgectl.controller.commands import commands
 from forgectl.controller.records import AgentLost, AgentUp, Moved, Stranded, from_line, to_line
 from forgectl.controller.run import Run
 from forgectl.controller.view import reason
+from forgectl.plan.links import dials
 from forgectl.plan.model import HostPlan, MeshPlan, Program, RestartPolicy
 from forgectl.protocol import (
+    Links,
     MeshGone,
+    MeshNews,
+    MessengerGone,
+    MessengerOpened,
+    OpenMessenger,
     OpenStore,
-    OpenWorker,
     Prepare,
     Prepared,
     Release,
-    WorkerGone,
-    WorkerOpened,
+    Tunnel,
 )
 from tests.unit.test_state import History, mesh
 
@@ -102,50 +107,83 @@ def test_moves_are_kept_by_the_journal() -> None:
     assert again.meshes["m"] == h.mesh()
 
 
-# ---------------------------------------------------------------- Monarch's workers
+# ---------------------------------------------------------------- messengers
 
 
 def actors(restart: int = 0) -> History:
-    """An actor on an ssh host, and one here."""
+    """An actor on an ssh host, and a machine that it is launched from."""
     far = mesh("m", procs=1, hosts=("b",), restart=RestartPolicy(restart))
     far = dataclasses.replace(far, kind="actor", program=Program("actor", "x:X"))
     h = History(far, hosts=("a", "b"))
     host = HostPlan("b", False, "python3", "10.0.0.2", ssh="b")
-    h.run.hosts["b"].plan = host
+    here = dataclasses.replace(h.run.hosts["a"].plan, reaches=("b",))
+    h.run.hosts["a"].plan, h.run.hosts["b"].plan = here, host
+    h.run.plan = dataclasses.replace(h.run.plan, hosts=(here, host))
     return h
 
 
-def test_a_host_with_actors_gets_a_worker() -> None:
+def links(h: History, host: str) -> Links:
+    [found] = [c for c in commands(h.run, host) if isinstance(c, Links)]
+    return found
+
+
+def test_a_host_with_actors_gets_a_messenger_and_so_does_the_launching_machine() -> None:
     h = actors()
-    assert h.told("b") == [OpenWorker, Prepare]
-    assert h.told("a") == []
-    h.happen(WorkerOpened(0, 7001, "python3", "/f.py"), "b")
-    assert h.told("b") == [Prepare]
+    assert h.told("b") == [OpenMessenger, MeshNews, Prepare]
+    assert h.told("a") == [OpenMessenger, MeshNews]
+    h.happen(MessengerOpened(0, 7001, "/s"), "b")
+    h.happen(MessengerOpened(0, 0, "/t"), "a")
+    assert h.told("b") == [Links, MeshNews, Prepare]
+    assert links(h, "b") == Links(0, {})
+    assert links(h, "a") == Links(0, {"b": "tcp://10.0.0.2:7001"})
 
 
-def test_a_worker_that_ends_fails_its_meshes_and_is_replaced() -> None:
+def test_a_host_that_cannot_be_dialled_is_linked_through_ssh() -> None:
+    h = actors()
+    h.run.hosts["a"].plan = dataclasses.replace(h.run.plan.hosts[0], reaches=())
+    h.run.plan = dataclasses.replace(h.run.plan, hosts=(h.run.hosts["a"].plan, h.run.hosts["b"].plan))
+    h.happen(MessengerOpened(0, 7001, "/s"), "b")
+    h.happen(MessengerOpened(0, 0, "/t"), "a")
+    assert links(h, "a") == Links(0, {}, {"b": Tunnel("b", "b", "python3", "/s")})
+
+
+def test_a_messenger_that_ends_fails_the_meshes_of_its_host_and_is_replaced() -> None:
     h = actors(restart=1)
-    h.happen(WorkerOpened(0, 7001, "python3", "/f.py"), "b")
+    h.happen(MessengerOpened(0, 7001, "/s"), "b")
     h.start()
     h.mesh().set_up = True
-    h.happen(WorkerGone(0, "it ended by signal 9"), "b")
+    h.happen(MessengerGone(0, "it ended by signal 9"), "b")
     assert h.mesh().state == "restarting"
-    assert OpenWorker in h.told("b")
-    assert h.run.hosts["b"].workers_lost == 1
+    assert OpenMessenger in h.told("b")
+    assert h.run.hosts["b"].messengers_lost == 1
     h.happen(MeshGone("m", 0), "b")
-    assert "worker on host b: it ended by signal 9" in (h.mesh().last_failure or "")
+    assert "messenger on host b: it ended by signal 9" in (h.mesh().last_failure or "")
 
 
-def test_a_worker_that_cannot_start_fails_the_launch() -> None:
+def test_a_messenger_that_cannot_start_fails_the_launch() -> None:
     h = actors(restart=5)
-    h.happen(WorkerGone(0, "ModuleNotFoundError: No module named 'monarch'"), "b")
+    h.happen(MessengerGone(0, "ModuleNotFoundError: No module named 'zmq'"), "b")
     assert h.run.error is not None
     assert "could not start: ModuleNotFoundError" in h.run.error.message
     assert h.mesh().state == "stopping"
 
 
-def test_another_agent_has_no_worker_yet() -> None:
+def test_another_agent_has_no_messenger_yet() -> None:
     h = actors()
-    h.happen(WorkerOpened(0, 7001, "python3", "/f.py"), "b")
+    h.happen(MessengerOpened(0, 7001, "/s"), "b")
     h.record(AgentUp("b", 999, "boot"))
-    assert h.run.hosts["b"].worker is None
+    assert h.run.hosts["b"].messenger is None
+
+
+def test_of_two_hosts_the_first_by_name_dials_if_it_can() -> None:
+    def host(name: str, *reaches: str) -> HostPlan:
+        return HostPlan(name, False, "python3", "10.0.0.2", ssh=name, reaches=reaches)
+
+    here = HostPlan("here", True, "python3", "")
+    assert dials(here, host("a")) and not dials(host("a", "here"), here)
+    both = host("a", "b"), host("b", "a")
+    assert dials(*both) and not dials(*reversed(both))
+    one_way = host("a"), host("b", "a")
+    assert not dials(*one_way) and dials(*reversed(one_way))
+    neither = host("a"), host("b")
+    assert not dials(*neither) and not dials(*reversed(neither))

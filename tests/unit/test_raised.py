@@ -1,13 +1,12 @@
 """What an endpoint raises reaches the caller, whatever it is: as itself, or at least in words."""
 
-import pickle
 import threading
 
 import pytest
 
-from forgectl.actor.raised import RemoteTraceback, carrier, original
-from forgectl.actor.shells import _original
+from forgectl.actor.raised import carrier, original
 from forgectl.errors import ActorDied
+from forgectl.messages import pickling
 
 
 class NeedsArguments(Exception):
@@ -31,8 +30,8 @@ def crossed(error):
     try:
         raise error
     except Exception as e:
-        carried = pickle.dumps(carrier(e))
-    return original(pickle.loads(carried))  # noqa: S301 (our own)
+        carried = pickling.dumps(carrier(e))
+    return original(pickling.loads(carried))
 
 
 def test_it_is_the_same_exception():
@@ -65,14 +64,13 @@ def test_what_cannot_be_pickled_there_and_back_is_told_in_words(error, words):
     assert "in crossed" in str(remote)
 
 
-def test_what_monarch_raises_itself_is_kept():
-    class Theirs:
-        exception = TypeError("cannot pickle")
+def test_an_exception_with_a_large_buffer():
+    np = pytest.importorskip("numpy")
+    found, _ = crossed(ValueError(np.arange(200_000)))
+    assert found.args[0][-1] == 199_999
 
-        def __str__(self):
-            return "their traceback"
 
-    found, remote = _original(Theirs())
-    assert found is Theirs.exception
-    assert isinstance(remote, RemoteTraceback)
-    assert str(remote) == "\ntheir traceback"
+def test_stop_iteration_is_told_in_words():
+    """No coroutine may raise it: the caller would get something else."""
+    found, _ = crossed(StopIteration("odd"))
+    assert (type(found), str(found)) == (RuntimeError, "StopIteration: odd")

@@ -1,4 +1,4 @@
-"""Where torchmonarch is not installed, everything but actors works, and actors say what is missing."""
+"""Where pyzmq is not installed, everything but actors works, and actors say what is missing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-WITHOUT = "import sys; sys.modules['monarch'] = None; "
+WITHOUT = "import sys; sys.modules['zmq'] = None; "
 ACTORS = {
     "actor": "actors: {one: {class: mine:Mine}}",
     "service": "services: {one: {class: mine:Mine}}",
@@ -35,7 +35,7 @@ def test_a_spec_with_actors_is_refused_before_anything_is_started(tmp_path: Path
     (tmp_path / "spec.yaml").write_text(ACTORS[spec])
     result = _forgectl(tmp_path, command, "spec.yaml")
     assert (result.returncode, result.stdout) == (69, "")
-    assert f"actors and services need torchmonarch, which {sys.executable} does not have" in result.stderr
+    assert f"actors and services need pyzmq, which {sys.executable} does not have" in result.stderr
     assert "pip install 'forgectl[actors]'" in result.stderr
     assert not (tmp_path / "home").exists()
 
@@ -54,7 +54,7 @@ def test_the_class_says_how_to_install_it(tmp_path: Path) -> None:
     result = _python("from forgectl import ForgeError, endpoint; from forgectl import ForgeActor", tmp_path)
     assert result.returncode == 1
     *_, last = result.stderr.splitlines()
-    assert last.endswith("NotInstalledError: actors and services need torchmonarch: pip install 'forgectl[actors]'")
+    assert last.endswith("NotInstalledError: actors and services need pyzmq: pip install 'forgectl[actors]'")
 
 
 def test_it_is_an_import_error_and_one_of_ours(tmp_path: Path) -> None:

@@ -1,0 +1,127 @@
+"""The process of an actor's rank: it constructs the user's object and performs what its callers ask."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from forgectl.actor import monarch_names
+from forgectl.actor.endpoint import interface_of, signature_of
+from forgectl.actor.performer import Performer
+from forgectl.actor.raised import Raised, carrier, shown
+from forgectl.actor.requests import ASK, CONSTRUCT, INVOKE
+from forgectl.actor.value_mesh import serving
+from forgectl.errors import NotFoundError, UsageError
+from forgectl.messages import pickling
+from forgectl.messages.frames import socket_name
+from forgectl.messages.serving import Server
+
+
+class ActorRank:
+    """One rank: empty until it is constructed, then the user's object."""
+
+    def __init__(self) -> None:
+        self._performer: Performer | None = None
+        self._subject: object = None
+
+    async def perform(self, request: Any) -> Any:
+        """Do what a request asks; raises what the user's code raises."""
+        verb, *rest = request
+        if verb == INVOKE:
+            monarch_names.adopt()
+            return await self._constructed().perform(*rest)
+        if verb == CONSTRUCT:
+            return self._construct(*rest)
+        if verb == ASK:
+            return await self._answer(*rest)
+        raise ValueError(f"a request with the verb {str(verb)[:40]!r}")
+
+    def _constructed(self) -> Performer:
+        if self._performer is None:
+            raise RuntimeError("this rank is not constructed yet")
+        return self._performer
+
+    def _construct(self, path: list[str], mesh: str, handle: Any, payload: list[Any]) -> None:
+        if self._performer is not None:
+            raise RuntimeError("this rank is constructed already")
+        sys.path += [p for p in path if p not in sys.path]
+        cls, args, kwargs = pickling.loads(payload)
+        monarch_names.adopt()
+        serving.set(True)
+        made = cls.__new__(cls)
+        made.__dict__["mesh"] = handle
+        made.__init__(*args, **kwargs)
+        self._subject, self._performer = made, Performer(mesh, made)
+
+    async def _answer(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """For `forgectl call`, which may not know the user's classes: a value as JSON can hold it, or an error."""
+        performer, cls = self._constructed(), type(self._subject)
+        try:
+            interface = interface_of(cls)
+            if name not in interface.endpoints:
+                raise NotFoundError(interface.unknown(name))
+            signature = signature_of(cls, name)
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as e:
+                raise UsageError(f"{name}{str(signature).replace(chr(39), '')}: {e}") from None
+        except (NotFoundError, UsageError) as e:
+            return {"code": e.exit_code, "message": e.message}
+        try:
+            return {"value": plain(await performer.perform(name, tuple(args), kwargs, ()))}
+        except Exception as e:
+            where = f"{os.environ['FORGE_MESH']}.{name}"
+            return {"code": 1, "message": f"{where} raised {type(e).__name__}: {e}\n{shown(e).strip()}"}
+
+
+def plain(value: Any) -> Any:
+    """A value that JSON can hold, or its repr."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return repr(value)
+    return value
+
+
+def _carried(error: BaseException) -> Raised:
+    """What goes to the caller of an endpoint that raised.
+
+    An exit that the user's code asks for is one of the rank, as in any program.
+    """
+    if isinstance(error, (Exception, asyncio.CancelledError)):
+        return carrier(error)
+    code: Any = error.code if isinstance(error, SystemExit) else 130 if isinstance(error, KeyboardInterrupt) else 1
+    if not isinstance(error, SystemExit):
+        sys.stderr.write(shown(error))
+    if code is not None and not isinstance(code, int):
+        sys.stderr.write(f"{code}\n")
+        code = 1
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code or 0)
+
+
+def _cast_failed(request: Any, error: Exception) -> None:
+    """Nobody awaits the answer to a broadcast: what it raises goes to the rank's log."""
+    name = request[1] if isinstance(request, tuple) and len(request) > 1 else "?"
+    trace = error.with_traceback(error.__traceback__)
+    logging.getLogger("forgectl").error("endpoint %s, called by broadcast, raised", name, exc_info=trace)
+
+
+def serve() -> None:
+    """Be this rank until the agent ends the process."""
+    asyncio.run(_serve())
+
+
+async def _serve() -> None:
+    mesh, rank = os.environ["FORGE_MESH"], int(os.environ["RANK"])
+    generation = int(os.environ["FORGE_GENERATION"])
+    path = Path(os.environ["FORGE_MESSAGES"], socket_name(mesh, generation, rank))
+    server = Server(path, ActorRank().perform, _carried, _cast_failed)
+    await asyncio.Event().wait()
+    del server

@@ -1,0 +1,40 @@
+"""Calls a mesh of a run from outside of it, for `forgectl call`: arguments and values are plain data."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from forgectl.actor.endpoint import Interface
+from forgectl.actor.foreign_mesh import ForeignMesh, Origin
+from forgectl.actor.requests import ASK
+from forgectl.controller.rundir import RunDir
+from forgectl.errors import TimedOutError, error_of
+from forgectl.processes import boot_id
+
+
+def ask(
+    run: RunDir, mesh: str, procs: int, endpoint: str, args: list[Any], kwargs: dict[str, Any], timeout: float | None
+) -> list[Any]:
+    """The values that the ranks of a mesh answer, by rank; what JSON cannot hold comes as its repr.
+
+    Raises ForgeError: NotFoundError and UsageError for an endpoint or arguments that it does not have, ActorDied,
+    TimedOutError after `timeout` seconds.
+    """
+    plan = run.read_plan()
+    number = next(i for i, host in enumerate(plan.hosts) if host.local)
+    origin = Origin(run.run, boot_id(), str(run.messages), str(run.agent_socket(number)))
+    target = ForeignMesh(mesh, Interface(mesh, {}), procs, origin, 0, ())
+
+    async def answers() -> list[Any]:
+        ranks = await target.ranks()
+        return await ranks.call(range(procs), (ASK, endpoint, args, kwargs))
+
+    try:
+        found = asyncio.run(asyncio.wait_for(answers(), timeout))
+    except (asyncio.TimeoutError, TimeoutError):
+        raise TimedOutError(f"{mesh}.{endpoint} did not answer within {timeout:g} s") from None
+    for answer in found:
+        if "code" in answer:
+            raise error_of(answer["code"], answer["message"], None)
+    return [answer["value"] for answer in found]

@@ -1,0 +1,88 @@
+"""The ranks of one generation of a mesh as they are called, and the calls that wait for them."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Sequence
+from typing import Any
+
+from forgectl.actor.mesh import again
+from forgectl.actor.raised import Raised, original
+from forgectl.errors import ActorDied, UnreachableError
+from forgectl.messages import pickling
+from forgectl.messages.calling import Call, Here, LostError, exchange
+from forgectl.messages.frames import ERROR, Address, socket_name
+
+
+def addresses(mesh: str, generation: int, places: Sequence[str]) -> list[Address]:
+    """Where the ranks of a mesh's generation are called, whose places are these, by rank."""
+    return [Address(place, socket_name(mesh, generation, rank)) for rank, place in enumerate(places)]
+
+
+class Ranks:
+    """One generation of a mesh. Its calls may be made in any event loop."""
+
+    def __init__(self, mesh: str, generation: int, places: Sequence[str], here: Here) -> None:
+        self.mesh = mesh
+        self.generation = generation
+        self.places = tuple(places)
+        self._here = here
+        self._addresses = addresses(mesh, generation, places)
+        self._death: concurrent.futures.Future[ActorDied] = concurrent.futures.Future()
+        self._calls: set[Call] = set()
+
+    @property
+    def died(self) -> ActorDied | None:
+        """Why it is no more; None while it lives."""
+        return self._death.result() if self._death.done() else None
+
+    async def call(self, ranks: Sequence[int], request: Any, timeout: float | None = None) -> list[Any]:
+        """Send a request to some ranks: their answers, in order.
+
+        Raises ActorDied as soon as the agents report a death, the exception of the first rank that raises with the
+        remote traceback as its cause, or TimeoutError after `timeout` seconds.
+        """
+        self._check_alive()
+        way = exchange(self._here)
+        call = way.call([self._addresses[r] for r in ranks], request, _value_or_raise)
+        self._calls.add(call)
+        try:
+            self._check_alive()  # it may have died meanwhile, in another thread
+            if timeout is None:
+                return await call.future
+            return await asyncio.wait_for(call.future, timeout)
+        except LostError as e:
+            raise UnreachableError(f"mesh {self.mesh}: {e}") from None
+        finally:
+            self._calls.discard(call)
+            if call.unanswered:
+                way.forget(call)
+
+    def cast(self, ranks: Sequence[int], request: Any) -> None:
+        """Send a request that nobody awaits the answer to. From any thread, in an event loop or not."""
+        exchange(self._here).cast([self._addresses[r] for r in ranks], request, self._death)
+
+    def _check_alive(self) -> None:
+        if self._death.done():
+            raise again(self._death.result())
+
+    def die(self, why: ActorDied) -> None:
+        """Cut all calls short, and refuse later ones. From any thread."""
+        if not self._death.done():
+            self._death.set_result(why)
+            for call in list(self._calls):
+                call.cut(again(why))
+            exchange(self._here).drop(self._addresses)
+
+
+def _value_or_raise(kind: int, body: Sequence[Any]) -> Any:
+    """What a rank answers, or raises."""
+    value = pickling.loads(body)
+    if kind != ERROR:
+        return value
+    if not isinstance(value, Raised):
+        raise RuntimeError(f"a rank answered with an error of type {type(value).__name__}")
+    error, remote = original(value)
+    error.__cause__ = remote
+    raise error

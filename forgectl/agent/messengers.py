@@ -1,0 +1,189 @@
+"""The messenger of this host, where a run has actors on several machines, and tunnels to hosts that cannot be dialled.
+
+Both are processes of their own, children of the agent that die with it; what they must know comes on standard input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from forgectl.agent.reaper import Reaper
+from forgectl.boot import BOOT
+from forgectl.codec import to_json
+from forgectl.protocol import Links, Membership, MessengerGone, MessengerOpened, Tunnel
+
+NET_SOCKET = "messenger-net"
+"""The Unix socket at which a messenger is reached through a tunnel."""
+
+
+class Child:
+    """One process with a role, which reads JSON lines and says one on a descriptor once it serves."""
+
+    def __init__(
+        self, role: str, config: dict[str, Any], log: Path, reaper: Reaper, on_word: Callable[[dict[str, Any]], None]
+    ) -> None:
+        """Start it; raises OSError. `on_word` is told what it says, {} if nothing."""
+        self._loop = asyncio.get_running_loop()
+        self._on_word = on_word
+        self._said = b""
+        self._report, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.ended: asyncio.Future[int] = self._loop.create_future()
+        try:
+            self._process = _start(role, theirs, log)
+        except OSError:
+            os.close(self._report)
+            raise
+        finally:
+            os.close(theirs)
+        reaper.claim(self._process.pid, self._on_end)
+        self._loop.add_reader(self._report, self._on_report)
+        self.tell(config)
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Send it a line; it reads at once whatever it does, so this does not wait."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def _on_report(self) -> None:
+        chunk = os.read(self._report, 1 << 16)
+        self._said += chunk
+        if chunk and not self._said.endswith(b"\n"):
+            return
+        self._close_report()
+        with contextlib.suppress(ValueError):
+            self._on_word(json.loads(self._said or b"{}"))
+
+    def _close_report(self) -> None:
+        if self._report >= 0:
+            self._loop.remove_reader(self._report)
+            os.close(self._report)
+            self._report = -1
+
+    def _on_end(self, status: int) -> None:
+        if self._report >= 0:
+            self._on_report()
+            self._close_report()
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self.ended.set_result(self._process.returncode)
+
+    def how_ended(self) -> str:
+        """What it said before it ended, or how it did."""
+        with contextlib.suppress(ValueError):
+            if error := json.loads(self._said or b"{}").get("error"):
+                return str(error)
+        code = self._process.returncode
+        return f"it ended by {f'signal {-code}' if code and code < 0 else f'exit code {code}'}"
+
+    def stop(self) -> None:
+        """End it at once."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)
+
+
+def _start(role: str, report: int, log: Path) -> subprocess.Popen[bytes]:
+    os.set_inheritable(report, True)
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            [sys.executable, BOOT, role, str(os.getpid()), str(report)],
+            env={**os.environ, "FORGE_ROLE": role},
+            cwd="/",
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=out,
+            pass_fds=[report],
+        )
+
+
+class Messengers:
+    """This host's messenger, and its tunnels; every command may come twice."""
+
+    def __init__(
+        self,
+        membership: Membership,
+        folder: Path,
+        logs: Callable[[str], Path],
+        reaper: Reaper,
+        emit: Callable[[MessengerOpened | MessengerGone], None],
+    ) -> None:
+        """`logs` names the log file of a role."""
+        self._membership = membership
+        self._folder = folder
+        self._logs = logs
+        self._reaper = reaper
+        self._emit = emit
+        self._generation = -1
+        self._messenger: Child | None = None
+        self._tunnels: dict[str, tuple[Tunnel, Child]] = {}
+        self._stopped = False
+
+    def open(self, generation: int) -> None:
+        """Start the messenger of that generation, unless there is one."""
+        if self._generation >= generation or self._stopped:
+            return
+        self._generation = generation
+
+        def on_word(word: dict[str, Any]) -> None:
+            if "port" in word:
+                self._emit(MessengerOpened(generation, word["port"], str(self._folder / NET_SOCKET)))
+
+        try:
+            config = {**to_json(self._membership), "folder": str(self._folder)}
+            child = self._messenger = Child("messenger", config, self._logs("messenger"), self._reaper, on_word)
+        except OSError as e:
+            self._emit(MessengerGone(generation, f"it could not be started: {e}"))
+            return
+        child.ended.add_done_callback(lambda _: self._on_end(generation, child))
+
+    def _on_end(self, generation: int, child: Child) -> None:
+        if not self._stopped:
+            self._messenger = None
+            self._emit(MessengerGone(generation, child.how_ended()))
+
+    def link(self, links: Links) -> None:
+        """Have the messenger dial these, and no others."""
+        if self._messenger is None:
+            return
+        for place in [p for p, (tunnel, _) in self._tunnels.items() if links.tunnels.get(p) != tunnel]:
+            self._tunnels.pop(place)[1].stop()
+        for place, tunnel in links.tunnels.items():
+            if place not in self._tunnels:
+                self._dig(place, tunnel)
+        ways = {place: f"ipc://{self._entry(t)}" for place, t in links.tunnels.items()}
+        self._messenger.tell({"links": {**links.dialled, **ways}})
+
+    def _entry(self, tunnel: Tunnel) -> Path:
+        """Where the tunnel to a host begins: numbered, as names may be long."""
+        return self._folder / f"tunnel-{sorted(self._membership.members).index(tunnel.host)}"
+
+    def _dig(self, place: str, tunnel: Tunnel) -> None:
+        config = {**to_json(tunnel), "entry": str(self._entry(tunnel))}
+        with contextlib.suppress(OSError):  # the messenger goes on trying to dial; the host's log says why in vain
+            child = Child("tunnel", config, self._logs("tunnel"), self._reaper, lambda _: None)
+            self._tunnels[place] = tunnel, child
+
+    def ended(self, prefix: str, generation: int) -> None:
+        """Ranks whose sockets have that name are no more, up to a generation."""
+        if self._messenger is not None:
+            self._messenger.tell({"ended": [prefix, generation]})
+
+    def stop(self) -> None:
+        """End all; ranks are ended apart."""
+        self._stopped = True
+        for child in (self._messenger, *(c for _, c in self._tunnels.values())):
+            if child is not None:
+                child.stop()

@@ -1,0 +1,47 @@
+"""The keys by which a run's machines know each other when actors' messages pass between them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from typing import Any
+
+from forgectl.controller.rundir import RunDir, write_file
+from forgectl.plan.links import direct, messengers
+from forgectl.plan.model import HostPlan, Plan
+from forgectl.protocol import Membership
+
+
+class MessageKeys:
+    """Made when they are first needed; they outlive a controller as a file (0600) of the launching machine."""
+
+    def __init__(self, run_dir: RunDir, plan: Plan) -> None:
+        self._dir = run_dir
+        self._plan = plan
+        self._keys: Any = None
+
+    def of(self, host: HostPlan) -> Membership | None:
+        """What a host's messenger is told; None where there is to be none."""
+        hosts = messengers(self._plan)
+        if host not in hosts:
+            return None
+        keys, place = self._get(), host.place
+        members = keys.members([h.place for h in hosts])
+        address = "" if host.local else host.address  # the launching machine dials, and is not dialled
+        return Membership(place, address, keys.secret(place), members, direct(self._plan, host))
+
+    def _get(self) -> Any:
+        if self._keys is None:
+            kind: Any = importlib.import_module("forgectl.messages.keys").RunKeys  # few runs need it
+            try:
+                self._keys = kind.from_text(self._dir.keys_file.read_text())
+            except (OSError, ValueError):
+                self._keys = kind.new()
+                with contextlib.suppress(OSError):  # a full disk: later controllers cannot replace a host's agent
+                    write_file(self._dir.keys_file, self._keys.text.encode())
+        return self._keys
+
+    def forget(self) -> None:
+        """The run is over: nobody belongs to it any more."""
+        with contextlib.suppress(OSError):
+            self._dir.keys_file.unlink()

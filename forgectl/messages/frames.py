@@ -1,0 +1,98 @@
+"""The format of messages: which frames there are, and what a head says. Pure.
+
+    caller → rank         HEAD BODY BUFFER…       kinds CALL, CAST
+    rank → caller         HEAD BODY BUFFER…       kinds VALUE, ERROR
+    process → messenger   TO HEAD BODY BUFFER…    kinds CALL, CAST, FORGET
+    messenger → process   HEAD BODY BUFFER…       kinds VALUE, ERROR, LOST
+
+BODY is a pickle, each BUFFER one of its out-of-band buffers. The number in a head is the caller's: answers carry the
+number of their request. A CAST is answered, too, with an empty VALUE, so that its caller knows how much is under way.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from forgectl.frozen import dataclass
+from forgectl.names import socket_prefix
+
+CALL, CAST, FORGET = 1, 2, 3
+"""Requests. FORGET has no body: nobody waits for the answer to that number any more."""
+VALUE, ERROR, LOST = 11, 12, 13
+"""Answers. The body of LOST is a text (UTF-8) that says why there will be no other answer."""
+
+_HEAD = struct.Struct(">BQ")
+_REQUESTS = frozenset({CALL, CAST, FORGET})
+_ANSWERS = frozenset({VALUE, ERROR, LOST})
+LONGEST_PLACE = 255
+
+
+class BadFrames(Exception):
+    """A peer sent what is no message."""
+
+
+def head(kind: int, number: int) -> bytes:
+    """The head of a message."""
+    return _HEAD.pack(kind, number)
+
+
+def request_head(data: bytes) -> tuple[int, int]:
+    """Kind and number of a request; raises BadFrames."""
+    return _read(data, _REQUESTS)
+
+
+def answer_head(data: bytes) -> tuple[int, int]:
+    """Kind and number of an answer; raises BadFrames."""
+    return _read(data, _ANSWERS)
+
+
+def _read(data: bytes, kinds: frozenset[int]) -> tuple[int, int]:
+    if len(data) != _HEAD.size:
+        raise BadFrames(f"a head of {len(data)} bytes")
+    kind, number = _HEAD.unpack(data)
+    if kind not in kinds:
+        raise BadFrames(f"a message of kind {kind}")
+    return kind, number
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a rank is called: `place` is "" on the launching machine, else the name of an ssh host.
+
+    `name` is that of its socket in the folder of that machine.
+    """
+
+    place: str
+    name: str
+
+    def to(self) -> bytes:
+        """The frame that tells a messenger where a message is to go."""
+        return f"{self.place}\0{self.name}".encode()
+
+
+def address_from(to: bytes) -> Address:
+    """What `Address.to` wrote; raises BadFrames."""
+    place, mark, name = to.decode(errors="replace").partition("\0")
+    if not mark or not _is_socket_name(name) or len(place) > LONGEST_PLACE:
+        raise BadFrames(f"no address: {to[:80]!r}")
+    return Address(place, name)
+
+
+def socket_name(mesh: str, generation: int, rank: int) -> str:
+    """The name of a rank's socket: short, as socket addresses are, and another one for each generation."""
+    return f"{socket_prefix(mesh)}.{generation}.{rank}"
+
+
+def _is_socket_name(name: str) -> bool:
+    """Whether it is one of ours: it becomes a part of a path."""
+    mesh, *numbers = name.split(".")
+    return (
+        len(mesh) == 12
+        and all(c in "0123456789abcdef" for c in mesh)
+        and len(numbers) == 2
+        and all(n.isascii() and n.isdigit() and len(n) < 10 for n in numbers)
+    )
+
+
+MESSENGER = "messenger"
+"""The socket of a machine's messenger, in the same folder, for processes there."""

@@ -1,0 +1,124 @@
+"""Python values as frames: a pickle (protocol 5) and its buffers, which are not copied into it.
+
+What the plain pickle cannot do, or would do by a name that the other side does not have, cloudpickle does.
+Nothing here is for values from outside a run: to load a pickle is to run code.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import io
+import pickle
+import sys
+from collections import ChainMap
+from collections.abc import Sequence
+from typing import Any
+
+import cloudpickle
+
+LONG = 64 * 1024
+"""Bytes from which on a buffer is a frame of its own."""
+
+
+def dumps(value: Any, *, snapshot: bool = False) -> list[Any]:
+    """The frames of a value: a pickle, then its long buffers. Raises TypeError or PicklingError.
+
+    The buffers are the value's own memory, to be left alone until they are sent; of a `snapshot`, copies.
+    """
+    buffers: list[memoryview] = []
+
+    def in_band(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            raw = buffer.raw()
+        except BufferError:  # its memory is not in one piece
+            return True
+        if raw.nbytes < LONG:
+            return True
+        buffers.append(memoryview(bytes(raw)) if snapshot else raw)
+        return False
+
+    if not cloudpickle.list_registry_pickle_by_value():
+        try:
+            data = _plain(value, in_band)
+            if b"__main__" not in data:
+                return [data, *buffers]
+        except Exception:  # of any type: it is the value's own code that raises; cloudpickle has the last word
+            pass
+        buffers.clear()
+    file = io.BytesIO()
+    _of_tensors()
+    _ByValue(file, protocol=5, buffer_callback=in_band).dump(value)
+    return [file.getvalue(), *buffers]
+
+
+def _plain(value: Any, in_band: Any) -> bytes:
+    if not (tensors := _of_tensors()):
+        return pickle.dumps(value, protocol=5, buffer_callback=in_band)
+    file = io.BytesIO()
+    pickler = pickle.Pickler(file, protocol=5, buffer_callback=in_band)
+    pickler.dispatch_table = {**copyreg.dispatch_table, **tensors}
+    pickler.dump(value)
+    return file.getvalue()
+
+
+def nested(value: Any) -> list[Any]:
+    """The same frames as a value that may itself be a part of one; `loads` takes them at the other end."""
+    first, *buffers = dumps(value)
+    return [first, *map(pickle.PickleBuffer, buffers)]
+
+
+def loads(frames: Sequence[Any]) -> Any:
+    """The value of these frames. Raises whatever its own code raises."""
+    return pickle.loads(frames[0], buffers=frames[1:])  # noqa: S301 (from a process of the same run)
+
+
+def size(frames: Sequence[Any]) -> int:
+    """Bytes of a message's frames."""
+    return sum(len(f) if isinstance(f, bytes) else f.nbytes for f in frames)
+
+
+# ---------------------------------------------------------------- tensors
+
+
+_reducers: dict[type, Any] = {}
+
+
+class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
+    dispatch_table = ChainMap(_reducers, cloudpickle.Pickler.dispatch_table)
+
+
+def _of_tensors() -> dict[type, Any]:
+    """How tensors are pickled, where torch is imported: by themselves they would write their memory into the pickle."""
+    if not _reducers and (tensor := getattr(sys.modules.get("torch"), "Tensor", None)) is not None:
+        _reducers[tensor] = _reduce_tensor
+    return _reducers
+
+
+def _reduce_tensor(tensor: Any) -> Any:
+    import torch
+
+    plain = (
+        tensor.device.type == "cpu"
+        and tensor.layout is torch.strided
+        and tensor.is_contiguous()
+        and tensor.nbytes >= LONG
+        and not tensor.is_quantized
+        and not tensor.is_conj()
+        and not tensor.is_neg()
+        and not (tensor.requires_grad and not tensor.is_leaf)
+        and not tensor.__dict__  # somebody's own attributes
+        and not tensor._backward_hooks
+    )
+    if not plain:
+        return tensor.__reduce_ex__(5)
+    try:
+        memory = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+    except (RuntimeError, TypeError):  # without numpy, or of a type that cannot be seen as bytes
+        return tensor.__reduce_ex__(5)
+    return _tensor_of, (pickle.PickleBuffer(memory), tensor.dtype, tuple(tensor.shape), tensor.requires_grad)
+
+
+def _tensor_of(memory: Any, dtype: Any, shape: tuple[int, ...], requires_grad: bool) -> Any:
+    import torch
+
+    return torch.frombuffer(memory, dtype=torch.uint8).view(dtype).reshape(shape).requires_grad_(requires_grad)

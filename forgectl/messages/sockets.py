@@ -1,0 +1,134 @@
+"""ZeroMQ's sockets as this package wants them: one context a process, Unix sockets that are private, and event loops.
+
+Queues are bounded by callers (calling.py), which know what is unanswered, and not by ZeroMQ's own limits, at which a
+socket would block or drop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+RECONNECT_MS = 10
+"""Between attempts to connect to a rank that does not listen yet."""
+LONG = 64 * 1024
+"""Bytes from which on a frame is not copied."""
+LONGEST_PATH = 107
+"""Bytes of a Unix socket's address."""
+
+_context: tuple[int, zmq.Context[zmq.Socket[bytes]]] | None = None
+
+
+def context() -> zmq.Context[zmq.Socket[bytes]]:
+    """This process's context; a forked child has one of its own."""
+    global _context
+    if _context is None or _context[0] != os.getpid():
+        made: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        made.set(zmq.MAX_SOCKETS, made.get(zmq.SOCKET_LIMIT))
+        _context = os.getpid(), made
+    return _context[1]
+
+
+def new_socket(kind: int) -> zmq.Socket[bytes]:
+    """A socket that drops nothing while it is open, and nothing keeps from closing."""
+    made = context().socket(kind)
+    made.linger = 0
+    made.set_hwm(0)
+    made.reconnect_ivl = RECONNECT_MS
+    if kind == zmq.ROUTER:
+        made.router_mandatory = True
+    return made
+
+
+def bind_private(bound: zmq.Socket[bytes], path: Path) -> None:
+    """Listen at `path`, whose folder is ours alone (0700), for processes of this user; raises OSError."""
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        raise OSError(f"{path} is longer than the {LONGEST_PATH} bytes of a socket's address")
+    bound.setsockopt(zmq.IPC_FILTER_UID, os.getuid())
+    before = os.umask(0o177)
+    try:
+        bound.bind(ipc(path))
+    finally:
+        os.umask(before)
+
+
+def ipc(path: Path) -> str:
+    """A Unix socket's address as ZeroMQ has it."""
+    return f"ipc://{path}"
+
+
+def send(to: zmq.Socket[bytes], parts: Sequence[Any]) -> None:
+    """Queue a message without waiting; parts that are long are sent from where they are. Raises zmq.ZMQError."""
+    flags = zmq.NOBLOCK | zmq.SNDMORE
+    last = len(parts) - 1
+    for i, part in enumerate(parts):
+        long = not isinstance(part, bytes) or len(part) >= LONG
+        to.send(part, flags if i < last else zmq.NOBLOCK, copy=not long)
+
+
+def receive(from_: zmq.Socket[bytes]) -> list[Any] | None:
+    """The frames of the next message that has arrived: bytes, and memoryviews of those that are long; None: no more."""
+    try:
+        frame = from_.recv(zmq.NOBLOCK, copy=False)
+    except zmq.Again:
+        return None
+    frames = [_content(frame)]
+    while frame.more:
+        frame = from_.recv(zmq.NOBLOCK, copy=False)
+        frames.append(_content(frame))
+    return frames
+
+
+def _content(frame: zmq.Frame) -> bytes | memoryview:
+    return frame.bytes if len(frame) < LONG else frame.buffer
+
+
+class LoopSocket:
+    """A socket in an event loop: `on_message` gets the frames of each message, in order."""
+
+    def __init__(self, made: zmq.Socket[bytes], on_message: Callable[[list[Any]], None]) -> None:
+        self.socket = made
+        self._on_message = on_message
+        self._loop = asyncio.get_running_loop()
+        self._fd: int = made.getsockopt(zmq.FD)  # type: ignore[assignment]
+        self._loop.add_reader(self._fd, self.drain)
+        self._draining = False
+
+    def send(self, parts: Sequence[Any]) -> None:
+        """Queue a message; raises zmq.ZMQError where nobody is connected under its first frame."""
+        send(self.socket, parts)
+        self.look()
+
+    def look(self) -> None:
+        """See what has come soon: to send, or to connect, may take the sign of it from the descriptor."""
+        if not self._draining and self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator, arg-type]
+            self._draining = True
+            self._loop.call_soon(self.drain)
+
+    def drain(self) -> None:
+        """Take in what has come."""
+        self._draining = False
+        if self.socket.closed:
+            return
+        for _ in range(TURN):
+            frames = receive(self.socket)
+            if frames is None:
+                return
+            self._on_message(frames)
+        self._draining = True
+        self._loop.call_soon(self.drain)
+
+    def close(self) -> None:
+        """Close it; also after the end of its loop."""
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._fd)
+        self.socket.close()
+
+
+TURN = 64
+"""Messages that are taken in before others in the loop have their turn."""
