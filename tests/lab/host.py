@@ -203,11 +203,15 @@ class Host:
 
     # ------------------------------------------------------------ drops
 
-    def drop(self, direction: str, peer: str | None, dials: bool) -> None:
-        """Silently drop packets `in` or `out`, of one peer's address or of all; `dials`: only new connections'."""
+    def drop(self, direction: str, peer: str | None, dials: bool, but_ssh: bool = False) -> None:
+        """Silently drop packets `in` or `out`, of one peer's address or of all.
+
+        `dials`: only new connections', `but_ssh`: none to the port of ssh.
+        """
         hook, side = {"in": ("input", "saddr"), "out": ("output", "daddr")}[direction]
         match = f"ip {side} {peer}" if peer else "meta iifname eth0" if direction == "in" else "meta oifname eth0"
         syn = "tcp flags & (syn | ack) == syn" if dials else ""
+        syn += " tcp dport != 22" if but_ssh else ""
         self._nft(
             "add table inet lab\n"
             f"add chain inet lab {direction} {{ type filter hook {hook} priority 0; }}\n"

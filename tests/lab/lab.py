@@ -148,14 +148,17 @@ class Lab:
             self._net.mend(self[name].number)
             self[name].is_cut = False
 
-    def drop(self, name: str, direction: str, peer: str | None = None, *, dials: bool = False) -> None:
+    def drop(
+        self, name: str, direction: str, peer: str | None = None, *, dials: bool = False, but_ssh: bool = False
+    ) -> None:
         """Silently drop what comes "in" to a host or goes "out" of it.
 
         `peer`: only from or to that host, or `lab.launcher`; `dials`: only the first packets of new connections, so
-        `lab.drop(name, "out", lab.launcher, dials=True)` is a launching machine that cannot be dialled back.
+        `lab.drop(name, "out", lab.launcher, dials=True)` is a launching machine that cannot be dialled back;
+        `but_ssh`: but what goes to the port of ssh.
         """
         address = None if peer is None else self.gateway if peer == LAUNCHER else self[peer].address
-        self[name].drop(direction, address, dials)
+        self[name].drop(direction, address, dials, but_ssh)
 
     def undrop(self, name: str) -> None:
         """End all drops of a host."""

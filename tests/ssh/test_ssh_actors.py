@@ -114,10 +114,7 @@ def test_a_host_without_pyzmq_is_told_of_before_anything_is_started(far: Far) ->
 def test_messages_go_through_ssh_where_the_hosts_cannot_be_dialled(far: Far) -> None:
     """Nor dial each other: all that gets through is ssh."""
     for name in far.lab.names:
-        far.lab.drop(name, "in", far.lab.launcher, but_ssh=True)
-        for other in far.lab.names:
-            if other != name:
-                far.lab.drop(name, "in", far.lab.address(other))
+        far.lab.drop(name, "in", dials=True, but_ssh=True)
     far.forge.write("driver.py", DRIVER)
     body = (
         "actors:\n"

@@ -1,0 +1,152 @@
+"""No other user of a machine gets at a run's actors: tried as a real second user."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROGRAMS, Forge, listening_ports, processes_of, processes_with
+from tests.process.actor_scripts import background, play, the_run
+
+NOBODY = 65534
+
+RUNS = """
+    c = await Fast.options(procs=2).as_actor()
+    d = await Fast.options(mesh_name="d").as_actor()
+    await d.ask.call(c, "add", 1)
+    s = await Fast.options(num_replicas=2, mesh_name="s").as_service()
+    print("up", flush=True)
+    print((await c.slice(procs=0).env.call_one("FORGE_MESSAGES"))[0], flush=True)
+    print(*[(await h.slice(procs=0).env.call_one("MASTER_PORT"))[0] for h in (c, d)], flush=True)
+    await exists("look")
+    assert list((await c.state.call()).values()) == [1, 1]
+    assert await s.add.route(1) == 1
+"""
+
+
+def sockets_of(pids: set[int]) -> dict[str, bool]:
+    """Name of every Unix socket that one of these has → whether it listens; abstract ones begin with "@"."""
+    inodes = set()
+    for pid in pids:
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                inodes.add(os.readlink(fd))
+            except OSError:
+                continue
+    rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    found: dict[str, bool] = {}
+    for row in rows:  # of a connection that was accepted the name is that of the listening socket
+        if len(row) > 7 and f"socket:[{row[6]}]" in inodes:
+            found[row[7]] = found.get(row[7], False) or int(row[3], 16) & 0x10000 != 0
+    return found
+
+
+@pytest.fixture
+def forge(forge: Forge) -> Iterator[Forge]:
+    """One whose home has a short name, so that all of its sockets are there, and in no folder that others share."""
+    own = forge.home
+    with tempfile.TemporaryDirectory(prefix="forge-") as folder:
+        forge.home = Path(folder) / "home"
+        forge.env["FORGECTL_HOME"] = str(forge.home)
+        yield forge
+        forge.run("shutdown", "--all", "--force")
+        assert not processes_with(f"FORGECTL_HOME={forge.home}")
+        forge.home = own
+
+
+def as_another_user(forge: Forge, *arguments: str) -> dict[str, list[str]]:
+    """What intruder.py says, run by nobody."""
+    if os.getuid() != 0 or not shutil.which("setpriv"):
+        pytest.fail("a second user takes root, and setpriv of util-linux")
+    program = Path("/tmp") / f"forge-intruder-{os.getpid()}.py"  # where that user can read it
+    shutil.copy(PROGRAMS / "intruder.py", program)
+    program.chmod(0o644)
+    argv = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", sys.executable, program, *arguments]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, cwd="/", check=False)
+    finally:
+        program.unlink()
+    assert done.returncode == 0, done.stderr
+    found: dict[str, list[str]] = json.loads(done.stdout)
+    return found
+
+
+def test_nothing_of_a_run_can_be_connected_to_by_others(forge: Forge) -> None:
+    script = background(forge, RUNS)
+    assert script.stdout
+    messages = Path(script.stdout.readline().strip())
+    ports = {int(p) for p in script.stdout.readline().split()}
+    pids = {*processes_of(the_run(forge)), script.pid}
+    sockets = sockets_of(pids)
+    listening = sorted(name for name, listens in sockets.items() if listens)
+    assert not [name for name in sockets if name.startswith("@")]
+    ranks = [name for name in listening if Path(name).parent == messages and Path(name).name.count(".") == 2]
+    assert len(ranks) == 5
+    for name in listening:
+        path = Path(name)
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, name
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700, name
+    assert {address for address, _ in listening_ports(pids)} == {"127.0.0.1"}
+    stores = {port for _, port in listening_ports(pids)}
+    assert ports <= stores
+    assert len(stores) == 4  # a mesh each: nothing but rendezvous stores
+    found = as_another_user(forge, "unix", *listening)
+    assert set(map(tuple, found.values())) == {("PermissionError", "refused")}
+    (forge.folder / "look").touch()
+    _, err = script.communicate(timeout=60)
+    assert script.returncode == 0, err
+
+
+def test_the_uid_of_a_peer_is_checked_should_the_folder_ever_be_open(forge: Forge) -> None:
+    """Two locks: here the first is opened on purpose."""
+    script = background(forge, RUNS)
+    assert script.stdout
+    messages = Path(script.stdout.readline().strip())
+    script.stdout.readline()
+    for folder in (messages, *messages.parents):
+        if folder.is_relative_to(forge.home.parent):
+            folder.chmod(0o755)
+    ranks = [str(p) for p in messages.iterdir() if p.name.count(".") == 2]
+    for rank in ranks:
+        Path(rank).chmod(0o777)
+    found = as_another_user(forge, "unix", *ranks)
+    assert set(map(tuple, found.values())) == {("connected", "refused")}
+    (forge.folder / "look").touch()
+    _, err = script.communicate(timeout=60)
+    assert script.returncode == 0, err
+
+
+def test_a_folder_that_another_user_made_is_not_used(forge: Forge) -> None:
+    """Where sockets have to be in /tmp, since the run's own folder has too long a name."""
+    if os.getuid() != 0:
+        pytest.fail("a second user takes root")
+    forge.home = forge.home / ("x" * 60)
+    forge.env["FORGECTL_HOME"] = str(forge.home)
+    play(
+        forge,
+        """
+        from pathlib import Path
+        c = await Fast.as_actor()
+        folder = Path((await c.env.call_one("FORGE_MESSAGES"))[0])
+        assert folder.parent == Path(f"/tmp/forgectl-{os.getuid()}")
+        assert folder.stat().st_mode & 0o777 == folder.parent.stat().st_mode & 0o777 == 0o700
+        await c.shutdown()
+        os.chown(folder, 65534, 65534)
+        try:
+            await Fast.as_actor()
+        except ForgeError as e:
+            assert "must be a folder of yours" in str(e), e
+        else:
+            raise AssertionError
+        os.chown(folder, 0, 0)
+        """,
+    )

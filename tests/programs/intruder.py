@@ -1,0 +1,93 @@
+"""Another user, or a peer elsewhere on the network, who tries to get at a run's actors. Says what came of it as JSON.
+
+intruder.py unix PATH…               connects to these sockets, raw and by ZeroMQ, and calls
+intruder.py net HOST PORT KEYS       dials a messenger: without a key, with another run's, with garbage, by halves;
+                                     KEYS: the server's public key
+"""
+
+import contextlib
+import json
+import pickle
+import random
+import socket
+import sys
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+CALL = bytes([1]) + (1).to_bytes(8, "big")
+LET_IN = pickle.dumps(("invoke", "add", (1000,), {}, ()))
+HALVES = 1000
+
+
+def unix(paths):
+    """Path → whether a plain connection and a call got through."""
+    found = {}
+    for path in paths:
+        try:
+            with socket.socket(socket.AF_UNIX) as raw:
+                raw.settimeout(5)
+                raw.connect(path)
+            how = "connected"
+        except OSError as e:
+            how = type(e).__name__
+        found[path] = [how, call(f"ipc://{path}")]
+    return found
+
+
+def call(url, **options):
+    """What came of a call by ZeroMQ: "answered", or how the connection ended."""
+    peer = zmq.Context.instance().socket(zmq.DEALER)
+    peer.linger = 0
+    for name, value in options.items():
+        setattr(peer, name, value)
+    monitor = peer.get_monitor_socket()
+    monitor.rcvtimeo = peer.rcvtimeo = 1500
+    peer.connect(url)
+    peer.send_multipart([CALL, LET_IN])
+    events = set()
+    with contextlib.suppress(zmq.Again):
+        peer.recv_multipart()
+        return "answered"
+    with contextlib.suppress(zmq.Again):
+        while len(events) < 50:
+            events.add(recv_monitor_message(monitor)["event"])
+            monitor.rcvtimeo = 0
+    peer.disable_monitor()
+    monitor.close()
+    peer.close()
+    return "let in" if zmq.EVENT_HANDSHAKE_SUCCEEDED in events and not events & REFUSED else "refused"
+
+
+REFUSED = {
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH,
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
+    zmq.EVENT_DISCONNECTED,
+}
+
+
+def net(host, port, server):
+    """What came of each attempt."""
+    url = f"tcp://{host}:{port}"
+    public, secret = zmq.curve_keypair()
+    keyed = {"curve_publickey": public, "curve_secretkey": secret, "curve_serverkey": server.encode()}
+    found = {"no key": call(url), "another key": call(url, **keyed)}
+    chance = random.Random(1)
+    held = []
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01CURVE" + bytes(47)
+    for k in range(HALVES):
+        peer = socket.create_connection((host, int(port)), 10)
+        with contextlib.suppress(OSError):
+            peer.sendall(greeting[: chance.randint(0, 64)] if k % 2 else chance.randbytes(200))
+        held.append(peer)
+    found["halves"] = len(held)
+    print(json.dumps(found), flush=True)
+    sys.stdin.read()  # they are held open until we are told to end
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "unix":
+        print(json.dumps(unix(sys.argv[2:])), flush=True)
+    else:
+        net(*sys.argv[2:])

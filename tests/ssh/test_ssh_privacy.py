@@ -1,0 +1,52 @@
+"""Nobody on the network gets at actors' messages: tried by a peer in another network namespace, and from the host."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from forgectl.messages.keys import RunKeys
+from tests.ssh.conftest import Far
+
+ACTORS = "actors: {counter: {class: far_players:Counter, hosts: [host1, host2], procs: 2, preload: []}}"
+
+
+def test_a_stranger_on_the_network_is_refused_and_the_run_goes_on(far: Far) -> None:
+    run = far.launch(ACTORS)
+    keys = RunKeys.from_text((far.forge.run_dir(run) / "message-keys").read_text())
+    [(address, port)] = {p for p in far.lab.listening("host1") if p[0] == far.lab.address("host1")} - stores(far, run)
+    argv = [sys.executable, far.programs / "intruder.py", "net", address, port, keys.public("host1")]
+    pipe = subprocess.PIPE
+    peer = far.lab.popen("host3", argv, stdin=pipe, stdout=pipe)
+    assert peer.stdout is not None
+    found = json.loads(peer.stdout.readline())
+    assert found == {"no key": "refused", "another key": "refused", "halves": 1000}
+    assert json.loads(far.forge.ok("call", "counter", "add", "1", "--json")) == [1, 1]  # they are held open
+    peer.communicate()
+    assert json.loads(far.forge.ok("call", "counter", "add", "1", "--json")) == [2, 2]
+    far.forge.ok("shutdown", "--run", run)
+
+
+def stores(far: Far, run: str) -> set[tuple[str, int]]:
+    """Where the rendezvous stores of a run listen on host1."""
+    events = (far.forge.run_dir(run) / "events.jsonl").read_text().splitlines()
+    opened = [e["what"]["port"] for e in map(json.loads, events) if e.get("what", {}).get("type") == "StoreOpened"]
+    return {(far.lab.address("host1"), port) for port in opened}
+
+
+def test_hosts_listen_for_messages_on_one_port_and_have_no_secret_on_disk(far: Far) -> None:
+    run = far.launch(ACTORS)
+    keys = RunKeys.from_text((far.forge.run_dir(run) / "message-keys").read_text())
+    for name in ("host1", "host2"):
+        assert len(far.lab.listening(name) - stores(far, run)) == 1
+        secret = keys.secret(name)
+        found = far.lab.run(name, ["grep", "-rlF", secret, "/var/tmp", "/tmp", "/run", "/dev/shm"])
+        assert found.stdout == ""
+        for command in far.processes(run)[name].values():
+            assert secret not in command
+        for pid in far.processes(run)[name]:
+            assert secret.encode() not in far.lab.run(name, ["cat", f"/proc/{pid}/environ"]).stdout.encode()
+    assert not [a for a, _ in far.lab.listening("host3")]
+    far.forge.ok("shutdown", "--run", run)
+    assert not (far.forge.run_dir(run) / "message-keys").exists()
