@@ -774,7 +774,7 @@ class StatusReport:
 
 @dataclass(frozen=True)
 class Call:
-    """Call an endpoint of an actor (on all its ranks) or of a service (routed); `timeout` in seconds."""
+    """Call an endpoint of a service, routed; `timeout` in seconds."""
 
     target: str
     endpoint: str
@@ -790,7 +790,7 @@ class GetMetrics:
 
 @dataclass(frozen=True)
 class Values:
-    """An actor's values by rank, or a service's one; what JSON cannot hold comes as its repr."""
+    """What it gave, one value; what JSON cannot hold comes as its repr."""
 
     values: list[Any]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import sys
@@ -11,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from forgectl.actor import monarch_names
-from forgectl.actor.endpoint import interface_of, signature_of
 from forgectl.actor.performer import Performer
+from forgectl.actor.plain_calls import check, plain
 from forgectl.actor.raised import Raised, carrier, shown
 from forgectl.actor.requests import ASK, CONSTRUCT, INVOKE
 from forgectl.actor.value_mesh import serving
@@ -60,16 +59,9 @@ class ActorRank:
 
     async def _answer(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
         """For `forgectl call`, which may not know the user's classes: a value as JSON can hold it, or an error."""
-        performer, cls = self._constructed(), type(self._subject)
+        performer = self._constructed()
         try:
-            interface = interface_of(cls)
-            if name not in interface.endpoints:
-                raise NotFoundError(interface.unknown(name))
-            signature = signature_of(cls, name)
-            try:
-                signature.bind(*args, **kwargs)
-            except TypeError as e:
-                raise UsageError(f"{name}{str(signature).replace(chr(39), '')}: {e}") from None
+            check(type(self._subject), name, args, kwargs)
         except (NotFoundError, UsageError) as e:
             return {"code": e.exit_code, "message": e.message}
         try:
@@ -77,15 +69,6 @@ class ActorRank:
         except Exception as e:
             where = f"{os.environ['FORGE_MESH']}.{name}"
             return {"code": 1, "message": f"{where} raised {type(e).__name__}: {e}\n{shown(e).strip()}"}
-
-
-def plain(value: Any) -> Any:
-    """A value that JSON can hold, or its repr."""
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError, RecursionError):
-        return repr(value)
-    return value
 
 
 def _carried(error: BaseException) -> Raised:

@@ -196,9 +196,7 @@ class Exchange:
         call = Call(len(ranks), loads)
         with self._lock:
             call.parts = self._post(CALL, ranks, what, self._watch(call.loop), call)
-            answered = self._receive() if self._has_news() else None
-        if answered:
-            self._give(answered, call.loop)
+            self._look()
         return call
 
     def cast(self, ranks: Sequence[Address], what: Any, died: ThreadFuture[Any]) -> None:
@@ -209,9 +207,10 @@ class Exchange:
         loop = running_loop()
         with self._lock:
             parts = self._post(CAST, ranks, what, self._watch(loop or _loop_of_plain_code()), None)
+            self._look()
         while any(len(p.line.waiting) >= WINDOW for p in parts) and not died.done():
-            self._drain()
-            select.select([self._fd], [], [], 0.0 if self._has_news() else POLL_SECONDS)
+            if not self._drain():
+                select.select([self._fd], [], [], POLL_SECONDS)
 
     def _post(self, kind: int, ranks: Sequence[Address], what: Any, watch: _Watch, call: Call | None) -> list[_Part]:
         message = _Message(what, snapshot=kind == CAST)  # a caller awaits what it must not change
@@ -279,18 +278,25 @@ class Exchange:
                 watch.watching = False
                 loop.remove_reader(self._fd)
 
-    def _has_news(self) -> bool:
-        """Whether there are answers that the descriptor does not tell of any more: sending may take its sign away."""
-        return bool(self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN)  # type: ignore[operator, arg-type]
+    def _look(self) -> None:
+        """Have answers read that have come already: whatever else the socket does may take their sign away."""
+        if self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator, arg-type]
+            here = running_loop()
+            if here is not None and here in self._watches:
+                here.call_soon(self._drain)
+                return
+            loops = [loop for loop, watch in self._watches.items() if watch.watching and not loop.is_closed()]
+            if loops:
+                _in_loop(loops[0], self._drain)
 
-    def _drain(self) -> None:
-        """Take in what has come."""
+    def _drain(self) -> int:
+        """Take in what has come; how much it was."""
         with self._lock:
             answered = self._receive()
-        loop = running_loop()
-        self._give(answered, loop)
-        if len(answered) == TURN and loop is not None:
-            loop.call_soon(self._drain)
+            if len(answered) == TURN:
+                self._look()
+        self._give(answered, running_loop())
+        return len(answered)
 
     def _receive(self) -> Answered:
         """The answers that have come, at most TURN; what waited for room is sent."""
@@ -347,6 +353,7 @@ class Exchange:
             for part in call.parts:
                 if part.number in self._under_way and len(part.line.to) > 1:
                     self._abandon(part)
+            self._look()
 
     def _abandon(self, part: _Part) -> None:
         del self._under_way[part.number]
@@ -370,6 +377,7 @@ class Exchange:
                 if len(line.to) == 1:
                     self._connected.discard(line.to[0])
                     self._socket.disconnect(ipc(Path(self.here.folder, rank.name)))
+            self._look()
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:

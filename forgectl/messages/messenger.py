@@ -73,6 +73,7 @@ class Link:
         self.address = ""
         self.dealer: Socket | None = None
         self.monitor: Socket | None = None
+        self.is_up = False  # whether the dealer is connected: what is sent before might be sent to a successor, too
         self.identity: bytes | None = None
         self.queue: deque[tuple[int, list[Any]]] = deque()  # requests, by number, that came before the link
 
@@ -331,7 +332,7 @@ class Messenger:
 
     def _send_over(self, link: Link, number: int, frames: list[Any]) -> None:
         """Send over a link, or as soon as there is one; `number` is 0 for what may be left out then."""
-        if link.dealer is not None:
+        if link.dealer is not None and link.is_up:
             send(link.dealer, frames)
         elif link.identity is not None:
             try:
@@ -365,7 +366,6 @@ class Messenger:
         self._watch(link.monitor, lambda: self._on_event(link, dealer))
         self._watch(dealer, self._drain(dealer, lambda frames: self._from_link(dealer, b"", frames)))
         dealer.connect(link.address)
-        self._flush(link)
 
     def _hang_up(self, link: Link) -> None:
         assert link.dealer is not None and link.monitor is not None
@@ -375,6 +375,7 @@ class Messenger:
         link.monitor.close()
         link.dealer.close()
         link.dealer = link.monitor = None
+        link.is_up = False
         self._lose(link)
 
     def _on_event(self, link: Link, dealer: Socket) -> None:
@@ -384,7 +385,9 @@ class Messenger:
             except zmq.Again:
                 return
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                link.is_up = True
                 send(dealer, [HELLO])
+                self._flush(link)
             else:  # what ZeroMQ has not sent yet must not be sent by its next connection
                 self._hang_up(link)
                 self._dial(link)

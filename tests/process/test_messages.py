@@ -178,9 +178,11 @@ def test_nothing_is_kept_of_calls_that_are_over(forge: Forge) -> None:
         await raised(asyncio.TimeoutError, late.hang.call())
         ranks = c._mesh.now()
         way = exchange(ranks._here)
+        while len(way._under_way) > 2:  # an error of one rank does not wait for the other's
+            await asyncio.sleep(0.01)
         assert not ranks._calls and len(way._under_way) == 2  # the two that hang
         await c.shutdown(0)
-        assert not way._under_way and not way._lines and not way._connected
+        assert not way._under_way and not way._lines and not way._connected, vars(way)
         """,
     )
 

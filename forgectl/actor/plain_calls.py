@@ -1,0 +1,32 @@
+"""Calls from the shell: their arguments and values are plain data, and what is wrong with one is said in words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from forgectl.actor.endpoint import interface_of, signature_of
+from forgectl.errors import NotFoundError, UsageError
+
+
+def check(cls: type, endpoint: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raises NotFoundError for an endpoint that the class does not have, UsageError for arguments that do not fit."""
+    interface = interface_of(cls)
+    if endpoint not in interface.endpoints:
+        raise NotFoundError(interface.unknown(endpoint))
+    signature = signature_of(cls, endpoint)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as e:
+        shown = str(signature).replace("'", "")
+        raise UsageError(f"{endpoint}{shown}: {e}") from None
+
+
+def plain(value: Any) -> Any:
+    """A value that JSON can hold, or its repr."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return repr(value)
+    return value
