@@ -111,6 +111,31 @@ def test_a_host_without_pyzmq_is_told_of_before_anything_is_started(far: Far) ->
     assert not far.forge.runs()
 
 
+def test_a_call_outlasts_a_link_that_is_cut_for_less_than_the_lease(far: Far) -> None:
+    run = far.launch(COUNTER)
+    assert json.loads(far.forge.ok("call", "counter", "add", "1", "--json")) == [6, 6, 6]
+    far.lab.cut("host2")
+    caller = far.forge.start("call", "counter", "add", "1", "--json")
+    far.until_host(run, "host2", "reconnecting")
+    far.lab.mend("host2")
+    out, err = caller.communicate(timeout=60)
+    assert json.loads(out) == [7, 7, 7], err
+    assert far.forge.mesh(run, "counter")["restarts"] == 0
+    far.forge.ok("shutdown", "--all")
+
+
+def test_a_host_that_is_cut_off_keeps_the_others_answering(far: Far) -> None:
+    run = far.launch(COUNTER + "\nservices: {near: {class: far_players:Counter, hosts: [host1], preload: []}}")
+    far.lab.cut("host2")
+    assert json.loads(far.forge.ok("call", "near", "where", "--json")) == ["host1"]
+    far.until_host(run, "host2", "reconnecting")
+    assert json.loads(far.forge.ok("call", "near", "add", "1", "--json")) == [1]
+    far.lab.mend("host2")
+    far.until_host(run, "host2", "up")
+    assert json.loads(far.forge.ok("call", "counter", "add", "1", "--json")) == [6, 6, 6]
+    far.forge.ok("shutdown", "--all")
+
+
 def test_messages_go_through_ssh_where_the_hosts_cannot_be_dialled(far: Far) -> None:
     """Nor dial each other: all that gets through is ssh."""
     for name in far.lab.names:

@@ -1,0 +1,261 @@
+"""Which calls pass through a messenger, between whom, and by which links. It sends, but neither listens nor dials."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from forgectl.messages.frames import FORGET, LOST, BadFrames, address_from, answer_head, head, request_head
+from forgectl.messages.sockets import ipc, send
+
+MOST_CALLS = 1 << 17
+"""Calls under way of one caller."""
+MOST_RANKS = 8192
+"""Sockets of ranks here that are connected to; a run has half as many."""
+MOST_IDLE = 4096
+"""Callers, and addresses, that are remembered although nothing is under way."""
+
+Socket = zmq.Socket[bytes]
+
+
+class NoWay(Exception):
+    """A request that is well formed, but cannot be passed on."""
+
+
+class Peer:
+    """One connection: of a process here, to a rank here, or with another messenger. Each new one is another peer."""
+
+    __slots__ = ("answer", "link", "request", "socket", "under_way")
+
+    def __init__(self, socket: Socket, name: tuple[bytes, ...], link: Link | None = None) -> None:
+        """`name` is what the socket knows it by, if that has several peers."""
+        self.socket = socket
+        self.link = link
+        self.request = name
+        self.answer = (*name, b"") if link else name
+        self.under_way: dict[int, int] = {}  # its numbers of what it has asked → ours
+
+
+class Link:
+    """The way to another messenger: a socket that dials it, or a connection by which it has dialled us."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+        self.address = ""
+        self.dealer: Socket | None = None
+        self.monitor: Socket | None = None
+        self.dialled: Peer | None = None
+        self.accepted: Peer | None = None
+        self.waiting: dict[int, tuple[int, list[Any]]] = {}  # number → kind and body of what came before the link
+
+    @property
+    def peer(self) -> Peer | None:
+        """Where requests go now, if anywhere."""
+        return self.dialled if self.address else self.accepted
+
+
+class Call:
+    """A request that was passed on, or waits for a link: then `asked` is None."""
+
+    __slots__ = ("asked", "caller", "link", "number", "to")
+
+    def __init__(self, caller: Peer, number: int, to: bytes) -> None:
+        self.caller = caller
+        self.number = number
+        self.to = to
+        self.asked: Peer | None = None
+        self.link: Link | None = None
+
+
+class Switch:
+    """Which calls are under way, and between whom. Its sockets are the messenger's."""
+
+    def __init__(self, place: str, members: Iterable[str], direct: Iterable[str], folder: Path, back: Socket) -> None:
+        """Of the machine `place`; `back` is to connect to the sockets of ranks in `folder`."""
+        self.links = {member: Link(member) for member in members if member != place}
+        self._place = place
+        self._direct = frozenset(direct)
+        self._folder = folder
+        self._back = back
+        self._calls: dict[int, Call] = {}
+        # Not from 0: what a former messenger's calls are answered with must not be taken for answers to ours.
+        self._first = self._last = random.getrandbits(62)
+        self._targets: dict[bytes, Peer | Link] = {}
+        self._ranks: dict[bytes, Peer] = {}
+        self._ended: dict[str, int] = {}
+
+    def __str__(self) -> str:
+        waiting = sum(len(link.waiting) for link in self.links.values())
+        return f"calls={len(self._calls)} waiting={waiting} ranks={len(self._ranks)}"
+
+    # ------------------------------------------------------------ requests
+
+    def request(self, caller: Peer, to: Any, first: Any, body: list[Any]) -> None:
+        """Pass it on; raises BadFrames, after an answer if there can be one."""
+        kind, number = request_head(first)
+        if kind == FORGET:
+            self._forget(caller, number)
+            return
+        if number in caller.under_way:
+            raise BadFrames(f"number {number} a second time")
+        try:
+            if not body:
+                raise BadFrames("a request without a body")
+            if len(caller.under_way) >= MOST_CALLS:
+                raise NoWay("too many calls are under way")
+            target = self._targets.get(to) or self._find(bytes(to))
+        except (BadFrames, NoWay) as e:
+            self._answer(caller, LOST, number, [str(e).encode()])
+            if isinstance(e, BadFrames):
+                raise
+            return
+        self._last += 1
+        call = self._calls[self._last] = Call(caller, number, to)
+        caller.under_way[number] = self._last
+        self._pass_on(self._last, call, target, kind, body)
+
+    def _find(self, to: bytes) -> Peer | Link:
+        address = address_from(to)
+        target: Peer | Link
+        if address.place == self._place:
+            target = self._ranks.get(address.name.encode()) or self._connect(address.name)
+        else:
+            via = address.place if address.place in self._direct else ""
+            if via == self._place or via not in self._direct:
+                raise NoWay(f"there is no way to {named(address.place)}")
+            target = self.links[via]
+        if len(self._targets) >= MOST_IDLE:
+            self._targets.clear()
+        self._targets[to] = target
+        return target
+
+    def _connect(self, name: str) -> Peer:
+        if self._has_ended(name):
+            raise NoWay(f"rank {name.rpartition('.')[2]} has ended")
+        if len(self._ranks) >= MOST_RANKS:
+            raise NoWay("too many ranks are called on its host")
+        self._back.connect_routing_id = name.encode()
+        self._back.connect(ipc(self._folder / name))
+        self._ranks[name.encode()] = found = Peer(self._back, (name.encode(),))
+        return found
+
+    def _pass_on(self, number: int, call: Call, target: Peer | Link, kind: int, body: list[Any]) -> None:
+        peer = target.peer if isinstance(target, Link) else target
+        if peer is None:
+            assert isinstance(target, Link)
+            call.link = target
+            target.waiting[number] = kind, body
+            return
+        call.asked = peer
+        where = peer.request if peer.link is None else (*peer.request, call.to)
+        try:
+            send(peer.socket, (*where, head(kind, number), *body))
+        except zmq.ZMQError as e:
+            self._could_not(number, call, peer, kind, body, e)
+
+    def _could_not(self, number: int, call: Call, peer: Peer, kind: int, body: list[Any], e: zmq.ZMQError) -> None:
+        if e.errno == zmq.EHOSTUNREACH and peer.link is not None:  # it has hung up, and nothing of this was sent
+            call.asked, call.link = None, peer.link
+            peer.link.waiting[number] = kind, body
+            self.broken(peer)
+        else:
+            self._lose(number, f"it could not be passed on: {e.strerror}")
+
+    def _forget(self, caller: Peer, number: int) -> None:
+        mine = caller.under_way.pop(number, None)
+        if mine is None:
+            return  # answered meanwhile
+        call = self._calls.pop(mine)
+        if call.link is not None:
+            call.link.waiting.pop(mine, None)
+        if call.asked is not None and call.asked.link is not None:
+            with contextlib.suppress(zmq.ZMQError):
+                send(call.asked.socket, (*call.asked.request, call.to, head(FORGET, mine)))
+
+    # ------------------------------------------------------------ answers
+
+    def answer(self, peer: Peer, first: Any, body: list[Any]) -> None:
+        """Pass it back to whoever asked; raises BadFrames."""
+        kind, number = answer_head(first)
+        call = self._calls.get(number)
+        if call is None:
+            if not self._first < number <= self._last:
+                raise BadFrames(f"an answer to number {number}, which was not asked")
+            return  # it was forgotten, or lost
+        if call.asked is not peer:
+            raise BadFrames("an answer of one that was not asked")
+        self._take_off(number)
+        self._answer(call.caller, kind, call.number, body)
+
+    def rank_answer(self, name: bytes, first: Any, body: list[Any]) -> None:
+        """The same, of a rank here."""
+        if (peer := self._ranks.get(name)) is not None:
+            self.answer(peer, first, body)
+
+    def _answer(self, caller: Peer, kind: int, number: int, body: list[Any]) -> None:
+        try:
+            send(caller.socket, (*caller.answer, head(kind, number), *body))
+        except zmq.ZMQError as e:  # whoever asked is gone, or does not read
+            if caller.link is not None and e.errno == zmq.EHOSTUNREACH:
+                self.broken(caller)
+
+    def _take_off(self, number: int) -> Call:
+        call = self._calls.pop(number)
+        call.caller.under_way.pop(call.number, None)
+        if call.link is not None:
+            call.link.waiting.pop(number, None)
+        return call
+
+    def _lose(self, number: int, why: str) -> None:
+        call = self._take_off(number)
+        self._answer(call.caller, LOST, call.number, [why.encode()])
+
+    # ------------------------------------------------------------ what comes and goes
+
+    def flush(self, link: Link) -> None:
+        """Send what has waited for the link, now that there is one."""
+        waiting, link.waiting = link.waiting, {}
+        for number, (kind, body) in waiting.items():
+            if (call := self._calls.get(number)) is not None:
+                call.link = None
+                self._pass_on(number, call, link, kind, body)
+
+    def broken(self, peer: Peer) -> None:
+        """A connection with another messenger is gone: nobody knows what became of what was asked over it."""
+        link = peer.link
+        assert link is not None
+        if link.dialled is peer:
+            link.dialled = None
+        if link.accepted is peer:
+            link.accepted = None
+        why = f"the connection to {named(link.place)} was lost while this call was under way; "
+        why += "whether it ran is not known"
+        for number in [n for n, call in self._calls.items() if call.asked is peer]:
+            if number in self._calls:  # answering others may show that their connections are gone, too
+                self._lose(number, why)
+        for number in list(peer.under_way):
+            self._forget(peer, number)
+
+    def end(self, prefix: str, generation: int) -> None:
+        """Ranks of a mesh are no more, up to a generation. Callers learn it otherwise: calls are forgotten."""
+        self._ended[prefix] = max(generation, self._ended.get(prefix, -1))
+        self._targets.clear()
+        for name in [n for n in self._ranks if self._has_ended(n.decode())]:
+            del self._ranks[name]
+            self._back.disconnect(ipc(self._folder / name.decode()))
+        for number in [n for n, c in self._calls.items() if self._has_ended(address_from(bytes(c.to)).name)]:
+            self._take_off(number)
+
+    def _has_ended(self, name: str) -> bool:
+        prefix, generation, _ = name.split(".")
+        return int(generation) <= self._ended.get(prefix, -1)
+
+
+def named(place: str) -> str:
+    """A machine, in a text for users."""
+    return f"host {place}" if place else "the launching machine"
