@@ -2,7 +2,7 @@
 
 Calls of one process to one rank arrive in the order in which they were made, from whatever threads, and calls of
 several ranks in the same order on each: two threads may call endpoints with collectives. No call is sent twice.
-To a rank that is slow at most `WINDOW` calls and `WINDOW_BYTES` are under way; later ones wait here, not pickled yet.
+To a rank that is slow at most `WINDOW` calls and `WINDOW_BYTES` are under way; later ones wait here.
 
 Every thread sends by itself, under a lock. Answers are read by whichever event loop waits for any, and given in the
 loop of their call: with one loop, as in most programs, no message crosses from one thread to another.
@@ -106,53 +106,34 @@ class Call:
         _in_loop(self.loop, self.fail, error)
 
 
-class _Message:
-    """What a call sends to each of its ranks, pickled when the first part of it has room to go."""
-
-    __slots__ = ("_frames", "_size", "_snapshot", "_what")
-
-    def __init__(self, what: Any, *, snapshot: bool) -> None:
-        self._what = what
-        self._snapshot = snapshot
-        self._frames: list[Any] | None = None
-        self._size = 0
-
-    def frames(self) -> tuple[list[Any], int]:
-        """The frames and their size in bytes; raises what pickling raises."""
-        if self._frames is None:
-            self._frames = pickling.dumps(self._what, snapshot=self._snapshot)
-            self._size = pickling.size(self._frames)
-            self._what = None
-        return self._frames, self._size
-
-
 class _Part:
     """A message to one rank; `call` is None for one that nobody awaits. `watch`: of the loop that it came from."""
 
-    __slots__ = ("call", "index", "kind", "line", "message", "number", "size", "watch")
+    __slots__ = ("call", "frames", "index", "kind", "line", "number", "size", "watch")
 
-    def __init__(self, kind: int, message: _Message, line: _Line, watch: _Watch, call: Call | None, index: int) -> None:
+    def __init__(
+        self, kind: int, frames: list[Any], size: int, line: _Line, watch: _Watch, call: Call | None, index: int
+    ) -> None:
         self.kind = kind
-        self.watch = watch
-        self.message: _Message | None = message
+        self.frames = frames
+        self.size = size
         self.line = line
+        self.watch = watch
         self.call = call
         self.index = index
         self.number = 0
-        self.size = 0
 
 
 class _Line:
-    """What goes to one rank from one loop, in order."""
+    """What goes to one rank, in order."""
 
-    __slots__ = ("bytes", "gone", "to", "under_way", "waiting")
+    __slots__ = ("bytes", "to", "under_way", "waiting")
 
     def __init__(self, to: tuple[bytes, ...]) -> None:
         self.to = to  # the frames before the head
         self.waiting: deque[_Part] = deque()
         self.under_way = 0
         self.bytes = 0
-        self.gone = False
 
     @property
     def has_room(self) -> bool:
@@ -193,9 +174,10 @@ class Exchange:
 
         `loads` makes a value of an answer (its kind and body) or raises.
         """
+        frames = pickling.dumps(what)  # before the lock: it runs the values' own code
         call = Call(len(ranks), loads)
         with self._lock:
-            call.parts = self._post(CALL, ranks, what, self._watch(call.loop), call)
+            call.parts = self._post(CALL, ranks, frames, self._watch(call.loop), call)
             self._look()
         return call
 
@@ -204,24 +186,27 @@ class Exchange:
 
         Where too much is under way it blocks until there is room, or until `died` is done.
         """
+        frames = pickling.dumps(what, snapshot=True)  # nobody awaits it: its values may change at once
         loop = running_loop()
         with self._lock:
-            parts = self._post(CAST, ranks, what, self._watch(loop or _loop_of_plain_code()), None)
+            parts = self._post(CAST, ranks, frames, self._watch(loop or _loop_of_plain_code()), None)
             self._look()
         while any(len(p.line.waiting) >= WINDOW for p in parts) and not died.done():
             if not self._drain():
                 select.select([self._fd], [], [], POLL_SECONDS)
 
-    def _post(self, kind: int, ranks: Sequence[Address], what: Any, watch: _Watch, call: Call | None) -> list[_Part]:
-        message = _Message(what, snapshot=kind == CAST)  # a caller awaits what it must not change
-        parts = [_Part(kind, message, self._line(rank), watch, call, i) for i, rank in enumerate(ranks)]
+    def _post(
+        self, kind: int, ranks: Sequence[Address], frames: list[Any], watch: _Watch, call: Call | None
+    ) -> list[_Part]:
+        size = pickling.size(frames)
+        parts = [_Part(kind, frames, size, self._line(rank), watch, call, i) for i, rank in enumerate(ranks)]
+        watch.waits_for += len(parts)
         for part in parts:
             line = part.line
             if line.waiting or not line.has_room:
                 line.waiting.append(part)
             else:
                 self._send(part)
-            watch.waits_for += 1
         return parts
 
     def _line(self, rank: Address) -> _Line:
@@ -237,18 +222,12 @@ class Exchange:
         return line
 
     def _send(self, part: _Part) -> None:
-        """Send a part, which has room; raises what pickling raises."""
-        assert part.message is not None
-        frames, part.size = part.message.frames()
-        part.message = None
-        line = part.line
-        if line.gone:
-            return
         part.number = next(self._numbers)
         self._under_way[part.number] = part
-        line.under_way += 1
-        line.bytes += part.size
-        send(self._socket, [*line.to, head(part.kind, part.number), *frames])
+        part.line.under_way += 1
+        part.line.bytes += part.size
+        send(self._socket, [*part.line.to, head(part.kind, part.number), *part.frames])
+        part.frames = []
 
     # ------------------------------------------------------------ answers
 
@@ -312,27 +291,17 @@ class Exchange:
             answered.append((part, kind, frames[2:]))
             line = part.line
             while line.waiting and line.has_room:
-                self._send_waiting(line.waiting.popleft())
+                waiting = line.waiting.popleft()
+                if waiting.call is not None and waiting.call.future.done():  # cancelled, or too late
+                    waiting.watch.waits_for -= 1
+                else:
+                    self._send(waiting)
         return answered
 
     def _took_off(self, part: _Part) -> None:
         part.line.under_way -= 1
         part.line.bytes -= part.size
         part.watch.waits_for -= 1
-
-    def _send_waiting(self, part: _Part) -> None:
-        call = part.call
-        if call is not None and call.future.done():
-            part.watch.waits_for -= 1
-            return
-        try:
-            self._send(part)
-        except Exception as e:  # of any type: pickling runs the value's own code
-            part.watch.waits_for -= 1
-            if call is None:
-                log.exception("a broadcast could not be sent")
-            else:
-                _in_loop(call.loop, call.fail, e)
 
     @staticmethod
     def _give(answered: Answered, here: asyncio.AbstractEventLoop | None) -> None:
@@ -368,7 +337,6 @@ class Exchange:
                 line = self._lines.pop(rank, None)
                 if line is None:
                     continue
-                line.gone = True
                 for part in line.waiting:
                     part.watch.waits_for -= 1
                 line.waiting.clear()
