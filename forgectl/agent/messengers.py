@@ -44,16 +44,23 @@ class Child:
             raise
         finally:
             os.close(theirs)
+        assert self._process.stdin is not None
+        os.set_blocking(self._process.stdin.fileno(), False)
         reaper.claim(self._process.pid, self._on_end)
         self._loop.add_reader(self._report, self._on_report)
         self.tell(config)
 
     def tell(self, message: dict[str, Any]) -> None:
-        """Send it a line; it reads at once whatever it does, so this does not wait."""
+        """Send it a line. One that does not read any more is ended: the agent waits for nobody."""
+        line = json.dumps(message).encode() + b"\n"
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            self._process.stdin.flush()
+            try:
+                written = os.write(self._process.stdin.fileno(), line)
+            except BlockingIOError:
+                written = 0
+            if written < len(line):
+                self.stop()
 
     def _on_report(self) -> None:
         chunk = os.read(self._report, 1 << 16)
