@@ -1,7 +1,7 @@
 """Measures actors and services beside plain Monarch, and Ray where it is installed: `python benchmarks/actors.py …`.
 
 As launch.py: a home of its own, sides by turns, medians, exit 1 where a limit was missed. Each side is a process of
-its own (sides.py); Monarch's needs a network namespace, and so root or a kernel that gives users one.
+its own (sides.py). Monarch's runs in a network namespace, which takes root, or a kernel that lets users make one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import growing
 from forge import Forge
 from harness import Sections, run
 from measure import Row
-from sides import OURS, PLAIN, SIDES, side
+from sides import OURS, PLAIN, SIDES, apart, side
 
 OF_MONARCH = {8: 0.18, 16: 0.12}
 MOST_OF_OTHERS = 16  # actors: 32 take Monarch a minute and 7 GB
@@ -28,8 +28,9 @@ DEATH = 0.02  # seconds
 def start(forge: Forge, options: Namespace) -> Iterator[Row]:
     """From the start of a script to the first answer of all its actors, which import torch.
 
-    Monarch's script has its namespace made first, which takes 0.01 s.
+    Monarch's time includes 0.01 s in which its namespace is made.
     """
+    apart()  # finds out, once, how to make one
     for n in options.n:
         sides = SIDES if n <= MOST_OF_OTHERS else (OURS,)
         samples: dict[str, list[float]] = defaultdict(list)
@@ -48,7 +49,7 @@ def start(forge: Forge, options: Namespace) -> Iterator[Row]:
 def death(forge: Forge, options: Namespace) -> Iterator[Row]:
     """From the SIGKILL of a rank to the exception of a call that waits for it.
 
-    Ours many times in one process, as its mesh is restarted; the others once a process, as they take seconds.
+    Our mesh is restarted after each death, so one process gives many samples. The others give one a process.
     """
     with side(forge, OURS) as ours:
         ours.ask("launch", 4, {"restart": KILLS})

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import select
+import socket
+import subprocess
+import sys
+import tempfile
 from argparse import Namespace
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from forge import Forge
-from measure import MEBI, Row
-from sides import OURS, PLAIN, Side, both
+from measure import MEBI, PROGRAMS, BenchmarkError, Row, started, wait_for
+from reaching import lab
+from sides import OURS, PLAIN, QUIET, Side, both, by_standard_streams, open_until_left
+
+if TYPE_CHECKING:
+    from tests.lab.lab import Lab
 
 CALLS, ROUNDS = 200, 10
 ON_RANKS = {1: 0.45, 2: None, 4: 0.5, 8: 0.5, 16: None}
 ONE = 0.45
 ROUTE = 0.6
+FAR = 0.5
+PORT = 7001  # of Monarch's worker, on a host of the lab, where nothing else listens
 AT_ONCE = 2000
 FLIGHT, FLOWN = 8000, 10_000  # answers a second; calls
 RATE = 1.2  # GB/s
@@ -59,7 +74,7 @@ def flight(forge: Forge, options: Namespace) -> Iterator[Row]:
         for side in sides:
             side.ask("launch", 8)
         for what, ranks in {"8 ranks in turn": range(8), "one rank": range(1)}.items():
-            values = _turns(sides, lambda s, ranks=ranks: s.ask("flight", FLOWN, *ranks), options.repeat)
+            values = _turns(dict.fromkeys(sides, ("flight", FLOWN, *ranks)), options.repeat)
             for name, limit in ((OURS, FLIGHT), (PLAIN, None)):
                 label = f"{FLOWN:,} calls at once, {what}: {name}"
                 yield Row("flight", label, "calls/s", tuple(values[name]), limit, least=True)
@@ -75,25 +90,89 @@ def argument(forge: Forge, options: Namespace) -> Iterator[Row]:
             for side in sides:
                 side.ask("prepare", kind, size)
             for verb, what, limit in (("take", "argument", least), ("give", "result", None)):
-                seconds = _turns(sides, lambda s, verb=verb, calls=calls: s.ask("seconds", verb, calls), ROUNDS)
-                for name, values in seconds.items():
+                for name, values in _turns(dict.fromkeys(sides, ("seconds", verb, calls)), ROUNDS).items():
                     rates = tuple(size / 1e9 / s for s in values)
                     label = f"{mebi} MiB of {kind} as {what}: {name}"
                     yield Row("argument", label, "GB/s", rates, limit if name == OURS else None, least=True)
 
 
+def far(forge: Forge, options: Namespace) -> Iterator[Row]:
+    """A call to a host of the lab: ours over CURVE from this machine, Monarch's over TLS from another host of the lab.
+
+    Monarch's client needs a network namespace, and a host has one. It is as many links away.
+    """
+    with lab(forge) as hosts, _far_plain(forge, hosts) as plain, _far_ours(forge, hosts) as ours:
+        for side in (ours, plain):
+            side.ask("launch")
+        yield from beside("call", "to another host", by_turns(ours, plain, "call"), FAR)
+
+
+@contextmanager
+def _far_ours(forge: Forge, hosts: Lab) -> Iterator[Side]:
+    """The driver of a run with an actor on the first host. It connects to our socket once the actor is up."""
+    folder, host = forge.folder(), hosts.names[0]
+    actors = {"echo": {"class": "echo_forge:Echo", "hosts": [host]}}
+    spec = folder / "spec.yaml"
+    places = [{"name": host, "python": sys.executable}]
+    body = {"name": "far", "hosts": places, "workdir": str(PROGRAMS), "sync": "none", "actors": actors}
+    spec.write_text(json.dumps({**body, "driver": {"run": ["far_calls.py", OURS, str(folder / "socket")]}}))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "socket"))
+        listener.listen()
+        with started(forge.argv("launch", str(spec)), forge.env, folder / "log") as process:
+            wait_for(lambda: _has_come(listener, process, folder / "log"), "the driver")
+            connection, _ = listener.accept()
+            streams = connection.makefile("wb"), connection.makefile("rb")
+            connection.close()  # the streams keep it open
+            with open_until_left(Side(OURS, process, *streams, folder / "log")) as side:
+                yield side
+
+
+def _has_come(listener: socket.socket, process: subprocess.Popen[bytes], log: Path) -> bool:
+    if process.poll() is not None:
+        raise BenchmarkError(f"the run ended with {process.returncode}:\n{log.read_text()[-3000:]}")
+    return bool(select.select([listener], [], [], 0)[0])
+
+
+@contextmanager
+def _far_plain(forge: Forge, hosts: Lab) -> Iterator[Side]:
+    """Monarch's client on the last host, and a worker on the first."""
+    from certificates import issue
+
+    folder = forge.folder()
+    program, [there, *_, here] = [sys.executable, str(PROGRAMS / "far_calls.py")], hosts.names
+    secrets = Path(tempfile.mkdtemp(dir=hosts.shared))
+    variables = issue(secrets, {name: hosts.address(name) for name in (there, here)})
+    address = f"{hosts.address(there)}:{PORT}"
+
+    def start(host: str, what: str, *arguments: str) -> Any:
+        pipe, env = subprocess.PIPE, variables[host] | QUIET
+        with (folder / what).open("wb") as log:
+            return hosts.popen(
+                host, [*program, what, *arguments], env=env, stdin=pipe, stdout=pipe, stderr=log, text=False
+            )
+
+    worker = start(there, "worker", address)
+    wait_for(lambda: (hosts.address(there), PORT) in hosts.listening(there), "Monarch's worker")
+    client = start(here, PLAIN, hosts.address(here), address)
+    with worker, open_until_left(by_standard_streams(PLAIN, client, folder / PLAIN)) as side:
+        try:
+            yield side
+        finally:
+            worker.kill()  # what it started ends with the lab
+
+
 def by_turns(ours: Side, plain: Side, verb: str, plains: str = "", calls: int = CALLS) -> Mapping[str, list[float]]:
-    """Seconds of one call by either side, which Monarch's calls otherwise where `plains` is given."""
-    verbs = {ours.name: verb, plain.name: plains or verb}
-    return _turns((ours, plain), lambda side: side.ask("seconds", verbs[side.name], calls), ROUNDS)
+    """Seconds of one call on each side. `plains` is Monarch's verb where it is another one."""
+    return _turns({ours: ("seconds", verb, calls), plain: ("seconds", plains or verb, calls)}, ROUNDS)
 
 
-def _turns(sides: Sequence[Side], take: Callable[[Side], float], rounds: int) -> Mapping[str, list[float]]:
-    """A sample a round of each side, after one that warms it."""
+def _turns(questions: Mapping[Side, Sequence[Any]], rounds: int) -> Mapping[str, list[float]]:
+    """One answer of each side a round. A first round warms both and is not counted."""
     samples: dict[str, list[float]] = defaultdict(list)
     for turn in range(rounds + 1):
-        for side in sides:
-            value = take(side)
+        for side, question in questions.items():
+            value = side.ask(*question)
             if turn:
                 samples[side.name].append(value)
     return samples
@@ -107,6 +186,6 @@ def beside(section: str, what: str, seconds: Mapping[str, list[float]], limit: f
 
 
 def ratio(section: str, what: str, ours: list[float], plain: list[float], limit: float | None) -> Row:
-    """The row of ours / theirs, turn by turn."""
+    """The row of ours / theirs, taken turn by turn."""
     ratios = tuple(a / b for a, b in zip(ours, plain, strict=True))
     return Row(section, f"{what}: {OURS} / {PLAIN}", "", ratios, limit)

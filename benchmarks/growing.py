@@ -1,4 +1,4 @@
-"""What actors weigh: a rank beside one that only imported torch, what many calls leave, and a flood of calls."""
+"""What actors weigh: a rank at rest, callers and ranks after many calls, and a rank in a flood of calls."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ BEYOND = 12.0  # MB of 10**6 bytes, beyond torch
 PER_CALL = 8.0  # bytes
 FLOOD = 64.0  # MiB
 SETTLED = 0.1  # MiB from one second to the next
+PATIENCE = 1200  # seconds, for many calls
 
 
 def memory(forge: Forge, options: Namespace) -> Iterator[Row]:
-    """Of ranks at rest, then of callers and ranks that call a lot."""
+    """Ranks at rest, then callers and ranks after many calls."""
     yield _beyond_torch(forge)
     for name, what, verb in ((OURS, "handle", "call"), (OURS, "service", "route"), (PLAIN, PLAIN, "call")):
         with side(forge, name) as caller:
@@ -38,9 +39,9 @@ def memory(forge: Forge, options: Namespace) -> Iterator[Row]:
 
 
 def _beyond_torch(forge: Forge) -> Row:
-    """PSS of each rank of a mesh of actors, beyond a script's ranks that sleep. Both are up at the same time.
+    """PSS of each rank of an actor's mesh, beyond that of a script's ranks that only sleep.
 
-    So what all of them map, such as torch's libraries, is shared among as many.
+    Both meshes are up at the same time, so that all ranks share torch's libraries with equally many others.
     """
     with side(forge, OURS) as caller, forge.running("stay.py", procs=RANKS) as (_, stamps):
         stamps.last(RANKS)
@@ -53,7 +54,7 @@ def _beyond_torch(forge: Forge) -> Row:
 
 
 def _settled(pids: Sequence[int]) -> list[float]:
-    """MiB of PSS of processes, once they stay as they are."""
+    """MiB of PSS of each process, once their median changes no more."""
     before, deadline = 0.0, time.monotonic() + 60
     while time.monotonic() < deadline:
         now = [memory_of(pid)["pss"] for pid in pids]
@@ -65,11 +66,11 @@ def _settled(pids: Sequence[int]) -> list[float]:
 
 
 def _growth(caller: Side, rank: int, verb: str, calls: int) -> dict[str, float]:
-    """Bytes by which caller and rank grow per call, once every pool and cache is full."""
-    caller.ask("many", verb, calls // 5)
+    """Bytes by which caller and rank grow per call. A first fifth of the calls fills pools and caches."""
+    caller.ask("many", verb, calls // 5, timeout=PATIENCE)
     pids = {"caller": caller.pid, "rank": rank}
     before = {end: _rss(pid) for end, pid in pids.items()}
-    caller.ask("many", verb, calls)
+    caller.ask("many", verb, calls, timeout=PATIENCE)
     return {end: (_rss(pid) - before[end]) / calls for end, pid in pids.items()}
 
 
@@ -79,14 +80,14 @@ def _rss(pid: int) -> int:
 
 
 def _flood(forge: Forge, calls: int) -> Row:
-    """The most by which a rank grows while calls come at once, each of which lets others run first."""
+    """The most by which a rank grows while it is called so often at once. Its endpoint lets other tasks run first."""
     with side(forge, OURS) as caller:
         caller.ask("launch", 1)
         [rank] = caller.ask("pids")
         caller.ask("many", "yields", 1000)
-        Path(f"/proc/{rank}/clear_refs").write_text("5")  # its peak is what it holds now
+        Path(f"/proc/{rank}/clear_refs").write_text("5")  # from now on: its peak so far is forgotten
         before = _peak(rank)
-        caller.ask("flood", "yields", calls)
+        caller.ask("flood", "yields", calls, timeout=PATIENCE)
         grown = _peak(rank) - before
     return Row("memory", f"{calls:,} calls at once: growth of the rank, at most", "MiB", (grown,), FLOOD)
 

@@ -13,7 +13,7 @@ import reaching
 import scaling
 from harness import Sections, run
 
-SECTIONS: Sections = {"launch": reaching.launch, "call": calling.call, "scale": scaling.scale}
+SECTIONS: Sections = {"launch": reaching.launch, "call": calling.far, "scale": scaling.scale}
 
 if __name__ == "__main__":
     sys.exit(run(SECTIONS, "Measures runs of many hosts", [1, 8, 32, 64]))

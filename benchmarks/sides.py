@@ -1,7 +1,7 @@
-"""The sides that actors are measured on: a process each, which is asked what to measure next, so that they take turns.
+"""The sides of the benchmarks of actors. Each is a process that stays, and is asked for one sample at a time, by turns.
 
-Monarch's is in a network namespace of its own. It listens on abstract Unix sockets, to which every user of a machine
-may connect, and have it run what they like; they end at the namespace's border.
+Monarch listens on abstract Unix sockets. Every user of the machine can connect to these and run code through them.
+They do not reach beyond a network namespace, so Monarch's side gets one of its own.
 """
 
 from __future__ import annotations
@@ -15,56 +15,53 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from forge import Forge
 from measure import PROGRAMS, BenchmarkError, end, environment
 
-PROGRAM = PROGRAMS / "actors.py"
 OURS, PLAIN = "forgectl", "monarch"
 SIDES = (OURS, PLAIN, *(("ray",) if importlib.util.find_spec("ray") else ()))
+QUIET = {"MONARCH_FILE_LOG": "error"}
+"""For Monarch's processes: they write to one log file for all programs of a user."""
 LOOPBACK = 'PATH=$PATH:/usr/sbin:/sbin ip link set lo up && exec "$@"'
 
 
 class Side:
-    """One side's process, which does what programs/actors.py says. Its ranks end with it."""
+    """A process that answers as programs/actors.py does. `questions` and `answers` are its streams, `log` the rest.
 
-    def __init__(self, name: str, argv: Sequence[str], env: dict[str, str], log: Path) -> None:
+    Its ranks end with it.
+    """
+
+    def __init__(
+        self, name: str, process: subprocess.Popen[bytes], questions: IO[bytes], answers: IO[bytes], log: Path
+    ) -> None:
         self.name = name
+        self._process = process
+        self._questions = questions
+        self._answers = answers
         self._log = log
-        with log.open("wb") as out:
-            self._process = subprocess.Popen(
-                argv,
-                env=env,
-                cwd=PROGRAMS,  # where Monarch's ranks look for modules
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=out,
-                start_new_session=True,
-            )
 
     @property
     def pid(self) -> int:
         """Of the process that calls."""
         return self._process.pid
 
-    def ask(self, what: str, *arguments: Any, timeout: float = 600) -> Any:
+    def ask(self, what: str, *arguments: Any, timeout: float = 300) -> Any:
         """What a method of the side returns; BenchmarkError where it fails."""
-        process = self._process
-        assert process.stdin is not None and process.stdout is not None
         try:
-            process.stdin.write(f"{json.dumps([what, *arguments])}\n".encode())
-            process.stdin.flush()
-        except BrokenPipeError:
-            raise self._failed(what, f"it has ended with {process.wait(10)}") from None
-        if not select.select([process.stdout], [], [], timeout)[0]:
-            raise self._failed(what, f"no answer within {timeout:.0f} s")
-        line = process.stdout.readline()
+            self._questions.write(f"{json.dumps([what, *arguments])}\n".encode())
+            self._questions.flush()
+            if not select.select([self._answers], [], [], timeout)[0]:
+                raise self._failed(what, f"no answer within {timeout:.0f} s")
+            line = self._answers.readline()
+        except ConnectionError:  # BrokenPipeError too
+            line = b""
         if not line:
-            raise self._failed(what, f"it ended with {process.wait(10)}")
+            raise self._failed(what, f"it ended with {self._process.wait(30)}")
         answer = json.loads(line)
         if "error" in answer:
             raise self._failed(what, answer["error"][-2000:])
@@ -75,29 +72,54 @@ class Side:
         return BenchmarkError(f"{what} by {self.name}: {why}\n{said}")
 
     def close(self, *, at_rest: bool = True) -> None:
-        """End it, as its input ends; by SIGINT where it is in the midst of something."""
-        process = self._process
-        assert process.stdin is not None and process.stdout is not None
+        """Close its streams, at which it ends. `at_rest=False`: it may still be busy, so interrupt it as well."""
         if not at_rest:
-            process.send_signal(signal.SIGINT)
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
+            self._process.send_signal(signal.SIGINT)
+        for stream in (self._questions, self._answers):
+            with contextlib.suppress(ConnectionError):
+                stream.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(30)
-        end(process)
-        process.stdout.close()
+            self._process.wait(30)
+        end(self._process)
+
+
+@contextmanager
+def open_until_left(side: Side) -> Iterator[Side]:
+    """Close the side when the block is left."""
+    at_rest = False
+    try:
+        yield side
+        at_rest = True
+    finally:
+        side.close(at_rest=at_rest)
 
 
 @contextmanager
 def side(forge: Forge, name: str) -> Iterator[Side]:
-    """The process of a side, begun now; BenchmarkError where Monarch's cannot be apart."""
-    started = Side(name, *_command(forge, name))
-    at_rest = False
-    try:
-        yield started
-        at_rest = True
-    finally:
-        started.close(at_rest=at_rest)
+    """Start the process of a side; BenchmarkError where Monarch's cannot have a namespace."""
+    folder = forge.folder()
+    argv = [sys.executable, str(PROGRAMS / "actors.py"), name]
+    env = environment(FORGECTL_HOME=str(forge.home), TMPDIR=str(folder))
+    if name == PLAIN:
+        argv, env = [*apart(), *argv], env | QUIET
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            argv,
+            env=env,
+            cwd=PROGRAMS,  # where Monarch's ranks look for modules
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+        )
+    with open_until_left(by_standard_streams(name, process, folder / "log")) as opened:
+        yield opened
+
+
+def by_standard_streams(name: str, process: subprocess.Popen[bytes], log: Path) -> Side:
+    """A side whose process was started with pipes."""
+    assert process.stdin is not None and process.stdout is not None
+    return Side(name, process, process.stdin, process.stdout, log)
 
 
 @contextmanager
@@ -108,20 +130,9 @@ def both(forge: Forge) -> Iterator[tuple[Side, Side]]:
         yield stack.enter_context(side(forge, OURS)), plain
 
 
-def _command(forge: Forge, name: str) -> tuple[list[str], dict[str, str], Path]:
-    """argv, environment and log."""
-    folder = forge.folder()
-    argv = [sys.executable, str(PROGRAM), name]
-    env = environment(FORGECTL_HOME=str(forge.home), TMPDIR=str(folder))
-    if name == PLAIN:
-        argv = [*apart(), *argv]
-        env["MONARCH_FILE_LOG"] = "error"  # it is one file of all programs of a user
-    return argv, env, folder / "log"
-
-
 @functools.cache
 def apart() -> tuple[str, ...]:
-    """The words before a command that has it run in a network namespace of its own; BenchmarkError without one."""
+    """What to put before a command so that it runs in a new network namespace; BenchmarkError if none can be made."""
     mapped = [] if os.geteuid() == 0 else ["--map-root-user"]
     words = ("unshare", "--net", *mapped, "sh", "-c", LOOPBACK, "sh")
     try:
@@ -133,6 +144,6 @@ def apart() -> tuple[str, ...]:
         if not done.returncode:
             return words
     raise BenchmarkError(
-        "Monarch was not started: any user of this machine may connect to its sockets, unless it is in a network "
-        f"namespace of its own, and here that is not to be had (root has it, and the package iproute2): {why}"
+        "Monarch was not started. Any user of this machine could run code through its sockets, so it must have a "
+        f"network namespace of its own. That takes root and the package iproute2, and failed here: {why}"
     )

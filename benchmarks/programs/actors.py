@@ -1,7 +1,7 @@
-"""One side: actors by forgectl, by plain Monarch or by Ray, that does what its input asks: `actors.py SIDE`.
+"""One side of the benchmarks of actors: forgectl, plain Monarch or Ray: `actors.py SIDE`.
 
-Each line of input is a JSON list: the name of a method of the side, then its arguments. Each is answered by one line,
-{"value": …} or {"error": …}.
+Each line of input is a question, as a JSON list: the name of a method of the side, then its arguments. The answer is
+one line, {"value": …} or {"error": …}.
 """
 
 import asyncio
@@ -52,13 +52,13 @@ class Side:
         return await self.actor.echo.choose(n)
 
     async def casts(self, n):
-        """A thousand that are not answered, then one that is."""
+        """A thousand broadcasts, then a call that waits until they have run."""
         for i in range(1000):
             self.actor.echo.broadcast(i)
         return await self.actor.echo.call(n)
 
     async def yields(self, n):
-        """Of one rank, which lets others run first."""
+        """Of one rank, whose endpoint lets other tasks run first."""
         return await self.first.turn.call_one(n)
 
     async def take(self, _):
@@ -96,7 +96,7 @@ class Side:
         return await self._at_once(count, ask)
 
     async def flood(self, what, count):
-        """Likewise, one of the methods above."""
+        """The same for one of the methods above, named `what`."""
         return await self._at_once(count, getattr(self, what))
 
     async def _at_once(self, count, do):
@@ -120,7 +120,7 @@ class Side:
     async def _death(self):
         pids = await self.pids()
         waiting = asyncio.ensure_future(self.sleep(600))
-        await asyncio.sleep(random.uniform(0.1, 0.2))  # whatever looks every so often is met at any point of its wait
+        await asyncio.sleep(random.uniform(0.1, 0.2))  # so that no poll is always met at the same point
         os.kill(pids[-1], signal.SIGKILL)
         killed = time.perf_counter()
         try:
@@ -213,13 +213,8 @@ class Ray(Side):
 SIDES = {"forgectl": Forgectl, "monarch": Monarch, "ray": Ray}
 
 
-async def perform(side):
-    """Do what each line of input asks, until its end. Nothing that a library prints comes among the answers."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    lines = asyncio.StreamReader()
-    loop = asyncio.get_running_loop()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+async def perform(side, lines, say):
+    """Do what each line asks, until there are no more. `say` takes each answer."""
     while line := await lines.readline():
         what, *arguments = json.loads(line)
         settings = arguments.pop() if arguments and isinstance(arguments[-1], dict) else {}
@@ -227,8 +222,17 @@ async def perform(side):
             answer = {"value": await getattr(side, what)(*arguments, **settings)}
         except Exception:
             answer = {"error": traceback.format_exc()}
-        answers.write(f"{json.dumps(answer)}\n")
+        say(f"{json.dumps(answer)}\n")
+
+
+async def by_standard_streams(side):
+    """Take questions from standard input. What libraries print goes to standard error, not among the answers."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    lines = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    await perform(side, lines, answers.write)
 
 
 if __name__ == "__main__":
-    asyncio.run(perform(SIDES[sys.argv[1]]()))
+    asyncio.run(by_standard_streams(SIDES[sys.argv[1]]()))

@@ -1,37 +1,61 @@
-"""The driver of a run with an actor on another host: calls it, and plain Monarch's on the same worker, by turns."""
+"""Calls to an actor on another host, asked for as in actors.py.
+
+`far_calls.py forgectl SOCKET` is the driver of a run, which takes its questions from SOCKET. `far_calls.py monarch
+ADDRESS WORKER` is Monarch's client at ADDRESS. `far_calls.py worker ADDRESS:PORT` is the worker that Monarch needs.
+"""
 
 import asyncio
-import json
+import sys
 
-import monarch.actor
-from actors import ROUNDS, seconds
-from monarch.actor import Actor, endpoint
-
-import forgectl
-from forgectl.actor import home, places
+from actors import Side, by_standard_streams, perform
 
 
-class Plain(Actor):
-    """What plain Monarch has: sent by value, as it is of this main module."""
+class Forgectl(Side):
+    async def launch(self):
+        import forgectl
 
-    @endpoint
-    async def echo(self, value):
-        return value
-
-
-async def main():
-    """Print the seconds of a call, ours and plain Monarch's, as pairs."""
-    run = home.home()
-    ours = forgectl.get("echo")
-    [host] = [h for h in run.plan.hosts if not h.local]
-    worker = places.worker_of(host, run.crossing.hosts)
-    there = monarch.actor.attach_to_workers(ca="trust_all_connections", workers=[worker.address], name="plain")
-    plain = there.spawn_procs(per_host={"procs": 1}).spawn("plain", Plain)
-    await plain.initialized
-    await seconds(ours.echo.call), await seconds(plain.echo.call)  # warm
-    print(
-        "RESULT", json.dumps([(await seconds(ours.echo.call), await seconds(plain.echo.call)) for _ in range(ROUNDS)])
-    )
+        self.actor = forgectl.get("echo")
 
 
-asyncio.run(main())
+class Monarch(Side):
+    def __init__(self, address, worker):
+        self.address, self.worker = address, worker
+
+    async def launch(self):
+        import monarch.actor
+
+        class Plain(monarch.actor.Actor):  # sent by value
+            def __init__(self):
+                import torch  # noqa: F401  (as ours does)
+
+            @monarch.actor.endpoint
+            async def echo(self, n):
+                return n
+
+        monarch.actor.unhandled_fault_hook = lambda failure: None  # the default one ends this process
+        monarch.actor.enable_transport(f"tls://{self.address}:0")
+        hosts = monarch.actor.attach_to_workers(ca="trust_all_connections", workers=[f"tls://{self.worker}"], name="w")
+        self.actor = hosts.spawn_procs(per_host={"procs": 1}).spawn("plain", Plain)
+        await self.actor.initialized
+
+
+async def by_socket(side, path):
+    """Take questions from the socket at `path`."""
+    lines, answers = await asyncio.open_unix_connection(path)
+    await perform(side, lines, lambda answer: answers.write(answer.encode()))
+
+
+def main():
+    what, *arguments = sys.argv[1:]
+    if what == "worker":
+        from monarch.actor import run_worker_loop_forever
+
+        run_worker_loop_forever(address=f"tls://{arguments[0]}", ca="trust_all_connections")
+    elif what == "monarch":
+        asyncio.run(by_standard_streams(Monarch(*arguments)))
+    else:
+        asyncio.run(by_socket(Forgectl(), *arguments))
+
+
+if __name__ == "__main__":
+    main()

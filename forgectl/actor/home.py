@@ -84,23 +84,32 @@ class Home:
 
     async def in_loop(self, work: Coroutine[Any, Any, T]) -> T:
         """Await `work` in the loop of meshes and services, from any other; when cancelled, until it has cleaned up."""
-        if asyncio.get_running_loop() is self.loop:
+        theirs = asyncio.get_running_loop()
+        if theirs is self.loop:
             return await work
-        over: concurrent.futures.Future[T] = concurrent.futures.Future()
+        answer: asyncio.Future[T] = theirs.create_future()
+        ended = asyncio.Event()
         tasks: list[asyncio.Task[T]] = []
+
+        def settle() -> None:
+            ended.set()
+            _hand_over(tasks[0], answer)
+
+        def over(_: asyncio.Task[T]) -> None:
+            with contextlib.suppress(RuntimeError):  # their loop is closed: nobody waits any more
+                theirs.call_soon_threadsafe(settle)
 
         def begin() -> None:
             tasks.append(self.loop.create_task(work))
-            tasks[0].add_done_callback(lambda task: _hand_over(task, over))
+            tasks[0].add_done_callback(over)
 
         self.loop.call_soon_threadsafe(begin)
-        answer = asyncio.wrap_future(over)
         try:
-            return await asyncio.shield(answer)
+            return await answer
         except asyncio.CancelledError:
-            if not answer.done():
+            if not ended.is_set():
                 self.loop.call_soon_threadsafe(lambda: tasks[0].cancel())
-                await asyncio.wait({answer})
+                await ended.wait()
             raise
 
     # ------------------------------------------------------------ messages
@@ -260,14 +269,17 @@ class Home:
             client.wait_gone(final)
 
 
-def _hand_over(task: asyncio.Task[T], over: concurrent.futures.Future[T]) -> None:
-    """Give what a task came to to whoever waits in another thread."""
+def _hand_over(task: asyncio.Task[T], answer: asyncio.Future[T]) -> None:
+    """Give what a task came to to whoever awaits it in another loop, if that still does."""
+    error = None if task.cancelled() else task.exception()  # seen, whether or not anybody awaits it
+    if answer.done():
+        return
     if task.cancelled():
-        over.cancel()
-    elif (error := task.exception()) is not None:
-        over.set_exception(error)
+        answer.cancel()
+    elif error is not None:
+        answer.set_exception(error)
     else:
-        over.set_result(task.result())
+        answer.set_result(task.result())
 
 
 _home: Home | None = None
