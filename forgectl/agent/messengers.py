@@ -19,10 +19,8 @@ from typing import Any
 from forgectl.agent.reaper import Reaper
 from forgectl.boot import BOOT
 from forgectl.codec import to_json
+from forgectl.names import NET_SOCKET
 from forgectl.protocol import Links, Membership, MessengerGone, MessengerOpened, Tunnel
-
-NET_SOCKET = "messenger-net"
-"""The Unix socket at which a messenger is reached through a tunnel."""
 
 
 class Child:

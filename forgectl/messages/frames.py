@@ -21,6 +21,9 @@ CALL, CAST, FORGET = 1, 2, 3
 VALUE, ERROR, LOST = 11, 12, 13
 """Answers. The body of LOST is a text (UTF-8) that says why there will be no other answer."""
 
+LONG = 64 * 1024
+"""Bytes from which on a buffer is a frame of its own, and a frame is not copied."""
+
 _HEAD = struct.Struct(">BQ")
 _REQUESTS = frozenset({CALL, CAST, FORGET})
 _ANSWERS = frozenset({VALUE, ERROR, LOST})

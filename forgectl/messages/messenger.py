@@ -33,11 +33,10 @@ from forgectl.frozen import dataclass
 from forgectl.messages.frames import MESSENGER, BadFrames
 from forgectl.messages.sockets import bind_private, context, new_socket, receive, send
 from forgectl.messages.switch import MOST_IDLE, Link, Peer, Socket, Switch, named
+from forgectl.names import NET_SOCKET
 from forgectl.processes import die_with_parent
 
 HELLO = b"hello"
-NET = "messenger-net"
-"""The Unix socket for links that come through ssh."""
 DOMAIN = b"forgectl"
 HANDSHAKE_MS = 10_000
 REDIAL_MS, SLOWEST_REDIAL_MS = 100, 1000
@@ -130,7 +129,7 @@ class Messenger:
         return net
 
     def _bind_net(self) -> int:
-        bind_private(self._net, self._folder / NET)
+        bind_private(self._net, self._folder / NET_SOCKET)
         address = self.config.address
         if not address:
             return 0

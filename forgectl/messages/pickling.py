@@ -16,8 +16,7 @@ from typing import Any
 
 import cloudpickle
 
-LONG = 64 * 1024
-"""Bytes from which on a buffer is a frame of its own."""
+from forgectl.messages.frames import LONG
 
 
 def dumps(value: Any, *, snapshot: bool = False) -> list[Any]:

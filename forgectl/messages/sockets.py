@@ -14,10 +14,10 @@ from typing import Any
 
 import zmq
 
+from forgectl.messages.frames import LONG
+
 RECONNECT_MS = 10
 """Between attempts to connect to a rank that does not listen yet."""
-LONG = 64 * 1024
-"""Bytes from which on a frame is not copied."""
 LONGEST_PATH = 107
 """Bytes of a Unix socket's address."""
 
@@ -122,12 +122,6 @@ class LoopSocket:
             self._on_message(frames)
         self._draining = True
         self._loop.call_soon(self.drain)
-
-    def close(self) -> None:
-        """Close it; also after the end of its loop."""
-        if not self._loop.is_closed():
-            self._loop.remove_reader(self._fd)
-        self.socket.close()
 
 
 TURN = 64
