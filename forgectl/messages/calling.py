@@ -37,7 +37,7 @@ from forgectl.messages.frames import (
     answer_head,
     head,
 )
-from forgectl.messages.sockets import TURN, ipc, new_socket, receive, send
+from forgectl.messages.sockets import TURN, arrived, has_come, ipc, new_socket, send
 
 log = logging.getLogger("forgectl")
 
@@ -259,7 +259,7 @@ class Exchange:
 
     def _look(self) -> None:
         """Have answers read that have come already: whatever else the socket does may take their sign away."""
-        if self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator, arg-type]
+        if has_come(self._socket):
             here = running_loop()
             if here is not None and here in self._watches:
                 here.call_soon(self._drain)
@@ -280,7 +280,7 @@ class Exchange:
     def _receive(self) -> Answered:
         """The answers that have come, at most TURN; what waited for room is sent."""
         answered: Answered = []
-        while len(answered) < TURN and (frames := receive(self._socket)) is not None:
+        for frames in arrived(self._socket):
             try:
                 kind, number = answer_head(bytes(frames[1]))
                 part = self._under_way.pop(number)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import zmq
+import zmq.backend
 
 from forgectl.messages.frames import LONG
 
@@ -20,6 +21,13 @@ RECONNECT_MS = 10
 """Between attempts to connect to a rank that does not listen yet."""
 LONGEST_PATH = 107
 """Bytes of a Unix socket's address."""
+TURN = 64
+"""Messages of one socket that are taken in before others have their turn."""
+
+_send = zmq.backend.Socket.send
+"""Without the options that zmq.Socket looks for in Python, which take as long again."""
+_NOW, _MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
+_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 
 _context: tuple[int, zmq.Context[zmq.Socket[bytes]]] | None = None
 
@@ -64,22 +72,44 @@ def ipc(path: Path) -> str:
 
 def send(to: zmq.Socket[bytes], parts: Sequence[Any]) -> None:
     """Queue a message without waiting; parts that are long are sent from where they are. Raises zmq.ZMQError."""
-    flags = zmq.NOBLOCK | zmq.SNDMORE
     last = len(parts) - 1
     for i, part in enumerate(parts):
         long = not isinstance(part, bytes) or len(part) >= LONG
-        to.send(part, flags if i < last else zmq.NOBLOCK, copy=not long)
+        _send(to, part, _MORE if i < last else _NOW, copy=not long)
 
 
-def receive(from_: zmq.Socket[bytes]) -> list[Any] | None:
+def arrived(from_: zmq.Socket[bytes], named: bool = False) -> Iterator[list[Any]]:
+    """The messages that have come, at most TURN; if `named`, with the user id of their sender before their frames.
+
+    To ask whether one has come costs half of looking in vain, and as much as half of a message.
+    """
+    if from_.closed or not has_come(from_):
+        return
+    if (frames := receive(from_, named)) is not None:
+        yield frames
+    if from_.closed or not has_come(from_):
+        return
+    for _ in range(TURN - 1):
+        if from_.closed or (frames := receive(from_, named)) is None:
+            return
+        yield frames
+
+
+def has_come(from_: zmq.Socket[bytes]) -> bool:
+    """Whether a message can be received."""
+    return bool(from_.getsockopt(_EVENTS) & _POLLIN)  # type: ignore[operator]
+
+
+def receive(from_: zmq.Socket[bytes], named: bool = False) -> list[Any] | None:
     """The frames of the next message that has arrived: bytes, and memoryviews of those that are long; None: no more."""
     try:
-        frame = from_.recv(zmq.NOBLOCK, copy=False)
+        frame = from_.recv(_NOW, copy=False)
     except zmq.Again:
         return None
-    frames = [_content(frame)]
+    frames: list[Any] = [str(frame.get("User-Id"))] if named else []
+    frames.append(_content(frame))
     while frame.more:
-        frame = from_.recv(zmq.NOBLOCK, copy=False)
+        frame = from_.recv(_NOW, copy=False)
         frames.append(_content(frame))
     return frames
 
@@ -106,23 +136,16 @@ class LoopSocket:
 
     def look(self) -> None:
         """See what has come soon: to send, or to connect, may take the sign of it from the descriptor."""
-        if not self._draining and self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator, arg-type]
+        if not self._draining and has_come(self.socket):
             self._draining = True
             self._loop.call_soon(self.drain)
 
     def drain(self) -> None:
         """Take in what has come."""
         self._draining = False
-        if self.socket.closed:
-            return
-        for _ in range(TURN):
-            frames = receive(self.socket)
-            if frames is None:
-                return
+        count = 0
+        for count, frames in enumerate(arrived(self.socket), 1):  # noqa: B007
             self._on_message(frames)
-        self._draining = True
-        self._loop.call_soon(self.drain)
-
-
-TURN = 64
-"""Messages that are taken in before others in the loop have their turn."""
+        if count == TURN:
+            self._draining = True
+            self._loop.call_soon(self.drain)
