@@ -5,23 +5,18 @@ writes `{"port": N}` on DESCRIPTOR (0: no TCP), or `{"error": …}` if it cannot
 address}}`, all messengers that it is to dial, and `{"ended": [prefix, generation]}`, ranks that are no more. It ends
 with standard input, and dies with PARENT. `{"describe": true}` has it write what it holds to standard error.
 
-    on a link     TO HEAD BODY BUFFER…    a request          "" HEAD BODY BUFFER…    an answer          "hello"
-
-Only TO and HEAD are read. Each hop gives a request a number of its own and remembers where the answer goes. A request
-is sent once at most: what was sent over a link that breaks is answered LOST, what still waits for a link is kept.
+Of messages only TO and HEAD are read. Each hop gives a request a number of its own and remembers where the answer goes.
+A request is sent once at most: what was sent over a link that breaks is answered LOST, what waits for a link is kept.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import resource
 import signal
-import struct
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +24,24 @@ import zmq
 from zmq.utils import z85
 
 from forgectl.frozen import dataclass
+from forgectl.messages.dialling import (
+    FAILURES,
+    HELLO,
+    SLOWEST_REDIAL_MS,
+    Identity,
+    dial,
+    event_of,
+    monitor,
+    secure,
+)
 from forgectl.messages.frames import MESSENGER, BadFrames
 from forgectl.messages.polling import Poll, Polled
-from forgectl.messages.sockets import bind_private, context, new_socket, receive
+from forgectl.messages.sockets import Socket, bind_private, context, new_socket, receive
 from forgectl.messages.switch import MOST_IDLE, Link, Peer, Switch, named
 from forgectl.names import NET_SOCKET
 from forgectl.processes import die_with_parent
 
-HELLO = b"hello"
 DOMAIN = b"forgectl"
-HANDSHAKE_MS = 10_000
-REDIAL_MS, SLOWEST_REDIAL_MS = 100, 1000
-HEARTBEAT_MS = 10_000
-"""So that nothing in between takes an idle connection for dead."""
-SILENCE_MS = 600_000
-"""ZeroMQ counts only whole frames as signs of life, so this is the longest that one frame may take."""
-GONE_S = 60
-"""After which TCP gives up a machine that answers nothing, whatever is under way."""
 READ_AHEAD = 256
 """Messages that ZeroMQ takes in from a peer before we do: beyond that the peer has to wait."""
 MOST_UNSENT = 1 << 18
@@ -55,14 +51,6 @@ REPORTS = 10
 LONGEST_ORDER = 16 << 20
 PROBES_S = (0.02, 0.5)
 """After a connection has ended: when to see whose it was. ZeroMQ says so only once its own thread has cleaned up."""
-_FAILURES = {
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "it hung up",
-    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "it is no messenger of this run",
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "it does not accept our key",
-}
-_EVENT = struct.Struct("=hi")
-
-Socket = zmq.Socket[bytes]
 
 
 @dataclass(frozen=True)
@@ -87,7 +75,7 @@ class Messenger:
         self._orders = b""
         self._probing = False
         self._reports = (0.0, 0)
-        self._numbers = itertools.count()
+        self._identity = Identity(config.secret, config.members[config.place])
         self._loop = Poll(self._failed)
         zap = context().socket(zmq.REP)
         zap.bind("inproc://zeromq.zap.01")  # before there is anything to let in
@@ -97,7 +85,7 @@ class Messenger:
         self._back.socket.reconnect_ivl_max = SLOWEST_REDIAL_MS // 10
         self._net = Polled(self._loop, self._new_net(), self._from_net)
         self._net.named = True
-        self._monitor(self._net.socket, zmq.EVENT_DISCONNECTED, self._on_hung_up)
+        Polled(self._loop, monitor(self._net.socket, zmq.EVENT_DISCONNECTED), self._on_hung_up)
         self._switch = Switch(config.place, config.members, config.direct, self._folder, self._back)
         self._by_key = {config.members[place]: link for place, link in self._switch.links.items()}
         self._callers: dict[bytes, Peer] = {}
@@ -108,21 +96,9 @@ class Messenger:
 
     # ------------------------------------------------------------ sockets
 
-    def _secured(self, kind: int) -> Socket:
-        made = _bounded(kind)
-        made.curve_secretkey = self.config.secret.encode()
-        made.curve_publickey = self.config.members[self.config.place].encode()
-        made.handshake_ivl = HANDSHAKE_MS
-        made.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-        made.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENCE_MS)
-        made.tcp_keepalive = 1
-        made.tcp_keepalive_idle = made.tcp_keepalive_intvl = GONE_S // 6
-        made.tcp_keepalive_cnt = 5
-        made.setsockopt(zmq.TCP_MAXRT, GONE_S * 1000)
-        return made
-
     def _new_net(self) -> Socket:
-        net = self._secured(zmq.ROUTER)
+        net = _bounded(zmq.ROUTER)
+        secure(net, self._identity)
         net.curve_server = True
         net.zap_domain = DOMAIN
         net.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
@@ -142,13 +118,6 @@ class Messenger:
         bound = net.getsockopt(zmq.LAST_ENDPOINT)
         assert isinstance(bound, bytes)
         return int(bound.rstrip(b"\0").rpartition(b":")[2])
-
-    def _monitor(self, watched: Socket, events: int, on_event: Callable[[list[Any]], None]) -> Polled:
-        where = f"inproc://monitor-{next(self._numbers)}"
-        watched.monitor(where, events)
-        monitor = new_socket(zmq.PAIR)
-        monitor.connect(where)
-        return Polled(self._loop, monitor, on_event)
 
     # ------------------------------------------------------------ the loop
 
@@ -247,25 +216,18 @@ class Messenger:
     # ------------------------------------------------------------ links that we dial
 
     def _dial(self, link: Link) -> None:
-        dealer = self._secured(zmq.DEALER)
-        dealer.curve_serverkey = self.config.members[link.place].encode()
-        dealer.ipv6 = "[" in link.address
-        dealer.immediate = True  # with a connection goes all that it has not sent: the next one must not send it
-        dealer.reconnect_ivl, dealer.reconnect_ivl_max = REDIAL_MS, SLOWEST_REDIAL_MS
-        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | sum(_FAILURES)
-        link.monitor = self._monitor(dealer, events, lambda event: self._on_event(link, event))
+        dealer = _bounded(zmq.DEALER)
+        told = dial(dealer, self._identity, self.config.members[link.place], link.address)
+        link.monitor = Polled(self._loop, told, lambda event: self._on_event(link, event_of(event)))
         link.dealer = Polled(self._loop, dealer, lambda frames: self._from_dialled(link, frames))
-        dealer.connect(link.address)
-        link.dealer.touched()
 
-    def _on_event(self, link: Link, event: list[Any]) -> None:
-        kind, _ = _EVENT.unpack(event[0])
-        if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+    def _on_event(self, link: Link, event: zmq.Event) -> None:
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             assert link.dealer is not None
             link.dialled = Peer(link.dealer, (), link)
             link.dealer.send((HELLO,))
             self._switch.flush(link)
-        elif kind == zmq.EVENT_DISCONNECTED:
+        elif event == zmq.EVENT_DISCONNECTED:
             if link.dialled is not None:
                 self._hang_up(link)
                 self._dial(link)
@@ -273,7 +235,7 @@ class Messenger:
                 dealer = link.dealer
                 self._loop.do_later(SLOWEST_REDIAL_MS / 1000, lambda: self._redial(link, dealer))
         else:
-            self.report(f"{named(link.place)} at {link.address}: {_FAILURES.get(kind, 'no connection')}; trying again")
+            self.report(f"{named(link.place)} at {link.address}: {FAILURES.get(event, 'no connection')}; trying again")
 
     def _redial(self, link: Link, dealer: Polled | None) -> None:
         if link.dealer is dealer and link.dialled is None and link.address:

@@ -15,13 +15,13 @@ from typing import Any
 
 import zmq
 
-from forgectl.messages.sockets import TURN, arrived, send
+from forgectl.messages.sockets import TURN, Socket, arrived, send
 
 
 class Polled:
     """A socket in a loop: `on_message` gets the frames of each message, in order."""
 
-    def __init__(self, loop: Poll, made: zmq.Socket[bytes], on_message: Callable[[list[Any]], None]) -> None:
+    def __init__(self, loop: Poll, made: Socket, on_message: Callable[[list[Any]], None]) -> None:
         self.socket = made
         self.descriptor: int = made.getsockopt(zmq.FD)  # type: ignore[assignment]
         self._loop = loop

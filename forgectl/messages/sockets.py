@@ -24,6 +24,8 @@ LONGEST_PATH = 107
 TURN = 64
 """Messages of one socket that are taken in before others have their turn."""
 
+Socket = zmq.Socket[bytes]
+
 _send = zmq.backend.Socket.send
 """Without the options that zmq.Socket looks for in Python, which take as long again."""
 _NOW, _MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
@@ -42,7 +44,7 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
     return _context[1]
 
 
-def new_socket(kind: int) -> zmq.Socket[bytes]:
+def new_socket(kind: int) -> Socket:
     """A socket that drops nothing while it is open, and nothing keeps from closing."""
     made = context().socket(kind)
     made.linger = 0
@@ -53,7 +55,7 @@ def new_socket(kind: int) -> zmq.Socket[bytes]:
     return made
 
 
-def bind_private(bound: zmq.Socket[bytes], path: Path) -> None:
+def bind_private(bound: Socket, path: Path) -> None:
     """Listen at `path`, whose folder is ours alone (0700), for processes of this user; raises OSError."""
     if len(os.fsencode(path)) > LONGEST_PATH:
         raise OSError(f"{path} is longer than the {LONGEST_PATH} bytes of a socket's address")
@@ -70,7 +72,7 @@ def ipc(path: Path) -> str:
     return f"ipc://{path}"
 
 
-def send(to: zmq.Socket[bytes], parts: Sequence[Any]) -> None:
+def send(to: Socket, parts: Sequence[Any]) -> None:
     """Queue a message without waiting; parts that are long are sent from where they are. Raises zmq.ZMQError."""
     last = len(parts) - 1
     for i, part in enumerate(parts):
@@ -78,7 +80,7 @@ def send(to: zmq.Socket[bytes], parts: Sequence[Any]) -> None:
         _send(to, part, _MORE if i < last else _NOW, copy=not long)
 
 
-def arrived(from_: zmq.Socket[bytes], named: bool = False) -> Iterator[list[Any]]:
+def arrived(from_: Socket, named: bool = False) -> Iterator[list[Any]]:
     """The messages that have come, at most TURN; if `named`, with the user id of their sender before their frames.
 
     To ask whether one has come costs half of looking in vain, and as much as half of a message.
@@ -95,12 +97,12 @@ def arrived(from_: zmq.Socket[bytes], named: bool = False) -> Iterator[list[Any]
         yield frames
 
 
-def has_come(from_: zmq.Socket[bytes]) -> bool:
+def has_come(from_: Socket) -> bool:
     """Whether a message can be received."""
     return bool(from_.getsockopt(_EVENTS) & _POLLIN)  # type: ignore[operator]
 
 
-def receive(from_: zmq.Socket[bytes], named: bool = False) -> list[Any] | None:
+def receive(from_: Socket, named: bool = False) -> list[Any] | None:
     """The frames of the next message that has arrived: bytes, and memoryviews of those that are long; None: no more."""
     try:
         frame = from_.recv(_NOW, copy=False)
@@ -121,7 +123,7 @@ def _content(frame: zmq.Frame) -> bytes | memoryview:
 class LoopSocket:
     """A socket in an event loop: `on_message` gets the frames of each message, in order."""
 
-    def __init__(self, made: zmq.Socket[bytes], on_message: Callable[[list[Any]], None]) -> None:
+    def __init__(self, made: Socket, on_message: Callable[[list[Any]], None]) -> None:
         self.socket = made
         self._on_message = on_message
         self._loop = asyncio.get_running_loop()
