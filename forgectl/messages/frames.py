@@ -4,6 +4,7 @@
     rank → caller         HEAD BODY BUFFER…       kinds VALUE, ERROR
     process → messenger   TO HEAD BODY BUFFER…    kinds CALL, CAST, FORGET
     messenger → process   HEAD BODY BUFFER…       kinds VALUE, ERROR, LOST
+    driver → messenger    PLACE HEAD              kind WAY; the answer's body is JSON
 
 BODY is a pickle, each BUFFER one of its out-of-band buffers. The number in a head is the caller's: answers carry the
 number of their request. A CAST is answered, too, with an empty VALUE, so that its caller knows how much is under way.
@@ -12,12 +13,13 @@ number of their request. A CAST is answered, too, with an empty VALUE, so that i
 from __future__ import annotations
 
 import struct
+from typing import NamedTuple
 
-from forgectl.frozen import dataclass
 from forgectl.names import socket_prefix
 
-CALL, CAST, FORGET = 1, 2, 3
-"""Requests. FORGET has no body: nobody waits for the answer to that number any more."""
+CALL, CAST, FORGET, WAY = 1, 2, 3, 4
+"""Requests. FORGET has no body: nobody waits for the answer to that number any more. WAY asks how to dial the messenger
+of another machine, as the driver of the run."""
 VALUE, ERROR, LOST = 11, 12, 13
 """Answers. The body of LOST is a text (UTF-8) that says why there will be no other answer."""
 
@@ -25,7 +27,7 @@ LONG = 64 * 1024
 """Bytes from which on a buffer is a frame of its own, and a frame is not copied."""
 
 _HEAD = struct.Struct(">BQ")
-_REQUESTS = frozenset({CALL, CAST, FORGET})
+_REQUESTS = frozenset({CALL, CAST, FORGET, WAY})
 _ANSWERS = frozenset({VALUE, ERROR, LOST})
 LONGEST_PLACE = 255
 
@@ -58,8 +60,7 @@ def _read(data: bytes, kinds: frozenset[int]) -> tuple[int, int]:
     return kind, number
 
 
-@dataclass(frozen=True)
-class Address:
+class Address(NamedTuple):
     """Where a rank is called: `place` is "" on the launching machine, else the name of an ssh host.
 
     `name` is that of its socket in the folder of that machine.
@@ -99,3 +100,13 @@ def _is_socket_name(name: str) -> bool:
 
 MESSENGER = "messenger"
 """The socket of a machine's messenger, in the same folder, for processes there."""
+
+
+def lost(place: str) -> str:
+    """Why a call to that machine has no answer, whose connection has broken."""
+    return f"the connection to {named(place)} was lost while this call was under way; whether it ran is not known"
+
+
+def named(place: str) -> str:
+    """A machine, in a text for users."""
+    return f"host {place}" if place else "the launching machine"

@@ -34,11 +34,11 @@ from forgectl.messages.dialling import (
     monitor,
     secure,
 )
-from forgectl.messages.frames import MESSENGER, BadFrames
+from forgectl.messages.frames import MESSENGER, VALUE, WAY, BadFrames, head, named, request_head
 from forgectl.messages.polling import Poll, Polled
 from forgectl.messages.sockets import Socket, bind_private, context, new_socket, receive
-from forgectl.messages.switch import MOST_IDLE, Link, Peer, Switch, named
-from forgectl.names import NET_SOCKET
+from forgectl.messages.switch import MOST_IDLE, Link, Peer, Switch
+from forgectl.names import DRIVER_KEY, NET_SOCKET
 from forgectl.processes import die_with_parent
 
 DOMAIN = b"forgectl"
@@ -63,6 +63,7 @@ class Config:
     secret: str
     members: dict[str, str]
     direct: tuple[str, ...]
+    driver: str = ""
 
 
 class Messenger:
@@ -77,7 +78,7 @@ class Messenger:
         self._reports = (0.0, 0)
         self._identity = Identity(config.secret, config.members[config.place])
         self._loop = Poll(self._failed)
-        zap = context().socket(zmq.REP)
+        zap = context().socket(zmq.ROUTER)
         zap.bind("inproc://zeromq.zap.01")  # before there is anything to let in
         self._zap = Polled(self._loop, zap, self._answer_zap)
         self._front = Polled(self._loop, _bounded(zmq.ROUTER), self._from_process)
@@ -146,12 +147,25 @@ class Messenger:
         if len(frames) < 3:
             raise BadFrames(f"{len(frames) - 1} frames of a process here")
         name, to, first, *body = frames
+        if request_head(first)[0] == WAY:
+            self._front.send((name, head(VALUE, request_head(first)[1]), self._way(bytes(to).decode(errors="replace"))))
+            return
         caller = self._callers.get(name)
         if caller is None:
             if len(self._callers) >= MOST_IDLE:
                 self._callers = {n: c for n, c in self._callers.items() if c.under_way}
             caller = self._callers[name] = Peer(self._front, (name,))
         self._switch.request(caller, to, first, body)
+
+    def _way(self, place: str) -> bytes:
+        """How this machine's driver dials the messenger there, if it can."""
+        link = self._switch.links.get(place)
+        dialled = link is not None and link.address.startswith("tcp:") and self.config.driver
+        if link is None or not dialled:
+            return b'{"address": ""}'
+        members, secret = self.config.members, self.config.driver
+        told = {"address": link.address, "server": members[place], "secret": secret, "public": members[DRIVER_KEY]}
+        return json.dumps(told).encode()
 
     def _from_rank(self, frames: list[Any]) -> None:
         if len(frames) < 2:
@@ -162,11 +176,11 @@ class Messenger:
     # ------------------------------------------------------------ links that others dial
 
     def _answer_zap(self, asked: list[Any]) -> None:
-        _, request, domain, _, _, mechanism, *credentials = asked
+        who, _, _, request, domain, _, _, mechanism, *credentials = asked
         public = z85.encode(credentials[0]).decode() if mechanism == b"CURVE" and len(credentials) == 1 else ""
         good = domain == DOMAIN and public in self._by_key
         status = (b"200", b"OK", public.encode()) if good else (b"400", b"not a key of this run", b"")
-        self._zap.send((b"1.0", request, *status, b""))
+        self._zap.send((who, b"", b"1.0", request, *status, b""))
 
     def _from_net(self, frames: list[Any]) -> None:
         key, name, *frames = frames

@@ -15,7 +15,7 @@ from typing import Any
 
 import zmq
 
-from forgectl.messages.sockets import TURN, Socket, arrived, send
+from forgectl.messages.sockets import Socket, send, taken
 
 
 class Polled:
@@ -26,6 +26,7 @@ class Polled:
         self.descriptor: int = made.getsockopt(zmq.FD)  # type: ignore[assignment]
         self._loop = loop
         self._on_message = on_message
+        self._busy = False
         self.named = False
         """Whether messages begin with the name of the key that their sender was let in with."""
         loop.watch(self.descriptor, self.touched)
@@ -41,11 +42,12 @@ class Polled:
         self._loop.used[self] = None
 
     def drain(self) -> None:
-        """Take in what has come."""
-        count = 0
-        for count, frames in enumerate(arrived(self.socket, self.named), 1):  # noqa: B007
+        """Take in what has come. The first message is passed on before the next is looked for."""
+        messages = taken(self.socket, all_=self._busy, named=self.named)
+        self._busy = bool(messages)
+        for frames in messages:
             self._loop.guarded(self._on_message, frames)
-        if count == TURN:
+        if messages:
             self.touched()
 
     def close(self) -> None:

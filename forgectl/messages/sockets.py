@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,21 +80,20 @@ def send(to: Socket, parts: Sequence[Any]) -> None:
         _send(to, part, _MORE if i < last else _NOW, copy=not long)
 
 
-def arrived(from_: Socket, named: bool = False) -> Iterator[list[Any]]:
-    """The messages that have come, at most TURN; if `named`, with the user id of their sender before their frames.
+def taken(from_: Socket, *, all_: bool, named: bool = False) -> list[list[Any]]:
+    """The next message that has come, or all, at most TURN; none: nothing will, before a sign of it.
 
-    To ask whether one has come costs half of looking in vain, and as much as half of a message.
+    `all_` only where several are likely: to look in vain takes longer than a message. If `named`, the user id of their
+    sender comes before their frames.
     """
     if from_.closed or not has_come(from_):
-        return
-    if (frames := receive(from_, named)) is not None:
-        yield frames
-    if from_.closed or not has_come(from_):
-        return
-    for _ in range(TURN - 1):
-        if from_.closed or (frames := receive(from_, named)) is None:
-            return
-        yield frames
+        return []
+    found = []
+    while (frames := receive(from_, named)) is not None:
+        found.append(frames)
+        if not all_ or len(found) == TURN:
+            break
+    return found
 
 
 def has_come(from_: Socket) -> bool:
@@ -120,6 +119,17 @@ def _content(frame: zmq.Frame) -> bytes | memoryview:
     return frame.bytes if len(frame) < LONG else frame.buffer
 
 
+class Source:
+    """A socket that several event loops may read, its descriptor, and the loop that is about to look at it anyway."""
+
+    __slots__ = ("fd", "looked_at_in", "socket")
+
+    def __init__(self, made: Socket) -> None:
+        self.socket = made
+        self.fd: int = made.getsockopt(zmq.FD)  # type: ignore[assignment]
+        self.looked_at_in: asyncio.AbstractEventLoop | None = None
+
+
 class LoopSocket:
     """A socket in an event loop: `on_message` gets the frames of each message, in order."""
 
@@ -128,26 +138,28 @@ class LoopSocket:
         self._on_message = on_message
         self._loop = asyncio.get_running_loop()
         self._fd: int = made.getsockopt(zmq.FD)  # type: ignore[assignment]
-        self._loop.add_reader(self._fd, self.drain)
-        self._draining = False
+        self._loop.add_reader(self._fd, self._drain)
+        self._will_look = False
 
     def send(self, parts: Sequence[Any]) -> None:
-        """Queue a message; raises zmq.ZMQError where nobody is connected under its first frame."""
+        """Queue a message; raises zmq.ZMQError where nobody is connected under its first frame.
+
+        What has come is looked at soon: to send, or to connect, may take the sign of it from the descriptor.
+        """
         send(self.socket, parts)
-        self.look()
+        self._look_soon()
 
-    def look(self) -> None:
-        """See what has come soon: to send, or to connect, may take the sign of it from the descriptor."""
-        if not self._draining and has_come(self.socket):
-            self._draining = True
-            self._loop.call_soon(self.drain)
+    def _look_soon(self) -> None:
+        if not self._will_look:
+            self._will_look = True
+            self._loop.call_soon(self._drain, True)
 
-    def drain(self) -> None:
-        """Take in what has come."""
-        self._draining = False
-        count = 0
-        for count, frames in enumerate(arrived(self.socket), 1):  # noqa: B007
+    def _drain(self, again: bool = False) -> None:
+        """Take in what has come. The first message is dealt with before the next is looked for."""
+        if again:
+            self._will_look = False
+        messages = taken(self.socket, all_=again)
+        for frames in messages:
             self._on_message(frames)
-        if count == TURN:
-            self._draining = True
-            self._loop.call_soon(self.drain)
+        if messages:
+            self._look_soon()

@@ -10,7 +10,18 @@ from typing import Any
 
 import zmq
 
-from forgectl.messages.frames import FORGET, LOST, BadFrames, address_from, answer_head, head, request_head
+from forgectl.messages.frames import (
+    FORGET,
+    LOST,
+    WAY,
+    BadFrames,
+    address_from,
+    answer_head,
+    head,
+    lost,
+    named,
+    request_head,
+)
 from forgectl.messages.polling import Polled
 from forgectl.messages.sockets import ipc
 
@@ -100,6 +111,8 @@ class Switch:
         if kind == FORGET:
             self._forget(caller, number)
             return
+        if kind == WAY:
+            raise BadFrames("a question of another machine that only this one's driver has")
         if number in caller.under_way:
             raise BadFrames(f"number {number} a second time")
         try:
@@ -233,8 +246,7 @@ class Switch:
             link.dialled = None
         if link.accepted is peer:
             link.accepted = None
-        why = f"the connection to {named(link.place)} was lost while this call was under way; "
-        why += "whether it ran is not known"
+        why = lost(link.place)
         for number in [n for n, call in self._calls.items() if call.asked is peer]:
             if number in self._calls:  # answering others may show that their connections are gone, too
                 self._lose(number, why)
@@ -254,8 +266,3 @@ class Switch:
     def _has_ended(self, name: str) -> bool:
         prefix, generation, _ = name.split(".")
         return int(generation) <= self._ended.get(prefix, -1)
-
-
-def named(place: str) -> str:
-    """A machine, in a text for users."""
-    return f"host {place}" if place else "the launching machine"
