@@ -11,6 +11,7 @@ loop of their call: with one loop, as in most programs, no message crosses from 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -33,13 +34,16 @@ from forgectl.messages.frames import (
     FORGET,
     LOST,
     MESSENGER,
+    SHARED,
+    TAKEN,
     WAY,
     Address,
     BadFrames,
-    answer_head,
     head,
+    head_to_caller,
 )
-from forgectl.messages.sockets import Source, has_come, ipc, new_socket, send, taken
+from forgectl.messages.shared import LEAST, Gone, opened, share
+from forgectl.messages.sockets import Source, has_come, ipc, new_socket, of_this_process, send, taken
 
 log = logging.getLogger("forgectl")
 
@@ -98,6 +102,7 @@ class Call:
             return
         self._missing -= 1
         if not self._missing:
+            self.parts = []  # they know it: what it got would be kept until somebody collects garbage
             self.future.set_result(self.values)
 
     def fail(self, error: BaseException) -> None:
@@ -114,20 +119,33 @@ class Call:
 class _Part:
     """A message to one rank; `call` is None for one that nobody awaits. `watch`: of the loop that it came from."""
 
-    __slots__ = ("call", "frames", "index", "kind", "line", "number", "size", "watch", "way")
+    __slots__ = ("call", "frames", "index", "kind", "line", "number", "shared", "size", "watch", "way")
 
-    def __init__(
-        self, kind: int, frames: list[Any], size: int, line: _Line, watch: _Watch, call: Call | None, index: int
-    ) -> None:
-        self.kind = kind
-        self.frames = frames
-        self.size = size
+    def __init__(self, kind: int, body: _Body, line: _Line, watch: _Watch, call: Call | None, index: int) -> None:
+        shared = body.shared if line.far is None else None
+        self.kind = kind if shared is None else kind + SHARED
+        self.frames = body.frames if shared is None else [shared.reference]
+        self.size = body.size
         self.line = line
         self.watch = watch
         self.call = call
         self.index = index
         self.number = 0
         self.way: Source | None = None  # that it was sent by
+        self.shared = shared
+
+
+class _Body:
+    """What is sent: in memory that ranks here share, and as frames for all others. The values may change at once."""
+
+    __slots__ = ("frames", "shared", "size")
+
+    def __init__(self, what: Any, near: int, far: int) -> None:
+        """For so many ranks here and elsewhere; raises what pickling raises."""
+        self.frames = pickling.dumps(what)
+        self.size = pickling.size(self.frames)
+        self.shared = share(self.frames, self.size, near) if near and self.size >= LEAST else None
+        self.frames = pickling.copied(self.frames) if self.shared is None or far else []
 
 
 class _Line:
@@ -168,7 +186,9 @@ class Exchange:
     def __init__(self, here: Here) -> None:
         self.here = here
         self._lock = threading.Lock()  # of all that follows
-        self._near = Source(new_socket(zmq.ROUTER))  # to ranks of this machine, and to its messenger
+        near = new_socket(zmq.ROUTER)
+        near.setsockopt(zmq.ROUTING_ID, of_this_process())
+        self._near = Source(near)  # to ranks of this machine, and to its messenger
         self._connected: set[bytes] = set()
         self._far: dict[str, Far] = {}  # by place
         self._may_dial = here.driver == os.getpid()
@@ -187,7 +207,7 @@ class Exchange:
 
         `loads` makes a value of an answer (its kind and body) or raises.
         """
-        body = pickling.dumps(what)  # before the lock: it runs the values' own code
+        body = self._body(ranks, what)
         call = Call(len(ranks), loads)
         with self._lock:
             call.parts = self._post(CALL, ranks, body, self._watch(call.loop), call)
@@ -199,7 +219,7 @@ class Exchange:
 
         Where too much is under way it blocks until there is room, or until `died` is done.
         """
-        body = pickling.dumps(what, snapshot=True)  # nobody awaits it: its values may change at once
+        body = self._body(ranks, what)
         loop = running_loop()
         with self._lock:
             parts = self._post(CAST, ranks, body, self._watch(loop or _loop_of_plain_code()), None)
@@ -208,11 +228,13 @@ class Exchange:
             if not sum(self._drain(way, True) for way in self._ways()):
                 _wait_for(list(self._readers), POLL_SECONDS)
 
-    def _post(
-        self, kind: int, ranks: Sequence[Address], body: list[Any], watch: _Watch, call: Call | None
-    ) -> list[_Part]:
-        size = pickling.size(body)
-        parts = [_Part(kind, body, size, self._line(rank), watch, call, i) for i, rank in enumerate(ranks)]
+    def _body(self, ranks: Sequence[Address], what: Any) -> _Body:
+        """To be made before the lock is taken: it runs the values' own code."""
+        near = sum(rank.place == self.here.place for rank in ranks)
+        return _Body(what, near, len(ranks) - near)
+
+    def _post(self, kind: int, ranks: Sequence[Address], body: _Body, watch: _Watch, call: Call | None) -> list[_Part]:
+        parts = [_Part(kind, body, self._line(rank), watch, call, i) for i, rank in enumerate(ranks)]
         watch.waits_for += len(parts)
         for part in parts:
             line = part.line
@@ -244,14 +266,19 @@ class Exchange:
 
     def _send(self, part: _Part) -> None:
         line = part.line
-        part.way = line.way
-        assert part.way is not None
+        part.way = way = line.way
+        assert way is not None
         part.number = next(self._numbers)
+        self._used.add(way)
+        try:
+            send(way.socket, [*line.to, head(part.kind, part.number), *part.frames])
+        except zmq.Again:  # the connection has just broken: nothing of this was sent, and its end will be told
+            line.way = None
+            line.waiting.appendleft(part)
+            return
         self._under_way[part.number] = part
         line.under_way += 1
         line.bytes += part.size
-        send(part.way.socket, [*line.to, head(part.kind, part.number), *part.frames])
-        self._used.add(part.way)
         part.frames = []
 
     def _send_waiting(self, line: _Line) -> None:
@@ -436,7 +463,7 @@ class Exchange:
         answered: Answered = []
         for message in messages:
             try:
-                kind, number = answer_head(bytes(message[1]))
+                kind, number = head_to_caller(bytes(message[1]))
                 part = self._under_way.get(number)
                 if part is None or part.way is not way:
                     if way is self._near and message[0] == MESSENGER.encode() and self._dial(number, message[2:]):
@@ -446,8 +473,19 @@ class Exchange:
                 log.warning("an answer that nobody waits for was dropped: %r", e)
                 continue
             del self._under_way[number]
+            if part.shared is not None:
+                part.shared.received()
             self._took_off(part)
-            answered.append((part, kind, message[2:]))
+            body = message[2:]
+            if kind > SHARED:
+                kind -= SHARED
+                try:
+                    body = self._opened(part, body)
+                except Gone:
+                    continue  # the rank has ended: its death will be told
+                except (BadFrames, OSError) as e:
+                    kind, body = LOST, [f"its answer could not be received: {e}".encode()]
+            answered.append((part, kind, body))
             line = part.line
             if line.waiting:
                 self._send_waiting(line)
@@ -455,10 +493,19 @@ class Exchange:
                 self._ask(line.far)
         return answered
 
+    def _opened(self, part: _Part, body: list[Any]) -> list[Any]:
+        """What a rank here answers in its memory, which may be used for others from now on."""
+        try:
+            return opened(body[0]) if part.call is not None and not part.call.future.done() else body
+        finally:
+            send(self._near.socket, (*part.line.to, head(TAKEN, part.number)))
+            self._used.add(self._near)
+
     def _took_off(self, part: _Part) -> None:
         part.line.under_way -= 1
         part.line.bytes -= part.size
         part.watch.waits_for -= 1
+        part.shared = None
 
     @staticmethod
     def _give(answered: Answered, here: asyncio.AbstractEventLoop | None) -> None:
@@ -479,14 +526,16 @@ class Exchange:
             for part in call.parts:
                 if part.number in self._under_way and part.line.far is not None:
                     self._abandon(part)
+            call.parts = []
             self._look()
 
     def _abandon(self, part: _Part) -> None:
         del self._under_way[part.number]
         self._took_off(part)
         if part.line.far is not None and part.way is not None:
-            send(part.way.socket, [*part.line.to, head(FORGET, part.number)])
             self._used.add(part.way)
+            with contextlib.suppress(zmq.Again):
+                send(part.way.socket, [*part.line.to, head(FORGET, part.number)])
 
     def drop(self, ranks: Sequence[Address]) -> None:
         """These ranks are no more."""

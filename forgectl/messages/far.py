@@ -53,16 +53,15 @@ class Far:
         """Dial what a messenger has answered, if that is anything new. What is no more, as `hang_up` has it."""
         self.asked = 0
         told = json.loads(bytes(answer))
-        if told["address"] == self._address:
+        address = told["address"]
+        if address and address == self._address:
             return []
         retired = self.hang_up()
-        self._address = told["address"]
-        if self._address:
-            self._dealer = new_socket(zmq.DEALER)
+        self.broken = self.broken and bool(address)
+        if address:
+            self._address, self._dealer = address, new_socket(zmq.DEALER)
             ours = Identity(told["secret"], told["public"])
-            self.told = Source(dial(self._dealer, ours, told["server"], self._address))
-        else:
-            self.broken = False
+            self.told = Source(dial(self._dealer, ours, told["server"], address))
         return retired
 
     def listen(self) -> bool | None:
@@ -72,7 +71,10 @@ class Far:
         for event in map(event_of, taken(self.told.socket, all_=True)):
             if event != zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 return False
-            send(self._dealer, (HELLO,))
+            try:
+                send(self._dealer, (HELLO,))
+            except zmq.Again:
+                return False
             self.way, self.broken = Source(self._dealer), False
             return True
         return None

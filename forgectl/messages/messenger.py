@@ -34,7 +34,7 @@ from forgectl.messages.dialling import (
     monitor,
     secure,
 )
-from forgectl.messages.frames import MESSENGER, VALUE, WAY, BadFrames, head, named, request_head
+from forgectl.messages.frames import MESSENGER, VALUE, WAY, BadFrames, head, head_to_messenger, named
 from forgectl.messages.polling import Poll, Polled
 from forgectl.messages.sockets import Socket, bind_private, context, new_socket, receive
 from forgectl.messages.switch import MOST_IDLE, Link, Peer, Switch
@@ -147,8 +147,9 @@ class Messenger:
         if len(frames) < 3:
             raise BadFrames(f"{len(frames) - 1} frames of a process here")
         name, to, first, *body = frames
-        if request_head(first)[0] == WAY:
-            self._front.send((name, head(VALUE, request_head(first)[1]), self._way(bytes(to).decode(errors="replace"))))
+        kind, number = head_to_messenger(first)
+        if kind == WAY:
+            self._front.send((name, head(VALUE, number), self._way(bytes(to).decode(errors="replace"))))
             return
         caller = self._callers.get(name)
         if caller is None:

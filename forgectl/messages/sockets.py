@@ -55,6 +55,22 @@ def new_socket(kind: int) -> Socket:
     return made
 
 
+def of_this_process() -> bytes:
+    """What a socket of a process is called by ranks of its machine: `process_of` tells whose it is."""
+    return f"{_pid_namespace()}.{os.getpid()}.{os.urandom(6).hex()}".encode()
+
+
+def process_of(caller: bytes) -> int | None:
+    """The process whose socket is called so, if it is one that this process sees under that number."""
+    namespace, _, rest = caller.partition(b".")
+    pid, _, _ = rest.partition(b".")
+    return int(pid) if namespace == str(_pid_namespace()).encode() and pid.isdigit() and len(pid) < 10 else None
+
+
+def _pid_namespace() -> int:
+    return Path("/proc/self/ns/pid").stat().st_ino
+
+
 def bind_private(bound: Socket, path: Path) -> None:
     """Listen at `path`, whose folder is ours alone (0700), for processes of this user; raises OSError."""
     if len(os.fsencode(path)) > LONGEST_PATH:

@@ -13,7 +13,6 @@ import zmq
 from forgectl.messages.frames import (
     FORGET,
     LOST,
-    WAY,
     BadFrames,
     address_from,
     answer_head,
@@ -111,8 +110,6 @@ class Switch:
         if kind == FORGET:
             self._forget(caller, number)
             return
-        if kind == WAY:
-            raise BadFrames("a question of another machine that only this one's driver has")
         if number in caller.under_way:
             raise BadFrames(f"number {number} a second time")
         try:

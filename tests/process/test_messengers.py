@@ -112,8 +112,8 @@ class Rank(Wire):
 class Host:
     """A machine: the folder of its sockets, and its messenger."""
 
-    def __init__(self, lab: Lab, place: str, direct: tuple[str, ...], address: str = LOCAL) -> None:
-        self.lab, self.place, self.direct, self.address = lab, place, direct, address
+    def __init__(self, lab: Lab, place: str, direct: tuple[str, ...], address: str = LOCAL, driver: str = "") -> None:
+        self.lab, self.place, self.direct, self.address, self.driver = lab, place, direct, address, driver
         self.folder = lab.folder / f"{len(lab.hosts)}"
         self.folder.mkdir(0o700, exist_ok=True)
         self.log = lab.folder / f"{len(lab.hosts)}.log"
@@ -145,6 +145,7 @@ class Host:
             "secret": self.lab.keys.secret(self.place),
             "members": self.lab.members,
             "direct": self.direct,
+            "driver": self.driver,
         }
 
     def tell(self, **order: Any) -> None:
@@ -207,8 +208,8 @@ class Lab:
         self.hosts: list[Host] = []
         self.started: list[subprocess.Popen[bytes]] = []
 
-    def host(self, place: str, direct: tuple[str, ...], address: str = LOCAL) -> Host:
-        self.hosts.append(made := Host(self, place, direct, address))
+    def host(self, place: str, direct: tuple[str, ...], address: str = LOCAL, driver: str = "") -> Host:
+        self.hosts.append(made := Host(self, place, direct, address, driver))
         return made
 
     def pair(self, way: str = "tcp") -> tuple[Host, Host]:
