@@ -15,7 +15,6 @@ import contextlib
 import itertools
 import logging
 import os
-import select
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -42,8 +41,9 @@ from forgectl.messages.frames import (
     head,
     head_to_caller,
 )
+from forgectl.messages.reading import Readers, Watch, in_loop, running_loop
 from forgectl.messages.shared import LEAST, Gone, opened, share
-from forgectl.messages.sockets import Source, has_come, ipc, new_socket, of_this_process, send, taken
+from forgectl.messages.sockets import Source, ipc, new_socket, of_this_process, send, taken
 
 log = logging.getLogger("forgectl")
 
@@ -113,7 +113,7 @@ class Call:
 
     def cut(self, error: BaseException) -> None:
         """The same from any thread."""
-        _in_loop(self.loop, self.fail, error)
+        in_loop(self.loop, self.fail, error)
 
 
 class _Part:
@@ -121,7 +121,7 @@ class _Part:
 
     __slots__ = ("call", "frames", "index", "kind", "line", "number", "shared", "size", "watch", "way")
 
-    def __init__(self, kind: int, body: _Body, line: _Line, watch: _Watch, call: Call | None, index: int) -> None:
+    def __init__(self, kind: int, body: _Body, line: _Line, watch: Watch, call: Call | None, index: int) -> None:
         shared = body.shared if line.far is None else None
         self.kind = kind if shared is None else kind + SHARED
         self.frames = body.frames if shared is None else [shared.reference]
@@ -167,16 +167,6 @@ class _Line:
         return self.under_way < WINDOW and self.bytes < WINDOW_BYTES and self.way is not None
 
 
-class _Watch:
-    """One event loop's part in reading answers."""
-
-    __slots__ = ("waits_for", "watching")
-
-    def __init__(self) -> None:
-        self.waits_for = 0  # answers
-        self.watching = False
-
-
 Answered = list[tuple["_Part", int, list[Any]]]
 
 
@@ -195,10 +185,8 @@ class Exchange:
         self._lines: dict[Address, _Line] = {}
         self._numbers = itertools.count(1)
         self._under_way: dict[int, _Part] = {}
-        self._used: set[Source] = set()
-        self._watches: dict[asyncio.AbstractEventLoop, _Watch] = {}
-        self._readers: dict[int, Callable[[], Any]] = {}
-        self._read(self._near)
+        self._readers = Readers(self._lock, self._drain)
+        self._readers.add(self._near)
 
     # ------------------------------------------------------------ sending
 
@@ -210,8 +198,8 @@ class Exchange:
         body = self._body(ranks, what)
         call = Call(len(ranks), loads)
         with self._lock:
-            call.parts = self._post(CALL, ranks, body, self._watch(call.loop), call)
-            self._look()
+            call.parts = self._post(CALL, ranks, body, self._readers.watch(call.loop), call)
+            self._readers.look()
         return call
 
     def cast(self, ranks: Sequence[Address], what: Any, died: ThreadFuture[Any]) -> None:
@@ -222,18 +210,18 @@ class Exchange:
         body = self._body(ranks, what)
         loop = running_loop()
         with self._lock:
-            parts = self._post(CAST, ranks, body, self._watch(loop or _loop_of_plain_code()), None)
-            self._look()
+            parts = self._post(CAST, ranks, body, self._readers.watch(loop or _loop_of_plain_code()), None)
+            self._readers.look()
         while any(len(p.line.waiting) >= WINDOW for p in parts) and not died.done():
             if not sum(self._drain(way, True) for way in self._ways()):
-                _wait_for(list(self._readers), POLL_SECONDS)
+                self._readers.wait(POLL_SECONDS)
 
     def _body(self, ranks: Sequence[Address], what: Any) -> _Body:
         """To be made before the lock is taken: it runs the values' own code."""
         near = sum(rank.place == self.here.place for rank in ranks)
         return _Body(what, near, len(ranks) - near)
 
-    def _post(self, kind: int, ranks: Sequence[Address], body: _Body, watch: _Watch, call: Call | None) -> list[_Part]:
+    def _post(self, kind: int, ranks: Sequence[Address], body: _Body, watch: Watch, call: Call | None) -> list[_Part]:
         parts = [_Part(kind, body, self._line(rank), watch, call, i) for i, rank in enumerate(ranks)]
         watch.waits_for += len(parts)
         for part in parts:
@@ -261,7 +249,7 @@ class Exchange:
             self._connected.add(name)
             self._near.socket.connect_routing_id = name
             self._near.socket.connect(ipc(Path(self.here.folder, socket)))
-            self._used.add(self._near)
+            self._readers.used.add(self._near)
         return name
 
     def _send(self, part: _Part) -> None:
@@ -269,7 +257,7 @@ class Exchange:
         part.way = way = line.way
         assert way is not None
         part.number = next(self._numbers)
-        self._used.add(way)
+        self._readers.used.add(way)
         try:
             send(way.socket, [*line.to, head(part.kind, part.number), *part.frames])
         except zmq.Again:  # the connection has just broken: nothing of this was sent, and its end will be told
@@ -309,7 +297,7 @@ class Exchange:
         if self._may_dial and far.wants_asking:
             far.ask(next(self._numbers))
             send(self._near.socket, (self._connect(MESSENGER), far.place.encode(), head(WAY, far.asked)))
-            self._used.add(self._near)
+            self._readers.used.add(self._near)
 
     def _dial(self, number: int, body: Sequence[Any]) -> bool:
         """Take an answer of the messenger for that: False, it is none."""
@@ -317,9 +305,9 @@ class Exchange:
         if far is None:
             return False
         told = far.told
-        self._retire(far.dial(body[0]))
+        self._readers.retire(far.dial(body[0]))
         if far.told is not None and far.told is not told:
-            self._read(far.told, lambda: self._listen(far))
+            self._readers.add(far.told, lambda: self._listen(far))
         self._resume(far)
         return True
 
@@ -330,16 +318,16 @@ class Exchange:
             there = far.listen()
             if there:
                 assert far.way is not None
-                self._read(far.way)
+                self._readers.add(far.way)
                 self._resume(far)
             elif there is not None:
                 for part in [p for p in self._under_way.values() if p.way is not None and p.way is far.way]:
                     del self._under_way[part.number]
                     self._took_off(part)
                     lost.append((part, LOST, [frames.lost(far.place).encode()]))
-                self._retire(far.hang_up())
+                self._readers.retire(far.hang_up())
                 self._resume(far)
-            self._look()
+            self._readers.look()
         self._give(lost, running_loop())
 
     def _resume(self, far: Far) -> None:
@@ -356,92 +344,18 @@ class Exchange:
                 far.trying = False
                 if any(line.far is far and line.way is None and line.waiting for line in self._lines.values()):
                     self._try_again(far)
-                    self._look()
+                    self._readers.look()
 
         self._ask(far)
         if not far.trying:
             far.trying = True
             loop = running_loop() or _loop_of_plain_code()
-            _in_loop(loop, loop.call_later, REDIAL_MS / 1000, again)
+            in_loop(loop, loop.call_later, REDIAL_MS / 1000, again)
 
     # ------------------------------------------------------------ answers
 
-    def _watch(self, loop: asyncio.AbstractEventLoop) -> _Watch:
-        """Have the loop read answers, as it is about to wait for some; others that wait for none read no more."""
-        watch = self._watches.get(loop)
-        if watch is None:
-            for closed in [other for other in self._watches if other.is_closed()]:
-                del self._watches[closed]
-            watch = self._watches[loop] = _Watch()
-        if watch.watching:
-            return watch
-        watch.watching = True
-        for fd, read in self._readers.items():
-            _now_or_soon(loop, loop.add_reader, fd, read)
-        for other, idle in self._watches.items():
-            if idle.watching and not idle.waits_for and other is not loop:
-                _in_loop(other, self._stop_watching, other)
-        return watch
-
-    def _stop_watching(self, loop: asyncio.AbstractEventLoop) -> None:
-        with self._lock:
-            watch = self._watches[loop]
-            if watch.watching and not watch.waits_for:
-                watch.watching = False
-                for fd in self._readers:
-                    loop.remove_reader(fd)
-
-    def _watching(self) -> list[asyncio.AbstractEventLoop]:
-        return [loop for loop, watch in self._watches.items() if watch.watching and not loop.is_closed()]
-
     def _ways(self) -> list[Source]:
         return [self._near, *(far.way for far in self._far.values() if far.way is not None)]
-
-    def _read(self, source: Source, read: Callable[[], Any] | None = None) -> None:
-        """Have a socket read from now on; answers, if nothing else is said."""
-        do = self._readers[source.fd] = read or (lambda: self._drain(source))
-        for loop in self._watching():
-            _now_or_soon(loop, loop.add_reader, source.fd, do)
-            _in_loop(loop, do)  # what has come before
-
-    def _retire(self, sources: list[Source]) -> None:
-        """Close sockets that nobody is to read any more, once no loop looks at their descriptors."""
-        for source in sources:
-            self._readers.pop(source.fd, None)
-            self._used.discard(source)
-        left = self._watching()
-
-        def let_go(loop: asyncio.AbstractEventLoop) -> None:
-            for source in sources:
-                loop.remove_reader(source.fd)
-            with self._lock:
-                left.remove(loop)
-                if not left:
-                    close()
-
-        def close() -> None:
-            for source in sources:
-                source.socket.close()
-
-        if not left:
-            close()
-        for loop in list(left):
-            _in_loop(loop, let_go, loop)
-
-    def _look(self) -> None:
-        """Have the sockets that were used looked at: whatever is done with one may take the sign of an answer away."""
-        used, self._used = self._used, set()
-        here = running_loop()
-        for way in used:
-            if (way.looked_at_in is None or way.looked_at_in is not here) and not way.socket.closed:
-                if here is not None and here in self._watches:
-                    self._look_soon(way, here)
-                elif has_come(way.socket) and (loops := self._watching()):
-                    _in_loop(loops[0], self._drain, way)
-
-    def _look_soon(self, way: Source, here: asyncio.AbstractEventLoop) -> None:
-        way.looked_at_in = here
-        here.call_soon(self._drain, way, True)
 
     def _drain(self, way: Source, again: bool = False) -> int:
         """Take in what has come; how much it was. The first answer is given before the next is looked for."""
@@ -454,8 +368,8 @@ class Exchange:
         self._give(answered, here)
         with self._lock:
             if messages:
-                self._used.add(way)
-            self._look()
+                self._readers.used.add(way)
+            self._readers.look()
         return len(messages)
 
     def _sorted(self, way: Source, messages: list[list[Any]]) -> Answered:
@@ -499,7 +413,7 @@ class Exchange:
             return opened(body[0]) if part.call is not None and not part.call.future.done() else body
         finally:
             send(self._near.socket, (*part.line.to, head(TAKEN, part.number)))
-            self._used.add(self._near)
+            self._readers.used.add(self._near)
 
     def _took_off(self, part: _Part) -> None:
         part.line.under_way -= 1
@@ -516,7 +430,7 @@ class Exchange:
             if call.loop is here:
                 call.answer(part.index, kind, body)
             else:
-                _in_loop(call.loop, call.answer, part.index, kind, body)
+                in_loop(call.loop, call.answer, part.index, kind, body)
 
     # ------------------------------------------------------------ ends
 
@@ -527,13 +441,13 @@ class Exchange:
                 if part.number in self._under_way and part.line.far is not None:
                     self._abandon(part)
             call.parts = []
-            self._look()
+            self._readers.look()
 
     def _abandon(self, part: _Part) -> None:
         del self._under_way[part.number]
         self._took_off(part)
         if part.line.far is not None and part.way is not None:
-            self._used.add(part.way)
+            self._readers.used.add(part.way)
             with contextlib.suppress(zmq.Again):
                 send(part.way.socket, [*part.line.to, head(FORGET, part.number)])
 
@@ -552,38 +466,8 @@ class Exchange:
                 if line.far is None:
                     self._connected.discard(line.to[0])
                     self._near.socket.disconnect(ipc(Path(self.here.folder, rank.name)))
-                    self._used.add(self._near)
-            self._look()
-
-
-def _wait_for(descriptors: Sequence[int], seconds: float) -> None:
-    """Until one of them can be read, or for so long."""
-    poll = select.poll()
-    for fd in descriptors:
-        poll.register(fd, select.POLLIN)
-    poll.poll(seconds * 1000)
-
-
-def running_loop() -> asyncio.AbstractEventLoop | None:
-    """The event loop that this code runs in, if any."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
-def _now_or_soon(loop: asyncio.AbstractEventLoop, do: Callable[..., Any], *arguments: Any) -> None:
-    if loop is running_loop():
-        do(*arguments)
-    else:
-        _in_loop(loop, do, *arguments)
-
-
-def _in_loop(loop: asyncio.AbstractEventLoop, do: Callable[..., Any], *arguments: Any) -> None:
-    try:
-        loop.call_soon_threadsafe(do, *arguments)
-    except RuntimeError:  # it is closed: nobody waits there any more
-        pass
+                    self._readers.used.add(self._near)
+            self._readers.look()
 
 
 _exchanges: dict[Here, Exchange] = {}
