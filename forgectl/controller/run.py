@@ -200,10 +200,13 @@ class Run:
         if isinstance(what, Prepared):
             mesh.prepared.add(record.host)
         elif isinstance(what, Refused):
-            mesh.gone.update(mesh.plan.hosts)
+            # Refused before anything of it ran, as agents do; whatever runs elsewhere has to be ended first.
+            runs = any(r.pid is not None for r in mesh.ranks.values())
+            mesh.gone.update({record.host} if runs else mesh.plan.hosts)
             mesh.hopeless = True
             self._cannot_start(now, mesh, what.error.message, "", what.error)
         elif isinstance(what, Notice):
+            mesh.told[record.host] = mesh.told.get(record.host, 0) + 1
             mesh.notices = [*mesh.notices[-9:], what.message]
         elif what.generation >= mesh.generation:
             if what.generation > mesh.generation:  # the journal lost the restart in between
@@ -214,6 +217,7 @@ class Run:
     def _messenger_event(self, now: float, host: Host, what: MessengerOpened | MessengerGone) -> None:
         if isinstance(what, MessengerOpened):
             host.messenger = what
+            host.messengers_lost = max(host.messengers_lost, what.generation)  # the journal may have lost their ends
             return
         opened, host.messenger = host.messenger, None
         host.messengers_lost = max(host.messengers_lost, what.generation + 1)
@@ -244,7 +248,10 @@ class Run:
             mesh.gone.add(host)
             mesh.killed += what.killed
             mesh.unkillable.extend(what.unkillable)
-        elif mesh.stop is None:
+        else:
+            mesh.told[host] = mesh.told.get(host, 0) + 1
+            if mesh.stop is not None:
+                return
             error = Refusal(1, f"mesh {mesh.name} {what.message}")
             self._cannot_start(now, mesh, what.message, what.detail, error)
 

@@ -40,6 +40,11 @@ MESH_TRANSITIONS: dict[MeshStateName, tuple[MeshStateName, ...]] = {
 }
 """The allowed changes of a mesh's state."""
 
+MOST_TOLD = 100
+MOST_TOLD_PER_RANK = 64
+"""Notices, and failures to start, of one generation that a host may report. A log that is trimmed again and again is
+reported each time that its loss has doubled."""
+
 FAILURE_GRACE = 10.0
 LEFTOVER_GRACE = 5.0
 """Seconds that the other ranks of a failed mesh, or what finished ranks left behind, have after SIGTERM."""
@@ -97,6 +102,7 @@ class Mesh:
     killed: int = 0
     unkillable: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    told: dict[str, int] = field(default_factory=dict)  # host → what it has reported that it might report for ever
     last_failure: str | None = None  # what made the generation before this one end
     fallen: Rank | None = None  # its first failed rank
     news: tuple[tuple[int, str], MeshNews] | None = None  # the last that was made, and of which generation and state
@@ -135,6 +141,10 @@ class Mesh:
             return self.stop.grace
         return FAILURE_GRACE if self.failed else LEFTOVER_GRACE
 
+    def may_tell(self, host: str) -> bool:
+        """Whether a host may report one more of what changes nothing, which it could go on with for ever."""
+        return self.told.get(host, 0) < MOST_TOLD + MOST_TOLD_PER_RANK * len(self.plan.ranks_on(host))
+
     def root_cause(self) -> Rank | None:
         """The rank that failed first; the others of `collateral()` fell with it."""
         failed = [r for r in self.ranks.values() if r.failed]
@@ -166,6 +176,7 @@ class Mesh:
         self.generation = number
         self.ranks = {r.rank: Rank(r, self.plan.stays) for r in self.plan.ranks}
         self.gone = set()
+        self.told = {}
         self.set_up = False
         self.port = None
         self.failed = False

@@ -18,7 +18,7 @@ from forgectl.controller.rundir import RunDir
 from forgectl.controller.state import Host
 from forgectl.log_cap import LogCap, leading_hole
 from forgectl.plan.model import HostPlan
-from forgectl.protocol import LogAt, MeshGone, ProtocolError, RankStarted, ReadLogs, decode, encode, pack
+from forgectl.protocol import LogAt, LogParts, MeshGone, ProtocolError, RankStarted, ReadLogs, decode, encode, pack
 
 
 class Link:
@@ -29,13 +29,21 @@ class Link:
         self.host = Host(HostPlan("b", False, "python3", "10.0.0.2"))
         self.up = True
         self.pushed = 0
+        self.distort: Callable[[LogParts], LogParts] = lambda answer: answer
+        self.breach = ""
         self._folder = folder
 
-    async def ask(self, request: ReadLogs, kind: type, timeout: float) -> Any:
+    async def ask(self, request: ReadLogs, kind: type, timeout: float, check: Callable[[Any], None]) -> Any:
         if not self.up:
             return None
         asked = decode(encode(request), (ReadLogs,))
-        return decode(encode(await read_logs(self._folder, asked)), (kind,))
+        answer = self.distort(decode(encode(await read_logs(self._folder, asked)), (kind,)))
+        try:
+            check(answer)
+        except ProtocolError as e:  # the real one gives its host up
+            self.breach, self.host.given_up = str(e), True
+            return None
+        return answer
 
     def push(self) -> None:
         self.pushed += 1
