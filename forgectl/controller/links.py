@@ -211,7 +211,8 @@ class Link:
     async def _bear_loss(self) -> bool:
         """A connection ended before the agent answered anything. The next may, too, so it comes a little later."""
         left = self._heard + self._lease + FENCE_SECONDS - time.monotonic()
-        if left <= 0 and (self.host.pid is not None or self._failures >= FIRST_FAILURES):
+        known = self.host.pid is not None or self._failures >= FIRST_FAILURES
+        if left <= 0 and known and self._way.may_drop:  # one here was put down, and another takes its place
             return await self._bear(UnreachableError(f"host {self.name}: connections to it end at once"))
         await self._pause(max(left, 0.0))
         return True
