@@ -140,6 +140,8 @@ class Controller:
     def record(self, record: Record) -> None:
         """Write a fact down, let the state follow from it, and tell whom it concerns."""
         now = time.time()
+        if isinstance(record, AgentLost):
+            note(record.why)
         self._journal.append(now, record)
         self._apply(now, record)
         for link in self.links.values():

@@ -167,7 +167,6 @@ class Link:
     def _lose(self, what: str, hint: str | None) -> None:
         """Give the host up for what it did."""
         why = f"host {self.name} was given up: {what[:MOST_WORDS]}"
-        note(why)
         self._owner.record(AgentLost(self.name, why, UnreachableError.exit_code, hint, final=True))
 
     async def _once(self) -> bool:

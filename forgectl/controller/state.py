@@ -27,7 +27,7 @@ RankStateName = Literal["starting", "running", "exited", "killed", "lost"]
 HostStateName = Literal["starting", "up", "reconnecting", "lost", "gone"]
 
 MESH_TRANSITIONS: dict[MeshStateName, tuple[MeshStateName, ...]] = {
-    "pending": ("starting", "stopping", "failed", "stopped", "lost"),
+    "pending": ("starting", "restarting", "stopping", "failed", "stopped", "lost"),
     "starting": ("running", "ready", "stopping", "restarting", "failed", "stopped", "lost"),
     "running": ("stopping", "restarting", "succeeded", "failed", "stopped", "lost"),
     "ready": ("stopping", "restarting", "succeeded", "failed", "stopped", "lost"),

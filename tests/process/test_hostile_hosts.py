@@ -262,7 +262,8 @@ def test_events_without_end_fill_neither_disk_nor_memory(hosts: Hosts, kind: str
 
     until(look, "the loss of bad")
     final = hosts.until_lost(run)
-    assert "host bad was" in final["meshes"][0]["reason"]
+    said = final["meshes"][0]["reason"] + (hosts.forge.run_dir(run) / "controller.log").read_text()
+    assert "host bad was" in said
     assert (hosts.forge.run_dir(run) / "events.jsonl").stat().st_size < 4 << 20
     assert most - before < GROWTH
 
@@ -353,9 +354,9 @@ def test_a_log_that_never_ends_does_not_keep_a_run_from_ending(hosts: Hosts, siz
 
 
 def synced(hosts: Hosts) -> str:
-    """A spec whose workdir, with one file, is copied."""
+    """A spec of `bad` alone, whose workdir, with one file, is copied: both hosts would have one copy."""
     hosts.forge.write("stay.py", (PROGRAMS / "stay.py").read_text())
-    return hosts.spec(top=f"workdir: {hosts.forge.folder}\n")
+    return hosts.spec(STAY.replace("hosts: 2, ", ""), "bad", top=f"workdir: {hosts.forge.folder}\n")
 
 
 WANTED: dict[str, What] = {
