@@ -40,6 +40,10 @@ MESH_TRANSITIONS: dict[MeshStateName, tuple[MeshStateName, ...]] = {
 }
 """The allowed changes of a mesh's state."""
 
+MOST_SAID = 2000
+"""Characters of one sentence of an agent's that are kept: a status report must fit one message."""
+MOST_UNKILLABLE = 100
+"""Processes of a mesh that are named in its state, where not even SIGKILL ended them."""
 MOST_TOLD = 100
 MOST_TOLD_PER_RANK = 64
 """Notices, and failures to start, of one generation that a host may report. A log that is trimmed again and again is
@@ -207,9 +211,9 @@ def describe(rank: Rank) -> str:
     if report is None:
         return f"{where} was lost: {rank.lost_by}" if rank.state == "lost" else f"{where} is {rank.state}"
     if report.oom:
-        return f"{where} ran out of memory: {report.oom}"
+        return f"{where} ran out of memory: {report.oom[:MOST_SAID]}"
     if report.asked and report.error:  # we ended it, but it had failed before: the rest is our doing
-        return f"{where} raised {report.error.splitlines()[-1]}"
+        return f"{where} raised {_last_line(report.error)}"
     if report.signal is not None:
         try:
             name = Signals(report.signal).name
@@ -220,4 +224,9 @@ def describe(rank: Rank) -> str:
         cause = f"{where} ended unseen"
     else:
         cause = f"{where} exited with code {report.exit_code}"
-    return f"{cause}: {report.error.splitlines()[-1]}" if report.error else cause
+    return f"{cause}: {_last_line(report.error)}" if report.error else cause
+
+
+def _last_line(text: str) -> str:
+    lines = text.splitlines()
+    return lines[-1][:MOST_SAID] if lines else ""

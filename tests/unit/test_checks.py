@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 from forgectl.controller.checks import MOST_TEXT, check_event, check_parts, own_use
 from forgectl.controller.records import AgentLost, AgentUp, Happened, StopAsked
 from forgectl.controller.run import Run
+from forgectl.controller.rundir import RunDir
+from forgectl.controller.view import run_document
 from forgectl.plan.model import RestartPolicy
 from forgectl.protocol import (
+    MAX_LINE,
     Event,
     LogAt,
     LogPart,
@@ -31,7 +34,9 @@ from forgectl.protocol import (
     Refused,
     Report,
     StartFailed,
+    StatusReport,
     StoreOpened,
+    encode,
     pack,
 )
 from tests.unit.test_state import History, mesh
@@ -268,3 +273,24 @@ def test_a_host_tells_the_use_of_its_own_ranks_only() -> None:
     for wrong in (RankStats(float("nan"), 1), RankStats(float("inf"), 1), RankStats(-1.0, 1), RankStats(1.0, -1)):
         assert own_use(two().run, "b", {"m": {2: wrong}}) == {}
         json.dumps(own_use(two().run, "b", {"m": {2: wrong}}), allow_nan=False)
+
+
+@pytest.mark.parametrize("letter", ["x", "\U0001f525"])
+def test_the_status_of_a_run_fits_a_message_whatever_hosts_sent(letter: str, tmp_path: Any) -> None:
+    h = History(*(mesh(f"m{n}") for n in range(30)), hosts=("a",))
+    for n in range(30):
+        h.happen(Prepared(f"m{n}"))
+    most = letter * (MOST_TEXT // 3 - 10)
+    for n in range(30):
+        h.happen(StoreOpened(f"m{n}", 0, 4000))
+        for what in (
+            RankExited(f"m{n}", 0, 0, 1, None, error=most, traceback=most, log_tail=(most,)),
+            Notice(f"m{n}", most),
+            MeshGone(f"m{n}", 0, 1, (most, most)),
+        ):
+            assert said(h, "a", what) == what
+            h.happen(what)
+    (tmp_path / "sockets").symlink_to(tmp_path)
+    document = run_document(h.run, RunDir(tmp_path))
+    assert len(encode(StatusReport(document))) < MAX_LINE
+    assert all(m["failure"]["traceback"] and m["failure"]["log_tail"] for m in document["meshes"])
