@@ -70,7 +70,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if origin is dict:
         key, item = typing.get_args(kind)
         return {
-            (int(k) if key is int else k): _convert(item, v, f"{where}.{k}")
+            (_whole(k, where) if key is int else k): _convert(item, v, f"{where}.{k}")
             for k, v in _expect(dict, value, where).items()
         }
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
@@ -79,8 +79,18 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         except ValueError as e:
             raise CodecError(f"{where}: {e}") from None
     if kind is float and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise CodecError(f"{where}: a number that is too large") from None
     return _expect(kind, value, where)
+
+
+def _whole(text: str, where: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise CodecError(f"{where}: {text[:40]!r} is no number") from None
 
 
 def _dataclass(cls: type, value: Any, where: str) -> Any:

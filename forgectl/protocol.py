@@ -837,13 +837,15 @@ def unpack(data: Any, table: Sequence[type]) -> Any:
     if not isinstance(data, dict):
         raise ProtocolError("a message is a JSON object")
     name = data.get("type")
+    if not isinstance(name, str):
+        raise ProtocolError("a message names its type")
     for kind in table:
         if kind.__name__ == name:
             try:
                 return from_json(kind, {k: v for k, v in data.items() if k != "type"})
             except CodecError as e:
                 raise ProtocolError(str(e)) from None
-    raise ProtocolError(f"unknown message {str(name)[:60]!r}")
+    raise ProtocolError(f"unknown message {name[:60]!r}")
 
 
 def encode(message: Any) -> bytes:

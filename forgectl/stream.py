@@ -24,6 +24,7 @@ class Stream:
         self._writer = writer
         self._incoming = incoming
         self.closed = False
+        self.received = 0  # bytes
 
     @classmethod
     async def connect(cls, path: Path, incoming: Sequence[type]) -> Stream:
@@ -81,6 +82,7 @@ class Stream:
             return None
         except asyncio.LimitOverrunError:
             raise ProtocolError(f"a message of more than {MAX_LINE} bytes") from None
+        self.received += len(line)
         return decode(line, self._incoming)
 
     def abort(self) -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,11 +127,15 @@ class Line:
         return None if line is None else decode(line, self._incoming)
 
     def receive_line(self, timeout: float | None = None) -> bytes | None:
-        """The bytes of the next line, without its end; None at the end of the connection."""
-        self.socket.settimeout(timeout)
+        """The bytes of the next line, without its end; None at the end of the connection.
+
+        `timeout` is for the whole line, however slowly its bytes come.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
         while (end := self._buffer.find(b"\n")) < 0:
             if len(self._buffer) > MAX_LINE:
                 raise ProtocolError(f"a message of more than {MAX_LINE} bytes")
+            self.socket.settimeout(None if deadline is None else max(0.001, deadline - time.monotonic()))
             try:
                 chunk = self.socket.recv(1 << 16)
             except ConnectionError:

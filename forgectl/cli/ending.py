@@ -12,8 +12,8 @@ from forgectl.cli.find import mesh_of
 from forgectl.cli.host_news import HostNews
 from forgectl.controller import client, rundir
 from forgectl.controller.rundir import RunDir
-from forgectl.errors import ForgeError
-from forgectl.protocol import OVER, Attach, Shutdown, StatusReport
+from forgectl.errors import ForgeError, InternalError
+from forgectl.protocol import OVER, Attach, ProtocolError, Shutdown, StatusReport
 from forgectl.wire import Line
 
 
@@ -29,8 +29,13 @@ def end_all(targets: dict[str, tuple[str, ...] | None], grace: float) -> int:
             trouble = trouble or e
     worst = 0
     for run in runs:
-        if run.run in lines:
+        if run.run not in lines:
+            continue
+        try:
             document = _wait(run, lines[run.run], targets[run.run], grace)
+        except ForgeError as e:
+            trouble = trouble or e
+        else:
             worst = max(worst, _tell(document, targets[run.run]))
     if trouble is not None:
         sys.stdout.flush()
@@ -58,6 +63,9 @@ def _wait(run: RunDir, line: Line | None, meshes: tuple[str, ...] | None, grace:
             report = line.receive()
         except OSError:
             report = None
+        except ProtocolError as e:
+            hint = f"see {run.path / 'controller.log'}"
+            raise InternalError(f"the controller of run {run.run} said what it cannot mean: {e}", hint=hint) from None
         if isinstance(report, StatusReport):
             for sentence in news.of(report.run):
                 render.stderr().print(render.plain(f"forgectl: {sentence}"), style="dim")

@@ -33,17 +33,16 @@ class How:
 
 def launch_plan(plan: Plan, hosts: Hosts, spec_text: bytes, how: How, *, name_is_given: bool) -> int:
     """Launch a plan on its hosts and stay as long as the user asked for; the exit code."""
-    began = time.monotonic()
+    deadline = None if how.timeout is None else time.monotonic() + how.timeout
     if not all(host.local for host in plan.hosts):
         from forgectl.cli.syncing import sync_workdir
 
-        sync_workdir(plan, hosts)
+        sync_workdir(plan, hosts, deadline)
     with Signals().noted() as signals:
         handed = hosts.descriptors({h.name for h in plan.hosts})
         run = begin_run(plan, spec_text, name_is_given=name_is_given, own=not how.detach, handed=handed)
         hosts.hand_on()
         watch = Watch(run, signals, owner=not how.detach, with_logs=not how.detach)
-        deadline = None if how.timeout is None else began + how.timeout
         launch = _Launch(run, watch, as_json=how.as_json, deadline=deadline, with_logs=not how.detach)
         try:
             return launch.until_up() if how.detach else launch.until_ended()

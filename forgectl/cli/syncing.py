@@ -11,6 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from forgectl.cli import render
 from forgectl.controller import rundir
+from forgectl.errors import ForgeError
 from forgectl.plan.model import Plan
 from forgectl.transport.facts import Hosts, for_all, together, workdir_key
 from forgectl.transport.sync import Pushed, push
@@ -22,8 +23,11 @@ SHOWN = 5
 """Notices about a workdir that are told before the others are only counted."""
 
 
-def sync_workdir(plan: Plan, hosts: Hosts) -> None:
-    """Bring every ssh host of the plan what it lacks of workdir; raises what is in the way, of all hosts at once."""
+def sync_workdir(plan: Plan, hosts: Hosts, deadline: float | None = None) -> None:
+    """Bring every ssh host of the plan what it lacks of workdir; raises what is in the way, of all hosts at once.
+
+    `deadline`: until when, by the monotonic clock.
+    """
     remote = [h.name for h in plan.hosts if not h.local]
     if plan.sync == "none" or not remote:
         return
@@ -40,8 +44,15 @@ def sync_workdir(plan: Plan, hosts: Hosts) -> None:
     with _shown(remote) as bars:
         key = workdir_key(Path(plan.workdir))
 
+        def sync(name: str) -> Pushed:
+            try:
+                return push(hosts.connections[name].line, tree, key, name, bars.of(name), deadline)
+            except ForgeError:
+                hosts.connections[name].close()  # its relay may hold a tree, on a shared disk, that others wait for
+                raise
+
         def job(name: str) -> Callable[[], Pushed]:
-            return lambda: push(hosts.connections[name].line, tree, key, name, bars.of(name))
+            return lambda: sync(name)
 
         pushed, errors = for_all({name: job(name) for name in remote}, hosts)
     if errors:

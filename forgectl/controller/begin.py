@@ -12,7 +12,7 @@ from forgectl.controller import client, rundir
 from forgectl.controller.configs import agent_config
 from forgectl.controller.message_keys import MessageKeys
 from forgectl.controller.rundir import RunDir
-from forgectl.errors import BusyError, ForgeError, InternalError
+from forgectl.errors import BusyError, ForgeError, InternalError, TimedOutError
 from forgectl.names import free_name
 from forgectl.plan.model import MeshPlan, Plan, Unit
 from forgectl.transport.early import EarlyAgent
@@ -111,7 +111,11 @@ def _living_names() -> dict[str, str]:
     """Name → run of those that have not ended."""
     found = {}
     for run in rundir.all_runs():
-        with contextlib.suppress(InternalError):  # it cannot be brought up: nothing of it outlives its lease
+        try:
             if run.read_final() is None and client.document(run)["state"] in ("starting", "running", "stopping"):
                 found[run.name] = run.run
+        except InternalError:
+            pass  # it cannot be brought up: nothing of it outlives its lease
+        except TimedOutError:
+            found[run.name] = run.run  # its controller is stuck, but lives: no reason not to launch another run
     return found

@@ -31,6 +31,11 @@ def commands(run: Run, host: str) -> list[Command]:
     return [*_for_host(run, host), *(command for command in meshes if command is not None)]
 
 
+def last_commands(run: Run, host: str) -> list[Stop]:
+    """What `host`'s agent is told before it is given up: it keeps its logs, and ends what it runs."""
+    return [Stop(m.name, m.generation, 0.0) for m in run.meshes.values() if host in m.plan.hosts and not m.ended]
+
+
 def _for_host(run: Run, name: str) -> list[Command]:
     """An end for what was moved away from there; what concerns actors' messages."""
     found: list[Command] = [Release(m.name, m.left[name]) for m in run.meshes.values() if name in m.left]

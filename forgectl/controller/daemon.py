@@ -16,9 +16,10 @@ from typing import Any
 
 from forgectl.controller import journal
 from forgectl.controller.additions import Additions
-from forgectl.controller.commands import Command, commands
+from forgectl.controller.checks import check_event, own_use
+from forgectl.controller.commands import Command, commands, last_commands
 from forgectl.controller.configs import agent_config
-from forgectl.controller.links import Link, Use
+from forgectl.controller.links import Link, Use, note
 from forgectl.controller.message_keys import MessageKeys
 from forgectl.controller.mirror import Mirror
 from forgectl.controller.records import Added, AgentLost, Born, Happened, Moved, Record, StopAsked, Stranded
@@ -31,13 +32,25 @@ from forgectl.doorway import LOOK_SECONDS
 from forgectl.errors import ForgeError
 from forgectl.plan.model import Gpu, HostPlan, Unit
 from forgectl.processes import Identity, boot_id, identify, open_pidfd
-from forgectl.protocol import AgentConfig, GetGpus, HostGpus, MeshAdded, Refusal, Report
+from forgectl.protocol import (
+    AgentConfig,
+    Event,
+    GetGpus,
+    HostGpus,
+    MeshAdded,
+    ProtocolError,
+    Refusal,
+    Report,
+    Stop,
+)
 from forgectl.transport.ways import way_to
 from forgectl.wire import dial
 
 REPORT_SECONDS = 0.02
 """Between two reports to followers; the first change after a quiet time is reported at once."""
 FAREWELL_SECONDS = 15.0
+LOGS_SECONDS = 300.0
+"""What logs may take to come here after the end of a run, however slowly they come; the rest stays on its host."""
 Handed = dict[str, list[int]]
 """Host → descriptors of what the launching command has begun there."""
 GPU_SECONDS = 10.0
@@ -88,11 +101,9 @@ class Controller:
         records, whole = journal.read(self.dir.journal_file)
         try:
             self._replay(records)
-        except (AssertionError, KeyError) as e:
-            if whole:
-                raise
-            with contextlib.suppress(OSError):
-                sys.stderr.write(f"the journal misses too much to go by: {e!r}\n")
+        except Exception as e:  # whatever is in it: a run that cannot be brought up cannot be ended either
+            whole = False
+            note(f"the journal misses too much to go by: {e!r}")
             self.run = Run.new(self.run.id, self.run.plan)
             records = [(when, r) for when, r in records if isinstance(r, (Born, StopAsked))]
             self._replay(records)
@@ -105,7 +116,17 @@ class Controller:
 
     def _replay(self, records: list[tuple[float, Record]]) -> None:
         for when, record in records:
+            if isinstance(record, Happened) and not self._is_sound(record):
+                continue
             self._apply(when, record)
+
+    def _is_sound(self, record: Happened) -> bool:
+        """Whether a host may have said that: before hosts were checked, controllers wrote down whatever these sent."""
+        try:
+            return check_event(self.run, record.host, Event(record.seq, record.what), catching_up=True) is not None
+        except ProtocolError as e:
+            note(f"left out of the journal: an event of host {record.host[:80]!r}: {str(e)[:200]}")
+            return False
 
     def _config_of(self, host: HostPlan, seat: Seat) -> Callable[[bool], AgentConfig]:
         def config(sweep: bool) -> AgentConfig:
@@ -119,6 +140,8 @@ class Controller:
     def record(self, record: Record) -> None:
         """Write a fact down, let the state follow from it, and tell whom it concerns."""
         now = time.time()
+        if isinstance(record, AgentLost):
+            note(record.why)
         self._journal.append(now, record)
         self._apply(now, record)
         for link in self.links.values():
@@ -131,6 +154,13 @@ class Controller:
                 self._tasks.add(task := asyncio.ensure_future(self._move(mesh)))
                 task.add_done_callback(self._tasks.discard)
         self._report_soon()
+
+    def take_event(self, host: str, event: Event, *, catching_up: bool) -> bool:
+        """Write down what happened on a host; False where that was known. Raises ProtocolError where it cannot be."""
+        if check_event(self.run, host, event, catching_up=catching_up) is None:
+            return False
+        self.record(Happened(host, event.seq, event.what))
+        return True
 
     async def _move(self, mesh: Mesh) -> None:
         """Find other hosts for a mesh that has lost one."""
@@ -164,6 +194,10 @@ class Controller:
         """What a host's agent should be doing now."""
         return commands(self.run, host)
 
+    def last_commands_for(self, host: str) -> list[Stop]:
+        """What a host is told that will be given up."""
+        return last_commands(self.run, host)
+
     def ask_stop(self, meshes: tuple[str, ...] | None, grace: float, by: str, exit_code: int = 0) -> None:
         """End meshes (None: the run), unless the run has ended."""
         if not self.run.ended:
@@ -190,8 +224,9 @@ class Controller:
     async def use(self) -> Use:
         """What every rank uses now."""
         found: Use = {}
-        for part in await asyncio.gather(*(link.stats() for link in self.links.values())):
-            for mesh, ranks in part.items():
+        parts = await asyncio.gather(*(link.stats() for link in self.links.values()))
+        for host, part in zip(self.links, parts, strict=True):
+            for mesh, ranks in own_use(self.run, host, part).items():
                 found.setdefault(mesh, {}).update(ranks)
         return found
 
@@ -241,7 +276,8 @@ class Controller:
         """Wait until every agent has quit, as long as logs come home or one might yet."""
         fetched = -1
         late = set(links)
-        while late and fetched != self.mirror.fetched:
+        end = time.monotonic() + LOGS_SECONDS
+        while late and fetched != self.mirror.fetched and time.monotonic() < end:
             fetched = self.mirror.fetched
             _, late = await asyncio.wait(late, timeout=FAREWELL_SECONDS)
         for task in late:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import contextlib
 import os
+import traceback
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forgectl.controller.links import Link
+from forgectl.controller.checks import LOG_KEY, check_parts
+from forgectl.controller.links import Link, note
 from forgectl.controller.records import AgentLost, Happened
 from forgectl.controller.rundir import RunDir
 from forgectl.log_cap import LogCap
@@ -25,6 +26,8 @@ REST_SECONDS = 0.5
 """How long a host is left alone that could not be asked."""
 AT_ONCE = 256
 """Logs that one question asks for."""
+MOST_LOG = 1 << 40
+"""Bytes of a log that come home, holes included: what follows stays on its host. 1 TiB is a file that no tool minds."""
 
 
 @dataclass
@@ -35,10 +38,15 @@ class _Log:
     mesh: str
     generation: int
     rank: int
-    path: Path  # at home
+    path: Path  # here
     offset: int = 0
     final: bool = False  # nothing more will be written
+    end: int | None = None  # its size, once it is final: a host that names a larger one later is not asked for ever
     home: bool = False  # nothing more is to be fetched
+
+    @property
+    def key(self) -> LOG_KEY:
+        return self.mesh, self.generation, self.rank
 
 
 class Mirror:
@@ -49,7 +57,7 @@ class Mirror:
         self._links: dict[str, Link] = {}
         self._cap = LogCap(limit)
         self._followed = follow  # the meshes that somebody follows; None: all
-        self._logs: dict[tuple[str, int, int], _Log] = {}
+        self._logs: dict[LOG_KEY, _Log] = {}
         self._news = asyncio.Event()
         self._resting: set[str] = set()
         self.fetched = 0  # bytes
@@ -100,7 +108,7 @@ class Mirror:
                 done, _ = await asyncio.wait({news, *busy.values()}, return_when=asyncio.FIRST_COMPLETED)
                 news.cancel()
                 for host in [h for h, task in busy.items() if task in done]:
-                    if not busy.pop(host).result():
+                    if not _well(busy.pop(host)):
                         self._rest(host)
         finally:
             for task in busy.values():
@@ -133,44 +141,60 @@ class Mirror:
         return tuple(host for host, well in zip(sorted(hosts), results, strict=True) if not well)
 
     async def _bring(self, host: str, meshes: Collection[str]) -> bool:
-        targets: dict[tuple[str, int, int], int] = {}  # how long each was when it was first looked at
+        targets: dict[LOG_KEY, int] = {}  # how long each was when it was first looked at
         left = [log for log in self._logs.values() if log.host == host and log.mesh in meshes and not log.home]
         while left:
             if not await self._round(host, left, 0.0, targets):
                 return False
-            left = [log for log in left if log.offset < targets.get((log.mesh, log.generation, log.rank), 1 << 62)]
+            left = [log for log in left if not log.home and log.offset < targets.get(log.key, 1 << 62)]
         return True
 
-    async def _round(
-        self, host: str, logs: list[_Log], wait: float, sizes: dict[tuple[str, int, int], int] | None = None
-    ) -> bool:
-        """One question and its answer; False where the host does not answer."""
+    async def _round(self, host: str, logs: list[_Log], wait: float, sizes: dict[LOG_KEY, int] | None = None) -> bool:
+        """One question and its answer; False where the host does not answer, or not with what is due."""
         asked = logs[:AT_ONCE]
-        for each in asked:  # of more than that, the others come first the next time
-            key = (each.mesh, each.generation, each.rank)
-            self._logs[key] = self._logs.pop(key)
-        wait = 0.0 if any(log.final for log in asked) else wait
-        places = tuple(LogAt(log.mesh, log.generation, log.rank, log.offset) for log in asked)
-        answer = await self._links[host].ask(ReadLogs(places, wait), LogParts, ANSWER_SECONDS)
+        for log in asked:  # of more than that, the others come first the next time
+            self._logs[log.key] = self._logs.pop(log.key)
+        final = {log.key for log in asked if log.final}
+        before = {log.key: log.offset for log in asked}
+        places = tuple(LogAt(*log.key, log.offset) for log in asked)
+        known = {log.key for log in self._logs.values() if log.host == host}
+        answer = await self._links[host].ask(
+            ReadLogs(places, 0.0 if final else wait), LogParts, ANSWER_SECONDS, lambda parts: check_parts(known, parts)
+        )
         if answer is None:
             return False
         for part in answer.parts:
-            key = (part.at.mesh, part.at.generation, part.at.rank)
-            log = self._logs.get(key)
-            if log is not None and log.offset == part.at.offset:
-                _store(log, part)
+            log = self._logs[part.at.mesh, part.at.generation, part.at.rank]
+            if log.offset == part.at.offset:
+                _store(log, part, is_final=log.key in final)
                 self.fetched += len(part.data)
             if sizes is not None:
-                sizes.setdefault(key, part.size)
+                sizes.setdefault(log.key, part.size)
         self._cap.check([log.path for log in asked])
         self._links[host].push()  # it may have waited for its logs before it quits
-        return True
+        due = [
+            log for log in asked if not log.home and (log.key in final or log.offset < (sizes or {}).get(log.key, 0))
+        ]
+        return not due or any(log.home or log.offset > before[log.key] for log in asked)
 
 
-def _store(log: _Log, part: LogPart) -> None:
-    """Write a part where it belongs. A full disk at home loses it, and no run."""
-    with contextlib.suppress(OSError, binascii.Error):
-        data = base64.b64decode(part.data, validate=True)
+def _well(task: asyncio.Task[bool]) -> bool:
+    """Whether a round went well; one that raised must not end the others."""
+    try:
+        return task.result()
+    except Exception:
+        note(traceback.format_exc())
+        return False
+
+
+def _store(log: _Log, part: LogPart, *, is_final: bool) -> None:
+    """Write a part where it belongs. A full disk here loses it, and no run."""
+    data = base64.b64decode(part.data)
+    if part.size > MOST_LOG:
+        log.home = True
+        note(f"{log.path} is longer on host {log.host} than {MOST_LOG} bytes: the rest stays there")
+        return
+    with contextlib.suppress(OSError):
         log.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(log.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
@@ -182,15 +206,10 @@ def _store(log: _Log, part: LogPart) -> None:
                 os.ftruncate(fd, part.offset + len(data))
         finally:
             os.close(fd)
-    log.offset = _end(part)
-    if log.final and log.offset >= part.size:
-        log.home = True
-
-
-def _end(part: LogPart) -> int:
-    """Where the part ends, in the log."""
-    padding = len(part.data) - len(part.data.rstrip("="))
-    return part.offset + len(part.data) // 4 * 3 - padding
+    log.offset = part.offset + len(data)
+    if is_final:
+        log.end = part.size if log.end is None else log.end
+        log.home = log.offset >= log.end
 
 
 def _size(path: Path) -> int:

@@ -16,7 +16,7 @@ from forgectl.controller.records import (
     StopAsked,
     Stranded,
 )
-from forgectl.controller.state import FAILURE_GRACE, Host, Mesh, RunStateName, describe
+from forgectl.controller.state import FAILURE_GRACE, MOST_SAID, MOST_UNKILLABLE, Host, Mesh, RunStateName, describe
 from forgectl.plan.model import Plan
 from forgectl.processes import Identity
 from forgectl.protocol import (
@@ -200,11 +200,17 @@ class Run:
         if isinstance(what, Prepared):
             mesh.prepared.add(record.host)
         elif isinstance(what, Refused):
-            mesh.gone.update(mesh.plan.hosts)
+            # Refused before anything of it ran, as agents do; whatever runs elsewhere has to be ended first.
+            runs = any(r.pid is not None for r in mesh.ranks.values())
+            mesh.gone.update({record.host} if runs else mesh.plan.hosts)
             mesh.hopeless = True
-            self._cannot_start(now, mesh, what.error.message, "", what.error)
+            error = Refusal(
+                what.error.code, what.error.message[:MOST_SAID], (what.error.hint or "")[:MOST_SAID] or None
+            )
+            self._cannot_start(now, mesh, error.message, "", error)
         elif isinstance(what, Notice):
-            mesh.notices = [*mesh.notices[-9:], what.message]
+            mesh.told[record.host] = mesh.told.get(record.host, 0) + 1
+            mesh.notices = [*mesh.notices[-9:], what.message[:MOST_SAID]]
         elif what.generation >= mesh.generation:
             if what.generation > mesh.generation:  # the journal lost the restart in between
                 mesh.restarts += [now] * (what.generation - mesh.generation)
@@ -214,10 +220,11 @@ class Run:
     def _messenger_event(self, now: float, host: Host, what: MessengerOpened | MessengerGone) -> None:
         if isinstance(what, MessengerOpened):
             host.messenger = what
+            host.messengers_lost = max(host.messengers_lost, what.generation)  # the journal may have lost their ends
             return
         opened, host.messenger = host.messenger, None
         host.messengers_lost = max(host.messengers_lost, what.generation + 1)
-        how = what.why if opened else f"it could not start: {what.why}"
+        how = what.why[:MOST_SAID] if opened else f"it could not start: {what.why[:MOST_SAID]}"
         why = f"the messenger on host {host.plan.name}: {how}"
         for mesh in self.meshes.values():
             if mesh.plan.stays and host.plan.name in mesh.plan.hosts and not (mesh.ended or mesh.ending):
@@ -243,10 +250,14 @@ class Run:
         elif isinstance(what, MeshGone):
             mesh.gone.add(host)
             mesh.killed += what.killed
-            mesh.unkillable.extend(what.unkillable)
-        elif mesh.stop is None:
-            error = Refusal(1, f"mesh {mesh.name} {what.message}")
-            self._cannot_start(now, mesh, what.message, what.detail, error)
+            room = MOST_UNKILLABLE - len(mesh.unkillable)
+            mesh.unkillable.extend(who[:MOST_SAID] for who in what.unkillable[:room])
+        else:
+            mesh.told[host] = mesh.told.get(host, 0) + 1
+            if mesh.stop is not None:
+                return
+            why = what.message[:MOST_SAID]
+            self._cannot_start(now, mesh, why, what.detail, Refusal(1, f"mesh {mesh.name} {why}"))
 
     def _roll_back(self, now: float, error: Refusal) -> None:
         """The launch cannot succeed: end all that was started."""

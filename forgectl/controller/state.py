@@ -27,7 +27,7 @@ RankStateName = Literal["starting", "running", "exited", "killed", "lost"]
 HostStateName = Literal["starting", "up", "reconnecting", "lost", "gone"]
 
 MESH_TRANSITIONS: dict[MeshStateName, tuple[MeshStateName, ...]] = {
-    "pending": ("starting", "stopping", "failed", "stopped", "lost"),
+    "pending": ("starting", "restarting", "stopping", "failed", "stopped", "lost"),
     "starting": ("running", "ready", "stopping", "restarting", "failed", "stopped", "lost"),
     "running": ("stopping", "restarting", "succeeded", "failed", "stopped", "lost"),
     "ready": ("stopping", "restarting", "succeeded", "failed", "stopped", "lost"),
@@ -39,6 +39,15 @@ MESH_TRANSITIONS: dict[MeshStateName, tuple[MeshStateName, ...]] = {
     "lost": (),
 }
 """The allowed changes of a mesh's state."""
+
+MOST_SAID = 2000
+"""Characters of one sentence of an agent's that are kept: a status report must fit one message."""
+MOST_UNKILLABLE = 100
+"""Processes of a mesh that are named in its state, where not even SIGKILL ended them."""
+MOST_TOLD = 100
+MOST_TOLD_PER_RANK = 64
+"""Notices, and failures to start, of one generation that a host may report. A log that is trimmed again and again is
+reported each time that its loss has doubled."""
 
 FAILURE_GRACE = 10.0
 LEFTOVER_GRACE = 5.0
@@ -97,6 +106,7 @@ class Mesh:
     killed: int = 0
     unkillable: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    told: dict[str, int] = field(default_factory=dict)  # host → what it has reported that it might report for ever
     last_failure: str | None = None  # what made the generation before this one end
     fallen: Rank | None = None  # its first failed rank
     news: tuple[tuple[int, str], MeshNews] | None = None  # the last that was made, and of which generation and state
@@ -135,6 +145,10 @@ class Mesh:
             return self.stop.grace
         return FAILURE_GRACE if self.failed else LEFTOVER_GRACE
 
+    def may_tell(self, host: str) -> bool:
+        """Whether a host may report one more of what changes nothing, which it could go on with for ever."""
+        return self.told.get(host, 0) < MOST_TOLD + MOST_TOLD_PER_RANK * len(self.plan.ranks_on(host))
+
     def root_cause(self) -> Rank | None:
         """The rank that failed first; the others of `collateral()` fell with it."""
         failed = [r for r in self.ranks.values() if r.failed]
@@ -166,6 +180,7 @@ class Mesh:
         self.generation = number
         self.ranks = {r.rank: Rank(r, self.plan.stays) for r in self.plan.ranks}
         self.gone = set()
+        self.told = {}
         self.set_up = False
         self.port = None
         self.failed = False
@@ -196,9 +211,9 @@ def describe(rank: Rank) -> str:
     if report is None:
         return f"{where} was lost: {rank.lost_by}" if rank.state == "lost" else f"{where} is {rank.state}"
     if report.oom:
-        return f"{where} ran out of memory: {report.oom}"
+        return f"{where} ran out of memory: {report.oom[:MOST_SAID]}"
     if report.asked and report.error:  # we ended it, but it had failed before: the rest is our doing
-        return f"{where} raised {report.error.splitlines()[-1]}"
+        return f"{where} raised {_last_line(report.error)}"
     if report.signal is not None:
         try:
             name = Signals(report.signal).name
@@ -209,4 +224,9 @@ def describe(rank: Rank) -> str:
         cause = f"{where} ended unseen"
     else:
         cause = f"{where} exited with code {report.exit_code}"
-    return f"{cause}: {report.error.splitlines()[-1]}" if report.error else cause
+    return f"{cause}: {_last_line(report.error)}" if report.error else cause
+
+
+def _last_line(text: str) -> str:
+    lines = text.splitlines()
+    return lines[-1][:MOST_SAID] if lines else ""

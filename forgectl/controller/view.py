@@ -8,9 +8,13 @@ from typing import Any
 from forgectl.controller.run import Run
 from forgectl.controller.rundir import RunDir
 from forgectl.controller.state import Host, Mesh, Rank, describe
-from forgectl.protocol import RankStats, Refusal
+from forgectl.protocol import MAX_LINE, RankStats, Refusal
 
 Use = dict[str, dict[int, RankStats]]
+TEXT_ROOM = MAX_LINE // 2
+"""Bytes of all that hosts sent as text; states of ranks take the rest."""
+_TEXTS = ("reason", "error", "failure", "last_failure", "notices", "unkillable")
+_CUTS = (32 * 1024, 8 * 1024, 2048, 512, 128, 32)
 
 
 def run_document(run: Run, run_dir: RunDir, *, alive: bool = True, use: Use | None = None) -> dict[str, Any]:
@@ -30,8 +34,36 @@ def run_document(run: Run, run_dir: RunDir, *, alive: bool = True, use: Use | No
         "run_dir": str(run_dir.path),
         "lease": run.plan.lease,
         "hosts": [_host(h) for h in run.hosts.values()],
-        "meshes": [_mesh(m, run.hosts, run_dir, (use or {}).get(m.name, {})) for m in _in_order(run)],
+        "meshes": _fitting([_mesh(m, run.hosts, run_dir, (use or {}).get(m.name, {})) for m in _in_order(run)]),
     }
+
+
+def _fitting(meshes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The meshes with their texts cut as far as it takes: a document must fit one message, whatever hosts sent."""
+    texts = [{name: mesh[name] for name in _TEXTS} for mesh in meshes]
+    for most in _CUTS:
+        if _weight(texts) <= TEXT_ROOM:
+            break
+        texts = _cut(texts, most)
+    return [mesh | text for mesh, text in zip(meshes, texts, strict=True)]
+
+
+def _weight(value: Any) -> int:
+    """About as many bytes as its texts take in JSON."""
+    if isinstance(value, str):
+        return len(value) if value.isascii() else 12 * len(value)
+    if isinstance(value, dict):
+        return sum(map(_weight, value.values()))
+    return sum(map(_weight, value)) if isinstance(value, list) else 0
+
+
+def _cut(value: Any, most: int, end: bool = False) -> Any:
+    """The same with at most so many characters of each text: the first, or of tracebacks and logs the last."""
+    if isinstance(value, str):
+        return value[-most:] if end else value[:most]
+    if isinstance(value, dict):
+        return {k: _cut(v, most, k in ("traceback", "log_tail")) for k, v in value.items()}
+    return [_cut(v, most, end) for v in value] if isinstance(value, list) else value
 
 
 def _in_order(run: Run) -> list[Mesh]:

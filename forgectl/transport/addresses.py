@@ -77,8 +77,9 @@ def listen(candidates: Mapping[str, Sequence[str]], hosts: Hosts) -> dict[str, d
             listeners, ports = reach.listen_on(candidates[name])
             hosts.listeners += listeners
             return ports
-        answer = connection.ask(ListenOn(tuple(candidates[name])))
-        assert isinstance(answer, Listening)
+        answer = connection.ask_for(Listening, ListenOn(tuple(candidates[name])))
+        if not (answer.ports.keys() <= set(candidates[name]) and all(0 < p < 1 << 16 for p in answer.ports.values())):
+            raise connection.out_of_step("it listens where nobody asked it to")
         return answer.ports
 
     found, errors = for_all({name: (lambda name=name: ask(name)) for name in candidates}, hosts)  # type: ignore[misc]
@@ -98,9 +99,10 @@ def dial_out(
         connection = hosts.connections.get(name)
         if connection is None:
             return reach.dial_all(targets)
-        answer = connection.ask(DialOut(targets))
-        assert isinstance(answer, Dialled)
-        return answer.results
+        results = connection.ask_for(Dialled, DialOut(targets)).results
+        if not results.keys() <= {t.key for t in targets}:
+            raise connection.out_of_step("it dialled what nobody asked it to")
+        return results
 
     starts = sorted({start for start, _ in pairs})
     found, errors = for_all({name: (lambda name=name: ask(name)) for name in starts}, hosts)  # type: ignore[misc]

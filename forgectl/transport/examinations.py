@@ -51,9 +51,8 @@ def _here(request: Examine) -> Examined:
 def _there(host: Host, request: Examine, hosts: Hosts) -> Examined:
     connection = hosts.connections[host.name] = dial(destination(host), started=hosts.note)
     asked = time.time()
-    found = connection.ask(request, ANSWER_SECONDS + PYTHON_SECONDS * len(request.pythons))
+    found = connection.ask_for(Examination, request, ANSWER_SECONDS + PYTHON_SECONDS * len(request.pythons))
     answered = time.time()
-    assert isinstance(found, Examination)
     return Examined(found, *clock(asked, found.received, found.answered, answered))
 
 

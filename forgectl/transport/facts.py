@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import os
 import socket
 import subprocess
@@ -165,8 +166,11 @@ def _reports(
     def ask(host: Host) -> HostReport:
         connection = hosts.connections[host.name] = dial(destination(host), started=hosts.note)
         folder = str(spec.workdir) if spec.sync == "none" else ""
-        report = connection.ask(GetFacts(host.name, host.gpus, look_for_gpus, MODULES, folder))
-        assert isinstance(report, HostReport)
+        report = connection.ask_for(HostReport, GetFacts(host.name, host.gpus, look_for_gpus, MODULES, folder))
+        if not report.root.startswith("/"):
+            raise connection.out_of_step(f"it keeps its files in {report.root!r}, which is no path")
+        if wrong := [a for a in report.addresses if not _is_address(a)]:
+            raise connection.out_of_step(f"it has the address {wrong[0]!r}")
         if report.no_such_folder:
             hint = "with `sync: none` all hosts must have it under the same path; without that it is copied"
             raise NotFoundError(f"host {host.name}: no workdir {folder}", hint=hint)
@@ -179,6 +183,14 @@ def _reports(
     if errors:
         raise together(errors)
     return reports
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+        return True
+    except ValueError:
+        return False
 
 
 def _local(host: Host, environ: Mapping[str, str], *, look_for_gpus: bool) -> HostFacts:

@@ -10,13 +10,12 @@ import shlex
 import signal
 import socket
 import subprocess
-import tempfile
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import Any, TypeVar
 
 from forgectl.errors import BY_EXIT_CODE, ForgeError, UnreachableError, UsageError
 from forgectl.protocol import RELAY_TO_LAUNCHER, RELAY_TO_SYNC, ProtocolError, Refusal, RelayReady, decode
@@ -39,8 +38,11 @@ LOADER = (
     'import os;n=int(b"".join(iter(lambda:os.read(0,1)or b"\\n",b"\\n")));s=b"";'
     'exec("while len(s)<n:s+=os.read(0,n-len(s))or exit(1)");exec(compile(s,"forgectl","exec"))'
 )
+A = TypeVar("A")
 ANSWERS = (*RELAY_TO_LAUNCHER, *RELAY_TO_SYNC)
 MARK = b"forgectl-relay "
+MOST_WORDS = 500
+"""Characters of a line of ssh's, or of a host, that are shown."""
 NOISE = 1 << 16
 """Bytes that a login script may print before we are heard."""
 OPTIONS = (
@@ -66,6 +68,43 @@ class Destination:
         return shlex.join(program())
 
 
+class Said:
+    """What an ssh prints as errors: a pipe, which holds little, so that a host that prints without end blocks itself.
+
+    Once nobody has its reading end any more, as after a launch, ssh's words go nowhere.
+    """
+
+    def __init__(self) -> None:
+        self._reading, self.writing = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._reading, False)
+        self._text = b""
+
+    def lines(self) -> list[str]:
+        """All lines until now that are not empty, from the first NOISE bytes."""
+        with contextlib.suppress(BlockingIOError, ValueError):
+            while self._reading >= 0 and not self.is_full and (part := os.read(self._reading, 1 << 16)):
+                self._text += part
+        return [line.strip() for line in self._text.decode(errors="replace").splitlines() if line.strip()]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has printed more than anybody wants to read."""
+        return len(self._text) >= NOISE
+
+    def close_writing(self) -> None:
+        """Leave the writing end to ssh."""
+        if self.writing >= 0:
+            os.close(self.writing)
+            self.writing = -1
+
+    def close(self) -> None:
+        """Read no more."""
+        self.close_writing()
+        if self._reading >= 0:
+            os.close(self._reading)
+            self._reading = -1
+
+
 @dataclass
 class Dialled:
     """A connection to the relay of a host, by an ssh that is our child or, with a `pidfd`, another process's."""
@@ -73,7 +112,7 @@ class Dialled:
     to: Destination
     line: Line
     process: subprocess.Popen[bytes] | None = None
-    said: IO[bytes] | None = field(default=None, repr=False)
+    said: Said | None = field(default=None, repr=False)
     pidfd: int | None = None
 
     def ask(self, request: Any, timeout: float = ANSWER_SECONDS) -> Any:
@@ -85,22 +124,32 @@ class Dialled:
         except TimeoutError:
             why = f"no answer in {timeout:g} s"
         except ProtocolError as e:
-            why = str(e)
+            raise self.out_of_step(str(e)) from None
         except OSError:
             pass  # so it was
         if answer is None:
             raise UnreachableError(f"host {self.to.name}: {self.last_words() or why}", hint=ssh_errors.reaches(self.to))
         if isinstance(answer, Refusal):
-            raise BY_EXIT_CODE.get(answer.code, ForgeError)(answer.message, hint=answer.hint)
+            message, hint = answer.message[: 4 * MOST_WORDS], answer.hint and answer.hint[: 4 * MOST_WORDS]
+            raise BY_EXIT_CODE.get(answer.code, ForgeError)(message, hint=hint)
         return answer
+
+    def ask_for(self, kind: type[A], request: Any, timeout: float = ANSWER_SECONDS) -> A:
+        """The answer to a request, which must be of that kind; raises ForgeError."""
+        answer = self.ask(request, timeout)
+        if not isinstance(answer, kind):
+            raise self.out_of_step(f"it answered {type(request).__name__} with {type(answer).__name__}")
+        return answer
+
+    def out_of_step(self, what: str) -> UnreachableError:
+        """The error for a host that says what no relay of ours says."""
+        hint = "what answers there is not forgectl's relay, or is broken: look at that host"
+        return UnreachableError(f"host {self.to.name} broke the protocol: {what[:MOST_WORDS]}", hint=hint)
 
     def last_words(self) -> str:
         """What ssh printed, as far as it is known here."""
-        if self.said is None:
-            return ""
-        self.said.seek(0)
-        lines = self.said.read(NOISE).decode(errors="replace").strip().splitlines()
-        return lines[-1].strip() if lines else ""
+        lines = self.said.lines() if self.said is not None else []
+        return lines[-1] if lines else ""
 
     def close(self) -> None:
         """End the connection."""
@@ -172,14 +221,14 @@ def dial(
 
 def _dial(to: Destination, seconds: int, started: Callable[[subprocess.Popen[bytes]], None]) -> Dialled:
     ours, theirs = socket.socketpair()
-    said = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the connection)
+    said = Said()
     try:
         with theirs:
             process = subprocess.Popen(
                 [*program(), *OPTIONS, "-o", f"ConnectTimeout={seconds}", "--", to.ssh, COMMAND],
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
-                stderr=said,
+                stderr=said.writing,
                 start_new_session=True,  # Ctrl-C is the launcher's to answer
             )
     except OSError as e:
@@ -187,6 +236,7 @@ def _dial(to: Destination, seconds: int, started: Callable[[subprocess.Popen[byt
         said.close()
         message = f"host {to.name}: cannot run {program()[0]!r}: {e.strerror}"
         raise UnreachableError(message, hint="install an ssh client, or set FORGECTL_SSH") from None
+    said.close_writing()
     dialled = Dialled(to, Line(ours, ANSWERS), process, said)
     started(process)
     try:
@@ -223,15 +273,26 @@ def _greet(dialled: Dialled) -> None:
 
 def _word(line: Line, deadline: float, noise: list[str]) -> dict[str, Any]:
     """The next word of the stage, after what login scripts print; raises EOFError, TimeoutError."""
-    while sum(map(len, noise)) < NOISE:
-        text = line.receive_line(max(0.01, deadline - time.monotonic()))
-        if text is None:
-            raise EOFError
+    left = NOISE
+    while left > 0:
+        text = _line_by(line, deadline)
         if (found := _marked(text)) is not None:
             return found
+        left -= len(text) + 1
         if text:
-            noise.append(text.decode(errors="replace"))
+            noise.append(text.decode(errors="replace")[:MOST_WORDS])
     raise EOFError
+
+
+def _line_by(line: Line, deadline: float) -> bytes:
+    """The next line; raises EOFError, and TimeoutError once it is too late, however many lines there are."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    text = line.receive_line(left)
+    if text is None:
+        raise EOFError
+    return text
 
 
 def _marked(text: bytes) -> dict[str, Any] | None:
@@ -245,11 +306,8 @@ def _marked(text: bytes) -> dict[str, Any] | None:
 
 def _ready(line: Line, deadline: float, word: dict[str, Any]) -> RelayReady | None:
     """The relay's first message; None where the stage had one more word to say, which is put into `word`."""
-    text: bytes | None = b""
-    while text == b"":
-        text = line.receive_line(max(0.01, deadline - time.monotonic()))
-    if text is None:
-        raise EOFError
+    while not (text := _line_by(line, deadline)):
+        pass
     if (more := _marked(text)) is not None:
         word.update(more)
         return None
@@ -267,6 +325,7 @@ def _why_not(dialled: Dialled, noise: list[str]) -> Exception:
     except subprocess.TimeoutExpired:
         code = None
     assert dialled.said is not None
-    dialled.said.seek(0)
-    said = dialled.said.read(NOISE).decode(errors="replace").strip().splitlines()
-    return ssh_errors.explain(dialled.to, code, [line.strip() for line in said if line.strip()], noise)
+    said = dialled.said.lines()
+    if code is None and dialled.said.is_full:
+        said = [f"it printed more than {NOISE >> 10} KiB of errors", *said[-1:]]
+    return ssh_errors.explain(dialled.to, code, [line[:MOST_WORDS] for line in said], noise)

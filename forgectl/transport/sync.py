@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import select
 import stat
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from forgectl.errors import InternalError, UnreachableError, error_of
+from forgectl.errors import TimedOutError, UnreachableError, error_of
 from forgectl.protocol import (
     GONE,
     Contents,
@@ -30,6 +31,9 @@ FILES_AT_ONCE = 1000
 TRIES = 3
 """How often a file is read that changes while it is read."""
 LAST_WORDS_SECONDS = 5.0
+LONGEST_SILENCE = 3600.0
+"""Seconds that a host may take to say which files it lacks, to take a piece of one, or to settle: it may have much to
+hash, and waits its turn where another launch syncs to the same tree."""
 
 Progress = Callable[[int, int], None]
 """Bytes that have been sent, and bytes that are to be."""
@@ -46,19 +50,34 @@ class Pushed:
     changed: tuple[str, ...] = ()
 
 
-def push(line: Line, tree: Tree, key: str, host: str, progress: Progress = lambda done, total: None) -> Pushed:
+def push(
+    line: Line,
+    tree: Tree,
+    key: str,
+    host: str,
+    progress: Progress = lambda done, total: None,
+    deadline: float | None = None,
+) -> Pushed:
     """Make the tree `key` of a host equal to a workdir; `line` leads to its relay.
 
-    Raises UnreachableError where the connection ends, else what the host refuses with. Several hosts may be pushed to
-    at once, each from a thread of its own.
+    Raises UnreachableError where the connection ends, TimedOutError at the `deadline` (of the monotonic clock), else
+    what the host refuses with. Several hosts may be pushed to at once, each from a thread of its own.
     """
     try:
-        return _push(line, tree, key, progress)
+        return _push(_Paced(line, deadline), tree, key, progress)
     except _Refused as e:
         raise error_of(e.refusal.code, f"host {host}: {e.refusal.message}", e.refusal.hint) from None
     except ProtocolError as e:
-        raise InternalError(f"host {host}: the sync of the workdir went out of step: {e}") from None
-    except (ConnectionError, TimeoutError):
+        hint = "what answers there is not forgectl's relay, or is broken: look at that host"
+        why = f"host {host}: the sync of the workdir went out of step: {str(e)[:500]}"
+        raise UnreachableError(why, hint=hint) from None
+    except TimeoutError:
+        if deadline is not None and time.monotonic() >= deadline:
+            why = f"host {host}: the workdir was not there within --timeout"
+            raise TimedOutError(why, hint="try again: what has arrived is not sent twice") from None
+        why = f"host {host} did not go on with the sync of the workdir for {LONGEST_SILENCE:g} s"
+        raise UnreachableError(why, hint="look at that host; what has arrived is not sent twice") from None
+    except ConnectionError:
         why = f"host {host}: the connection was lost while the workdir was synced"
         raise UnreachableError(why, hint="try again: what has arrived is not sent twice") from None
 
@@ -71,7 +90,44 @@ class _Refused(Exception):
         self.refusal = refusal
 
 
-def _push(line: Line, tree: Tree, key: str, progress: Progress) -> Pushed:
+class _Paced:
+    """A line on which nothing takes longer than LONGEST_SILENCE, or goes on beyond a deadline."""
+
+    def __init__(self, line: Line, deadline: float | None) -> None:
+        self._line = line
+        self._deadline = deadline
+
+    def _left(self, most: float) -> float:
+        """Seconds that the next step may take; raises TimeoutError where there are none."""
+        if self._deadline is None:
+            return most
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return min(most, left)
+
+    def send(self, message: Any) -> None:
+        self._line.socket.settimeout(self._left(LONGEST_SILENCE))
+        self._line.send(message)
+
+    def send_bytes(self, data: bytes | memoryview) -> None:
+        """In pieces, so that a long listing over a slow link is not taken for silence."""
+        view = memoryview(data)
+        for start in range(0, len(view), PIECE):
+            self._line.socket.settimeout(self._left(LONGEST_SILENCE))
+            self._line.send_bytes(view[start : start + PIECE])
+
+    def receive(self, most: float = LONGEST_SILENCE) -> Any:
+        return self._line.receive(self._left(most))
+
+    def has_more(self) -> bool:
+        """Whether there is something to receive, without waiting for it."""
+        poll = select.poll()
+        poll.register(self._line.socket, select.POLLIN)
+        return self._line.pending or bool(poll.poll(0))
+
+
+def _push(line: _Paced, tree: Tree, key: str, progress: Progress) -> Pushed:
     sending = _Sending(line, tree, progress)
     try:
         line.send(Sync(key, tree.digest))
@@ -88,22 +144,28 @@ def _push(line: Line, tree: Tree, key: str, progress: Progress) -> Pushed:
     return Pushed(done.path, len(wanted), sending.sent, done.deleted, changed)
 
 
-def _wanted(line: Line, tree: Tree) -> list[int]:
-    """What the host asks for, after it got the listing if need be."""
+def _wanted(line: _Paced, tree: Tree) -> list[int]:
+    """What the host asks for, after it got the listing if need be: each file once, so there is an end to it."""
     answer = _answer(line, SendListing, Wanted)
     if isinstance(answer, SendListing):
         line.send_bytes(tree.listing)
         answer = _answer(line, Wanted)
-    wanted = list(answer.files)
-    while not answer.last:
+    wanted: dict[int, None] = {}
+    while True:
+        for number in answer.files:
+            if not 0 <= number < len(tree.entries) or not tree.entries[number].is_file:
+                raise ProtocolError("the host wants files that are not in the listing")
+            if number in wanted:
+                raise ProtocolError("the host wants a file twice")
+            wanted[number] = None
+        if answer.last:
+            return list(wanted)
+        if not answer.files:
+            raise ProtocolError("the host wants nothing, and more")
         answer = _answer(line, Wanted)
-        wanted += answer.files
-    if any(not 0 <= number < len(tree.entries) or not tree.entries[number].is_file for number in wanted):
-        raise ProtocolError("the host wants files that are not in the listing")
-    return wanted
 
 
-def _answer(line: Line, *kinds: type) -> Any:
+def _answer(line: _Paced, *kinds: type) -> Any:
     """The host's next message: hashing what ranks have changed there may take it long."""
     message = line.receive()
     if message is None:
@@ -139,7 +201,7 @@ class _Pack:
 class _Sending:
     """Sends files without waiting for answers, many small ones in one message."""
 
-    def __init__(self, line: Line, tree: Tree, progress: Progress) -> None:
+    def __init__(self, line: _Paced, tree: Tree, progress: Progress) -> None:
         self._line = line
         self._tree = tree
         self._progress = progress
@@ -167,16 +229,9 @@ class _Sending:
         self._line.send_bytes(b"".join(pack.data))
         self.sent += pack.length
         self._progress(min(self.sent, self._total), self._total)  # a file that came twice would go beyond
-        if _has_spoken(self._line):
+        if self._line.has_more():
             self._line.send(Sent())
             _answer(self._line)
-
-
-def _has_spoken(line: Line) -> bool:
-    """Whether there is something to receive, without waiting for it."""
-    poll = select.poll()
-    poll.register(line.socket, select.POLLIN)
-    return line.pending or bool(poll.poll(0))
 
 
 def read_pieces(path: os.PathLike[str]) -> Iterator[tuple[bytes | None, bool]]:

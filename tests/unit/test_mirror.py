@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from forgectl.controller.rundir import RunDir
 from forgectl.controller.state import Host
 from forgectl.log_cap import LogCap, leading_hole
 from forgectl.plan.model import HostPlan
-from forgectl.protocol import LogAt, MeshGone, ProtocolError, RankStarted, ReadLogs, decode, encode, pack
+from forgectl.protocol import LogAt, LogParts, MeshGone, ProtocolError, RankStarted, ReadLogs, decode, encode, pack
 
 
 class Link:
@@ -29,13 +30,21 @@ class Link:
         self.host = Host(HostPlan("b", False, "python3", "10.0.0.2"))
         self.up = True
         self.pushed = 0
+        self.distort: Callable[[LogParts], LogParts] = lambda answer: answer
+        self.breach = ""
         self._folder = folder
 
-    async def ask(self, request: ReadLogs, kind: type, timeout: float) -> Any:
+    async def ask(self, request: ReadLogs, kind: type, timeout: float, check: Callable[[Any], None]) -> Any:
         if not self.up:
             return None
         asked = decode(encode(request), (ReadLogs,))
-        return decode(encode(await read_logs(self._folder, asked)), (kind,))
+        answer = self.distort(decode(encode(await read_logs(self._folder, asked)), (kind,)))
+        try:
+            check(answer)
+        except ProtocolError as e:  # the real one gives its host up
+            self.breach, self.host.given_up = str(e), True
+            return None
+        return answer
 
     def push(self) -> None:
         self.pushed += 1
@@ -213,3 +222,73 @@ def test_a_link_in_a_log_s_place_is_not_followed(case: Case, tmp_path: Path) -> 
     case.path().symlink_to(tmp_path / "secret")
     answer = asyncio.run(read_logs(case.there, ReadLogs((LogAt("m", 0, 0, 0),))))
     assert answer.parts[0].data == ""
+
+
+# ---------------------------------------------------------------- hosts that lie
+
+
+def each(answer: LogParts, **fields: Any) -> LogParts:
+    return LogParts(tuple(dataclasses.replace(part, **fields) for part in answer.parts))
+
+
+def test_a_log_that_grows_for_ever_ends_where_it_was_when_its_mesh_was_gone(case: Case) -> None:
+    case.path().write_bytes(b"x" * 100)
+    case.start()
+    case.happen(MeshGone("m", 0))
+    more = iter(range(1000))
+
+    def grow(answer: LogParts) -> LogParts:
+        with case.path().open("ab") as log:
+            log.write(b"y" * (1 + next(more)))
+        return answer
+
+    case.link.distort = grow
+    asyncio.run(case.running(lambda: case.mirror.is_home("b")))
+    assert case.at_home() == b"x" * 100
+
+
+def test_a_log_of_terabytes_stays_on_its_host(case: Case) -> None:
+    case.path().write_bytes(b"x" * 100)
+    case.start()
+    case.happen(MeshGone("m", 0))
+    case.link.distort = lambda answer: each(answer, offset=4 << 40, size=(4 << 40) + 100)
+    asyncio.run(case.running(lambda: case.mirror.is_home("b")))
+    assert case.at_home() == b""
+
+
+def test_a_log_that_does_not_come_is_not_waited_for(case: Case) -> None:
+    """Whoever asks for logs is told that those of this host are not all there."""
+    case.path().write_bytes(b"x" * 100)
+    case.start()
+    case.link.distort = lambda answer: each(answer, data="", size=1 << 39)
+    assert asyncio.run(asyncio.wait_for(case.mirror.bring({"m"}), 30)) == ("b",)
+    assert case.at_home() == b""
+
+
+@pytest.mark.parametrize(
+    "fields", [{"offset": -1}, {"offset": 1 << 63, "size": 1 << 64}, {"data": "?"}, {"at": LogAt("m", 0, 1, 0)}]
+)
+def test_a_part_that_cannot_be_is_told_of_and_not_written(case: Case, fields: dict[str, Any]) -> None:
+    case.path().write_bytes(b"x" * 100)
+    case.start()
+    case.happen(MeshGone("m", 0))
+    case.link.distort = lambda answer: each(answer, **fields)
+    asyncio.run(case.running(lambda: bool(case.link.breach)))
+    assert not list(case.dir.path.rglob("*.log"))
+
+
+def test_a_round_that_fails_ends_no_other(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    case.path().write_bytes(b"x" * 100)
+    case.start()
+    case.happen(MeshGone("m", 0))
+    times = iter([True, False])
+
+    def fail(answer: LogParts) -> LogParts:
+        if next(times, False):
+            raise RuntimeError("a fault of ours")
+        return answer
+
+    case.link.distort = fail
+    asyncio.run(case.running(lambda: case.mirror.is_home("b")))
+    assert case.at_home() == b"x" * 100
+    assert "a fault of ours" in capsys.readouterr().err

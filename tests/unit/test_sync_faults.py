@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from forgectl.errors import BusyError, InternalError, UnreachableError
+from forgectl.errors import BusyError, UnreachableError
 from forgectl.protocol import RELAY_TO_SYNC, Refusal, Sync, TreeSynced
 from forgectl.relay.entries import PIECE
 from forgectl.transport import sync
@@ -290,5 +290,5 @@ def test_what_a_host_refuses_is_an_error_that_names_it(work: Path) -> None:
 )
 def test_a_host_that_talks_nonsense(work: Path, messages: list[object]) -> None:
     (work / "x").write_text("x")
-    with pytest.raises(InternalError, match=r"host gpu01: .* out of step"):
+    with pytest.raises(UnreachableError, match=r"host gpu01: .* out of step"):
         push(answering(*messages), scan(work, LIMIT), "key", "gpu01")

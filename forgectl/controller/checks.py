@@ -1,0 +1,256 @@
+"""What a host may say: its events and parts of logs, checked against the plan before anything is done with them. Pure.
+
+A host is trusted with its own ranks alone. What it says about anything else, or what no agent of ours would say, is a
+breach of the protocol: `Link` ends the host for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from collections.abc import Container
+from typing import Any
+
+from forgectl.controller.run import Run
+from forgectl.controller.state import Host, Mesh
+from forgectl.names import NAME
+from forgectl.plan.links import messengers
+from forgectl.plan.model import MAX_RANKS
+from forgectl.protocol import (
+    HAPPENINGS,
+    Event,
+    Happening,
+    LogParts,
+    MeshGone,
+    MessengerGone,
+    MessengerOpened,
+    Notice,
+    Prepared,
+    ProtocolError,
+    RankExited,
+    RankStarted,
+    RankStats,
+    Refused,
+    StartFailed,
+    StoreOpened,
+    Welcome,
+    unpack,
+)
+
+LARGEST = 1 << 53
+"""Beyond it a number is not the same in every JSON reader."""
+MOST_TEXT = 512 * 1024
+"""Characters in one event. An agent sends at most three texts of 32 KiB, which redaction may lengthen a little."""
+MOST_LINES = 2 * MAX_RANKS
+"""Entries of a list in one event: log lines, or processes that SIGKILL did not end."""
+MOST_SKIPPED = 100_000
+"""Generations that a journal may have lost: each costs a number in memory."""
+MOST_MESSENGERS = 1000
+"""Messengers that a host may lose: each is replaced at once, and each loss is written down."""
+LOG_KEY = tuple[str, int, int]
+"""Mesh, generation and rank."""
+
+
+def check_event(run: Run, name: str, event: Event, *, catching_up: bool = False) -> Happening | None:
+    """What an event of host `name` adds to the run's state; None for what was known before or does not matter any more.
+
+    Only what this returns may be written down, so the journal is bounded by what can happen in a run, not by what a
+    host sends. `catching_up`: the journal may have lost what came before, so agents may be ahead of it. Raises
+    ProtocolError, with what the host did.
+    """
+    host = run.hosts.get(name)
+    if host is None:
+        raise ProtocolError("it is not a host of this run")
+    _number("seq", event.seq, 1)
+    if event.seq <= host.last_seq:
+        return None  # replayed after a reconnection
+    what: Any = unpack(event.what, HAPPENINGS)
+    _check_size(what)
+    if isinstance(what, (MessengerOpened, MessengerGone)):
+        news = _messenger_news(run, host, what, catching_up)
+    else:
+        news = _mesh_news(run, host, what, catching_up)
+    return what if news else None
+
+
+# ---------------------------------------------------------------- of a mesh
+
+
+def _mesh_news(run: Run, host: Host, what: Any, catching_up: bool) -> bool:
+    name = host.plan.name
+    if not NAME.fullmatch(what.mesh):
+        raise ProtocolError(f"it speaks of a mesh {what.mesh[:80]!r}, which is no name")
+    mesh = run.meshes.get(what.mesh)
+    if mesh is None:
+        return False  # its addition was lost with a part of the journal, or somebody else gave the agent commands
+    if isinstance(what, (Prepared, Refused, Notice)):
+        return name in mesh.plan.hosts and _is_news(mesh, name, what)
+    _number("generation", what.generation, 0)
+    if what.generation < mesh.generation:
+        return False  # late news of a generation that is over
+    ahead = what.generation - mesh.generation
+    if ahead and not (catching_up and ahead + len(mesh.restarts) <= MOST_SKIPPED):
+        raise ProtocolError(
+            f"it speaks of generation {what.generation} of mesh {mesh.name}, which is in generation {mesh.generation}"
+        )
+    if name not in mesh.plan.hosts:
+        if catching_up:
+            return False  # the mesh moved there, which the journal has lost
+        raise ProtocolError(f"it speaks of mesh {mesh.name}, of which it has no rank")
+    if isinstance(what, (RankStarted, RankExited)):
+        _check_place(mesh, name, what.rank)
+    _CHECKS[type(what)](mesh, name, what)
+    return ahead > 0 or _is_generation_news(mesh, name, what)
+
+
+def _is_news(mesh: Mesh, host: str, what: Prepared | Refused | Notice) -> bool:
+    """Whether it changes anything of a mesh that has ranks on the host."""
+    if isinstance(what, Prepared):
+        return not mesh.ended and host not in mesh.prepared
+    if isinstance(what, Refused):
+        if not 1 <= what.error.code <= 255:
+            raise ProtocolError(f"it refuses mesh {mesh.name} with {what.error.code}, which is no exit code")
+        return not (mesh.ended or mesh.hopeless or host in mesh.prepared)
+    return mesh.may_tell(host)
+
+
+def _check_place(mesh: Mesh, host: str, number: int) -> None:
+    rank = mesh.ranks.get(number)
+    if rank is None:
+        raise ProtocolError(f"it speaks of rank {str(number)[:20]} of mesh {mesh.name}, which has {mesh.plan.procs}")
+    if rank.plan.host != host:
+        raise ProtocolError(f"it speaks of rank {number} of mesh {mesh.name}, which is on host {rank.plan.host}")
+
+
+def _check_store(mesh: Mesh, host: str, what: StoreOpened) -> None:
+    _number("port", what.port, 1, 65535)
+    if host != mesh.plan.hosts[0]:
+        raise ProtocolError(f"it opened a store for mesh {mesh.name}, which has its store on {mesh.plan.hosts[0]}")
+
+
+def _check_started(mesh: Mesh, host: str, what: RankStarted) -> None:
+    _number("pid", what.pid, 1)
+    _number("start_time", what.start_time, 0)
+
+
+def _check_exited(mesh: Mesh, host: str, what: RankExited) -> None:
+    if what.exit_code is not None:
+        _number("exit_code", what.exit_code, 0, 255)
+    if what.signal is not None:
+        _number("signal", what.signal, 1, 64)
+    if what.exit_code is not None and what.signal is not None:
+        raise ProtocolError(f"it says that rank {what.rank} of mesh {mesh.name} both exited and was killed")
+    if not 0 <= what.failed_ago < LARGEST:  # NaN is neither
+        raise ProtocolError(f"it says that rank {what.rank} of mesh {mesh.name} failed {what.failed_ago} s ago")
+
+
+def _check_gone(mesh: Mesh, host: str, what: MeshGone) -> None:
+    _number("killed", what.killed, 0)
+
+
+_CHECKS: dict[type, Any] = {
+    StoreOpened: _check_store,
+    StartFailed: lambda mesh, host, what: None,
+    RankStarted: _check_started,
+    RankExited: _check_exited,
+    MeshGone: _check_gone,
+}
+
+
+def _is_generation_news(mesh: Mesh, host: str, what: Any) -> bool:
+    """Whether it changes anything of the present generation."""
+    if isinstance(what, StoreOpened):
+        return mesh.port is None
+    if isinstance(what, RankStarted):
+        return mesh.ranks[what.rank].pid is None
+    if isinstance(what, RankExited):
+        return mesh.ranks[what.rank].exit is None
+    if isinstance(what, MeshGone):
+        return host not in mesh.gone
+    return not mesh.ended and mesh.may_tell(host)
+
+
+# ---------------------------------------------------------------- of a host's messenger
+
+
+def _messenger_news(run: Run, host: Host, what: MessengerOpened | MessengerGone, catching_up: bool) -> bool:
+    _number("generation", what.generation, 0)
+    if what.mesh or host.plan not in messengers(run.plan):
+        raise ProtocolError("it speaks of a messenger, and has none in this run")
+    ahead = what.generation - host.messengers_lost
+    if ahead < 0:
+        return False
+    if what.generation >= MOST_MESSENGERS:
+        raise ProtocolError(f"its messenger has ended {MOST_MESSENGERS} times")
+    if ahead and not catching_up:
+        raise ProtocolError(f"it speaks of its messenger number {what.generation}, and has lost {host.messengers_lost}")
+    if isinstance(what, MessengerGone):
+        return True  # the next one has the next number
+    _number("port", what.port, 0, 65535)
+    if not what.socket.startswith("/") or len(what.socket) > 4096 or not what.socket.isprintable():
+        raise ProtocolError(f"its messenger listens at {what.socket[:80]!r}, which is no path")
+    return ahead > 0 or host.messenger is None
+
+
+# ---------------------------------------------------------------- numbers and texts
+
+
+def _number(name: str, value: int, least: int, most: int = LARGEST) -> None:
+    if not least <= value <= most:
+        raise ProtocolError(f"it sent {name} {str(value)[:30]}, which is impossible")
+
+
+def _check_size(what: Any) -> None:
+    """Refuse what is too long to be kept, and to be shown in a status."""
+    values = [v for value in vars(what).values() for v in (value if isinstance(value, tuple) else (value,))]
+    if isinstance(what, Refused):
+        values += [what.error.message, what.error.hint]
+    if len(values) > MOST_LINES or sum(len(v) for v in values if isinstance(v, str)) > MOST_TEXT:
+        raise ProtocolError(
+            f"it sent a {type(what).__name__} of more than {MOST_TEXT} characters or {MOST_LINES} lines"
+        )
+
+
+# ---------------------------------------------------------------- what is no event
+
+
+def check_welcome(name: str, welcome: Welcome) -> None:
+    """Raise ProtocolError where this cannot be the agent of host `name`."""
+    if welcome.host != name:
+        raise ProtocolError(f"its agent says that it is the one of host {welcome.host[:80]!r}")
+    _number("pid", welcome.pid, 1)
+    if len(welcome.boot_id) > 100:
+        raise ProtocolError("it sent a boot id of more than 100 characters")
+
+
+def check_parts(known: Container[LOG_KEY], answer: LogParts) -> None:
+    """Raise ProtocolError for what cannot be a part of a log; `known` are those that the host may have."""
+    for part in answer.parts:
+        key = (part.at.mesh, part.at.generation, part.at.rank)
+        if key not in known:
+            raise ProtocolError(f"it sent a log that nobody asked it for: {str(key)[:120]}")
+        try:
+            length = len(base64.b64decode(part.data, validate=True))
+        except (binascii.Error, ValueError):
+            raise ProtocolError("it sent a part of a log that is not base64") from None
+        _number("size of a log", part.size, 0)
+        _number("offset of a log", part.at.offset, 0)
+        _number("offset of a log", part.offset, part.at.offset, max(part.size, part.at.offset))
+        if length and part.offset + length > part.size:
+            raise ProtocolError(f"it sent bytes beyond the end of a log: {part.offset + length} of {part.size}")
+
+
+def own_use(run: Run, name: str, meshes: dict[str, dict[int, RankStats]]) -> dict[str, dict[int, RankStats]]:
+    """What a host says of the use of its own ranks; whatever it says of others is left out."""
+    found: dict[str, dict[int, RankStats]] = {}
+    for mesh in (run.meshes[m] for m in meshes if m in run.meshes):
+        for number, use in meshes[mesh.name].items():
+            rank = mesh.ranks.get(number)
+            if rank is not None and rank.plan.host == name and _is_use(use):
+                found.setdefault(mesh.name, {})[number] = use
+    return found
+
+
+def _is_use(use: RankStats) -> bool:
+    return math.isfinite(use.cpu_percent) and use.cpu_percent >= 0 and 0 <= use.rss_bytes <= LARGEST
