@@ -303,7 +303,7 @@ def living_home() -> Home | None:
 
 def _find_or_begin(coming: Unit | None) -> Home:
     if (run_dir := driver.run_dir()) is not None:
-        run, own = RunDir(Path(run_dir)), False
+        run, own = RunDir.existing(Path(run_dir)), False
     elif "FORGE_RUN_DIR" in os.environ:
         raise UsageError(
             "actors are launched by the driver of a run, not by other actors",

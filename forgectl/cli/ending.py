@@ -19,7 +19,7 @@ from forgectl.wire import Line
 
 def end_all(targets: dict[str, tuple[str, ...] | None], grace: float) -> int:
     """End meshes (None: all) of runs, all at once; 0 when every process is gone, 70 where one could not be killed."""
-    runs = [RunDir(rundir.runs_folder() / name) for name in targets]
+    runs = [RunDir.existing(rundir.runs_folder() / name) for name in targets]
     lines: dict[str, Line | None] = {}
     trouble: ForgeError | None = None
     for run in runs:  # all are asked before any is waited for

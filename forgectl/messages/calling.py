@@ -38,6 +38,7 @@ from forgectl.messages.frames import (
     head,
 )
 from forgectl.messages.sockets import TURN, ipc, new_socket, receive, send
+from forgectl.private import check_private
 
 log = logging.getLogger("forgectl")
 
@@ -215,6 +216,7 @@ class Exchange:
             near = rank.place == self.here.place
             name = (rank.name if near else MESSENGER).encode()
             if name not in self._connected:
+                check_private(self.here.folder)  # ZeroMQ does not say who listens: in such a folder it is one of ours
                 self._connected.add(name)
                 self._socket.connect_routing_id = name
                 self._socket.connect(ipc(Path(self.here.folder, name.decode())))
