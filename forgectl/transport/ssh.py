@@ -18,10 +18,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+from forgectl.codec import from_json
 from forgectl.errors import BY_EXIT_CODE, ForgeError, UnreachableError, UsageError
 from forgectl.protocol import RELAY_TO_LAUNCHER, RELAY_TO_SYNC, ProtocolError, Refusal, RelayReady, decode
 from forgectl.transport import ssh_errors
 from forgectl.transport.bundle import STAGE, bundle
+from forgectl.transport.ssh_errors import StageWord
 from forgectl.wire import Line
 
 DIAL_SECONDS = 30.0
@@ -207,21 +209,18 @@ def _greet(dialled: Dialled) -> None:
         with contextlib.suppress(ConnectionError):  # reading tells why
             line.send_bytes(head + stage + shipped.digest.encode() + b"\n")
         word = _word(line, deadline, noise)
-        if word.get("have") is False:
+        if word.have is None:
+            raise ssh_errors.unfit(dialled.to, word)
+        if not word.have:
             line.send_bytes(b"%d\n" % len(shipped.data) + shipped.data)
-            word = {}
-            ready = _ready(line, deadline, word)
-        elif word.get("have"):
-            ready = _ready(line, deadline, word)
-        else:
-            raise ssh_errors.unfit(dialled.to, word)
-        if ready is None:
-            raise ssh_errors.unfit(dialled.to, word)
+        ready = _ready(line, deadline)
+        if isinstance(ready, StageWord):
+            raise ssh_errors.unfit(dialled.to, ready)
     except (TimeoutError, ConnectionError, ProtocolError, EOFError):
         raise _why_not(dialled, noise) from None
 
 
-def _word(line: Line, deadline: float, noise: list[str]) -> dict[str, Any]:
+def _word(line: Line, deadline: float, noise: list[str]) -> StageWord:
     """The next word of the stage, after what login scripts print; raises EOFError, TimeoutError."""
     while sum(map(len, noise)) < NOISE:
         text = line.receive_line(max(0.01, deadline - time.monotonic()))
@@ -234,25 +233,23 @@ def _word(line: Line, deadline: float, noise: list[str]) -> dict[str, Any]:
     raise EOFError
 
 
-def _marked(text: bytes) -> dict[str, Any] | None:
+def _marked(text: bytes) -> StageWord | None:
     """A word of the stage; None for anything else."""
     if text.startswith(MARK):
-        with contextlib.suppress(ValueError):
-            found = json.loads(text[len(MARK) :])
-            return found if isinstance(found, dict) else None
+        with contextlib.suppress(ValueError, RecursionError):
+            return from_json(StageWord, json.loads(text[len(MARK) :]))
     return None
 
 
-def _ready(line: Line, deadline: float, word: dict[str, Any]) -> RelayReady | None:
-    """The relay's first message; None where the stage had one more word to say, which is put into `word`."""
+def _ready(line: Line, deadline: float) -> RelayReady | StageWord:
+    """The relay's first message, or why the stage could not become the relay."""
     text: bytes | None = b""
     while text == b"":
         text = line.receive_line(max(0.01, deadline - time.monotonic()))
     if text is None:
         raise EOFError
     if (more := _marked(text)) is not None:
-        word.update(more)
-        return None
+        return more
     ready = decode(text, (RelayReady,))
     assert isinstance(ready, RelayReady)
     return ready

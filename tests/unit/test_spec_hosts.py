@@ -196,6 +196,17 @@ def test_a_hostfile_has_limits(tmp_path: Path) -> None:
     assert len(problems(tmp_path, f"hosts: {{file: bad.txt}}\n{MESH}")) <= 101
 
 
+def test_a_file_that_is_no_hostfile_is_not_told(tmp_path: Path) -> None:
+    """A spec of somebody else's may name any file that its user can read, and its log may be read by all."""
+    secrets = ("root:x:0:0:root:/root:/bin/bash", "user = hunter2-A", "hunter2-B hunter2-C=hunter2-D", "hunter2-E:x")
+    rest = ("hunter2-F slots=hunter2-G", "hunter2-H slots=1 slots=2", "hunter2-I", "hunter2-I", "-hunter2-J")
+    (tmp_path / "private").write_text("\n".join((*secrets, *rest)))
+    lines = problems(tmp_path, f"hosts: {{file: private}}\n{MESH}")
+    assert len(lines) == 8
+    for line in lines:
+        assert "hunter2" not in line and "root" not in line, line
+
+
 def test_what_planning_says_of_such_a_host_has_the_place_of_its_source(tmp_path: Path) -> None:
     (tmp_path / "good.txt").write_text("gpu01\ngpu02\n")
     spec = read(tmp_path, f"hosts:\n  file: good.txt\n{MESH}")
