@@ -96,8 +96,9 @@ def _tell(document: dict[str, Any], meshes: tuple[str, ...] | None) -> int:
             how = how if how != "-" else rank["state"]
             ends[how] = ends.get(how, 0) + 1
         how_many = ", ".join(f"{count} × {how}" for how, count in ends.items())
-        sys.stdout.write(f"{document['run']}/{mesh['mesh']} {mesh['state']}: {how_many}\n")
+        render.show(render.plain(f"{document['run']}/{mesh['mesh']} {mesh['state']}: {how_many}"))
         if mesh["unkillable"]:
-            sys.stdout.write(f"  not even SIGKILL ended {', '.join(mesh['unkillable'])}; its GPUs stay leased\n")
+            unkillable = ", ".join(mesh["unkillable"])
+            render.show(render.plain(f"  not even SIGKILL ended {unkillable}; its GPUs stay leased"))
             worst = 70
     return worst
