@@ -11,6 +11,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 DRIVER = "driver"
 """The mesh of a run's driver, and of nothing else."""
+SECRETS = "FORGE_SECRETS"
+"""The variable that tells each process of a run which of its others are secrets."""
 NET_SOCKET = "messenger-net"
 """The Unix socket at which a machine's messenger is reached by links that come through ssh."""
 
