@@ -180,6 +180,13 @@ def program(value: Any) -> str:
     return str(value)
 
 
+def folder(value: Any) -> str:
+    """A folder on another machine: what it is relative to would be anybody's guess."""
+    if not some_text(value).startswith(("/", "~/")) or not value.isprintable():
+        raise wrong(f"expected an absolute path, or one that begins with ~/, got {show(value)}")
+    return str(value)
+
+
 def gpus(value: Any) -> Any:
     if value in ("auto", "none"):
         return str(value)
@@ -256,4 +263,5 @@ Words = Annotated[
 ClassPath = Annotated[str, BeforeValidator(class_path), or_variable({"type": "string", "pattern": ":"})]
 Module = Annotated[str, BeforeValidator(module)]
 Bare = Annotated[str, BeforeValidator(bare)]
+Folder = Annotated[str, BeforeValidator(folder)]
 Interpreter = Annotated[str, BeforeValidator(program)]

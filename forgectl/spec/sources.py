@@ -61,7 +61,8 @@ def _listed(
     named: Iterable[_Named | str], source: HostSource, where: str, problems: Problems
 ) -> tuple[list[dict[str, Any]] | Null, bool]:
     """The hosts as a spec would list them, and whether nothing is wrong with any."""
-    every = {"python": source.python, "env": dict(source.env), "gpus": source.gpus, "slots": source.slots}
+    every: dict[str, Any] = {"python": source.python, "root": source.root, "env": dict(source.env)}
+    every |= {"gpus": source.gpus, "slots": source.slots}
     given = {key: value for key, value in every.items() if value is not None}
     found: dict[str, dict[str, Any]] = {}
     places: dict[str, str] = {}
@@ -76,6 +77,8 @@ def _listed(
             complaints.append(f"{one.place}: {what} is used twice{first}")
         else:
             found[name], places[name] = {**given, **host}, one.place
+            if "local" in host:
+                found[name].pop("root", None)  # it is for those that are reached by ssh
         if len(found) > MAX_HOSTS or len(complaints) >= MOST:
             break
     if len(found) > MAX_HOSTS:

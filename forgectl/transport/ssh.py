@@ -22,7 +22,7 @@ from forgectl.codec import from_json
 from forgectl.errors import BY_EXIT_CODE, ForgeError, UnreachableError, UsageError
 from forgectl.protocol import RELAY_TO_LAUNCHER, RELAY_TO_SYNC, ProtocolError, Refusal, RelayReady, decode
 from forgectl.transport import ssh_errors
-from forgectl.transport.bundle import STAGE, bundle
+from forgectl.transport.bundle import bundle, stage
 from forgectl.transport.ssh_errors import StageWord
 from forgectl.wire import Line
 
@@ -56,11 +56,12 @@ OPTIONS = (
 
 @dataclass(frozen=True)
 class Destination:
-    """An ssh host of a run: its name, what ssh is told, and the interpreter there."""
+    """An ssh host of a run: its name, what ssh is told, the interpreter there, and our folder ("": it finds one)."""
 
     name: str
     ssh: str
     python: str
+    root: str = ""
 
     @property
     def command(self) -> str:
@@ -202,12 +203,13 @@ def _dial(to: Destination, seconds: int, started: Callable[[subprocess.Popen[byt
 def _greet(dialled: Dialled) -> None:
     """Have the relay run at the other end."""
     line, deadline = dialled.line, time.monotonic() + DIAL_SECONDS
-    stage, shipped = STAGE.read_bytes(), bundle()
-    head = f"{dialled.to.python}\n{LOADER}\n{len(stage)}\n".encode()
+    first, shipped = stage(), bundle()
+    head = f"{dialled.to.python}\n{LOADER}\n{len(first)}\n".encode()
+    told = f"{shipped.digest}\n{dialled.to.root}\n".encode()
     noise: list[str] = []
     try:
         with contextlib.suppress(ConnectionError):  # reading tells why
-            line.send_bytes(head + stage + shipped.digest.encode() + b"\n")
+            line.send_bytes(head + first + told)
         word = _word(line, deadline, noise)
         if word.have is None:
             raise ssh_errors.unfit(dialled.to, word)

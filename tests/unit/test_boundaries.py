@@ -42,7 +42,17 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "stream",
         "wire",
     ),
-    "relay": (*SHARED, "agent.cgroups", "agent.gpus", "agent.opening", "agent.store", "boot", "relay", "wire"),
+    "relay": (
+        *SHARED,
+        "agent.cgroups",
+        "agent.gpus",
+        "agent.opening",
+        "agent.store",
+        "boot",
+        "private",
+        "relay",
+        "wire",
+    ),
     "transport": (
         *SHARED,
         "agent.gpus",

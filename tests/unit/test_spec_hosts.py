@@ -122,11 +122,11 @@ def hosts_of(folder: Path, text: str, **environ: str) -> tuple[Host, ...]:
 def test_hosts_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "good.txt").write_text("gpu01 slots=4\nu@gpu02\nlocalhost slots=1\n")
-    text = "hosts: {file: conf/good.txt, python: /opt/py, env: {A: 1}, gpus: [0, 1], slots: 2}\n"
+    text = "hosts: {file: conf/good.txt, python: /opt/py, root: /r, env: {A: 1}, gpus: [0, 1], slots: 2}\n"
     every = {"python": "/opt/py", "env": {"A": "1"}, "gpus": (0, 1)}
     assert hosts_of(tmp_path, text) == (
-        Host(name="gpu01", ssh="gpu01", slots=4, **every),
-        Host(name="gpu02", ssh="u@gpu02", slots=2, **every),
+        Host(name="gpu01", ssh="gpu01", slots=4, root="/r", **every),
+        Host(name="gpu02", ssh="u@gpu02", slots=2, root="/r", **every),
         Host(name="localhost", local=True, slots=1, **every),
     )
 
