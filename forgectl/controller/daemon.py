@@ -300,7 +300,7 @@ def main(arguments: list[str]) -> None:
     options = dict(a.split("=", 1) for a in arguments[1:] if "=" in a)
     try:
         run_dir = RunDir.existing(Path(arguments[0]))
-        private_folder(run_dir.sockets)
+        sockets = run_dir.sockets
     except NotOursError as e:
         sys.exit(e.message)
     owner = _parent(int(options["--owner"])) if "--owner" in options else None
@@ -314,6 +314,7 @@ def main(arguments: list[str]) -> None:
         os.write(1, b"ready\n")
         return
     if run_dir.read_final() is None:
+        private_folder(sockets)  # not before: of a run that has ended nobody would remove it
         asyncio.run(_run(run_dir, secrets, "--adopt" in arguments, owner, handed))
     else:
         os.write(1, b"ready\n")
