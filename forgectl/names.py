@@ -13,6 +13,8 @@ DRIVER = "driver"
 """The mesh of a run's driver, and of nothing else."""
 SECRETS = "FORGE_SECRETS"
 """The variable that tells each process of a run which of its others are secrets."""
+DRIVER_KEY = "@driver"
+"""The name of the key with which a run's driver dials the messengers of its hosts: no host has it."""
 NET_SOCKET = "messenger-net"
 """The Unix socket at which a machine's messenger is reached by links that come through ssh."""
 

@@ -50,7 +50,8 @@ class Membership:
 
     `place` is the host's among messengers (`messages.frames.Address`), `address` where it listens ("": nowhere but in
     its folder). `secret` and the public keys in `members`, by place, are CURVE keys. `direct` are places that it has a
-    link of its own with; messages to others go by the launching machine.
+    link of its own with; messages to others go by the launching machine. `driver` is the secret key with which a run's
+    driver dials by itself; only the launching machine is told.
     """
 
     place: str
@@ -58,6 +59,7 @@ class Membership:
     secret: str = field(repr=False)
     members: dict[str, str]
     direct: tuple[str, ...]
+    driver: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,8 @@ class Endpoint:
     """One endpoint of the ranks of a handle.
 
     All raise ActorDied when a rank of the mesh dies meanwhile, what the endpoint raises (with the remote traceback as
-    its cause), and TimeoutError where the handle has a timeout. Arrays and tensors of 64 KiB and more are sent from
-    where they are: leave them unchanged while a call is awaited.
+    its cause), and TimeoutError where the handle has a timeout. What is passed is copied
+    when the call is sent, and may be changed from then on.
     """
 
     def __init__(self, handle: ActorHandle, name: str) -> None:

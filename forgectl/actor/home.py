@@ -121,7 +121,7 @@ class Home:
         from forgectl.messages.calling import Here
 
         private_folder(self.run.messages.parent)
-        return Here(str(private_folder(self.run.messages)), "")
+        return Here(str(private_folder(self.run.messages)), "", self._pid)
 
     @functools.cached_property
     def origin(self) -> Origin:

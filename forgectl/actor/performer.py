@@ -8,7 +8,7 @@ import contextvars
 import functools
 import inspect
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,31 +28,30 @@ class Performer:
         self._mesh = mesh
         self._subject = subject
         self._endpoints = endpoints_of(type(subject))
+        self._methods: dict[str, tuple[Callable[..., Any], bool, bool]] = {}  # with: is it async, is it concurrent
         self._turns = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="endpoint")
 
     async def perform(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], chain: Chain) -> Any:
         """Run an endpoint when those that came before it are done; raises what it raises."""
-        if name not in self._endpoints:
-            raise AttributeError(interface_of(type(self._subject)).unknown(name))
-        method = method_of(type(self._subject), name)
-        back = self._mesh in chain
+        method, is_async, concurrent = self._methods.get(name) or self._find(name)
+        back = self._mesh in chain  # such a call: whoever has the turn awaits it
         calling.set((*chain, self._mesh))
         serving.set(True)
-        out_of_turn = back or self._endpoints[name].concurrent
-        async with self._turn(out_of_turn):
-            if inspect.iscoroutinefunction(method):
+        out_of_turn = back or concurrent
+        async with contextlib.nullcontext() if out_of_turn else self._turns:
+            if is_async:
                 return await method(self._subject, *args, **kwargs)
             run = functools.partial(method, self._subject, *args, **kwargs)
             return await self._in_thread(run, out_of_turn)
 
-    @contextlib.asynccontextmanager
-    async def _turn(self, out_of_turn: bool) -> AsyncIterator[None]:
-        if out_of_turn:  # such as a call back: whoever has the turn awaits this very call
-            yield
-            return
-        async with self._turns:
-            yield
+    def _find(self, name: str) -> tuple[Callable[..., Any], bool, bool]:
+        cls = type(self._subject)
+        if name not in self._endpoints:
+            raise AttributeError(interface_of(cls).unknown(name))
+        method = method_of(cls, name)
+        found = self._methods[name] = method, inspect.iscoroutinefunction(method), self._endpoints[name].concurrent
+        return found
 
     async def _in_thread(self, run: Callable[[], Any], out_of_turn: bool) -> Any:
         """Run it off the loop, on the GPU that this thread has selected; a selection of its own comes back."""

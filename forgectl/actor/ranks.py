@@ -29,13 +29,14 @@ class Ranks:
         self.places = tuple(places)
         self._here = here
         self._addresses = addresses(mesh, generation, places)
+        self._why: ActorDied | None = None
         self._death: concurrent.futures.Future[ActorDied] = concurrent.futures.Future()
         self._calls: set[Call] = set()
 
     @property
     def died(self) -> ActorDied | None:
         """Why it is no more; None while it lives."""
-        return self._death.result() if self._death.done() else None
+        return self._why
 
     async def call(self, ranks: Sequence[int], request: Any, timeout: float | None = None) -> list[Any]:
         """Send a request to some ranks: their answers, in order.
@@ -64,12 +65,13 @@ class Ranks:
         exchange(self._here).cast([self._addresses[r] for r in ranks], request, self._death)
 
     def _check_alive(self) -> None:
-        if self._death.done():
-            raise again(self._death.result())
+        if self._why is not None:
+            raise again(self._why)
 
     def die(self, why: ActorDied) -> None:
         """Cut all calls short, and refuse later ones. From any thread."""
-        if not self._death.done():
+        if self._why is None:
+            self._why = why
             self._death.set_result(why)
             for call in list(self._calls):
                 call.cut(again(why))

@@ -7,6 +7,7 @@ import importlib
 from typing import Any
 
 from forgectl.controller.rundir import RunDir, write_file
+from forgectl.names import DRIVER_KEY
 from forgectl.plan.links import direct, messengers
 from forgectl.plan.model import HostPlan, Plan
 from forgectl.protocol import Membership
@@ -26,9 +27,10 @@ class MessageKeys:
         if host not in hosts:
             return None
         keys, place = self._get(), host.place
-        members = keys.members([h.place for h in hosts])
+        members = keys.members([*(h.place for h in hosts), DRIVER_KEY])
+        driver = keys.secret(DRIVER_KEY) if host.local else ""
         address = "" if host.local else host.address  # the launching machine dials, and is not dialled
-        return Membership(place, address, keys.secret(place), members, direct(self._plan, host))
+        return Membership(place, address, keys.secret(place), members, direct(self._plan, host), driver)
 
     def _get(self) -> Any:
         if self._keys is None:

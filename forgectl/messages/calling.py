@@ -11,6 +11,7 @@ loop of their call: with one loop, as in most programs, no message crosses from 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -20,24 +21,29 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future as ThreadFuture
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import zmq
 
-from forgectl.frozen import dataclass
-from forgectl.messages import pickling
+from forgectl.messages import frames, pickling
+from forgectl.messages.dialling import REDIAL_MS
+from forgectl.messages.far import Far
 from forgectl.messages.frames import (
     CALL,
     CAST,
     FORGET,
     LOST,
     MESSENGER,
+    SHARED,
+    TAKEN,
+    WAY,
     Address,
     BadFrames,
-    answer_head,
     head,
+    head_to_caller,
 )
-from forgectl.messages.sockets import TURN, ipc, new_socket, receive, send
+from forgectl.messages.shared import LEAST, Gone, opened, share
+from forgectl.messages.sockets import Source, has_come, ipc, new_socket, of_this_process, send, taken
 from forgectl.private import check_private
 
 log = logging.getLogger("forgectl")
@@ -48,12 +54,15 @@ POLL_SECONDS = 0.05
 """How often a broadcast that waits for room looks whether its ranks are still there."""
 
 
-@dataclass(frozen=True)
-class Here:
-    """Where this process is: the folder of its machine's sockets, and the machine's place."""
+class Here(NamedTuple):
+    """Where this process is: the folder of its machine's sockets, and the machine's place.
+
+    `driver` is the id of the run's driver process, where that is this one: it may dial other machines by itself.
+    """
 
     folder: str
     place: str
+    driver: int = 0
 
 
 class LostError(Exception):
@@ -94,6 +103,7 @@ class Call:
             return
         self._missing -= 1
         if not self._missing:
+            self.parts = []  # they know it: what it got would be kept until somebody collects garbage
             self.future.set_result(self.values)
 
     def fail(self, error: BaseException) -> None:
@@ -110,35 +120,52 @@ class Call:
 class _Part:
     """A message to one rank; `call` is None for one that nobody awaits. `watch`: of the loop that it came from."""
 
-    __slots__ = ("call", "frames", "index", "kind", "line", "number", "size", "watch")
+    __slots__ = ("call", "frames", "index", "kind", "line", "number", "shared", "size", "watch", "way")
 
-    def __init__(
-        self, kind: int, frames: list[Any], size: int, line: _Line, watch: _Watch, call: Call | None, index: int
-    ) -> None:
-        self.kind = kind
-        self.frames = frames
-        self.size = size
+    def __init__(self, kind: int, body: _Body, line: _Line, watch: _Watch, call: Call | None, index: int) -> None:
+        shared = body.shared if line.far is None else None
+        self.kind = kind if shared is None else kind + SHARED
+        self.frames = body.frames if shared is None else [shared.reference]
+        self.size = body.size
         self.line = line
         self.watch = watch
         self.call = call
         self.index = index
         self.number = 0
+        self.way: Source | None = None  # that it was sent by
+        self.shared = shared
+
+
+class _Body:
+    """What is sent: in memory that ranks here share, and as frames for all others. The values may change at once."""
+
+    __slots__ = ("frames", "shared", "size")
+
+    def __init__(self, what: Any, near: int, far: int) -> None:
+        """For so many ranks here and elsewhere; raises what pickling raises."""
+        self.frames = pickling.dumps(what)
+        self.size = pickling.size(self.frames)
+        self.shared = share(self.frames, self.size, near) if near and self.size >= LEAST else None
+        self.frames = pickling.copied(self.frames) if self.shared is None or far else []
 
 
 class _Line:
-    """What goes to one rank, in order."""
+    """What goes to one rank, in order: `to` are the frames before a head; `way` is None while its way is broken."""
 
-    __slots__ = ("bytes", "to", "under_way", "waiting")
+    __slots__ = ("bytes", "far", "rank", "to", "under_way", "waiting", "way")
 
-    def __init__(self, to: tuple[bytes, ...]) -> None:
-        self.to = to  # the frames before the head
+    def __init__(self, rank: Address, way: Source, to: tuple[bytes, ...], far: Far | None) -> None:
+        self.rank = rank
+        self.way: Source | None = way
+        self.to = to
+        self.far = far
         self.waiting: deque[_Part] = deque()
         self.under_way = 0
         self.bytes = 0
 
     @property
     def has_room(self) -> bool:
-        return self.under_way < WINDOW and self.bytes < WINDOW_BYTES
+        return self.under_way < WINDOW and self.bytes < WINDOW_BYTES and self.way is not None
 
 
 class _Watch:
@@ -160,13 +187,19 @@ class Exchange:
     def __init__(self, here: Here) -> None:
         self.here = here
         self._lock = threading.Lock()  # of all that follows
-        self._socket = new_socket(zmq.ROUTER)
-        self._fd: int = self._socket.getsockopt(zmq.FD)  # type: ignore[assignment]
+        near = new_socket(zmq.ROUTER)
+        near.setsockopt(zmq.ROUTING_ID, of_this_process())
+        self._near = Source(near)  # to ranks of this machine, and to its messenger
         self._connected: set[bytes] = set()
+        self._far: dict[str, Far] = {}  # by place
+        self._may_dial = here.driver == os.getpid()
         self._lines: dict[Address, _Line] = {}
         self._numbers = itertools.count(1)
         self._under_way: dict[int, _Part] = {}
+        self._used: set[Source] = set()
         self._watches: dict[asyncio.AbstractEventLoop, _Watch] = {}
+        self._readers: dict[int, Callable[[], Any]] = {}
+        self._read(self._near)
 
     # ------------------------------------------------------------ sending
 
@@ -175,10 +208,10 @@ class Exchange:
 
         `loads` makes a value of an answer (its kind and body) or raises.
         """
-        frames = pickling.dumps(what)  # before the lock: it runs the values' own code
+        body = self._body(ranks, what)
         call = Call(len(ranks), loads)
         with self._lock:
-            call.parts = self._post(CALL, ranks, frames, self._watch(call.loop), call)
+            call.parts = self._post(CALL, ranks, body, self._watch(call.loop), call)
             self._look()
         return call
 
@@ -187,23 +220,27 @@ class Exchange:
 
         Where too much is under way it blocks until there is room, or until `died` is done.
         """
-        frames = pickling.dumps(what, snapshot=True)  # nobody awaits it: its values may change at once
+        body = self._body(ranks, what)
         loop = running_loop()
         with self._lock:
-            parts = self._post(CAST, ranks, frames, self._watch(loop or _loop_of_plain_code()), None)
+            parts = self._post(CAST, ranks, body, self._watch(loop or _loop_of_plain_code()), None)
             self._look()
         while any(len(p.line.waiting) >= WINDOW for p in parts) and not died.done():
-            if not self._drain():
-                select.select([self._fd], [], [], POLL_SECONDS)
+            if not sum(self._drain(way, True) for way in self._ways()):
+                _wait_for(list(self._readers), POLL_SECONDS)
 
-    def _post(
-        self, kind: int, ranks: Sequence[Address], frames: list[Any], watch: _Watch, call: Call | None
-    ) -> list[_Part]:
-        size = pickling.size(frames)
-        parts = [_Part(kind, frames, size, self._line(rank), watch, call, i) for i, rank in enumerate(ranks)]
+    def _body(self, ranks: Sequence[Address], what: Any) -> _Body:
+        """To be made before the lock is taken: it runs the values' own code."""
+        near = sum(rank.place == self.here.place for rank in ranks)
+        return _Body(what, near, len(ranks) - near)
+
+    def _post(self, kind: int, ranks: Sequence[Address], body: _Body, watch: _Watch, call: Call | None) -> list[_Part]:
+        parts = [_Part(kind, body, self._line(rank), watch, call, i) for i, rank in enumerate(ranks)]
         watch.waits_for += len(parts)
         for part in parts:
             line = part.line
+            if line.far is not None:
+                self._choose(line, line.far)
             if line.waiting or not line.has_room:
                 line.waiting.append(part)
             else:
@@ -214,22 +251,120 @@ class Exchange:
         line = self._lines.get(rank)
         if line is None:
             near = rank.place == self.here.place
-            name = (rank.name if near else MESSENGER).encode()
-            if name not in self._connected:
-                check_private(self.here.folder)  # ZeroMQ does not say who listens: in such a folder it is one of ours
-                self._connected.add(name)
-                self._socket.connect_routing_id = name
-                self._socket.connect(ipc(Path(self.here.folder, name.decode())))
-            line = self._lines[rank] = _Line((name,) if near else (name, rank.to()))
+            far = None if near else self._far.setdefault(rank.place, Far(rank.place))
+            to = (self._connect(rank.name),) if near else (self._connect(MESSENGER), rank.to())
+            line = self._lines[rank] = _Line(rank, self._near, to, far)
         return line
 
+    def _connect(self, socket: str) -> bytes:
+        name = socket.encode()
+        if name not in self._connected:
+            check_private(self.here.folder)  # ZeroMQ does not say who listens: in such a folder it is one of ours
+            self._connected.add(name)
+            self._near.socket.connect_routing_id = name
+            self._near.socket.connect(ipc(Path(self.here.folder, socket)))
+            self._used.add(self._near)
+        return name
+
     def _send(self, part: _Part) -> None:
+        line = part.line
+        part.way = way = line.way
+        assert way is not None
         part.number = next(self._numbers)
+        self._used.add(way)
+        try:
+            send(way.socket, [*line.to, head(part.kind, part.number), *part.frames])
+        except zmq.Again:  # the connection has just broken: nothing of this was sent, and its end will be told
+            line.way = None
+            line.waiting.appendleft(part)
+            return
         self._under_way[part.number] = part
-        part.line.under_way += 1
-        part.line.bytes += part.size
-        send(self._socket, [*part.line.to, head(part.kind, part.number), *part.frames])
+        line.under_way += 1
+        line.bytes += part.size
         part.frames = []
+
+    def _send_waiting(self, line: _Line) -> None:
+        """As much as there is room for."""
+        while line.waiting and line.has_room:
+            part = line.waiting.popleft()
+            if part.call is not None and part.call.future.done():  # cancelled, or too late
+                part.watch.waits_for -= 1
+            else:
+                self._send(part)
+
+    # ------------------------------------------------------------ to other machines
+
+    def _choose(self, line: _Line, far: Far) -> None:
+        """By which way calls of a line go, once nothing of it is on its way any more."""
+        if line.under_way or (line.waiting and line.way is not None):
+            return
+        if far.way is not None:
+            line.way, line.to = far.way, (line.rank.to(),)
+        elif not far.broken:
+            line.way, line.to = self._near, (MESSENGER.encode(), line.rank.to())
+        else:
+            line.way = None
+            self._try_again(far)
+
+    def _ask(self, far: Far) -> None:
+        """How to dial a machine, if it is time to."""
+        if self._may_dial and far.wants_asking:
+            far.ask(next(self._numbers))
+            send(self._near.socket, (self._connect(MESSENGER), far.place.encode(), head(WAY, far.asked)))
+            self._used.add(self._near)
+
+    def _dial(self, number: int, body: Sequence[Any]) -> bool:
+        """Take an answer of the messenger for that: False, it is none."""
+        far = next((f for f in self._far.values() if f.asked == number), None)
+        if far is None:
+            return False
+        told = far.told
+        self._retire(far.dial(body[0]))
+        if far.told is not None and far.told is not told:
+            self._read(far.told, lambda: self._listen(far))
+        self._resume(far)
+        return True
+
+    def _listen(self, far: Far) -> None:
+        """See what has become of a connection."""
+        lost: Answered = []
+        with self._lock:
+            there = far.listen()
+            if there:
+                assert far.way is not None
+                self._read(far.way)
+                self._resume(far)
+            elif there is not None:
+                for part in [p for p in self._under_way.values() if p.way is not None and p.way is far.way]:
+                    del self._under_way[part.number]
+                    self._took_off(part)
+                    lost.append((part, LOST, [frames.lost(far.place).encode()]))
+                self._retire(far.hang_up())
+                self._resume(far)
+            self._look()
+        self._give(lost, running_loop())
+
+    def _resume(self, far: Far) -> None:
+        for line in self._lines.values():
+            if line.far is far and (line.way not in (self._near, far.way) or line.waiting):
+                self._choose(line, far)
+                self._send_waiting(line)
+
+    def _try_again(self, far: Far) -> None:
+        """Ask anew for as long as calls wait for a connection that is broken."""
+
+        def again() -> None:
+            with self._lock:
+                far.trying = False
+                if any(line.far is far and line.way is None and line.waiting for line in self._lines.values()):
+                    self._try_again(far)
+                    self._look()
+
+        self._ask(far)
+        if not far.trying:
+            far.trying = True
+            loop = running_loop() or _loop_of_plain_code()
+            _in_loop(loop, loop.call_later, REDIAL_MS / 1000, again)
 
     # ------------------------------------------------------------ answers
 
@@ -243,10 +378,8 @@ class Exchange:
         if watch.watching:
             return watch
         watch.watching = True
-        if loop is running_loop():
-            loop.add_reader(self._fd, self._drain)
-        else:
-            _in_loop(loop, loop.add_reader, self._fd, self._drain)
+        for fd, read in self._readers.items():
+            _now_or_soon(loop, loop.add_reader, fd, read)
         for other, idle in self._watches.items():
             if idle.watching and not idle.waits_for and other is not loop:
                 _in_loop(other, self._stop_watching, other)
@@ -257,53 +390,124 @@ class Exchange:
             watch = self._watches[loop]
             if watch.watching and not watch.waits_for:
                 watch.watching = False
-                loop.remove_reader(self._fd)
+                for fd in self._readers:
+                    loop.remove_reader(fd)
+
+    def _watching(self) -> list[asyncio.AbstractEventLoop]:
+        return [loop for loop, watch in self._watches.items() if watch.watching and not loop.is_closed()]
+
+    def _ways(self) -> list[Source]:
+        return [self._near, *(far.way for far in self._far.values() if far.way is not None)]
+
+    def _read(self, source: Source, read: Callable[[], Any] | None = None) -> None:
+        """Have a socket read from now on; answers, if nothing else is said."""
+        do = self._readers[source.fd] = read or (lambda: self._drain(source))
+        for loop in self._watching():
+            _now_or_soon(loop, loop.add_reader, source.fd, do)
+            _in_loop(loop, do)  # what has come before
+
+    def _retire(self, sources: list[Source]) -> None:
+        """Close sockets that nobody is to read any more, once no loop looks at their descriptors."""
+        for source in sources:
+            self._readers.pop(source.fd, None)
+            self._used.discard(source)
+        left = self._watching()
+
+        def let_go(loop: asyncio.AbstractEventLoop) -> None:
+            for source in sources:
+                loop.remove_reader(source.fd)
+            with self._lock:
+                left.remove(loop)
+                if not left:
+                    close()
+
+        def close() -> None:
+            for source in sources:
+                source.socket.close()
+
+        if not left:
+            close()
+        for loop in list(left):
+            _in_loop(loop, let_go, loop)
 
     def _look(self) -> None:
-        """Have answers read that have come already: whatever else the socket does may take their sign away."""
-        if self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator, arg-type]
-            here = running_loop()
-            if here is not None and here in self._watches:
-                here.call_soon(self._drain)
-                return
-            loops = [loop for loop, watch in self._watches.items() if watch.watching and not loop.is_closed()]
-            if loops:
-                _in_loop(loops[0], self._drain)
+        """Have the sockets that were used looked at: whatever is done with one may take the sign of an answer away."""
+        used, self._used = self._used, set()
+        here = running_loop()
+        for way in used:
+            if (way.looked_at_in is None or way.looked_at_in is not here) and not way.socket.closed:
+                if here is not None and here in self._watches:
+                    self._look_soon(way, here)
+                elif has_come(way.socket) and (loops := self._watching()):
+                    _in_loop(loops[0], self._drain, way)
 
-    def _drain(self) -> int:
-        """Take in what has come; how much it was."""
+    def _look_soon(self, way: Source, here: asyncio.AbstractEventLoop) -> None:
+        way.looked_at_in = here
+        here.call_soon(self._drain, way, True)
+
+    def _drain(self, way: Source, again: bool = False) -> int:
+        """Take in what has come; how much it was. The first answer is given before the next is looked for."""
+        here = running_loop()
         with self._lock:
-            answered = self._receive()
-            if len(answered) == TURN:
-                self._look()
-        self._give(answered, running_loop())
-        return len(answered)
+            if again and way.looked_at_in is here:
+                way.looked_at_in = None
+            messages = taken(way.socket, all_=again)
+            answered = self._sorted(way, messages)
+        self._give(answered, here)
+        with self._lock:
+            if messages:
+                self._used.add(way)
+            self._look()
+        return len(messages)
 
-    def _receive(self) -> Answered:
-        """The answers that have come, at most TURN; what waited for room is sent."""
+    def _sorted(self, way: Source, messages: list[list[Any]]) -> Answered:
+        """Whose answers these are; what waited for room is sent."""
         answered: Answered = []
-        while len(answered) < TURN and (frames := receive(self._socket)) is not None:
+        for message in messages:
             try:
-                kind, number = answer_head(bytes(frames[1]))
-                part = self._under_way.pop(number)
-            except (BadFrames, IndexError, KeyError) as e:
+                kind, number = head_to_caller(bytes(message[1]))
+                part = self._under_way.get(number)
+                if part is None or part.way is not way:
+                    if way is self._near and message[0] == MESSENGER.encode() and self._dial(number, message[2:]):
+                        continue
+                    raise BadFrames(f"an answer to number {number}, which was not asked there")
+            except (BadFrames, LookupError, ValueError) as e:
                 log.warning("an answer that nobody waits for was dropped: %r", e)
                 continue
+            del self._under_way[number]
+            if part.shared is not None:
+                part.shared.received()
             self._took_off(part)
-            answered.append((part, kind, frames[2:]))
+            body = message[2:]
+            if kind > SHARED:
+                kind -= SHARED
+                try:
+                    body = self._opened(part, body)
+                except Gone:
+                    continue  # the rank has ended: its death will be told
+                except (BadFrames, OSError) as e:
+                    kind, body = LOST, [f"its answer could not be received: {e}".encode()]
+            answered.append((part, kind, body))
             line = part.line
-            while line.waiting and line.has_room:
-                waiting = line.waiting.popleft()
-                if waiting.call is not None and waiting.call.future.done():  # cancelled, or too late
-                    waiting.watch.waits_for -= 1
-                else:
-                    self._send(waiting)
+            if line.waiting:
+                self._send_waiting(line)
+            if line.far is not None and line.way is self._near:
+                self._ask(line.far)
         return answered
+
+    def _opened(self, part: _Part, body: list[Any]) -> list[Any]:
+        """What a rank here answers in its memory, which may be used for others from now on."""
+        try:
+            return opened(body[0]) if part.call is not None and not part.call.future.done() else body
+        finally:
+            send(self._near.socket, (*part.line.to, head(TAKEN, part.number)))
+            self._used.add(self._near)
 
     def _took_off(self, part: _Part) -> None:
         part.line.under_way -= 1
         part.line.bytes -= part.size
         part.watch.waits_for -= 1
+        part.shared = None
 
     @staticmethod
     def _give(answered: Answered, here: asyncio.AbstractEventLoop | None) -> None:
@@ -322,15 +526,18 @@ class Exchange:
         """Nobody waits for a call any more: messengers need not remember it. What waits is left out at its turn."""
         with self._lock:
             for part in call.parts:
-                if part.number in self._under_way and len(part.line.to) > 1:
+                if part.number in self._under_way and part.line.far is not None:
                     self._abandon(part)
+            call.parts = []
             self._look()
 
     def _abandon(self, part: _Part) -> None:
         del self._under_way[part.number]
         self._took_off(part)
-        if len(part.line.to) > 1:
-            send(self._socket, [*part.line.to, head(FORGET, part.number)])
+        if part.line.far is not None and part.way is not None:
+            self._used.add(part.way)
+            with contextlib.suppress(zmq.Again):
+                send(part.way.socket, [*part.line.to, head(FORGET, part.number)])
 
     def drop(self, ranks: Sequence[Address]) -> None:
         """These ranks are no more."""
@@ -344,10 +551,19 @@ class Exchange:
                 line.waiting.clear()
                 for part in [p for p in self._under_way.values() if p.line is line]:
                     self._abandon(part)
-                if len(line.to) == 1:
+                if line.far is None:
                     self._connected.discard(line.to[0])
-                    self._socket.disconnect(ipc(Path(self.here.folder, rank.name)))
+                    self._near.socket.disconnect(ipc(Path(self.here.folder, rank.name)))
+                    self._used.add(self._near)
             self._look()
+
+
+def _wait_for(descriptors: Sequence[int], seconds: float) -> None:
+    """Until one of them can be read, or for so long."""
+    poll = select.poll()
+    for fd in descriptors:
+        poll.register(fd, select.POLLIN)
+    poll.poll(seconds * 1000)
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
@@ -356,6 +572,13 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
+
+
+def _now_or_soon(loop: asyncio.AbstractEventLoop, do: Callable[..., Any], *arguments: Any) -> None:
+    if loop is running_loop():
+        do(*arguments)
+    else:
+        _in_loop(loop, do, *arguments)
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop, do: Callable[..., Any], *arguments: Any) -> None:

@@ -4,6 +4,9 @@
     rank → caller         HEAD BODY BUFFER…       kinds VALUE, ERROR
     process → messenger   TO HEAD BODY BUFFER…    kinds CALL, CAST, FORGET
     messenger → process   HEAD BODY BUFFER…       kinds VALUE, ERROR, LOST
+    driver → messenger    PLACE HEAD              kind WAY; the answer's body is JSON
+    on one machine        HEAD REFERENCE          kinds CALL, CAST, VALUE, ERROR, each + SHARED (shared.py)
+    caller → rank         HEAD                    kind TAKEN: such an answer was received
 
 BODY is a pickle, each BUFFER one of its out-of-band buffers. The number in a head is the caller's: answers carry the
 number of their request. A CAST is answered, too, with an empty VALUE, so that its caller knows how much is under way.
@@ -12,14 +15,18 @@ number of their request. A CAST is answered, too, with an empty VALUE, so that i
 from __future__ import annotations
 
 import struct
+from typing import NamedTuple
 
-from forgectl.frozen import dataclass
 from forgectl.names import socket_prefix
 
-CALL, CAST, FORGET = 1, 2, 3
-"""Requests. FORGET has no body: nobody waits for the answer to that number any more."""
+CALL, CAST, FORGET, WAY, TAKEN = 1, 2, 3, 4, 5
+"""Requests. FORGET has no body: nobody waits for the answer to that number any more. WAY asks how to dial the messenger
+of another machine, as the driver of the run."""
 VALUE, ERROR, LOST = 11, 12, 13
 """Answers. The body of LOST is a text (UTF-8) that says why there will be no other answer."""
+
+SHARED = 64
+"""Added to a kind: the body is a reference to memory of the sender."""
 
 LONG = 64 * 1024
 """Bytes from which on a buffer is a frame of its own, and a frame is not copied."""
@@ -27,6 +34,9 @@ LONG = 64 * 1024
 _HEAD = struct.Struct(">BQ")
 _REQUESTS = frozenset({CALL, CAST, FORGET})
 _ANSWERS = frozenset({VALUE, ERROR, LOST})
+_TO_RANKS = frozenset({CALL, CAST, CALL + SHARED, CAST + SHARED, TAKEN})
+_TO_CALLERS = frozenset({*_ANSWERS, VALUE + SHARED, ERROR + SHARED})
+_TO_MESSENGERS = frozenset({*_REQUESTS, WAY})
 LONGEST_PLACE = 255
 
 
@@ -40,13 +50,28 @@ def head(kind: int, number: int) -> bytes:
 
 
 def request_head(data: bytes) -> tuple[int, int]:
-    """Kind and number of a request; raises BadFrames."""
+    """Kind and number of a request that is passed on; raises BadFrames."""
     return _read(data, _REQUESTS)
 
 
 def answer_head(data: bytes) -> tuple[int, int]:
-    """Kind and number of an answer; raises BadFrames."""
+    """Kind and number of an answer that is passed on; raises BadFrames."""
     return _read(data, _ANSWERS)
+
+
+def head_to_rank(data: bytes) -> tuple[int, int]:
+    """Kind and number of what a rank gets; raises BadFrames."""
+    return _read(data, _TO_RANKS)
+
+
+def head_to_caller(data: bytes) -> tuple[int, int]:
+    """Kind and number of what a caller gets; raises BadFrames."""
+    return _read(data, _TO_CALLERS)
+
+
+def head_to_messenger(data: bytes) -> tuple[int, int]:
+    """Kind and number of what a messenger gets of a process of its machine; raises BadFrames."""
+    return _read(data, _TO_MESSENGERS)
 
 
 def _read(data: bytes, kinds: frozenset[int]) -> tuple[int, int]:
@@ -58,8 +83,7 @@ def _read(data: bytes, kinds: frozenset[int]) -> tuple[int, int]:
     return kind, number
 
 
-@dataclass(frozen=True)
-class Address:
+class Address(NamedTuple):
     """Where a rank is called: `place` is "" on the launching machine, else the name of an ssh host.
 
     `name` is that of its socket in the folder of that machine.
@@ -99,3 +123,13 @@ def _is_socket_name(name: str) -> bool:
 
 MESSENGER = "messenger"
 """The socket of a machine's messenger, in the same folder, for processes there."""
+
+
+def lost(place: str) -> str:
+    """Why a call to that machine has no answer, whose connection has broken."""
+    return f"the connection to {named(place)} was lost while this call was under way; whether it ran is not known"
+
+
+def named(place: str) -> str:
+    """A machine, in a text for users."""
+    return f"host {place}" if place else "the launching machine"

@@ -5,24 +5,18 @@ writes `{"port": N}` on DESCRIPTOR (0: no TCP), or `{"error": …}` if it cannot
 address}}`, all messengers that it is to dial, and `{"ended": [prefix, generation]}`, ranks that are no more. It ends
 with standard input, and dies with PARENT. `{"describe": true}` has it write what it holds to standard error.
 
-    on a link     TO HEAD BODY BUFFER…    a request          "" HEAD BODY BUFFER…    an answer          "hello"
-
-Only TO and HEAD are read. Each hop gives a request a number of its own and remembers where the answer goes. A request
-is sent once at most: what was sent over a link that breaks is answered LOST, what still waits for a link is kept.
+Of messages only TO and HEAD are read. Each hop gives a request a number of its own and remembers where the answer goes.
+A request is sent once at most: what was sent over a link that breaks is answered LOST, what waits for a link is kept.
 """
 
 from __future__ import annotations
 
 import contextlib
-import heapq
-import itertools
 import json
 import os
 import resource
 import signal
-import struct
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +24,24 @@ import zmq
 from zmq.utils import z85
 
 from forgectl.frozen import dataclass
-from forgectl.messages.frames import MESSENGER, BadFrames
-from forgectl.messages.sockets import bind_private, context, new_socket, receive, send
-from forgectl.messages.switch import MOST_IDLE, Link, Peer, Socket, Switch, named
-from forgectl.names import NET_SOCKET
+from forgectl.messages.dialling import (
+    FAILURES,
+    HELLO,
+    SLOWEST_REDIAL_MS,
+    Identity,
+    dial,
+    event_of,
+    monitor,
+    secure,
+)
+from forgectl.messages.frames import MESSENGER, VALUE, WAY, BadFrames, head, head_to_messenger, named
+from forgectl.messages.polling import Poll, Polled
+from forgectl.messages.sockets import Socket, bind_private, context, new_socket, receive
+from forgectl.messages.switch import MOST_IDLE, Link, Peer, Switch
+from forgectl.names import DRIVER_KEY, NET_SOCKET
 from forgectl.processes import die_with_parent
 
-HELLO = b"hello"
 DOMAIN = b"forgectl"
-HANDSHAKE_MS = 10_000
-REDIAL_MS, SLOWEST_REDIAL_MS = 100, 1000
-HEARTBEAT_MS = 10_000
-"""So that nothing in between takes an idle connection for dead."""
-SILENCE_MS = 600_000
-"""ZeroMQ counts only whole frames as signs of life, so this is the longest that one frame may take."""
-GONE_S = 60
-"""After which TCP gives up a machine that answers nothing, whatever is under way."""
-TURN = 64
-"""Messages of one socket that are passed on before others have their turn."""
 READ_AHEAD = 256
 """Messages that ZeroMQ takes in from a peer before we do: beyond that the peer has to wait."""
 MOST_UNSENT = 1 << 18
@@ -57,12 +51,6 @@ REPORTS = 10
 LONGEST_ORDER = 16 << 20
 PROBES_S = (0.02, 0.5)
 """After a connection has ended: when to see whose it was. ZeroMQ says so only once its own thread has cleaned up."""
-_FAILURES = {
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "it hung up",
-    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "it is no messenger of this run",
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "it does not accept our key",
-}
-_EVENT = struct.Struct("=hi")
 
 
 @dataclass(frozen=True)
@@ -75,6 +63,7 @@ class Config:
     secret: str
     members: dict[str, str]
     direct: tuple[str, ...]
+    driver: str = ""
 
 
 class Messenger:
@@ -87,115 +76,58 @@ class Messenger:
         self._orders = b""
         self._probing = False
         self._reports = (0.0, 0)
-        self._later: list[tuple[float, int, Callable[[], None]]] = []
-        self._numbers = itertools.count()
-        self._poller = zmq.Poller()
-        self._on: dict[Any, Callable[[], None]] = {}
-        self._zap = context().socket(zmq.REP)
-        self._zap.bind("inproc://zeromq.zap.01")  # before there is anything to let in
-        self._front = _bounded(zmq.ROUTER)
-        self._back = _bounded(zmq.ROUTER)
-        self._back.reconnect_ivl_max = SLOWEST_REDIAL_MS // 10
-        self._net = self._new_net()
+        self._identity = Identity(config.secret, config.members[config.place])
+        self._loop = Poll(self._failed)
+        zap = context().socket(zmq.ROUTER)
+        zap.bind("inproc://zeromq.zap.01")  # before there is anything to let in
+        self._zap = Polled(self._loop, zap, self._answer_zap)
+        self._front = Polled(self._loop, _bounded(zmq.ROUTER), self._from_process)
+        self._back = Polled(self._loop, _bounded(zmq.ROUTER), self._from_rank)
+        self._back.socket.reconnect_ivl_max = SLOWEST_REDIAL_MS // 10
+        self._net = Polled(self._loop, self._new_net(), self._from_net)
+        self._net.named = True
+        Polled(self._loop, monitor(self._net.socket, zmq.EVENT_DISCONNECTED), self._on_hung_up)
         self._switch = Switch(config.place, config.members, config.direct, self._folder, self._back)
         self._by_key = {config.members[place]: link for place, link in self._switch.links.items()}
         self._callers: dict[bytes, Peer] = {}
-        bind_private(self._front, self._folder / MESSENGER)
-        self.port = self._bind_net()
-        self._watch_all()
+        bind_private(self._front.socket, self._folder / MESSENGER)
+        self.port = self._bind_net(self._net.socket)
+        self._loop.watch(0, self._read_orders)
         self._take_orders(orders)
 
     # ------------------------------------------------------------ sockets
 
-    def _secured(self, kind: int) -> Socket:
-        made = _bounded(kind)
-        made.curve_secretkey = self.config.secret.encode()
-        made.curve_publickey = self.config.members[self.config.place].encode()
-        made.handshake_ivl = HANDSHAKE_MS
-        made.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-        made.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENCE_MS)
-        made.tcp_keepalive = 1
-        made.tcp_keepalive_idle = made.tcp_keepalive_intvl = GONE_S // 6
-        made.tcp_keepalive_cnt = 5
-        made.setsockopt(zmq.TCP_MAXRT, GONE_S * 1000)
-        return made
-
     def _new_net(self) -> Socket:
-        net = self._secured(zmq.ROUTER)
+        net = _bounded(zmq.ROUTER)
+        secure(net, self._identity)
         net.curve_server = True
         net.zap_domain = DOMAIN
         net.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         net.backlog = 1024
         return net
 
-    def _bind_net(self) -> int:
-        bind_private(self._net, self._folder / NET_SOCKET)
+    def _bind_net(self, net: Socket) -> int:
+        bind_private(net, self._folder / NET_SOCKET)
         address = self.config.address
         if not address:
             return 0
-        self._net.ipv6 = ":" in address
+        net.ipv6 = ":" in address
         try:
-            self._net.bind(f"tcp://[{address}]:*" if ":" in address else f"tcp://{address}:*")
+            net.bind(f"tcp://[{address}]:*" if ":" in address else f"tcp://{address}:*")
         except zmq.ZMQError as e:
             raise OSError(e.errno, f"cannot listen on {address}: {e.strerror}") from None
-        bound = self._net.getsockopt(zmq.LAST_ENDPOINT)
+        bound = net.getsockopt(zmq.LAST_ENDPOINT)
         assert isinstance(bound, bytes)
         return int(bound.rstrip(b"\0").rpartition(b":")[2])
-
-    def _watch_all(self) -> None:
-        ended = self._monitor(self._net, zmq.EVENT_DISCONNECTED)
-        self._watch(self._zap, self._answer_zap)
-        self._watch(self._front, lambda: self._drain(self._front, self._from_process))
-        self._watch(self._back, lambda: self._drain(self._back, self._from_rank))
-        self._watch(self._net, self._drain_net)
-        self._watch(ended, lambda: self._drain(ended, self._on_hung_up))
-        self._watch(0, self._read_orders)
-
-    def _watch(self, what: Any, on_readable: Callable[[], None]) -> None:
-        self._poller.register(what, zmq.POLLIN)
-        self._on[what] = on_readable
-
-    def _close(self, closed: Socket) -> None:
-        self._poller.unregister(closed)
-        del self._on[closed]
-        closed.close()
-
-    def _monitor(self, watched: Socket, events: int) -> Socket:
-        where = f"inproc://monitor-{next(self._numbers)}"
-        watched.monitor(where, events)
-        monitor = new_socket(zmq.PAIR)
-        monitor.connect(where)
-        return monitor
 
     # ------------------------------------------------------------ the loop
 
     def serve(self) -> None:
         """Pass messages on until standard input ends."""
-        while True:
-            wait = max(0, int((self._later[0][0] - time.monotonic()) * 1000) + 1) if self._later else None
-            for what, _ in self._poller.poll(wait):
-                if (do := self._on.get(what)) is not None:  # it may have been closed in this round
-                    self._guarded(do)
-            while self._later and self._later[0][0] <= time.monotonic():
-                self._guarded(heapq.heappop(self._later)[2])
+        self._loop.serve()
 
-    def _do_later(self, seconds: float, do: Callable[[], None]) -> None:
-        heapq.heappush(self._later, (time.monotonic() + seconds, next(self._numbers), do))
-
-    def _drain(self, source: Socket, take: Callable[[list[Any]], None]) -> None:
-        for _ in range(TURN):
-            if source.closed or (frames := receive(source)) is None:
-                return
-            self._guarded(take, frames)
-
-    def _guarded(self, do: Callable[..., None], *arguments: Any) -> None:
-        """Whatever a peer has sent: at worst it is dropped, and reported."""
-        try:
-            do(*arguments)
-        except BadFrames as e:
-            self.report(f"dropped: {e}")
-        except Exception as e:
-            self.report(f"dropped: {type(e).__name__}: {e}")
+    def _failed(self, e: Exception) -> None:
+        self.report(f"dropped: {e}" if isinstance(e, BadFrames) else f"dropped: {type(e).__name__}: {e}")
 
     def report(self, text: str) -> None:
         """A line in the log, if there were not too many in this second."""
@@ -215,12 +147,26 @@ class Messenger:
         if len(frames) < 3:
             raise BadFrames(f"{len(frames) - 1} frames of a process here")
         name, to, first, *body = frames
+        kind, number = head_to_messenger(first)
+        if kind == WAY:
+            self._front.send((name, head(VALUE, number), self._way(bytes(to).decode(errors="replace"))))
+            return
         caller = self._callers.get(name)
         if caller is None:
             if len(self._callers) >= MOST_IDLE:
                 self._callers = {n: c for n, c in self._callers.items() if c.under_way}
             caller = self._callers[name] = Peer(self._front, (name,))
         self._switch.request(caller, to, first, body)
+
+    def _way(self, place: str) -> bytes:
+        """How this machine's driver dials the messenger there, if it can."""
+        link = self._switch.links.get(place)
+        dialled = link is not None and link.address.startswith("tcp:") and self.config.driver
+        if link is None or not dialled:
+            return b'{"address": ""}'
+        members, secret = self.config.members, self.config.driver
+        told = {"address": link.address, "server": members[place], "secret": secret, "public": members[DRIVER_KEY]}
+        return json.dumps(told).encode()
 
     def _from_rank(self, frames: list[Any]) -> None:
         if len(frames) < 2:
@@ -230,25 +176,17 @@ class Messenger:
 
     # ------------------------------------------------------------ links that others dial
 
-    def _answer_zap(self) -> None:
-        _, request, domain, _, _, mechanism, *credentials = self._zap.recv_multipart()
+    def _answer_zap(self, asked: list[Any]) -> None:
+        who, _, _, request, domain, _, _, mechanism, *credentials = asked
         public = z85.encode(credentials[0]).decode() if mechanism == b"CURVE" and len(credentials) == 1 else ""
         good = domain == DOMAIN and public in self._by_key
         status = (b"200", b"OK", public.encode()) if good else (b"400", b"not a key of this run", b"")
-        self._zap.send_multipart([b"1.0", request, *status, b""])
+        self._zap.send((who, b"", b"1.0", request, *status, b""))
 
-    def _drain_net(self) -> None:
-        for _ in range(TURN):
-            try:
-                first = self._net.recv(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
-            frames = (receive(self._net) or []) if first.more else []
-            self._guarded(self._from_net, first, frames)
-
-    def _from_net(self, first: zmq.Frame, frames: list[Any]) -> None:
-        link = self._by_key[str(first.get("User-Id"))]  # the key that it was let in with, whatever it says of itself
-        name, peer = first.bytes, link.accepted
+    def _from_net(self, frames: list[Any]) -> None:
+        key, name, *frames = frames
+        link = self._by_key[key]  # that it was let in with, whatever it says of itself
+        peer = link.accepted
         if peer is None or peer.request[0] != name:
             if peer is not None and frames != [HELLO]:
                 return  # what was left of a connection that has ended: its calls were given up on both sides
@@ -279,13 +217,13 @@ class Messenger:
         if not self._probing:
             self._probing = True
             for after in PROBES_S:
-                self._do_later(after, self._probe)
+                self._loop.do_later(after, self._probe)
 
     def _probe(self) -> None:
         self._probing = False
         for peer in [link.accepted for link in self._switch.links.values() if link.accepted]:
             try:
-                send(peer.socket, (*peer.request, HELLO))
+                peer.socket.send((*peer.request, HELLO))
             except zmq.ZMQError as e:
                 if e.errno == zmq.EHOSTUNREACH:
                     self._switch.broken(peer)
@@ -293,36 +231,28 @@ class Messenger:
     # ------------------------------------------------------------ links that we dial
 
     def _dial(self, link: Link) -> None:
-        dealer = self._secured(zmq.DEALER)
-        dealer.curve_serverkey = self.config.members[link.place].encode()
-        dealer.ipv6 = "[" in link.address
-        dealer.immediate = True  # with a connection goes all that it has not sent: the next one must not send it
-        dealer.reconnect_ivl, dealer.reconnect_ivl_max = REDIAL_MS, SLOWEST_REDIAL_MS
-        failures = sum(_FAILURES)
-        monitor = self._monitor(dealer, zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | failures)
-        link.dealer, link.monitor = dealer, monitor
-        self._watch(monitor, lambda: self._drain(monitor, lambda event: self._on_event(link, event)))
-        self._watch(dealer, lambda: self._drain(dealer, lambda frames: self._from_dialled(link, frames)))
-        dealer.connect(link.address)
+        dealer = _bounded(zmq.DEALER)
+        told = dial(dealer, self._identity, self.config.members[link.place], link.address)
+        link.monitor = Polled(self._loop, told, lambda event: self._on_event(link, event_of(event)))
+        link.dealer = Polled(self._loop, dealer, lambda frames: self._from_dialled(link, frames))
 
-    def _on_event(self, link: Link, event: list[Any]) -> None:
-        kind, _ = _EVENT.unpack(event[0])
-        if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+    def _on_event(self, link: Link, event: zmq.Event) -> None:
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             assert link.dealer is not None
             link.dialled = Peer(link.dealer, (), link)
-            send(link.dealer, (HELLO,))
+            link.dealer.send((HELLO,))
             self._switch.flush(link)
-        elif kind == zmq.EVENT_DISCONNECTED:
+        elif event == zmq.EVENT_DISCONNECTED:
             if link.dialled is not None:
                 self._hang_up(link)
                 self._dial(link)
             else:  # ZeroMQ tries again by itself, but not after an answer in another protocol, or a refusal
                 dealer = link.dealer
-                self._do_later(SLOWEST_REDIAL_MS / 1000, lambda: self._redial(link, dealer))
+                self._loop.do_later(SLOWEST_REDIAL_MS / 1000, lambda: self._redial(link, dealer))
         else:
-            self.report(f"{named(link.place)} at {link.address}: {_FAILURES.get(kind, 'no connection')}; trying again")
+            self.report(f"{named(link.place)} at {link.address}: {FAILURES.get(event, 'no connection')}; trying again")
 
-    def _redial(self, link: Link, dealer: Socket | None) -> None:
+    def _redial(self, link: Link, dealer: Polled | None) -> None:
         if link.dealer is dealer and link.dialled is None and link.address:
             self._hang_up(link)
             self._dial(link)
@@ -335,11 +265,11 @@ class Messenger:
         dealer, monitor, peer = link.dealer, link.monitor, link.dialled
         link.dealer = link.monitor = None
         if dealer is not None and monitor is not None:
-            while peer is not None and (frames := receive(dealer)) is not None:  # answers that have come before the end
-                self._guarded(self._from_link, peer, frames)
-            dealer.disable_monitor()
-            self._close(monitor)
-            self._close(dealer)
+            while peer is not None and (frames := receive(dealer.socket)) is not None:  # what came before the end
+                self._loop.guarded(self._from_link, peer, frames)
+            dealer.socket.disable_monitor()
+            monitor.close()
+            dealer.close()
         if peer is not None:
             self._switch.broken(peer)
 
@@ -354,7 +284,7 @@ class Messenger:
     def _take_orders(self, data: bytes) -> None:
         *lines, self._orders = (self._orders + data).split(b"\n")
         for line in lines:
-            self._guarded(self._obey, line)
+            self._loop.guarded(self._obey, line)
         if len(self._orders) > LONGEST_ORDER:
             self._orders = b""
             self.report("an order without an end was dropped")
@@ -377,7 +307,7 @@ class Messenger:
             self._hang_up(link)
             link.address = address
             if address:
-                self._guarded(self._dial, link)
+                self._loop.guarded(self._dial, link)
             elif link.accepted is not None:
                 self._switch.flush(link)
         if unknown := addresses.keys() - self._switch.links:

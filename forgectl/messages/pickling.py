@@ -19,10 +19,10 @@ import cloudpickle
 from forgectl.messages.frames import LONG
 
 
-def dumps(value: Any, *, snapshot: bool = False) -> list[Any]:
-    """The frames of a value: a pickle, then its long buffers. Raises TypeError or PicklingError.
+def dumps(value: Any) -> list[Any]:
+    """The frames of a value: a pickle, then its long buffers, which are the value's own memory.
 
-    The buffers are the value's own memory, to be left alone until they are sent; of a `snapshot`, copies.
+    Raises TypeError or PicklingError.
     """
     buffers: list[memoryview] = []
 
@@ -33,7 +33,7 @@ def dumps(value: Any, *, snapshot: bool = False) -> list[Any]:
             return True
         if raw.nbytes < LONG:
             return True
-        buffers.append(memoryview(bytes(raw)) if snapshot else raw)
+        buffers.append(raw)
         return False
 
     if not cloudpickle.list_registry_pickle_by_value():
@@ -69,6 +69,11 @@ def nested(value: Any) -> list[Any]:
 def loads(frames: Sequence[Any]) -> Any:
     """The value of these frames. Raises whatever its own code raises."""
     return pickle.loads(frames[0], buffers=frames[1:])  # noqa: S301 (from a process of the same run)
+
+
+def copied(frames: Sequence[Any]) -> list[Any]:
+    """The same, without the value's own memory: that may change from now on."""
+    return [f if isinstance(f, bytes) else bytes(f) for f in frames]
 
 
 def size(frames: Sequence[Any]) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ from typing import Any
 import zmq
 
 from forgectl.messages import pickling
-from forgectl.messages.frames import CAST, ERROR, VALUE, BadFrames, head, request_head
-from forgectl.messages.sockets import LoopSocket, bind_private, new_socket
+from forgectl.messages.frames import CAST, ERROR, LOST, SHARED, TAKEN, VALUE, BadFrames, head, head_to_rank
+from forgectl.messages.shared import LEAST, Gone, Shared, opened, share
+from forgectl.messages.sockets import LoopSocket, bind_private, new_socket, process_of
 
 log = logging.getLogger("forgectl")
 
@@ -36,6 +39,7 @@ class Server:
         self._cast_failed = cast_failed
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
+        self._shared = _SharedAnswers(self._loop)
         made = new_socket(zmq.ROUTER)
         made.router_mandatory = False  # an answer to a caller that has ended is dropped
         bind_private(made, path)
@@ -44,9 +48,19 @@ class Server:
     def _on_message(self, frames: list[Any]) -> None:
         try:
             caller, first, *body = frames
-            kind, number = request_head(bytes(first))
+            kind, number = head_to_rank(bytes(first))
+            if kind == TAKEN:
+                self._shared.taken(caller, number)
+                return
             if not body:
                 raise BadFrames("a request without a body")
+            if kind > SHARED:
+                kind, body = kind - SHARED, opened(body[0])
+        except (Gone, OSError) as e:
+            self._socket.send(
+                (caller, head(LOST, number), f"it could not be read from its sender's memory: {e}".encode())
+            )
+            return
         except (BadFrames, ValueError) as e:
             log.warning("what is no request was dropped: %s", e)
             return
@@ -62,12 +76,58 @@ class Server:
             value = await self._perform(what)
             if kind == CAST:
                 value = None
-            answer = [head(VALUE, number), *pickling.dumps(value, snapshot=True)]  # the next endpoint may change it
+            answer, frames = VALUE, pickling.dumps(value)
             del value
         except BaseException as e:
             if kind == CAST and isinstance(e, Exception):
                 self._cast_failed(what, e)
-                answer = [head(VALUE, number), *pickling.dumps(None)]
+                answer, frames = VALUE, pickling.dumps(None)
             else:
-                answer = [head(ERROR, number), *pickling.dumps(self._carry(e))]
-        self._socket.send([caller, *answer])
+                answer, frames = ERROR, pickling.dumps(self._carry(e))
+        if len(frames) == 1 and len(frames[0]) < LEAST:
+            self._socket.send((caller, head(answer, number), *frames))
+        elif (reference := self._shared.put(caller, number, frames)) is not None:
+            self._socket.send((caller, head(answer + SHARED, number), reference))
+        else:  # copied: the next endpoint may change it
+            self._socket.send((caller, head(answer, number), *pickling.copied(frames)))
+
+
+class _SharedAnswers:
+    """The answers that callers of this machine have yet to open. What a caller leaves behind goes with it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._of: dict[bytes, dict[int, Shared]] = {}
+
+    def put(self, caller: bytes, number: int, frames: list[Any]) -> bytes | None:
+        """Share an answer: a reference to it; None where that cannot be."""
+        if caller not in self._of and not self._watch(caller):
+            return None
+        shared = share(frames, pickling.size(frames), 1)
+        if shared is None:
+            return None
+        self._of[caller][number] = shared
+        return shared.reference
+
+    def taken(self, caller: bytes, number: int) -> None:
+        """The caller has opened one."""
+        if (shared := self._of.get(caller, {}).pop(number, None)) is not None:
+            shared.received()
+
+    def _watch(self, caller: bytes) -> bool:
+        pid = process_of(caller)
+        if pid is None:
+            return False
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            return False
+        self._of[caller] = {}
+        self._loop.add_reader(pidfd, self._forget, caller, pidfd)
+        return True
+
+    def _forget(self, caller: bytes, pidfd: int) -> None:
+        self._loop.remove_reader(pidfd)
+        with contextlib.suppress(OSError):
+            os.close(pidfd)
+        del self._of[caller]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import zmq
+import zmq.backend
 
 from forgectl.messages.frames import LONG
 
@@ -20,6 +21,15 @@ RECONNECT_MS = 10
 """Between attempts to connect to a rank that does not listen yet."""
 LONGEST_PATH = 107
 """Bytes of a Unix socket's address."""
+TURN = 64
+"""Messages of one socket that are taken in before others have their turn."""
+
+Socket = zmq.Socket[bytes]
+
+_send = zmq.backend.Socket.send
+"""Without the options that zmq.Socket looks for in Python, which take as long again."""
+_NOW, _MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
+_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 
 _context: tuple[int, zmq.Context[zmq.Socket[bytes]]] | None = None
 
@@ -34,7 +44,7 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
     return _context[1]
 
 
-def new_socket(kind: int) -> zmq.Socket[bytes]:
+def new_socket(kind: int) -> Socket:
     """A socket that drops nothing while it is open, and nothing keeps from closing."""
     made = context().socket(kind)
     made.linger = 0
@@ -45,7 +55,23 @@ def new_socket(kind: int) -> zmq.Socket[bytes]:
     return made
 
 
-def bind_private(bound: zmq.Socket[bytes], path: Path) -> None:
+def of_this_process() -> bytes:
+    """What a socket of a process is called by ranks of its machine: `process_of` tells whose it is."""
+    return f"{_pid_namespace()}.{os.getpid()}.{os.urandom(6).hex()}".encode()
+
+
+def process_of(caller: bytes) -> int | None:
+    """The process whose socket is called so, if it is one that this process sees under that number."""
+    namespace, _, rest = caller.partition(b".")
+    pid, _, _ = rest.partition(b".")
+    return int(pid) if namespace == str(_pid_namespace()).encode() and pid.isdigit() and len(pid) < 10 else None
+
+
+def _pid_namespace() -> int:
+    return Path("/proc/self/ns/pid").stat().st_ino
+
+
+def bind_private(bound: Socket, path: Path) -> None:
     """Listen at `path`, whose folder is ours alone (0700), for processes of this user; raises OSError."""
     if len(os.fsencode(path)) > LONGEST_PATH:
         raise OSError(f"{path} is longer than the {LONGEST_PATH} bytes of a socket's address")
@@ -62,24 +88,45 @@ def ipc(path: Path) -> str:
     return f"ipc://{path}"
 
 
-def send(to: zmq.Socket[bytes], parts: Sequence[Any]) -> None:
+def send(to: Socket, parts: Sequence[Any]) -> None:
     """Queue a message without waiting; parts that are long are sent from where they are. Raises zmq.ZMQError."""
-    flags = zmq.NOBLOCK | zmq.SNDMORE
     last = len(parts) - 1
     for i, part in enumerate(parts):
         long = not isinstance(part, bytes) or len(part) >= LONG
-        to.send(part, flags if i < last else zmq.NOBLOCK, copy=not long)
+        _send(to, part, _MORE if i < last else _NOW, copy=not long)
 
 
-def receive(from_: zmq.Socket[bytes]) -> list[Any] | None:
+def taken(from_: Socket, *, all_: bool, named: bool = False) -> list[list[Any]]:
+    """The next message that has come, or all, at most TURN; none: nothing will, before a sign of it.
+
+    `all_` only where several are likely: to look in vain takes longer than a message. If `named`, the user id of their
+    sender comes before their frames.
+    """
+    if from_.closed or not has_come(from_):
+        return []
+    found = []
+    while (frames := receive(from_, named)) is not None:
+        found.append(frames)
+        if not all_ or len(found) == TURN:
+            break
+    return found
+
+
+def has_come(from_: Socket) -> bool:
+    """Whether a message can be received."""
+    return bool(from_.getsockopt(_EVENTS) & _POLLIN)  # type: ignore[operator]
+
+
+def receive(from_: Socket, named: bool = False) -> list[Any] | None:
     """The frames of the next message that has arrived: bytes, and memoryviews of those that are long; None: no more."""
     try:
-        frame = from_.recv(zmq.NOBLOCK, copy=False)
+        frame = from_.recv(_NOW, copy=False)
     except zmq.Again:
         return None
-    frames = [_content(frame)]
+    frames: list[Any] = [str(frame.get("User-Id"))] if named else []
+    frames.append(_content(frame))
     while frame.more:
-        frame = from_.recv(zmq.NOBLOCK, copy=False)
+        frame = from_.recv(_NOW, copy=False)
         frames.append(_content(frame))
     return frames
 
@@ -88,41 +135,47 @@ def _content(frame: zmq.Frame) -> bytes | memoryview:
     return frame.bytes if len(frame) < LONG else frame.buffer
 
 
+class Source:
+    """A socket that several event loops may read, its descriptor, and the loop that is about to look at it anyway."""
+
+    __slots__ = ("fd", "looked_at_in", "socket")
+
+    def __init__(self, made: Socket) -> None:
+        self.socket = made
+        self.fd: int = made.getsockopt(zmq.FD)  # type: ignore[assignment]
+        self.looked_at_in: asyncio.AbstractEventLoop | None = None
+
+
 class LoopSocket:
     """A socket in an event loop: `on_message` gets the frames of each message, in order."""
 
-    def __init__(self, made: zmq.Socket[bytes], on_message: Callable[[list[Any]], None]) -> None:
+    def __init__(self, made: Socket, on_message: Callable[[list[Any]], None]) -> None:
         self.socket = made
         self._on_message = on_message
         self._loop = asyncio.get_running_loop()
         self._fd: int = made.getsockopt(zmq.FD)  # type: ignore[assignment]
-        self._loop.add_reader(self._fd, self.drain)
-        self._draining = False
+        self._loop.add_reader(self._fd, self._drain)
+        self._will_look = False
 
     def send(self, parts: Sequence[Any]) -> None:
-        """Queue a message; raises zmq.ZMQError where nobody is connected under its first frame."""
+        """Queue a message; raises zmq.ZMQError where nobody is connected under its first frame.
+
+        What has come is looked at soon: to send, or to connect, may take the sign of it from the descriptor.
+        """
         send(self.socket, parts)
-        self.look()
+        self._look_soon()
 
-    def look(self) -> None:
-        """See what has come soon: to send, or to connect, may take the sign of it from the descriptor."""
-        if not self._draining and self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator, arg-type]
-            self._draining = True
-            self._loop.call_soon(self.drain)
+    def _look_soon(self) -> None:
+        if not self._will_look:
+            self._will_look = True
+            self._loop.call_soon(self._drain, True)
 
-    def drain(self) -> None:
-        """Take in what has come."""
-        self._draining = False
-        if self.socket.closed:
-            return
-        for _ in range(TURN):
-            frames = receive(self.socket)
-            if frames is None:
-                return
+    def _drain(self, again: bool = False) -> None:
+        """Take in what has come. The first message is dealt with before the next is looked for."""
+        if again:
+            self._will_look = False
+        messages = taken(self.socket, all_=again)
+        for frames in messages:
             self._on_message(frames)
-        self._draining = True
-        self._loop.call_soon(self.drain)
-
-
-TURN = 64
-"""Messages that are taken in before others in the loop have their turn."""
+        if messages:
+            self._look_soon()

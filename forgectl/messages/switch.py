@@ -10,8 +10,19 @@ from typing import Any
 
 import zmq
 
-from forgectl.messages.frames import FORGET, LOST, BadFrames, address_from, answer_head, head, request_head
-from forgectl.messages.sockets import ipc, send
+from forgectl.messages.frames import (
+    FORGET,
+    LOST,
+    BadFrames,
+    address_from,
+    answer_head,
+    head,
+    lost,
+    named,
+    request_head,
+)
+from forgectl.messages.polling import Polled
+from forgectl.messages.sockets import ipc
 
 MOST_CALLS = 1 << 17
 """Calls under way of one caller."""
@@ -19,8 +30,6 @@ MOST_RANKS = 8192
 """Sockets of ranks here that are connected to; a run has half as many."""
 MOST_IDLE = 4096
 """Callers, and addresses, that are remembered although nothing is under way."""
-
-Socket = zmq.Socket[bytes]
 
 
 class NoWay(Exception):
@@ -32,7 +41,7 @@ class Peer:
 
     __slots__ = ("answer", "link", "request", "socket", "under_way")
 
-    def __init__(self, socket: Socket, name: tuple[bytes, ...], link: Link | None = None) -> None:
+    def __init__(self, socket: Polled, name: tuple[bytes, ...], link: Link | None = None) -> None:
         """`name` is what the socket knows it by, if that has several peers."""
         self.socket = socket
         self.link = link
@@ -47,8 +56,8 @@ class Link:
     def __init__(self, place: str) -> None:
         self.place = place
         self.address = ""
-        self.dealer: Socket | None = None
-        self.monitor: Socket | None = None
+        self.dealer: Polled | None = None
+        self.monitor: Polled | None = None
         self.dialled: Peer | None = None
         self.accepted: Peer | None = None
         self.waiting: dict[int, tuple[int, list[Any]]] = {}  # number → kind and body of what came before the link
@@ -75,7 +84,7 @@ class Call:
 class Switch:
     """Which calls are under way, and between whom. Its sockets are the messenger's."""
 
-    def __init__(self, place: str, members: Iterable[str], direct: Iterable[str], folder: Path, back: Socket) -> None:
+    def __init__(self, place: str, members: Iterable[str], direct: Iterable[str], folder: Path, back: Polled) -> None:
         """Of the machine `place`; `back` is to connect to the sockets of ranks in `folder`."""
         self.links = {member: Link(member) for member in members if member != place}
         self._place = place
@@ -139,8 +148,9 @@ class Switch:
             raise NoWay(f"rank {name.rpartition('.')[2]} has ended")
         if len(self._ranks) >= MOST_RANKS:
             raise NoWay("too many ranks are called on its host")
-        self._back.connect_routing_id = name.encode()
-        self._back.connect(ipc(self._folder / name))
+        self._back.socket.connect_routing_id = name.encode()
+        self._back.socket.connect(ipc(self._folder / name))
+        self._back.touched()
         self._ranks[name.encode()] = found = Peer(self._back, (name.encode(),))
         return found
 
@@ -154,7 +164,7 @@ class Switch:
         call.asked = peer
         where = peer.request if peer.link is None else (*peer.request, call.to)
         try:
-            send(peer.socket, (*where, head(kind, number), *body))
+            peer.socket.send((*where, head(kind, number), *body))
         except zmq.ZMQError as e:
             self._could_not(number, call, peer, kind, body, e)
 
@@ -175,7 +185,7 @@ class Switch:
             call.link.waiting.pop(mine, None)
         if call.asked is not None and call.asked.link is not None:
             with contextlib.suppress(zmq.ZMQError):
-                send(call.asked.socket, (*call.asked.request, call.to, head(FORGET, mine)))
+                call.asked.socket.send((*call.asked.request, call.to, head(FORGET, mine)))
 
     # ------------------------------------------------------------ answers
 
@@ -199,7 +209,7 @@ class Switch:
 
     def _answer(self, caller: Peer, kind: int, number: int, body: list[Any]) -> None:
         try:
-            send(caller.socket, (*caller.answer, head(kind, number), *body))
+            caller.socket.send((*caller.answer, head(kind, number), *body))
         except zmq.ZMQError as e:  # whoever asked is gone, or does not read
             if caller.link is not None and e.errno == zmq.EHOSTUNREACH:
                 self.broken(caller)
@@ -233,8 +243,7 @@ class Switch:
             link.dialled = None
         if link.accepted is peer:
             link.accepted = None
-        why = f"the connection to {named(link.place)} was lost while this call was under way; "
-        why += "whether it ran is not known"
+        why = lost(link.place)
         for number in [n for n, call in self._calls.items() if call.asked is peer]:
             if number in self._calls:  # answering others may show that their connections are gone, too
                 self._lose(number, why)
@@ -247,15 +256,10 @@ class Switch:
         self._targets.clear()
         for name in [n for n in self._ranks if self._has_ended(n.decode())]:
             del self._ranks[name]
-            self._back.disconnect(ipc(self._folder / name.decode()))
+            self._back.socket.disconnect(ipc(self._folder / name.decode()))
         for number in [n for n, c in self._calls.items() if self._has_ended(address_from(bytes(c.to)).name)]:
             self._take_off(number)
 
     def _has_ended(self, name: str) -> bool:
         prefix, generation, _ = name.split(".")
         return int(generation) <= self._ended.get(prefix, -1)
-
-
-def named(place: str) -> str:
-    """A machine, in a text for users."""
-    return f"host {place}" if place else "the launching machine"

@@ -320,6 +320,121 @@ def test_arrays_and_tensors_arrive_writable_and_their_senders_may_go_on(forge: F
     )
 
 
+def test_what_was_passed_may_be_changed_before_the_call_is_awaited(forge: Forge) -> None:
+    """Whether it goes through shared memory or a socket; and whoever got it may keep it."""
+    play(
+        forge,
+        """
+        import numpy as np
+
+        class Keeper(ForgeActor):
+            def __init__(self):
+                self.kept = []
+
+            @endpoint
+            async def keep(self, array):
+                self.kept.append(array)
+
+            @endpoint
+            async def sums(self):
+                return [(int(a[0]), int(a[-1]), int(a.astype(np.int64).sum())) for a in self.kept]
+
+        keeper = await Keeper.options(preload=[], procs=2).as_actor()
+        expected = []
+        for size in (9_000, 20_000, 40_000, 3_000_000):  # in the pickle, as a frame of its own, and in shared memory
+            array = np.zeros(size, np.int64)
+            calls = []
+            for k in range(10):
+                array[:] = k
+                calls.append(asyncio.ensure_future(keeper.keep.call(array)))
+                await asyncio.sleep(0)
+                array[:] = -1
+                keeper.keep.broadcast(array)
+                array[:] = -2
+                expected += [(k, k, k * size), (-1, -1, -size)]
+            await asyncio.gather(*calls)
+        for sums in (await keeper.sums.call()).values():
+            assert sums == expected, sums
+        """,
+    )
+
+
+def test_shared_memory_under_calls_that_are_cancelled_and_processes_that_are_killed(forge: Forge) -> None:
+    """No byte is wrong, and whatever was killed leaves no memory behind."""
+    play(
+        forge,
+        """
+        import multiprocessing, os, random, signal, time
+        import numpy as np
+
+        class Echo(ForgeActor):
+            @endpoint
+            async def echo(self, array):
+                assert (array == array[0]).all(), "mixed"
+                await asyncio.sleep(random.random() / 100)
+                return array
+
+            @endpoint
+            async def held(self):
+                found = 0
+                for entry in os.listdir("/proc/self/fd"):
+                    try:
+                        found += os.readlink("/proc/self/fd/" + entry).startswith("/memfd:forgectl")
+                    except OSError:
+                        pass
+                return found
+
+        async def storm(handle, seconds, seed):
+            rng = random.Random(seed)
+            end = time.monotonic() + seconds
+
+            async def one(k):
+                array = np.full(rng.randrange(40_000, 400_000), k)
+                call = asyncio.ensure_future(handle.echo.call(array))
+                if rng.random() < 0.3:
+                    await asyncio.sleep(rng.random() / 50)
+                    call.cancel()
+                try:
+                    answers = await call
+                except asyncio.CancelledError:
+                    return
+                for answer in answers.values():
+                    assert len(answer) == len(array) and (answer == k).all(), "wrong bytes"
+
+            k = 0
+            while time.monotonic() < end:
+                await asyncio.gather(*(one(k + i) for i in range(8)))
+                k += 8
+
+        def other(handle, seed):
+            asyncio.run(storm(handle, 60, seed))
+
+        async def launch():
+            return await Echo.options(preload=[], procs=2).as_actor()
+
+        async def held(handle):
+            return max((await handle.held.call()).values())
+
+        if __name__ == "__main__":
+            echo = asyncio.run(launch())
+            spawn = multiprocessing.get_context("spawn")
+            for seed in range(4):
+                others = [spawn.Process(target=other, args=(echo, 10 * seed + n)) for n in range(2)]
+                for process in others:
+                    process.start()
+                asyncio.run(storm(echo, 1.5, seed))
+                for process in others:
+                    process.kill()
+                    process.join()
+            asyncio.run(storm(echo, 0.2, 99))  # what was under way of those that were killed ends
+            left = asyncio.run(held(echo))
+            assert left <= 64, left  # what a process keeps for later messages
+            assert not [name for name in os.listdir("/dev/shm") if "forge" in name]
+        """,
+        main=False,
+    )
+
+
 def test_garbage_from_a_process_of_the_run_is_reported_and_dropped(forge: Forge) -> None:
     """The same user's: others cannot connect (test_privacy.py)."""
     play(

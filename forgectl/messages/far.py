@@ -1,0 +1,92 @@
+"""A driver's own connection to the messenger of another machine: two hops a call less than through its machine's.
+
+It asks the messenger of its machine for the address and the keys (WAY). Where there is no such connection (yet), calls
+go through that messenger. One that was there and has broken is dialled again, and calls wait: had they gone the other
+way meanwhile, they might overtake what is still on its way. Lines change over when nothing of theirs is under way.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import zmq
+
+from forgectl.messages.dialling import HELLO, REDIAL_MS, Identity, dial, event_of
+from forgectl.messages.sockets import Socket, Source, new_socket, send, taken
+
+ASK_SECONDS = 1.0
+"""Between two questions for the address of a machine that is not reached."""
+
+
+class Far:
+    """The way to one machine. To be used under the lock of its exchange."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+        self.way: Source | None = None
+        """The connection, once there is one."""
+        self.told: Source | None = None
+        """What tells of the one that there is, or that is dialled."""
+        self.broken = False
+        """There was one, and there may be another."""
+        self.asked = 0
+        """The number of the request for the address that is unanswered."""
+        self.trying = False
+        """Somebody asks again from time to time."""
+        self._address = ""
+        self._dealer: Socket | None = None
+        self._next = 0.0
+
+    @property
+    def wants_asking(self) -> bool:
+        """Whether it is time to ask for the address (again)."""
+        return self.way is None and time.monotonic() >= self._next
+
+    def ask(self, number: int) -> None:
+        """It is asked for."""
+        self.asked = number
+        self._next = time.monotonic() + ASK_SECONDS
+
+    def dial(self, answer: Any) -> list[Source]:
+        """Dial what a messenger has answered, if that is anything new. What is no more, as `hang_up` has it."""
+        self.asked = 0
+        told = json.loads(bytes(answer))
+        address = told["address"]
+        if address and address == self._address:
+            return []
+        retired = self.hang_up()
+        self.broken = self.broken and bool(address)
+        if address:
+            self._address, self._dealer = address, new_socket(zmq.DEALER)
+            ours = Identity(told["secret"], told["public"])
+            self.told = Source(dial(self._dealer, ours, told["server"], address))
+        return retired
+
+    def listen(self) -> bool | None:
+        """What has become of it: True, there is a connection; False, there is none any more; None: nothing new."""
+        if self.told is None or self._dealer is None:
+            return None
+        for event in map(event_of, taken(self.told.socket, all_=True)):
+            if event != zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                return False
+            try:
+                send(self._dealer, (HELLO,))
+            except zmq.Again:
+                return False
+            self.way, self.broken = Source(self._dealer), False
+            return True
+        return None
+
+    def hang_up(self) -> list[Source]:
+        """It is no more: what nobody is to read any more, and then to be closed."""
+        if self.told is None or self._dealer is None:
+            return []
+        self._dealer.disable_monitor()
+        retired = [self.told, self.way or Source(self._dealer)]
+        self.broken = self.broken or self.way is not None
+        self.told = self.way = self._dealer = None
+        self._address = ""
+        self._next = time.monotonic() + (REDIAL_MS / 1000 if self.broken else ASK_SECONDS)
+        return retired

@@ -1,0 +1,244 @@
+"""Long messages between processes of one machine: through memory that both have, copied once.
+
+The sender writes a message's frames into a file that is in memory only (memfd) and says where: the receiver opens it
+through the sender's folder in /proc, and maps it for itself, so that it may change what it got and keep it. The file
+has no name anywhere: the kernel frees it with its last user, however that ends.
+
+A sender uses memory again once nobody else has it open, which a write lease tells. Pages that are there already make
+three quarters of the difference to a socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import mmap
+import os
+import signal
+import struct
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from forgectl.messages.frames import BadFrames
+
+LEAST = 256 * 1024
+"""Bytes of a message from which on it is worth it."""
+MOST_KEPT = 256 * 2**20
+"""Bytes that a process keeps for later messages."""
+MOST_SEGMENTS = 128
+"""Descriptors that a process has open for this at most; what is beyond goes through sockets."""
+ALIGNED = 64
+_NAME = "forgectl-message"
+_HEAD = struct.Struct(">IIQH")
+MOST_FRAMES = 0xFFFF
+_lock = threading.RLock()
+_open: set[Segment] = set()
+_idle: list[Segment] = []  # the latest last
+
+
+class Segment:
+    """Memory with one message in it. When nobody holds it any more it may be used again."""
+
+    __slots__ = ("_fd", "_size", "reference")
+
+    def __init__(self, size: int) -> None:
+        """Raises OSError."""
+        made = os.memfd_create(_NAME, os.MFD_CLOEXEC)
+        try:  # the first descriptor of a memfd does not count among its writers, as those of receivers do
+            self._fd = os.open(f"/proc/self/fd/{made}", os.O_RDWR | os.O_CLOEXEC)
+        finally:
+            os.close(made)
+        fcntl.fcntl(self._fd, fcntl.F_SETSIG, signal.SIGURG)  # should a lease be broken: by itself, SIGIO would kill us
+        self._size = size
+        self.reference = b""
+        _open.add(self)
+
+    def write(self, frames: Sequence[Any]) -> None:
+        """Raises OSError where there is no room."""
+        sizes, at = [], 0
+        for frame in frames:
+            view = memoryview(frame).cast("B")
+            sizes.append(view.nbytes)
+            done = 0
+            while done < view.nbytes:
+                done += os.pwrite(self._fd, view[done:], at + done)
+            at = _aligned(at + done)
+        if at > self._size or os.fstat(self._fd).st_size < at:
+            os.ftruncate(self._fd, at)
+        self._size = max(self._size, at)
+        inode = os.fstat(self._fd).st_ino
+        self.reference = _HEAD.pack(os.getpid(), self._fd, inode, len(sizes)) + struct.pack(f">{len(sizes)}Q", *sizes)
+
+    def fits(self, size: int) -> bool:
+        """Whether a message of that size may go there now: it is not too large for it, and nobody else has it open."""
+        if not size <= self._size <= 4 * size:
+            return False
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """For good."""
+        if self in _open:
+            _open.discard(self)
+            os.close(self._fd)
+
+    def release(self) -> None:
+        """All receivers have opened it: it may be used again when they have let go of it."""
+        with _lock:
+            if self not in _open:
+                return
+            _idle.append(self)
+            while len(_idle) > MOST_SEGMENTS // 2 or sum(s._size for s in _idle) > MOST_KEPT:
+                _idle.pop(0).close()
+
+
+class Shared:
+    """A message in shared memory, until each of its receivers has opened it, or this is held no more."""
+
+    __slots__ = ("_missing", "_segment", "reference")
+
+    def __init__(self, segment: Segment, receivers: int) -> None:
+        self._segment = segment
+        self._missing = receivers
+        self.reference = segment.reference
+
+    def received(self) -> None:
+        """One more of them has opened it."""
+        self._missing -= 1
+        if not self._missing:
+            self._segment.release()
+
+    def __del__(self) -> None:
+        if self._missing > 0:  # one that is late must not find another message here
+            self._segment.close()
+
+
+def share(frames: Sequence[Any], size: int, receivers: int) -> Shared | None:
+    """Put a message where processes of this machine can read it; None where it is better sent, or there is no room."""
+    if size < LEAST or len(frames) > MOST_FRAMES or not _can_be_opened():
+        return None
+    try:
+        segment = _segment(size + ALIGNED * len(frames))
+    except OSError:
+        return None
+    if segment is None:
+        return None
+    try:
+        segment.write(frames)
+    except OSError:
+        segment.close()
+        return None
+    return Shared(segment, receivers)
+
+
+def _segment(size: int) -> Segment | None:
+    with _lock:
+        for segment in reversed(_idle):
+            if segment.fits(size):
+                _idle.remove(segment)
+                return segment
+        if len(_open) >= MOST_SEGMENTS:
+            if not _idle:
+                return None
+            _idle.pop(0).close()
+        return Segment(size)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNED) * ALIGNED
+
+
+def _can_be_opened() -> bool:
+    """Whether other processes of this user may look into our folder in /proc: not where this one changed its user."""
+    return Path("/proc/self/fd").stat().st_uid == os.geteuid()
+
+
+# ---------------------------------------------------------------- receiving
+
+
+class Gone(Exception):
+    """Whoever had sent a message does not have it any more, as it has ended."""
+
+
+def opened(reference: Any) -> list[memoryview]:
+    """The frames of a message that another process shares; raises Gone, BadFrames or OSError."""
+    try:
+        pid, number, inode, count = _HEAD.unpack_from(reference)
+        sizes = struct.unpack_from(f">{count}Q", reference, _HEAD.size)
+    except struct.error as e:
+        raise BadFrames(f"no reference to shared memory: {e}") from None
+    path = f"/proc/{pid}/fd/{number}"
+    try:
+        if not str(Path(path).readlink()).startswith(f"/memfd:{_NAME}"):
+            raise Gone("that is not there any more")
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (FileNotFoundError, ProcessLookupError):
+        raise Gone("its process has ended, or is of another PID namespace") from None
+    try:
+        found, size = os.fstat(fd), sum(map(_aligned, sizes))
+        if found.st_ino != inode:  # its number was given anew
+            raise Gone("that is not there any more")
+        if not 0 < size <= found.st_size:
+            raise BadFrames(f"{size} bytes of shared memory, of which there are {found.st_size}")
+        memory = _mapped(fd, size)
+    finally:
+        os.close(fd)
+    frames, at = [], 0
+    for size in sizes:
+        frames.append(memory[at : at + size])
+        at += _aligned(size)
+    return frames
+
+
+def _mapped(fd: int, size: int) -> memoryview:
+    """A private mapping, which ends with its last view."""
+    if sys.version_info >= (3, 13):
+        return memoryview(mmap.mmap(fd, size, mmap.MAP_PRIVATE, trackfd=False))
+    # Up to Python 3.12, mmap keeps a descriptor for each mapping: who holds a thousand arrays has no other left.
+    length = 1 << (size - 1).bit_length()  # few types of array are made; beyond the file nobody looks
+    address = _libc.mmap(None, length, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, fd, 0)
+    if address == ctypes.c_void_p(-1).value:
+        raise OSError(ctypes.get_errno(), "no memory can be mapped")
+    kind = _kinds.get(length) or _kinds.setdefault(length, type("Mapping", (_Mapping,), {"_length_": length}))
+    return memoryview(kind.from_address(address)).cast("B")[:size]
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+
+class _Mapping(ctypes.Array):  # type: ignore[type-arg]
+    _type_ = ctypes.c_ubyte
+    _length_ = 0
+
+    def __del__(self, unmap: Any = _libc.munmap, address: Any = ctypes.addressof) -> None:
+        unmap(address(self), len(self))
+
+
+_kinds: dict[int, type[_Mapping]] = {}
+
+
+# ---------------------------------------------------------------- forks
+
+
+def _begin_anew() -> None:
+    """In a forked child: it must not keep its parent's memory."""
+    global _lock
+    _lock = threading.RLock()
+    _idle.clear()
+    for segment in list(_open):
+        with contextlib.suppress(OSError):
+            segment.close()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
