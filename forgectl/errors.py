@@ -92,6 +92,12 @@ class SshRefusedError(ForgeError):
     exit_code = 77
 
 
+class NotOursError(ForgeError, PermissionError):
+    """Another user owns, or may change, what must be this user's alone: nothing in it was read."""
+
+    exit_code = 77
+
+
 class TimedOutError(ForgeError):
     """Not done within the time that was given."""
 

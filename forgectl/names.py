@@ -11,6 +11,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 DRIVER = "driver"
 """The mesh of a run's driver, and of nothing else."""
+SECRETS = "FORGE_SECRETS"
+"""The variable that tells each process of a run which of its others are secrets."""
 DRIVER_KEY = "@driver"
 """The name of the key with which a run's driver dials the messengers of its hosts: no host has it."""
 NET_SOCKET = "messenger-net"

@@ -134,12 +134,16 @@ class OpenMessenger:
 
 @dataclass(frozen=True)
 class Tunnel:
-    """A way through ssh to the messenger of a host that cannot be dialled: `socket` is its Unix socket there."""
+    """A way through ssh to the messenger of a host that cannot be dialled: `socket` is its Unix socket there.
+
+    `root` is forgectl's folder there.
+    """
 
     host: str
     ssh: str
     python: str
     socket: str
+    root: str = ""
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import stat
 import struct
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from forgectl import __version__
+from forgectl import __version__, private
+from forgectl.errors import NotOursError
 from forgectl.protocol import MAX_LINE, ProtocolError, Refusal, decode, encode
 
 HANDSHAKE_SECONDS = 5.0
@@ -32,11 +32,20 @@ def short_path(path: Path) -> Iterator[str]:
 
 
 def private_folder(path: Path) -> Path:
-    """Make `path` (0700) or check that it is ours alone; raises PermissionError."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    info = path.lstat()
-    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
-        raise PermissionError(f"{path} must be a folder of yours with mode 0700")
+    """Make `path` (0700) or check that it is ours alone; raises NotOursError, or another OSError."""
+    try:
+        private.private_folder(str(path))
+    except private.NotPrivateError as e:
+        raise NotOursError(str(e)) from None
+    return path
+
+
+def check_private(path: Path, *, hint: str | None = None) -> Path:
+    """Raise NotOursError where `path` is not, or is below, a folder of ours alone; it need not exist."""
+    try:
+        private.check_private(str(path))
+    except private.NotPrivateError as e:
+        raise NotOursError(str(e), hint=hint) from None
     return path
 
 
@@ -56,7 +65,11 @@ def listen(path: Path) -> socket.socket:
 
 
 def dial(path: Path, timeout: float | None = None) -> socket.socket:
-    """A blocking connection to the socket at `path`; raises OSError, of which TimeoutError is one."""
+    """A blocking connection to the socket at `path`; raises OSError, of which TimeoutError is one.
+
+    Every connection that we open to a Unix socket is opened here: a listener of another user, who may have been faster
+    to bind where a socket of ours was, is told nothing (NotOursError, which is an OSError too).
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         # Not settimeout: with it connect() fails at once, with EAGAIN, where many others wait to be accepted.
@@ -65,6 +78,8 @@ def dial(path: Path, timeout: float | None = None) -> socket.socket:
             sock.connect(name)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(0.0))
         sock.settimeout(timeout)
+        if (uid := peer_uid(sock)) != os.getuid():
+            raise NotOursError(f"at {path} a process of {private.who(uid)} listens, none of yours")
     except BlockingIOError:
         sock.close()
         raise TimeoutError(f"nobody accepted a connection within {timeout:g} s") from None

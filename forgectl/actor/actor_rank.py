@@ -19,6 +19,7 @@ from forgectl.errors import NotFoundError, UsageError
 from forgectl.messages import pickling
 from forgectl.messages.frames import socket_name
 from forgectl.messages.serving import Server
+from forgectl.redaction import of_process
 
 
 class ActorRank:
@@ -68,7 +69,8 @@ class ActorRank:
             return {"value": plain(await performer.perform(name, tuple(args), kwargs, ()))}
         except Exception as e:
             where = f"{os.environ['FORGE_MESH']}.{name}"
-            return {"code": 1, "message": f"{where} raised {type(e).__name__}: {e}\n{shown(e).strip()}"}
+            what = f"{where} raised {type(e).__name__}: {e}\n{shown(e).strip()}"
+            return {"code": 1, "message": of_process()(what)}
 
 
 def _carried(error: BaseException) -> Raised:

@@ -9,6 +9,7 @@ from forgectl.actor.plain_calls import check, plain
 from forgectl.doorway import Doorway
 from forgectl.errors import ForgeError, NotFoundError, TimedOutError
 from forgectl.protocol import CLI_TO_DRIVER, Call, GetMetrics, Metrics, ProtocolError, Refusal, Values
+from forgectl.redaction import of_process
 from forgectl.stream import Stream
 
 if TYPE_CHECKING:
@@ -44,13 +45,14 @@ class Door:
         try:
             return Values([plain(await self._call(request))])
         except ForgeError as e:
-            return Refusal(e.exit_code, e.message, e.hint)
+            return Refusal(e.exit_code, of_process()(e.message), e.hint)
         except (asyncio.TimeoutError, TimeoutError):
             late = TimedOutError(f"{request.target}.{request.endpoint} did not answer within {request.timeout:g} s")
             return Refusal(late.exit_code, late.message)
         except Exception as e:
             remote = f"\n{str(e.__cause__).strip()}" if e.__cause__ else ""
-            return Refusal(1, f"{request.target}.{request.endpoint} raised {type(e).__name__}: {e}{remote}")
+            what = f"{request.target}.{request.endpoint} raised {type(e).__name__}: {e}{remote}"
+            return Refusal(1, of_process()(what))
 
     async def _call(self, call: Call) -> Any:
         service = self._home.services.get(call.target)

@@ -36,6 +36,7 @@ from forgectl.protocol import (
     StatusReport,
 )
 from forgectl.rank import driver
+from forgectl.redaction import of_process
 from forgectl.wire import private_folder
 
 if TYPE_CHECKING:
@@ -219,8 +220,10 @@ class Home:
         return free_name(name, self.services)
 
     async def report(self, report: Report) -> None:
-        """Tell what became of a generation's actors."""
-        await self._say(report)
+        """Tell what became of a generation's actors, without secrets."""
+        redact = of_process()
+        error = redact(report.error) if report.error else None
+        await self._say(Report(report.mesh, report.generation, error, redact(report.traceback)))
 
     async def stop(self, mesh: str, grace: float) -> None:
         """Have a mesh end: SIGTERM, `grace` seconds, SIGKILL."""
@@ -303,7 +306,7 @@ def living_home() -> Home | None:
 
 def _find_or_begin(coming: Unit | None) -> Home:
     if (run_dir := driver.run_dir()) is not None:
-        run, own = RunDir(Path(run_dir)), False
+        run, own = RunDir.existing(Path(run_dir)), False
     elif "FORGE_RUN_DIR" in os.environ:
         raise UsageError(
             "actors are launched by the driver of a run, not by other actors",

@@ -60,6 +60,7 @@ from forgectl.protocol import (
     Synced,
     Welcome,
 )
+from forgectl.redaction import Redaction
 from forgectl.stream import Stream
 from forgectl.wire import HANDSHAKE_SECONDS, private_folder, wrong_version
 
@@ -72,7 +73,7 @@ class Agent:
     def __init__(self, config: AgentConfig, warming: Iterable[Warming] = ()) -> None:
         self.config = config
         self.run_dir = Path(config.run_dir)
-        self.events = EventLog()
+        self.events = EventLog(Redaction(config.secrets.values()))
         self.meshes: dict[str, HostMesh] = {}
         self.reaper = Reaper(asyncio.get_running_loop())
         self.use = UseMeter()
@@ -285,7 +286,6 @@ class Agent:
                 agent=self.config.socket,
                 emit=self.events.emit,
                 fork_server=self._servers.of,
-                redact=self._redact,
             )
         return self.meshes[plan.mesh]
 
@@ -331,12 +331,6 @@ class Agent:
             with contextlib.suppress(OSError):
                 self.run_dir.parent.rmdir()  # of the run, where no other host's is in it
         self.done.set()
-
-    def _redact(self, text: str) -> str:
-        for value in self.config.secrets.values():
-            if value:
-                text = text.replace(value, "***")
-        return text
 
 
 TOLD = "told to"

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from forgectl.agent import logs
 from forgectl.agent.forkserver import PACKET
 from forgectl.agent.reaper import Reaper
 from forgectl.agent.warming import Warming
@@ -171,10 +172,7 @@ class ForkServer:
         return f"the fork server ended by {f'signal {-code}' if code and code < 0 else f'exit code {code}'}"
 
     def _log_end(self) -> str:
-        try:
-            return self._log.read_bytes()[-4000:].decode(errors="replace")
-        except OSError:
-            return ""
+        return "\n".join(logs.tail(self._log, lines=100, limit_bytes=4000))
 
     def stop(self) -> None:
         """End the server at once; it holds nothing worth a farewell."""

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from forgectl import redaction
 from forgectl.processes import become_subreaper, collect_children, die_with_parent, identify
 from forgectl.rank import failure
 
@@ -39,6 +40,7 @@ def main(arguments: list[str]) -> Child | None:
     die_with_parent(os.getppid())
     become_subreaper()
     setup = json.loads(agent.recv(PACKET))
+    redaction.of_process()
     gc.disable()  # imports make much and drop little: an eighth faster
     try:
         _preload(setup["workdir"], setup["preload"])

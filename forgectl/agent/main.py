@@ -18,6 +18,7 @@ from pathlib import Path
 
 from forgectl.agent.warming import Warming, lock_of, log_of
 from forgectl.codec import CodecError, from_json
+from forgectl.errors import NotOursError
 from forgectl.processes import become_subreaper
 from forgectl.protocol import AgentConfig
 from forgectl.wire import dial, peer_pid, wrong_version
@@ -61,6 +62,8 @@ def _become_the_one(config: AgentConfig) -> int | None:
         try:
             with dial(Path(config.socket), 5.0) as other:
                 return peer_pid(other)
+        except NotOursError as e:
+            sys.exit(f"forgectl agent: {e.message}")
         except OSError:
             time.sleep(0.02)
 

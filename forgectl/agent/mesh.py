@@ -75,7 +75,6 @@ class HostMesh:
         agent: str,
         emit: Callable[[Happening], None],
         fork_server: Callable[[MeshPlan], ForkServer],
-        redact: Callable[[str], str],
     ) -> None:
         self.plan = plan
         self.first = first
@@ -89,7 +88,6 @@ class HostMesh:
         self._logs = run_dir / "logs" / plan.mesh
         self._emit = emit
         self._fork_server = fork_server
-        self._redact = redact
         self._lease: gpu_leases.GpuLease | None = None
         self.preparing: asyncio.Task[None] | None = None
         self.generation: Generation | None = None
@@ -193,10 +191,10 @@ class HostMesh:
             if generation.stopping.is_set():
                 return
             what = f"could not start on host {self.host}: {e}"
-            self._emit(StartFailed(self.plan.mesh, generation.number, what, self._redact(e.detail)))
+            self._emit(StartFailed(self.plan.mesh, generation.number, what, e.detail))
         except OSError as e:
             what = f"could not start on host {self.host}: {e}"
-            self._emit(StartFailed(self.plan.mesh, generation.number, self._redact(what)))
+            self._emit(StartFailed(self.plan.mesh, generation.number, what))
 
     @staticmethod
     async def _warm(server: ForkServer, generation: Generation) -> bool:
@@ -320,7 +318,6 @@ class HostMesh:
             oom=generation.oom.killed(child.identity.pid) if os.WIFSIGNALED(status) else None,
             log=log,
             error_file=error,
-            redact=self._redact,
         )
         if child.orphaned and report.signal == signal.SIGKILL and not (report.asked or report.error):
             report = dataclasses.replace(report, error=f"{child.orphaned}, and its ranks with it")

@@ -6,7 +6,6 @@ import json
 import os
 import stat
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from forgectl.agent import logs
 from forgectl.protocol import RankExited
 
 MAX_ERROR_FILE = 1 << 20
-MAX_TEXT = 32 * 1024
 TAIL_LINES = 20
 UNNOTICED = 0.05
 """Seconds that an end may be older than our notice of it, while the exceptions that it caused are dated exactly."""
@@ -31,7 +29,6 @@ def exit_report(
     oom: str | None,
     log: Path,
     error_file: Path,
-    redact: Callable[[str], str],
 ) -> RankExited:
     """The report of one rank's end; reads its error file and log only where it did not end well.
 
@@ -50,9 +47,9 @@ def exit_report(
         signal=-code if code < 0 else None,
         asked=asked,
         oom=oom,
-        error=redact(message) if message else None,
-        traceback=redact(trace) if trace else None,
-        log_tail=tuple(redact(line) for line in logs.tail(log, TAIL_LINES)),
+        error=message,
+        traceback=trace,
+        log_tail=tuple(logs.tail(log, TAIL_LINES)),
         failed_ago=max(0.0, time.time() - failed_at),
     )
 
@@ -73,13 +70,13 @@ def read_error_file(path: Path) -> tuple[str | None, str | None, float | None]:
         return None, None, None
     inner = _dict(document).get("message")
     if isinstance(inner, str):  # the older, flat form
-        return inner[:MAX_TEXT], None, info.st_mtime
+        return inner, None, info.st_mtime
     extra = _dict(_dict(inner).get("extraInfo"))
     message = _dict(inner).get("message")
     trace = extra.get("py_callstack")
     return (
-        str(message)[:MAX_TEXT] if message else None,
-        str(trace)[-MAX_TEXT:] if trace else None,
+        str(message) if message else None,
+        str(trace) if trace else None,
         info.st_mtime,  # finer than the whole seconds of the file's own timestamp
     )
 

@@ -136,10 +136,8 @@ def _fault(error: Exception) -> int:
 
 
 def _say(message: str, hint: str | None) -> None:
-    """One paragraph on stderr; the terminal gets no escapes from what a message quotes."""
-    text = f"forgectl: {message}" + (f"\n  hint: {hint}" if hint else "")
-    if sys.stderr.isatty():
-        from forgectl.cli.terminal_text import harmless
+    """One paragraph on stderr, without escapes from what a message quotes: what a pipe gets ends on a terminal, too."""
+    from forgectl.cli.terminal_text import harmless
 
-        text = "\n".join(harmless(line) for line in text.splitlines())
-    sys.stderr.write(text + "\n")
+    text = f"forgectl: {message}" + (f"\n  hint: {hint}" if hint else "")
+    sys.stderr.write("".join(f"{harmless(line, color=False)}\n" for line in text.split("\n")))

@@ -28,8 +28,9 @@ def check(
     """Look at all hosts of SPEC, and start nothing.
 
     Whether they can be reached, by each other too; their Python, torch, CUDA, NCCL and pyzmq; GPUs and who uses
-    them; clocks, disks and limits. Ends with 0 if nothing is in the way of a launch, else with the code of the worst
-    that was found.
+    them; clocks, disks and limits. To find out, it runs each `python:` that SPEC names, here and on its hosts: check
+    no spec whose programs you would not run. Ends with 0 if nothing is in the way of a launch, else with the code of
+    the worst that was found.
     """
     import json
     import os

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from forgectl import __version__
 from forgectl.controller import client
 from forgectl.controller.rundir import RunDir
-from forgectl.errors import InternalError, NotFoundError, TimedOutError, error_of
+from forgectl.errors import InternalError, NotFoundError, NotOursError, TimedOutError, error_of
 from forgectl.protocol import DRIVER_TO_CLI, Hello, ProtocolError, Refusal
 from forgectl.wire import Line, dial
 
@@ -19,6 +19,8 @@ def ask_driver(run: RunDir, request: Any, answer: type[T], seconds: float | None
     """The driver's answer; raises NotFoundError where the run has no driver that answers, and what it refuses with."""
     try:
         line = Line(dial(run.driver_socket, client.ANSWER_SECONDS), DRIVER_TO_CLI)
+    except NotOursError:
+        raise
     except OSError:
         raise NotFoundError(
             f"run {run.run} has no driver that could be asked",

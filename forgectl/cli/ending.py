@@ -19,7 +19,7 @@ from forgectl.wire import Line
 
 def end_all(targets: dict[str, tuple[str, ...] | None], grace: float) -> int:
     """End meshes (None: all) of runs, all at once; 0 when every process is gone, 70 where one could not be killed."""
-    runs = [RunDir(rundir.runs_folder() / name) for name in targets]
+    runs = [RunDir.existing(rundir.runs_folder() / name) for name in targets]
     lines: dict[str, Line | None] = {}
     trouble: ForgeError | None = None
     for run in runs:  # all are asked before any is waited for
@@ -104,8 +104,9 @@ def _tell(document: dict[str, Any], meshes: tuple[str, ...] | None) -> int:
             how = how if how != "-" else rank["state"]
             ends[how] = ends.get(how, 0) + 1
         how_many = ", ".join(f"{count} × {how}" for how, count in ends.items())
-        sys.stdout.write(f"{document['run']}/{mesh['mesh']} {mesh['state']}: {how_many}\n")
+        render.show(render.plain(f"{document['run']}/{mesh['mesh']} {mesh['state']}: {how_many}"))
         if mesh["unkillable"]:
-            sys.stdout.write(f"  not even SIGKILL ended {', '.join(mesh['unkillable'])}; its GPUs stay leased\n")
+            unkillable = ", ".join(mesh["unkillable"])
+            render.show(render.plain(f"  not even SIGKILL ended {unkillable}; its GPUs stay leased"))
             worst = 70
     return worst

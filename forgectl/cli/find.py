@@ -15,6 +15,12 @@ def all_living() -> list[RunDir]:
     return [run for run in rundir.all_runs() if run.read_final() is None]
 
 
+def raise_refused() -> None:
+    """Raise why nothing is read of a run that others may have made or touched, if there is one."""
+    for refusal in rundir.refused_runs().values():
+        raise refusal
+
+
 def find_run(name: str, *, ended: bool = False) -> RunDir:
     """The run of that id or name: a living one, else with `ended` the latest that has ended."""
     runs = rundir.all_runs()
@@ -27,6 +33,8 @@ def find_run(name: str, *, ended: bool = False) -> RunDir:
         raise UsageError(f"several runs are named {name!r}: {', '.join(r.run for r in living)}", hint="give one's id")
     if living or over:
         return (living or over)[-1]
+    if (refusal := rundir.refused_runs().get(name)) is not None:
+        raise refusal
     known = [r.run for r in runs if ended or r.read_final() is None]
     raise NotFoundError(f"no run {name!r}", hint=_nearest(name, [*known, *(r.rpartition("-")[0] for r in known)]))
 
@@ -52,6 +60,7 @@ def find_mesh(name: str, *, ended: bool = False) -> tuple[RunDir, tuple[str, ...
         return living[0]
     if having and ended:
         return having[-1]
+    raise_refused()  # it may be a mesh of such a run
     raise NotFoundError(f"no mesh {name!r}{' in a living run' if having else ''}", hint=_hint(name, runs, ended))
 
 

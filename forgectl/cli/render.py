@@ -1,16 +1,21 @@
-"""All Rich output: tables and reports, honouring NO_COLOR, width and non-terminals."""
+"""All Rich output: tables and reports, honouring NO_COLOR, width and non-terminals.
+
+Whatever is shown goes through `_HarmlessConsole`, so that text from elsewhere (a host, a rank, a spec) cannot act on a
+terminal, whoever made a table of it.
+"""
 
 from __future__ import annotations
 
 import datetime
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -43,9 +48,22 @@ def stderr() -> Console:
     return _console(sys.stderr)
 
 
+class _HarmlessConsole(Console):
+    """Lets no text through that acts on a terminal; colours and cursor movements of our own are no text."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                lines = (harmless(line, color=False) for line in segment.text.split("\n"))
+                yield Segment("\n".join(lines), segment.style)
+
+
 def _console(stream: Any) -> Console:
     width = None if stream.isatty() else int(os.environ.get("COLUMNS") or WIDE)
-    return Console(file=stream, width=width, highlight=False, no_color=not wants_color(stream), soft_wrap=False)
+    no_color = not wants_color(stream)
+    return _HarmlessConsole(file=stream, width=width, highlight=False, no_color=no_color, markup=False, emoji=False)
 
 
 def show(what: RenderableType) -> None:
@@ -60,7 +78,7 @@ def show(what: RenderableType) -> None:
 
 
 def plain(text: str) -> Text:
-    """Text from elsewhere: no markup, no escapes."""
+    """Text from elsewhere as it will be shown, so that columns are as wide."""
     return Text(harmless(text, color=False))
 
 

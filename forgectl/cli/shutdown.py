@@ -20,8 +20,10 @@ def shutdown(
     force: Annotated[bool, typer.Option("--force", help="SIGKILL at once.")] = False,
 ) -> None:
     """End meshes; returns when every process of theirs is gone."""
+    import sys
+
     from forgectl.cli.ending import end_all
-    from forgectl.cli.find import all_living, find_mesh, find_run
+    from forgectl.cli.find import all_living, find_mesh, find_run, raise_refused
     from forgectl.errors import UsageError
 
     if sum(map(bool, (meshes, runs, everything))) != 1:
@@ -35,4 +37,8 @@ def shutdown(
         for name in meshes or ():
             run, found = find_mesh(name)
             targets[run.run] = (*(targets.get(run.run) or ()), *found)
-    raise typer.Exit(end_all(targets, 0.0 if force else timeout))
+    code = end_all(targets, 0.0 if force else timeout)
+    if everything:
+        sys.stdout.flush()
+        raise_refused()
+    raise typer.Exit(code)

@@ -58,7 +58,8 @@ def collect(mesh: str | None, everything: bool, *, stats: bool) -> tuple[list[di
         run, names = find_mesh(mesh, ended=True)
         document = _document(run, stats=stats)
         return [{**document, "meshes": [m for m in document["meshes"] if m["mesh"] in names]}], []
-    found, troubles = [], []
+    found: list[dict[str, Any]] = []
+    troubles: list[ForgeError] = [*rundir.refused_runs().values()]
     for run in rundir.all_runs():
         if not everything and run.read_final() is not None:
             continue

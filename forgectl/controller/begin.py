@@ -16,6 +16,7 @@ from forgectl.errors import BusyError, ForgeError, InternalError, TimedOutError
 from forgectl.names import free_name
 from forgectl.plan.model import MeshPlan, Plan, Unit
 from forgectl.transport.early import EarlyAgent
+from forgectl.wire import private_folder
 
 ENOUGH_CORES = 4
 """For a fork server, an agent, a controller and us. With fewer we go one after the other, beside the fork server: the
@@ -79,7 +80,7 @@ def _begin_agent(
             member = MessageKeys(run, plan).of(host)
             config = agent_config(run, plan, host, seat, secrets, first=True, membership=member, coming=meshes)
             with contextlib.suppress(OSError):  # its controller will say why it cannot be started
-                run.sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
+                private_folder(run.sockets)
                 return host.name, EarlyAgent(config, host.python)
             break
     return "", None

@@ -64,7 +64,9 @@ def _for_messenger(run: Run, name: str, actors: list[Mesh]) -> list[Command]:
             address = f"[{other.address}]" if ":" in other.address else other.address
             links.dialled[other.place] = f"tcp://{address}:{there.port}"
         else:
-            links.tunnels[other.place] = Tunnel(other.name, other.ssh or other.name, other.python, there.socket)
+            links.tunnels[other.place] = Tunnel(
+                other.name, other.ssh or other.name, other.python, there.socket, other.root
+            )
     return [links]
 
 

@@ -29,7 +29,7 @@ from forgectl.controller.server import ControlServer
 from forgectl.controller.state import FAILURE_GRACE, Mesh
 from forgectl.controller.view import run_document
 from forgectl.doorway import LOOK_SECONDS
-from forgectl.errors import ForgeError
+from forgectl.errors import ForgeError, NotOursError
 from forgectl.plan.model import Gpu, HostPlan, Unit
 from forgectl.processes import Identity, boot_id, identify, open_pidfd
 from forgectl.protocol import (
@@ -44,7 +44,7 @@ from forgectl.protocol import (
     Stop,
 )
 from forgectl.transport.ways import way_to
-from forgectl.wire import dial
+from forgectl.wire import dial, private_folder
 
 REPORT_SECONDS = 0.02
 """Between two reports to followers; the first change after a quiet time is reported at once."""
@@ -329,11 +329,16 @@ def _may_answer(host: HostPlan, seat: Seat) -> bool:
 def main(arguments: list[str]) -> None:
     """`boot.py controller RUN_DIR [--adopt] [--lock=FD] [--owner=PID] [--handed=JSON]`.
 
-    Says `ready` once the run has a controller. Secrets come as JSON on standard input. `--lock` is the inherited lock
-    of the run, `--owner` the parent, `--handed` what `transport.ways` takes, by host.
+    Says `ready` once the run has a controller, which it gets only where no other user can have touched it. Secrets
+    come as JSON on standard input. `--lock` is the inherited lock of the run, `--owner` the parent, `--handed` what
+    `transport.ways` takes, by host.
     """
     options = dict(a.split("=", 1) for a in arguments[1:] if "=" in a)
-    run_dir = RunDir(Path(arguments[0]))
+    try:
+        run_dir = RunDir.existing(Path(arguments[0]))
+        sockets = run_dir.sockets
+    except NotOursError as e:
+        sys.exit(e.message)
     owner = _parent(int(options["--owner"])) if "--owner" in options else None
     secrets = json.loads(sys.stdin.buffer.readline() or b"{}")
     handed: Handed = json.loads(options.get("--handed", "{}"))
@@ -345,7 +350,7 @@ def main(arguments: list[str]) -> None:
         os.write(1, b"ready\n")
         return
     if run_dir.read_final() is None:
-        run_dir.sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(sockets)  # not before: of a run that has ended nobody would remove it
         asyncio.run(_run(run_dir, secrets, "--adopt" in arguments, owner, handed))
     else:
         os.write(1, b"ready\n")
@@ -365,6 +370,8 @@ def _become_the_one(run_dir: RunDir) -> bool:
         try:
             dial(run_dir.control_socket, 5.0).close()
             return False
+        except NotOursError as e:
+            sys.exit(e.message)
         except OSError:
             time.sleep(0.02)
     return True

@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from forgectl.codec import CodecError, from_json, to_json
-from forgectl.errors import BusyError, ForgeError, InternalError
+from forgectl.errors import BusyError, ForgeError, InternalError, NotOursError
 from forgectl.frozen import dataclass
 from forgectl.plan.model import HostPlan, Plan
-from forgectl.wire import private_folder
+from forgectl.wire import check_private, private_folder
 
 RESERVE = 64 * 1024
 RESERVE_PER_RANK = 1024
 """Bytes that a run keeps for its final state: without that every later command would take it for a crashed one."""
+_OURS_HINT = (
+    "whoever could put files there could have programs run as you: remove it, or make it private (chmod 700); "
+    "or set FORGECTL_HOME to a folder of your own"
+)
 
 
 def runs_folder() -> Path:
@@ -32,8 +36,8 @@ def runs_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where things are kept that can be made anew, beside the runs."""
-    return runs_folder().parent / "cache"
+    """Where things are kept that can be made anew, beside the runs; raises NotOursError."""
+    return _ours(runs_folder().parent / "cache")
 
 
 def sockets_folder() -> Path:
@@ -55,9 +59,14 @@ class Seat:
 
 @dataclass(frozen=True)
 class RunDir:
-    """The directory of one run (0700)."""
+    """The directory of one run (0700). Of a run that was there before, get it by `existing`."""
 
     path: Path
+
+    @classmethod
+    def existing(cls, path: Path) -> RunDir:
+        """A run that was begun before. Raises NotOursError where another user may have: nothing of it was read."""
+        return cls(_ours(path))
 
     @property
     def run(self) -> str:
@@ -71,8 +80,11 @@ class RunDir:
 
     @property
     def sockets(self) -> Path:
-        """Where its sockets are, as it was when it began: $XDG_RUNTIME_DIR may differ in another shell."""
-        return Path((self.path / "sockets").readlink())
+        """Where its sockets are, as it was when it began: $XDG_RUNTIME_DIR may differ in another shell.
+
+        Raises NotOursError where others could listen in place of our processes, as after /tmp was emptied.
+        """
+        return _ours(Path((self.path / "sockets").readlink()))
 
     @property
     def messages(self) -> Path:
@@ -80,7 +92,7 @@ class RunDir:
         sockets = self.sockets
         if len(os.fsencode(sockets)) <= 64:
             return sockets
-        return Path(f"/tmp/forgectl-{os.getuid()}") / f"{zlib.crc32(os.fsencode(sockets)):08x}"
+        return _ours(Path(f"/tmp/forgectl-{os.getuid()}") / f"{zlib.crc32(os.fsencode(sockets)):08x}")
 
     @property
     def driver_socket(self) -> Path:
@@ -177,13 +189,43 @@ class RunDir:
 
 
 def all_runs() -> list[RunDir]:
-    """Every run of this user, oldest first."""
+    """Every run of this user, oldest first; those that others may have touched are left out (`refused_runs`).
+
+    Raises NotOursError where others may have put runs there.
+    """
     found = []
-    with contextlib.suppress(FileNotFoundError):
-        for path in runs_folder().iterdir():
-            with contextlib.suppress(OSError):  # no run, or one that is just being discarded
-                found.append(((path / "plan.json").stat().st_mtime_ns, path))
+    for path in _run_folders():
+        with contextlib.suppress(OSError):  # no run, or one that is just being discarded, or not ours
+            run = RunDir.existing(path)
+            found.append((run.plan_file.stat().st_mtime_ns, path))
     return [RunDir(path) for _, path in sorted(found)]
+
+
+def refused_runs() -> dict[str, NotOursError]:
+    """Why nothing is read of what lies among the runs and others may have made or touched, by the run's id."""
+    found = {}
+    for path in _run_folders():
+        try:
+            RunDir.existing(path)
+        except NotOursError as e:
+            if path.is_dir():
+                found[path.name] = e
+        except OSError:
+            continue
+    return found
+
+
+def _run_folders() -> list[Path]:
+    """All that lies in the folder of runs, once that is seen to be ours alone."""
+    try:
+        return list(_ours(runs_folder()).iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def _ours(path: Path) -> Path:
+    """The path, unless others can have put there, or can exchange, what it leads to (NotOursError)."""
+    return check_private(path, hint=_OURS_HINT)
 
 
 @contextlib.contextmanager
@@ -290,10 +332,8 @@ _SEAL = len(b',"crc":"00000000"}')
 def _writable(folder: Path) -> Path:
     try:
         return private_folder(folder)
-    except PermissionError as e:
-        if e.errno is None:
-            raise BusyError(str(e), hint="set FORGECTL_HOME to a folder of your own") from None
-        raise _cannot_write(folder, e) from None
+    except NotOursError as e:
+        raise NotOursError(e.message, hint=_OURS_HINT) from None
     except OSError as e:
         raise _cannot_write(folder, e) from None
 

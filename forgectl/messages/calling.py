@@ -44,6 +44,7 @@ from forgectl.messages.frames import (
 from forgectl.messages.reading import Readers, Watch, in_loop, running_loop
 from forgectl.messages.shared import LEAST, Gone, opened, share
 from forgectl.messages.sockets import Source, ipc, new_socket, of_this_process, send, taken
+from forgectl.private import check_private
 
 log = logging.getLogger("forgectl")
 
@@ -246,6 +247,7 @@ class Exchange:
     def _connect(self, socket: str) -> bytes:
         name = socket.encode()
         if name not in self._connected:
+            check_private(self.here.folder)  # ZeroMQ does not say who listens: in such a folder it is one of ours
             self._connected.add(name)
             self._near.socket.connect_routing_id = name
             self._near.socket.connect(ipc(Path(self.here.folder, socket)))

@@ -10,6 +10,7 @@ from dataclasses import field
 from typing import Any, Literal
 
 from forgectl.frozen import dataclass
+from forgectl.names import SECRETS
 
 MeshKind = Literal["actor", "service", "script", "driver"]
 StartMethod = Literal["fork", "spawn"]
@@ -194,6 +195,7 @@ class MeshPlan:
         """What its ranks on that host are forked from; raises KeyError for a secret that is not known."""
         env = {**self.env[host], **{name: secrets[name] for name in self.secrets}}
         env |= {"FORGE_RUN_ID": run, "FORGE_HOST": host, "FORGE_ROLE": "forkserver"}
+        env |= {SECRETS: ",".join(self.secrets)} if self.secrets else {}
         preload = self.preload if self.start_method == "fork" and self.program.kind != "command" else ()
         if preload and (self.stays or self.kind == "driver"):
             preload = (*preload, AHEAD)

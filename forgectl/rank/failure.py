@@ -8,6 +8,8 @@ import time
 import traceback
 from types import TracebackType
 
+from forgectl.redaction import of_process
+
 MAX_TEXT = 32 * 1024
 
 
@@ -36,12 +38,13 @@ def write_error_file(path: str, error: BaseException) -> None:
 
 def describe(error: BaseException) -> str:
     """`ValueError: bad value`, as the last line of a traceback says it."""
-    return "".join(traceback.format_exception_only(type(error), error)).strip()[:MAX_TEXT]
+    text = "".join(traceback.format_exception_only(type(error), error)).strip()
+    return of_process()(text)[:MAX_TEXT]  # in this order: nobody knows half a secret for one
 
 
 def format_traceback(error: BaseException) -> str:
     """The traceback of `error`; of a long one the end, which names the cause."""
-    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    text = of_process()("".join(traceback.format_exception(type(error), error, error.__traceback__)))
     return text if len(text) <= MAX_TEXT else "[…]\n" + text[-MAX_TEXT:]
 
 

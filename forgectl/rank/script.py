@@ -13,6 +13,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+from forgectl import redaction
 from forgectl.boot import BOOT
 from forgectl.names import DRIVER
 from forgectl.processes import die_with_parent
@@ -62,6 +63,7 @@ def run(kind: str, target: str, args: list[str], workdir: str) -> None:
     from forgectl.rank import streams
 
     rank = os.getpid()
+    redaction.of_process()
     os.chdir(workdir)
     streams.install()
     faulthandler.enable()

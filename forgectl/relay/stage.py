@@ -1,15 +1,17 @@
 # The first thing that runs on a host: finds or unpacks the shipped code, then becomes the relay.
-# Sent as text and run by whatever `python` the host has: no forgectl here, and syntax that an old Python understands,
-# so that it can say that it is too old.
-import errno
+# Sent as text, behind that of private.py, and run by whatever `python` the host has: no forgectl here, and syntax that
+# an old Python understands, so that it can say that it is too old.
 import hashlib
 import io
 import json
 import os
-import stat
 import sys
 import tarfile
 import tempfile
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from forgectl.private import NotPrivateError, private_folder
 
 MARK = b"forgectl-relay "  # what a login script prints before it is noise
 
@@ -33,22 +35,34 @@ def read_bytes(count: int) -> bytes:
     return b"".join(parts)
 
 
-def private(path: str) -> str:
-    """Make a folder (0700), or see that it is ours alone."""
+def own_folder(given: str) -> str:
+    """Where forgectl keeps what it has on this host: `given`, else where others may have been first, or our home."""
+    if given:
+        return private_folder(os.path.expanduser(given))
     try:
-        os.mkdir(path, 0o700)
-    except OSError as e:
-        if e.errno != errno.EEXIST:
+        return private_folder("/var/tmp/forgectl-%d" % os.getuid())
+    except NotPrivateError as e:
+        if e.owner == os.getuid():  # its user can mend that
             raise
-    info = os.lstat(path)
-    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
-        raise OSError("%s must be a folder of this user with mode 0700" % path)
-    return path
+        try:
+            return private_folder(os.path.expanduser("~/.cache/forgectl"))
+        except OSError as other:
+            raise NotPrivateError("%s; and %s" % (e, other), e.owner) from None
+
+
+def cure(error: OSError) -> str:
+    """What to do where there is no such folder."""
+    elsewhere = "or name another folder of yours by `root:` of the host"
+    if not isinstance(error, NotPrivateError):
+        return "forgectl keeps code, workdirs and logs there: make room, or make it writable, " + elsewhere
+    if error.owner == os.getuid():
+        return "forgectl keeps code, workdirs and logs there: remove it, or make it private (chmod 700), " + elsewhere
+    return "have its owner or root remove it, " + elsewhere
 
 
 def code_folder(root: str, digest: str) -> str:
     """Where the shipped code is, unpacked now unless it is there."""
-    folder = os.path.join(private(os.path.join(root, "code")), digest)
+    folder = os.path.join(private_folder(os.path.join(root, "code")), digest)
     there = os.path.isdir(folder)
     say(have=there)
     if there:
@@ -69,8 +83,8 @@ def code_folder(root: str, digest: str) -> str:
 
 
 def main() -> None:
-    """Answer the digest of the code with what is in the way, or with the relay."""
-    digest = read_line().decode()
+    """Answer the digest of the code, and the host's `root:`, with what is in the way, or with the relay."""
+    digest, given = read_line().decode(), read_line().decode()
     here = {"python": sys.executable, "version": list(sys.version_info[:3])}
     if sys.version_info < (3, 10):
         say(wrong="old", **here)
@@ -81,13 +95,10 @@ def main() -> None:
         say(wrong="psutil", **here)
         sys.exit(1)
     try:
-        root = private("/var/tmp/forgectl-%d" % os.getuid())
+        root = own_folder(given)
         folder = code_folder(root, digest)
     except OSError as e:
-        cure = "remove it: forgectl keeps code, workdirs and logs there"
-        if e.errno is not None:
-            cure = "forgectl keeps code, workdirs and logs in /var/tmp: make room there, or make it writable"
-        say(wrong="root", why=e.strerror or str(e), cure=cure, **here)
+        say(wrong="root", why=e.strerror or str(e), cure=cure(e), **here)
         sys.exit(1)
     sys.path.insert(0, folder)
     from forgectl.relay.main import main as relay

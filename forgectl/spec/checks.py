@@ -89,6 +89,8 @@ class Checks:
             first.setdefault(host.name, i)
             if host.local and host.ssh:
                 self.problems.add(f"{where}.ssh", "a local host is not reached by ssh; drop ssh or local")
+            if host.local and host.root:
+                self.problems.add(f"{where}.root", "a local host has its files in the run's own folder; drop root")
             if host.name == "local" and not host.local and self.sound(f"{where}.local"):
                 self.problems.add(where, "the name 'local' is kept for this machine; choose another")
 

@@ -1,4 +1,8 @@
-"""A hostfile as DeepSpeed and MPI write it: a host a line, with its slots. Pure."""
+"""A hostfile as DeepSpeed and MPI write it: a host a line, with its slots. Pure.
+
+A spec may be somebody else's, and name any file of the user's in place of a hostfile: no complaint repeats what it
+says.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from forgectl.plan.model import MAX_RANKS
-from forgectl.spec.problems import show
 
 _EQUALS = re.compile(r"\s*=\s*")
 _NUMBER = re.compile(r"0*([0-9]{1,9})")
@@ -54,14 +57,14 @@ def _entry(number: int, line: str) -> Entry:
     name, given = _with_count(name)
     slots = [] if given is None else [given]
     most: int | None = None
-    for word in _EQUALS.sub("=", " ".join(rest)).split():
+    for place, word in enumerate(_EQUALS.sub("=", " ".join(rest)).split(), start=2):
         key, _, value = word.partition("=")
         if key == "slots":
-            slots.append(_count(key, value))
+            slots.append(_count("slots=", value))
         elif key in _MOST:
-            most = _count(key, value)
+            most = _count("max_slots=", value)
         else:
-            raise _Wrong(f"cannot read {show(word)}; a line is NAME, NAME slots=N or NAME:N")
+            raise _Wrong(f"cannot read its word {place}; a line is NAME, NAME slots=N or NAME:N")
     if len(slots) > 1:
         raise _Wrong("gives the number of slots twice")
     count = slots[0] if slots else most
@@ -75,13 +78,13 @@ def _with_count(name: str) -> tuple[str, int | None]:
     before, colon, count = name.rpartition(":")
     if not colon or not before or ":" in before or "/" in before:
         return name, None
-    return before, _count(f"{before}:", count)
+    return before, _count("NAME:", count)
 
 
-def _count(key: str, text: str) -> int:
+def _count(after: str, text: str) -> int:
     match = _NUMBER.fullmatch(text)
     if not match:
-        raise _Wrong(f"expected a number after {show(key)}, got {show(text or None)}")
+        raise _Wrong(f"expected a number after {after}")
     if int(match[1]) > MAX_RANKS:
-        raise _Wrong(f"{show(key)} must be at most {MAX_RANKS}, got {match[1]}")
+        raise _Wrong(f"the number after {after} must be at most {MAX_RANKS}")
     return int(match[1])

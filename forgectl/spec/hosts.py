@@ -15,6 +15,7 @@ from forgectl.spec.scalars import (
     Bare,
     Bool,
     EnvText,
+    Folder,
     Interpreter,
     Name,
     Slots,
@@ -62,6 +63,11 @@ class Host(Model):
     )
     python: Interpreter | None = Field(
         default=None, description="Interpreter of agent and ranks; default: forgectl's own, by ssh python3"
+    )
+    root: Folder | None = Field(
+        default=None,
+        description="forgectl's folder on an ssh host; default: /var/tmp/forgectl-UID, "
+        "or ~/.cache/forgectl where another user has made that",
     )
     gpus: Gpus = Field(default="auto", description="auto, none, a number of GPUs, or the indices of those to use")
     slots: Slots | None = Field(
@@ -115,6 +121,7 @@ class HostSource(Model):
     )
     slurm: Bool = Field(default=False, description="The hosts of the Slurm job that forgectl is started in")
     python: Interpreter | None = Field(default=None, description="As of a host, for each of them")
+    root: Folder | None = Field(default=None, description="As of a host, for each of them")
     gpus: Gpus | None = Field(default=None, description="As of a host, for each of them")
     slots: Slots | None = Field(
         default=None, description="As of a host, where the file gives none, and in place of Slurm's"

@@ -27,6 +27,9 @@ _BYTES = {"": 1, "b": 1} | {
 }
 _BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _VARIABLE = {"type": "string", "pattern": r"\$\{"}
+_OPTION = re.compile(r"(^|@|://)(-|%2d)", re.IGNORECASE)
+_SHELL = frozenset("'`\"$\\;&<>|(){}")
+"""What ssh would hand to a shell with the name, for ProxyCommand and its like; newer ones refuse it themselves."""
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _CLASS = re.compile(rf"{_MODULE.pattern}:{_MODULE.pattern}")
 
@@ -164,14 +167,23 @@ def bare(value: Any) -> str:
     """Text that ends up on a command line: never an option, never with blanks."""
     if not some_text(value).isprintable() or " " in value:
         raise wrong(f"{show(value)} has blanks or control characters")
-    if value.startswith("-") or "@-" in value:
+    if _OPTION.search(value):
         raise wrong(f"{show(value)} would be taken for an option")
+    if not _SHELL.isdisjoint(value):
+        raise wrong(f"{show(value)} has characters that a shell would act on")
     return str(value)
 
 
 def program(value: Any) -> str:
     if some_text(value).startswith("-"):
         raise wrong(f"expected a program, got {show(value)}")
+    return str(value)
+
+
+def folder(value: Any) -> str:
+    """A folder on another machine: what it is relative to would be anybody's guess."""
+    if not some_text(value).startswith(("/", "~/")) or not value.isprintable():
+        raise wrong(f"expected an absolute path, or one that begins with ~/, got {show(value)}")
     return str(value)
 
 
@@ -251,4 +263,5 @@ Words = Annotated[
 ClassPath = Annotated[str, BeforeValidator(class_path), or_variable({"type": "string", "pattern": ":"})]
 Module = Annotated[str, BeforeValidator(module)]
 Bare = Annotated[str, BeforeValidator(bare)]
+Folder = Annotated[str, BeforeValidator(folder)]
 Interpreter = Annotated[str, BeforeValidator(program)]

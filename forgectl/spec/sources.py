@@ -17,21 +17,24 @@ from forgectl.spec.nodelist import NodelistError, counts, expand
 from forgectl.spec.problems import MOST, Problems, show, step
 from forgectl.spec.programs import tilde
 from forgectl.spec.read import Null
+from forgectl.spec.scalars import NAME_RULE
 from forgectl.spec.validate import validated
 
 MAX_HOSTS = 1000
 MAX_BYTES = 1 << 20
+_NO_NAME = f"does not begin with the name of a host ({NAME_RULE}), or what one types after `ssh` to get there"
 _LOCAL = ("local", "localhost")
 _NODES = ("SLURM_JOB_NODELIST", "SLURM_NODELIST")
 
 
 @dataclass(frozen=True)
 class _Named:
-    """A host as its source names it, and where."""
+    """A host as its source names it, and where. `quoted`: whether messages may repeat the name."""
 
     place: str
     destination: str
     slots: int | None
+    quoted: bool = True
 
 
 def fill_in(data: dict[str, Any], folder: Path, environ: Mapping[str, str], problems: Problems) -> set[str]:
@@ -58,7 +61,8 @@ def _listed(
     named: Iterable[_Named | str], source: HostSource, where: str, problems: Problems
 ) -> tuple[list[dict[str, Any]] | Null, bool]:
     """The hosts as a spec would list them, and whether nothing is wrong with any."""
-    every = {"python": source.python, "env": dict(source.env), "gpus": source.gpus, "slots": source.slots}
+    every: dict[str, Any] = {"python": source.python, "root": source.root, "env": dict(source.env)}
+    every |= {"gpus": source.gpus, "slots": source.slots}
     given = {key: value for key, value in every.items() if value is not None}
     found: dict[str, dict[str, Any]] = {}
     places: dict[str, str] = {}
@@ -69,9 +73,12 @@ def _listed(
             complaints.append(str(host))
         elif (name := host["name"]) in found:
             first = f"; first in {places[name]}" if places[name] != one.place else ""
-            complaints.append(f"{one.place}: the name {show(name)} is used twice{first}")
+            what = f"the name {show(name)}" if one.quoted else "its name"
+            complaints.append(f"{one.place}: {what} is used twice{first}")
         else:
             found[name], places[name] = {**given, **host}, one.place
+            if "local" in host:
+                found[name].pop("root", None)  # it is for those that are reached by ssh
         if len(found) > MAX_HOSTS or len(complaints) >= MOST:
             break
     if len(found) > MAX_HOSTS:
@@ -92,7 +99,7 @@ def _host(named: _Named) -> dict[str, Any] | str:
     try:
         return {**by_ssh(named.destination), **slots}
     except PydanticCustomError as e:
-        return f"{named.place}: {e}"
+        return f"{named.place}: {e if named.quoted else _NO_NAME}"
 
 
 def _of_file(name: str, folder: Path) -> Iterator[_Named | str]:
@@ -117,7 +124,7 @@ def _of_file(name: str, folder: Path) -> Iterator[_Named | str]:
         yield (
             f"{place}: {entry.message}"
             if isinstance(entry, Complaint)
-            else _Named(place, entry.destination, entry.slots)
+            else _Named(place, entry.destination, entry.slots, quoted=False)
         )
     if empty:
         yield f"{name}: names no host"

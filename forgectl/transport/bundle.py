@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
-STAGE = PACKAGE / "relay" / "stage.py"
-"""What unpacks it on a host."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +19,12 @@ class Bundle:
 
     data: bytes
     digest: str
+
+
+@functools.cache
+def stage() -> bytes:
+    """What unpacks it on a host, as one text: it needs what checks folders before there is any other code of ours."""
+    return b"\n".join((PACKAGE / name).read_bytes() for name in ("private.py", "relay/stage.py"))
 
 
 @functools.cache

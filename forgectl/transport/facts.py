@@ -118,7 +118,7 @@ def gather(spec: Spec, environ: Mapping[str, str], slow: Slow | None = None) -> 
 
 def destination(host: Host) -> Destination:
     """How ssh reaches a host of the spec."""
-    return Destination(host.name, host.ssh or host.name, host.python or "python3")
+    return Destination(host.name, host.ssh or host.name, host.python or "python3", host.root or "")
 
 
 def for_all(

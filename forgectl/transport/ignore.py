@@ -1,10 +1,16 @@
-"""What .gitignore and .forgeignore leave out, by git's own rules; a pattern is matched as bytes, as git does."""
+"""What .gitignore and .forgeignore leave out, by git's own rules; a pattern is matched as bytes, as git does.
+
+A pattern may be anybody's who wrote to the repository, so the work it makes must not explode: whatever follows a star
+is looked for where it fits first, and never again (`_once`). That is enough: an earlier place leaves more to what comes
+later. So a match takes at most as many steps as the pattern has parts times the path has bytes.
+"""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 ALWAYS = frozenset({".git", "__pycache__"})
@@ -12,6 +18,10 @@ ALWAYS = frozenset({".git", "__pycache__"})
 
 _SPECIAL = frozenset(b"*?[\\")
 _NEVER = b"(?!)"
+_STAR = b"*"
+_FOLDERS, _SOME_FOLDERS = b"**/", b"**\\/"
+"""What stands for a wildcard among the parts of a pattern: within a name; any number of folders; one or more."""
+_LAZY = {_FOLDERS: b"(?:[^/]*/)*?", _SOME_FOLDERS: b"(?:[^/]*/)+?"}
 _CLASSES: dict[bytes, Callable[[int], bool]] = {
     b"alnum": lambda c: bytes([c]).isalnum(),
     b"alpha": lambda c: bytes([c]).isalpha(),
@@ -66,11 +76,13 @@ class Rules:
         ][::-1]
         if not numbers:
             return lambda text: -1
-        whole = re.compile(b"(?s:" + b"|".join(b"(" + self._patterns[n].regex + b")" for n in numbers) + b")")
+        each = (b"(?P<line%d>%s)" % (n, self._patterns[n].regex) for n in numbers)
+        whole = re.compile(b"(?s:" + b"|".join(each) + b")")
+        number_of = {whole.groupindex[f"line{n}"]: n for n in numbers}
 
         def find(text: bytes) -> int:
             match = whole.fullmatch(text)
-            return numbers[match.lastindex - 1] if match and match.lastindex else -1
+            return number_of[match.lastindex] if match and match.lastindex else -1
 
         return find
 
@@ -117,11 +129,12 @@ class Ignored:
 def patterns(text: bytes) -> list[Pattern]:
     """The patterns of an ignore file."""
     found = []
+    numbers = itertools.count()
     for line in text.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
         if line.startswith(b"#"):
             continue
         line = _without_trailing_spaces(line.removesuffix(b"\r").partition(b"\0")[0])
-        if pattern := _pattern(line):
+        if pattern := _pattern(line, numbers):
             found.append(pattern)
     return found
 
@@ -143,7 +156,7 @@ def _without_trailing_spaces(line: bytes) -> bytes:
     return line if end is None else line[:end]
 
 
-def _pattern(line: bytes) -> Pattern | None:
+def _pattern(line: bytes, numbers: Iterator[int]) -> Pattern | None:
     includes = line.startswith(b"!")
     text = line[1:] if includes else line
     folders_only = text.endswith(b"/")
@@ -151,17 +164,55 @@ def _pattern(line: bytes) -> Pattern | None:
     if not text:
         return None
     if b"/" not in text:
-        return Pattern(_translate(text), True, folders_only, includes)
+        return Pattern(_translate(text, numbers), True, folders_only, includes)
     text = text.removeprefix(b"/")
     literal = next((i for i, c in enumerate(text) if c in _SPECIAL), len(text))
     # git compares the part without wildcards first, and takes what follows for a pattern of its own.
-    rest = _translate(text[literal:])
+    rest = _translate(text[literal:], numbers)
     return Pattern(rest if rest == _NEVER else re.escape(text[:literal]) + rest, False, folders_only, includes)
 
 
-def _translate(glob: bytes) -> bytes:
+def _translate(glob: bytes, numbers: Iterator[int]) -> bytes:
     """A glob as a regular expression that matches the same names or paths: git's wildmatch()."""
-    out = []
+    parts = _parts(glob)
+    if parts is None:
+        return _NEVER
+    out = b""
+    group: list[bytes] = []  # what stands between two wildcards for folders
+    before = b""
+    for part in parts:
+        if part in _LAZY:
+            # All of it ends at a slash, and what follows begins with any number of folders.
+            body = before + _group(group, numbers, last=False)
+            out += _once(body, numbers) if before else body
+            group, before = [], _LAZY[part]
+        else:
+            group.append(part)
+    return out + before + _group(group, numbers, last=True)
+
+
+def _group(parts: list[bytes], numbers: Iterator[int], *, last: bool) -> bytes:
+    """Parts without a wildcard for folders; of the `last` ones the end must be that of the path."""
+    pieces = [b""]
+    for part in parts:
+        if part == _STAR:
+            pieces.append(b"")
+        else:
+            pieces[-1] += part
+    begin, *after_stars = pieces
+    end = b"[^/]*" + after_stars.pop() if last and after_stars else b""
+    return begin + b"".join(_once(b"[^/]*?" + piece, numbers) for piece in after_stars) + end
+
+
+def _once(regex: bytes, numbers: Iterator[int]) -> bytes:
+    """The first match of `regex`, which is not given up for a later one: (?>…), which Python 3.10 does not have."""
+    name = b"once%d" % next(numbers)
+    return b"(?=(?P<%s>%s))(?P=%s)" % (name, regex, name)
+
+
+def _parts(glob: bytes) -> list[bytes] | None:
+    """What a glob consists of, as wildcards and regular expressions of fixed length; None for one that is broken."""
+    parts = []
     i = 0
     while i < len(glob):
         c = glob[i : i + 1]
@@ -172,16 +223,16 @@ def _translate(glob: bytes) -> bytes:
         elif c == b"[":
             found = _bracket(glob, i + 1)
             if found is None:
-                return _NEVER
+                return None
             part, i = found
         elif c == b"\\":
             if i + 1 == len(glob):
-                return _NEVER
+                return None
             part, i = re.escape(glob[i + 1 : i + 2]), i + 2
         else:
             part, i = re.escape(c), i + 1
-        out.append(part)
-    return b"".join(out)
+        parts.append(part)
+    return parts
 
 
 def _stars(glob: bytes, start: int) -> tuple[bytes, int]:
@@ -191,11 +242,14 @@ def _stars(glob: bytes, start: int) -> tuple[bytes, int]:
         end += 1
     rest = glob[end:]
     apart = start == 0 or glob[start - 1 : start] == b"/"
-    if end - start == 1 or not apart or not (rest == b"" or rest.startswith((b"/", b"\\/"))):
-        return b"[^/]*", end
-    if rest.startswith(b"/"):
-        return b"(?:.*/)?", end + 1
-    return b".*", end
+    if end - start > 1 and apart:
+        if rest == b"":
+            return b".*", end
+        if rest.startswith(b"/"):
+            return _FOLDERS, end + 1
+        if rest.startswith(b"\\/"):
+            return _SOME_FOLDERS, end + 2
+    return _STAR, end
 
 
 def _bracket(glob: bytes, i: int) -> tuple[bytes, int] | None:

@@ -17,10 +17,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from forgectl.codec import from_json
 from forgectl.errors import BY_EXIT_CODE, ForgeError, UnreachableError, UsageError
 from forgectl.protocol import RELAY_TO_LAUNCHER, RELAY_TO_SYNC, ProtocolError, Refusal, RelayReady, decode
 from forgectl.transport import ssh_errors
-from forgectl.transport.bundle import STAGE, bundle
+from forgectl.transport.bundle import bundle, stage
+from forgectl.transport.ssh_errors import StageWord
 from forgectl.wire import Line
 
 DIAL_SECONDS = 30.0
@@ -56,11 +58,12 @@ OPTIONS = (
 
 @dataclass(frozen=True)
 class Destination:
-    """An ssh host of a run: its name, what ssh is told, and the interpreter there."""
+    """An ssh host of a run: its name, what ssh is told, the interpreter there, and our folder ("": it finds one)."""
 
     name: str
     ssh: str
     python: str
+    root: str = ""
 
     @property
     def command(self) -> str:
@@ -250,28 +253,26 @@ def _dial(to: Destination, seconds: int, started: Callable[[subprocess.Popen[byt
 def _greet(dialled: Dialled) -> None:
     """Have the relay run at the other end."""
     line, deadline = dialled.line, time.monotonic() + DIAL_SECONDS
-    stage, shipped = STAGE.read_bytes(), bundle()
-    head = f"{dialled.to.python}\n{LOADER}\n{len(stage)}\n".encode()
+    first, shipped = stage(), bundle()
+    head = f"{dialled.to.python}\n{LOADER}\n{len(first)}\n".encode()
+    told = f"{shipped.digest}\n{dialled.to.root}\n".encode()
     noise: list[str] = []
     try:
         with contextlib.suppress(ConnectionError):  # reading tells why
-            line.send_bytes(head + stage + shipped.digest.encode() + b"\n")
+            line.send_bytes(head + first + told)
         word = _word(line, deadline, noise)
-        if word.get("have") is False:
+        if word.have is None:
+            raise ssh_errors.unfit(dialled.to, word)
+        if not word.have:
             line.send_bytes(b"%d\n" % len(shipped.data) + shipped.data)
-            word = {}
-            ready = _ready(line, deadline, word)
-        elif word.get("have"):
-            ready = _ready(line, deadline, word)
-        else:
-            raise ssh_errors.unfit(dialled.to, word)
-        if ready is None:
-            raise ssh_errors.unfit(dialled.to, word)
+        ready = _ready(line, deadline)
+        if isinstance(ready, StageWord):
+            raise ssh_errors.unfit(dialled.to, ready)
     except (TimeoutError, ConnectionError, ProtocolError, EOFError):
         raise _why_not(dialled, noise) from None
 
 
-def _word(line: Line, deadline: float, noise: list[str]) -> dict[str, Any]:
+def _word(line: Line, deadline: float, noise: list[str]) -> StageWord:
     """The next word of the stage, after what login scripts print; raises EOFError, TimeoutError."""
     left = NOISE
     while left > 0:
@@ -295,22 +296,20 @@ def _line_by(line: Line, deadline: float) -> bytes:
     return text
 
 
-def _marked(text: bytes) -> dict[str, Any] | None:
+def _marked(text: bytes) -> StageWord | None:
     """A word of the stage; None for anything else."""
     if text.startswith(MARK):
-        with contextlib.suppress(ValueError):
-            found = json.loads(text[len(MARK) :])
-            return found if isinstance(found, dict) else None
+        with contextlib.suppress(ValueError, RecursionError):
+            return from_json(StageWord, json.loads(text[len(MARK) :]))
     return None
 
 
-def _ready(line: Line, deadline: float, word: dict[str, Any]) -> RelayReady | None:
-    """The relay's first message; None where the stage had one more word to say, which is put into `word`."""
+def _ready(line: Line, deadline: float) -> RelayReady | StageWord:
+    """The relay's first message, or why the stage could not become the relay."""
     while not (text := _line_by(line, deadline)):
         pass
     if (more := _marked(text)) is not None:
-        word.update(more)
-        return None
+        return more
     ready = decode(text, (RelayReady,))
     assert isinstance(ready, RelayReady)
     return ready

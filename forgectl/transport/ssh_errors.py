@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from forgectl.errors import ForgeError, SshRefusedError, UnreachableError
+from forgectl.frozen import dataclass
 
 if TYPE_CHECKING:
     from forgectl.transport.ssh import Destination
@@ -16,6 +17,18 @@ NOT_FOUND = 127
 NOT_EXECUTABLE = 126
 BUSY = ("kex_exchange_identification", "Connection closed by", "Connection reset by", "banner exchange")
 """What ssh says where sshd had too many that were logging in, or lost one."""
+
+
+@dataclass(frozen=True)
+class StageWord:
+    """What our first program on a host (relay/stage.py) says: whether our code is there, or what is in the way."""
+
+    have: bool | None = None
+    wrong: str = ""  # old, psutil, root
+    python: str = ""
+    version: tuple[int, ...] = ()
+    why: str = ""
+    cure: str = ""
 
 
 class TryAgain(Exception):
@@ -57,20 +70,20 @@ def explain(to: Destination, code: int | None, said: Sequence[str], noise: Seque
     return UnreachableError(message, hint=f"see what `{to.command} {_name(to)} {shlex.quote(to.python)} -c pass` says")
 
 
-def unfit(to: Destination, word: Mapping[str, Any]) -> ForgeError:
+def unfit(to: Destination, word: StageWord) -> ForgeError:
     """The stage ran, and told what is in the way."""
-    python, version = str(word.get("python") or to.python), ".".join(map(str, word.get("version", ())))
-    where, wrong = f"host {to.name}", word.get("wrong")
-    if wrong == "old":
+    python, version = word.python or to.python, ".".join(map(str, word.version))
+    where = f"host {to.name}"
+    if word.wrong == "old":
         hint = f"set `python:` of host {to.name} to a newer one"
         return UnreachableError(f"{where}: {python} is Python {version}; forgectl needs 3.10 or newer", hint=hint)
-    if wrong == "psutil":
+    if word.wrong == "psutil":
         return UnreachableError(
             f"{where}: {python} lacks psutil",
             hint=f"{to.command} {_name(to)} {shlex.quote(python)} -m pip install psutil (or name another `python:`)",
         )
-    message = f"{where}: cannot keep files there: {word.get('why', word)}"
-    return UnreachableError(message, hint=word.get("cure") or "forgectl keeps them in /var/tmp")
+    message = f"{where}: cannot keep files there: {word.why or 'it does not say why'}"
+    return UnreachableError(message, hint=word.cure or "forgectl keeps them in /var/tmp")
 
 
 def _first(said: Sequence[str], *needles: str) -> str:

@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends in its own order
     config = json.loads(sys.stdin.buffer.readline())
-    to = Destination(config["host"], config["ssh"], config["python"])
+    to = Destination(config["host"], config["ssh"], config["python"], config["root"])
     listener = listen(Path(config["entry"]))
     os.write(report, b"{}\n")
     os.close(report)

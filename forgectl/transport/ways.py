@@ -27,7 +27,7 @@ def way_to(host: HostPlan, agent_socket: Path, handed: Sequence[int]) -> LocalWa
     from forgectl.transport.ssh import Destination, Dialled
     from forgectl.wire import Line
 
-    to = Destination(host.name, host.ssh or host.name, host.python)
+    to = Destination(host.name, host.ssh or host.name, host.python, host.root)
     relay = None
     if handed:
         connection, ssh = handed

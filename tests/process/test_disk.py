@@ -125,9 +125,9 @@ def test_a_home_that_is_a_file_is_refused(tmp_path: Path) -> None:
 
 def _refused(forge: Forge, folder: str) -> None:
     result = forge.run("launch", forge.spec("scripts: {stay: {run: PROGRAMS/stay.py, preload: []}}"))
-    assert result.returncode == 75, result.stderr
+    assert result.returncode == 77, result.stderr
     assert f"{forge.home / folder} must be a folder of yours with mode 0700" in result.stderr
-    assert "hint: set FORGECTL_HOME to a folder of your own" in result.stderr
+    assert "or set FORGECTL_HOME to a folder of your own" in result.stderr
     assert len(result.stderr.splitlines()) == 2
 
 

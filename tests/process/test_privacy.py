@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import stat
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROGRAMS, Forge, listening_ports, processes_of, processes_with
+from tests.conftest import Forge, listening_ports, processes_of, processes_with
 from tests.process.actor_scripts import background, play, the_run
-
-NOBODY = 65534
+from tests.process.other_user import as_another_user
 
 RUNS = """
     c = await Fast.options(procs=2).as_actor()
@@ -63,23 +58,6 @@ def forge(forge: Forge) -> Iterator[Forge]:
         forge.home = own
 
 
-def as_another_user(forge: Forge, *arguments: str) -> dict[str, list[str]]:
-    """What intruder.py says, run by nobody."""
-    if os.getuid() != 0 or not shutil.which("setpriv"):
-        pytest.fail("a second user takes root, and setpriv of util-linux")
-    program = Path("/tmp") / f"forge-intruder-{os.getpid()}.py"  # where that user can read it
-    shutil.copy(PROGRAMS / "intruder.py", program)
-    program.chmod(0o644)
-    argv = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", sys.executable, program, *arguments]
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, cwd="/", check=False)
-    finally:
-        program.unlink()
-    assert done.returncode == 0, done.stderr
-    found: dict[str, list[str]] = json.loads(done.stdout)
-    return found
-
-
 def test_nothing_of_a_run_can_be_connected_to_by_others(forge: Forge) -> None:
     script = background(forge, RUNS)
     assert script.stdout
@@ -99,7 +77,7 @@ def test_nothing_of_a_run_can_be_connected_to_by_others(forge: Forge) -> None:
     stores = {port for _, port in listening_ports(pids)}
     assert ports <= stores
     assert len(stores) == 4  # a mesh each: nothing but rendezvous stores
-    found = as_another_user(forge, "unix", *listening)
+    found = as_another_user("unix", *listening)
     assert set(map(tuple, found.values())) == {("PermissionError", "refused")}
     (forge.folder / "look").touch()
     _, err = script.communicate(timeout=60)
@@ -118,8 +96,12 @@ def test_the_uid_of_a_peer_is_checked_should_the_folder_ever_be_open(forge: Forg
     ranks = [str(p) for p in messages.iterdir() if p.name.count(".") == 2]
     for rank in ranks:
         Path(rank).chmod(0o777)
-    found = as_another_user(forge, "unix", *ranks)
+    found = as_another_user("unix", *ranks)
     assert set(map(tuple, found.values())) == {("connected", "refused")}
+    messages.chmod(0o700)  # where it is open, our own processes connect to nobody any more
+    for folder in messages.parents:
+        if folder.is_relative_to(forge.home.parent):
+            folder.chmod(0o700)
     (forge.folder / "look").touch()
     _, err = script.communicate(timeout=60)
     assert script.returncode == 0, err

@@ -3,12 +3,17 @@
 intruder.py unix PATH…               connects to these sockets, raw and by ZeroMQ, and calls
 intruder.py net HOST PORT KEYS       dials a messenger: without a key, with another run's, with garbage, by halves;
                                      KEYS: the server's public key
+intruder.py plant FOLDER             makes what the JSON on standard input says there: {path: text, or {"link": target}}
+intruder.py listen PATH…             listens at these paths until standard input ends; how many bytes it was told
 """
 
 import contextlib
 import json
+import os
+import pathlib
 import pickle
 import random
+import selectors
 import socket
 import sys
 
@@ -86,8 +91,51 @@ def net(host, port, server):
     sys.stdin.read()  # they are held open until we are told to end
 
 
+def plant(folder):
+    """Make files, programs and links, open to all, and the folders that they are in."""
+    os.umask(0)
+    wanted = json.load(sys.stdin)
+    for name, what in wanted.items():
+        path = pathlib.Path(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(what, dict):
+            path.symlink_to(what["link"])
+        else:
+            path.write_text(what)
+            path.chmod(0o777)
+    print(json.dumps(list(wanted)), flush=True)
+
+
+def listen(paths):
+    """Take in whatever anybody says at sockets of these names."""
+    os.umask(0)
+    ready, told = selectors.DefaultSelector(), 0
+    ready.register(sys.stdin, selectors.EVENT_READ)
+    for path in paths:
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(path)
+        server.listen()
+        ready.register(server, selectors.EVENT_READ, "server")
+    print(json.dumps("listening"), flush=True)
+    while True:
+        for key, _ in ready.select():
+            if key.fileobj is sys.stdin:
+                print(json.dumps(told), flush=True)
+                return
+            if key.data == "server":
+                ready.register(key.fileobj.accept()[0], selectors.EVENT_READ)
+            elif data := key.fileobj.recv(1 << 16):
+                told += len(data)
+            else:
+                ready.unregister(key.fileobj)
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "unix":
         print(json.dumps(unix(sys.argv[2:])), flush=True)
+    elif sys.argv[1] == "plant":
+        plant(sys.argv[2])
+    elif sys.argv[1] == "listen":
+        listen(sys.argv[2:])
     else:
         net(*sys.argv[2:])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from forgectl.transport.remote import SshWay
 from forgectl.transport.ssh import Destination, dial
 from tests.conftest import PROGRAMS, until
 from tests.lab.host import HOME
+from tests.process.other_user import NOBODY
 from tests.ssh.conftest import Far
 
 TELL = "scripts: {tell: {run: tell.py, preload: []}}"
@@ -112,17 +116,72 @@ def test_ssh_itself_may_be_missing_or_odd(far: Far) -> None:
     assert launched(far, "host1")[0] == 64
 
 
-def test_a_folder_that_somebody_else_has_made_is_not_used(far: Far) -> None:
-    folder = far.lab.path("host1", "/var/tmp/forgectl-0")
+@contextlib.contextmanager
+def taken(far: Far, *names: str, owner: int) -> Iterator[None]:
+    """Folders of host1 that somebody has made before forgectl did, open to all."""
     far.lab.wipe("host1")
-    folder.mkdir(mode=0o777)
-    folder.chmod(0o777)
+    folders = [far.lab.path("host1", name) for name in names]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        folder.chmod(0o777)
+        os.chown(folder, owner, owner)
     try:
+        yield
+        for folder in folders:
+            assert list(folder.iterdir()) == []
+    finally:
+        for folder in folders:
+            shutil.rmtree(folder)
+
+
+FIRST, SECOND = "/var/tmp/forgectl-0", f"{HOME}/.cache/forgectl"
+
+
+def test_a_folder_that_is_open_to_others_is_not_used(far: Far) -> None:
+    with taken(far, FIRST, owner=0):
+        code, err = launched(far, f"{{name: host1, python: {sys.executable}}}")
+    assert code == 69
+    assert f"cannot keep files there: {FIRST} must be a folder of yours with mode 0700: others may use it" in err
+    assert "make it private (chmod 700), or name another folder of yours by `root:` of the host" in err
+
+
+def test_a_host_where_another_user_took_the_folder_is_used_all_the_same(far: Far) -> None:
+    second = far.lab.path("host1", SECOND)
+    try:
+        with taken(far, FIRST, owner=NOBODY):
+            out = far.forge.ok("launch", far.forge.spec(far.spec(TELL, "host1")))
+            assert "tell/0@host1 │" in out
+            assert {"code", "runs"} <= {path.name for path in second.iterdir()}
+    finally:
+        shutil.rmtree(second)
+
+
+def test_a_host_where_both_folders_are_taken_says_whose_they_are(far: Far) -> None:
+    with taken(far, FIRST, SECOND, owner=NOBODY):
         code, err = launched(far, f"{{name: host1, python: {sys.executable}}}")
         assert code == 69
-        assert "cannot keep files there: /var/tmp/forgectl-0 must be a folder of this user with mode 0700" in err
+        for folder in (FIRST, SECOND):
+            assert f"{folder} must be a folder of yours with mode 0700: it belongs to nobody (uid {NOBODY})" in err
+        assert "have its owner or root remove it, or name another folder of yours by `root:` of the host" in err
+
+
+@pytest.mark.parametrize("root", ["~/own/forgectl", "/var/tmp/own"])
+def test_the_folder_that_a_spec_names_is_used_and_no_other(far: Far, root: str) -> None:
+    folder = far.lab.path("host1", root.replace("~", HOME))
+    hosts = f"[{{name: host1, python: {sys.executable}, root: {root}}}]"
+    far.forge.write("tell.py", (PROGRAMS / "tell.py").read_text())
+    try:
+        with taken(far, FIRST, SECOND, owner=NOBODY):
+            out = far.forge.ok("launch", far.forge.spec(f"hosts: {hosts}\n{TELL}"))
+            assert "tell/0@host1 │" in out
+            assert {"code", "runs", "work"} <= {path.name for path in folder.iterdir()}
+            far.forge.ok("check", far.forge.folder / "spec.yaml")
+        folder.chmod(0o755)
+        code, err = launched(far, f"{{name: host1, python: {sys.executable}, root: {root}}}")
+        assert code == 69
+        assert f"{folder.name} must be a folder of yours with mode 0700: others may use it (mode 0755)" in err
     finally:
-        folder.rmdir()
+        shutil.rmtree(folder)
 
 
 def test_a_connection_that_is_lost_before_its_first_use_is_replaced(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from forgectl.cli.check import check
 from forgectl.cli.check_view import check_json, check_table
 from forgectl.cli.findings import (
     Finding,
@@ -357,3 +358,7 @@ def test_folding_loses_nothing(found: dict[str, dict[str, str]]) -> None:
 def test_what_is_taken_shows_among_the_facts() -> None:
     gpus = (Gpu("0", "GPU-0", "NVIDIA H100", "run x"), Gpu("1", "u", ""), Gpu("2", "v", ""))
     assert facts_of(host(1, gpus=gpus))["GPUs"] == "1 × NVIDIA H100 (80 GiB), 2 × declared, 1 taken"
+
+
+def test_its_help_says_that_it_runs_programs_that_the_spec_names() -> None:
+    assert "it runs each `python:` that SPEC names" in " ".join((check.__doc__ or "").split())

@@ -122,11 +122,11 @@ def hosts_of(folder: Path, text: str, **environ: str) -> tuple[Host, ...]:
 def test_hosts_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "good.txt").write_text("gpu01 slots=4\nu@gpu02\nlocalhost slots=1\n")
-    text = "hosts: {file: conf/good.txt, python: /opt/py, env: {A: 1}, gpus: [0, 1], slots: 2}\n"
+    text = "hosts: {file: conf/good.txt, python: /opt/py, root: /r, env: {A: 1}, gpus: [0, 1], slots: 2}\n"
     every = {"python": "/opt/py", "env": {"A": "1"}, "gpus": (0, 1)}
     assert hosts_of(tmp_path, text) == (
-        Host(name="gpu01", ssh="gpu01", slots=4, **every),
-        Host(name="gpu02", ssh="u@gpu02", slots=2, **every),
+        Host(name="gpu01", ssh="gpu01", slots=4, root="/r", **every),
+        Host(name="gpu02", ssh="u@gpu02", slots=2, root="/r", **every),
         Host(name="localhost", local=True, slots=1, **every),
     )
 
@@ -194,6 +194,17 @@ def test_a_hostfile_has_limits(tmp_path: Path) -> None:
         (line,) = problems(tmp_path, f"hosts: {{file: {name}}}\n{MESH}")
         assert line.startswith(f"spec.yaml:1:15: hosts.file: {said}")
     assert len(problems(tmp_path, f"hosts: {{file: bad.txt}}\n{MESH}")) <= 101
+
+
+def test_a_file_that_is_no_hostfile_is_not_told(tmp_path: Path) -> None:
+    """A spec of somebody else's may name any file that its user can read, and its log may be read by all."""
+    secrets = ("root:x:0:0:root:/root:/bin/bash", "user = hunter2-A", "hunter2-B hunter2-C=hunter2-D", "hunter2-E:x")
+    rest = ("hunter2-F slots=hunter2-G", "hunter2-H slots=1 slots=2", "hunter2-I", "hunter2-I", "-hunter2-J")
+    (tmp_path / "private").write_text("\n".join((*secrets, *rest)))
+    lines = problems(tmp_path, f"hosts: {{file: private}}\n{MESH}")
+    assert len(lines) == 8
+    for line in lines:
+        assert "hunter2" not in line and "root" not in line, line
 
 
 def test_what_planning_says_of_such_a_host_has_the_place_of_its_source(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from forgectl.errors import ForgeError, SshRefusedError, UnreachableError
-from forgectl.transport.ssh import Destination
-from forgectl.transport.ssh_errors import TryAgain, explain, unfit
+from forgectl.transport.ssh import Destination, dial
+from forgectl.transport.ssh_errors import StageWord, TryAgain, explain, unfit
 
 TO = Destination("gpu01", "ubuntu@gpu01", "/opt/bin/python")
 
@@ -72,12 +74,13 @@ def test_what_a_login_script_prints_is_shown_where_ssh_says_nothing() -> None:
 @pytest.mark.parametrize(
     ("word", "words"),
     [
-        ({"wrong": "old", "python": "/usr/bin/python3", "version": [3, 6, 9]}, "is Python 3.6.9; forgectl needs 3.10"),
-        ({"wrong": "psutil", "python": "/usr/bin/python3", "version": [3, 11, 2]}, "/usr/bin/python3 lacks psutil"),
-        ({"wrong": "root", "why": "no space left"}, "cannot keep files there: no space left"),
+        (StageWord(wrong="old", python="/usr/bin/python3", version=(3, 6, 9)), "is Python 3.6.9; forgectl needs 3.10"),
+        (StageWord(wrong="psutil", python="/usr/bin/python3", version=(3, 11, 2)), "/usr/bin/python3 lacks psutil"),
+        (StageWord(wrong="root", why="no space left"), "cannot keep files there: no space left"),
+        (StageWord(), "cannot keep files there: it does not say why"),
     ],
 )
-def test_what_the_stage_finds_wrong(word: dict[str, object], words: str) -> None:
+def test_what_the_stage_finds_wrong(word: StageWord, words: str) -> None:
     assert words in unfit(TO, word).message
 
 
@@ -85,3 +88,28 @@ def test_what_a_hint_has_one_type_is_safe_to_type() -> None:
     error = explain(Destination("a", "gpu01;reboot", "python3"), 255, ["hostname contains invalid characters"], [])
     assert isinstance(error, UnreachableError)
     assert "ssh 'gpu01;reboot' true" in (error.hint or "")
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        '{"wrong": "old", "python": "/usr/bin/python3", "version": 3}',
+        '{"wrong": "root", "why": ["no", "text"]}',
+        '{"have": 1}',
+        '{"have": null, "more": 1}',
+        '["have"]',
+        "7",
+        "[" * 100_000,
+    ],
+)
+def test_a_host_whose_first_word_makes_no_sense_is_named(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a program in place of ssh, as a hostile host would answer."""
+    (tmp_path / "word").write_text(f"\nforgectl-relay {word}\n")
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f"#!/bin/sh\ncat {tmp_path}/word\nexit 1\n")
+    ssh.chmod(0o755)
+    monkeypatch.setenv("FORGECTL_SSH", str(ssh))
+    with pytest.raises(UnreachableError, match=r"^host a: forgectl's relay could not start there: "):
+        dial(Destination("a", "gpu01", "python3"))

@@ -1,0 +1,49 @@
+"""Takes secrets out of text where it leaves a run: failure reports, and what `forgectl call` is answered."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+
+from forgectl.names import SECRETS
+
+MARK = "***"
+LEAST = 4
+"""Characters of a line of a secret that is taken out by itself: a lone bracket of a JSON document is no secret."""
+
+
+class Redaction:
+    """Replaces secrets in text by exact value: whole, line by line as in logs, and as repr and JSON show them."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        forms = {form for secret in secrets for form in _forms(secret)}
+        longest_first = sorted(forms, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if forms else None
+
+    def __call__(self, text: str) -> str:
+        """The text without secrets."""
+        return self._pattern.sub(MARK, text) if self._pattern else text
+
+
+def _forms(secret: str) -> Iterator[str]:
+    if not secret:
+        return
+    lines = re.split(r"[\r\n]+", secret)
+    parts = [secret, *(line for line in lines if len(line.strip()) >= LEAST)] if len(lines) > 1 else [secret]
+    for part in parts:
+        yield part
+        yield repr(part)[1:-1]
+        yield json.dumps(part)[1:-1]
+
+
+@functools.cache
+def of_process() -> Redaction:
+    """That of the secrets which this process of a run has.
+
+    To be called early in it: the user's code may take them out of its environment later.
+    """
+    names = os.environ.get(SECRETS, "").split(",")
+    return Redaction(os.environ[name] for name in names if name in os.environ)

@@ -1,0 +1,82 @@
+"""Text from elsewhere acts on no terminal, wherever a command shows it: tried with every text of a run's status."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+from typing import Any
+
+from forgectl.controller.rundir import RunDir
+from tests.conftest import Forge
+
+EVIL = {
+    "a title without BEL": "\x1b]0;owned",
+    "a clipboard": "\x1b]52;c;b3duZWQ=\x07",
+    "a cleared screen": "\x1b[2J\x1b[H",
+    "C1": "\x9b2J\x9d0;owned\x9c",
+    "a split one": "x" * 40 + "\x1b" + "[2J",
+    "rewritten": "a\rb\x08c\x7f",
+    "markup": "[red]owned[/red][/]",
+    "bidi": "\u202eowned\u2066",
+}
+TIMES = {"started_at", "ended_at", "since", "last_seen"}
+STYLE = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def spoilt(value: Any, evil: str) -> Any:
+    """A document with `evil` at the end of every text in it but for times."""
+    if isinstance(value, dict):
+        return {k: v if k in TIMES else spoilt(v, evil) for k, v in value.items()}
+    if isinstance(value, list):
+        return [spoilt(v, evil) for v in value]
+    return value + evil if isinstance(value, str) else value
+
+
+def on_a_terminal(forge: Forge, *arguments: str) -> str:
+    """What a command writes to a terminal."""
+    ours, theirs = pty.openpty()
+    env = {**forge.env, "TERM": "xterm-256color", "COLUMNS": "200"}
+    with subprocess.Popen(
+        forge.argv(*arguments), cwd=forge.folder, env=env, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs
+    ):
+        os.close(theirs)
+        shown = b""
+        try:
+            while data := os.read(ours, 1 << 16):
+                shown += data
+        except OSError:  # the other end is closed
+            pass
+    os.close(ours)
+    return shown.decode().replace("\r\n", "\n")
+
+
+def assert_harmless(text: str) -> None:
+    acting = [c for c in STYLE.sub("", text) if not (c.isprintable() or c == "\n")]
+    assert not acting, text
+
+
+def test_no_text_of_a_run_acts_on_a_terminal(forge: Forge) -> None:
+    """Of one that has ended, with a failure: what it left is all that commands know of it."""
+    forge.run("launch", forge.spec("name: fall\nscripts: {fall: {run: PROGRAMS/fall.py, preload: []}}"))
+    [document] = forge.status("-a")
+    run = RunDir(forge.run_dir(document["run"]))
+    for evil in EVIL.values():
+        bad = spoilt(document, evil)
+        bad["hosts"] += [{**bad["hosts"][0], "state": "lost"}]
+        run.write_final({**bad, "run": run.run, "state": "failed"})
+        for command in (["status", "-a"], ["status", "-a", "-v"]):
+            shown = forge.ok(*command)
+            assert_harmless(shown)
+            assert "failed" in shown
+            assert_harmless(on_a_terminal(forge, *command))
+        assert json.loads(forge.ok("status", "-a", "--json"))["runs"][0]["meshes"] == bad["meshes"]
+
+
+def test_errors_repeat_no_escapes_in_pipes_either(forge: Forge) -> None:
+    for words in (["logs", "\x1b]0;owned"], ["launch", "\x1b[2J.yaml"], ["call", "a\x9b2J", "b"]):
+        result = forge.run(*words)
+        assert result.returncode != 0
+        assert_harmless(result.stderr)
