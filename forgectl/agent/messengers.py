@@ -22,6 +22,9 @@ from forgectl.codec import to_json
 from forgectl.names import NET_SOCKET
 from forgectl.protocol import Links, Membership, MessengerGone, MessengerOpened, Tunnel
 
+TUNNEL_PAUSE = 1.0
+"""Seconds after which a tunnel that has ended is dug anew."""
+
 
 class Child:
     """One process with a role, which reads JSON lines and says one on a descriptor once it serves."""
@@ -180,6 +183,16 @@ class Messengers:
         with contextlib.suppress(OSError):  # the messenger goes on trying to dial; the host's log says why in vain
             child = Child("tunnel", config, self._logs("tunnel"), self._reaper, lambda _: None)
             self._tunnels[place] = tunnel, child
+            child.ended.add_done_callback(lambda _: self._dig_anew(place, tunnel, child))
+
+    def _dig_anew(self, place: str, tunnel: Tunnel, child: Child) -> None:
+        """Tunnels dial by themselves as long as they live; one that was killed is wanted as much as before."""
+
+        def again() -> None:
+            if self._tunnels.get(place) == (tunnel, child) and not self._stopped:
+                self._dig(place, tunnel)
+
+        asyncio.get_running_loop().call_later(TUNNEL_PAUSE, again)
 
     def ended(self, prefix: str, generation: int) -> None:
         """Ranks whose sockets have that name are no more, up to a generation."""

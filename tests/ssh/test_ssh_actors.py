@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 
-from tests.conftest import until
+from tests.conftest import processes_with, until
 from tests.process.deaths import agent_of
 from tests.ssh.conftest import Far
 
@@ -134,6 +136,25 @@ def test_a_host_that_is_cut_off_keeps_the_others_answering(far: Far) -> None:
     far.until_host(run, "host2", "up")
     assert json.loads(far.forge.ok("call", "counter", "add", "1", "--json")) == [6, 6, 6]
     far.forge.ok("shutdown", "--all")
+
+
+def test_a_tunnel_that_is_killed_is_dug_anew(far: Far) -> None:
+    far.lab.drop("host1", "in", dials=True, but_ssh=True)
+    body = "actors: {counter: {class: far_players:Counter, preload: []}}"
+    far.forge.write("far_players.py", (far.programs / "far_players.py").read_text())
+    run = far.forge.launch(f"hosts: {far.hosts('host1')}\n{body}")
+    assert json.loads(far.forge.ok("call", "counter", "add", "2", "--json")) == [2]
+    [tunnel] = tunnels(run)
+    os.kill(tunnel, signal.SIGKILL)
+    until(lambda: tunnels(run) not in ([], [tunnel]), "another tunnel")
+    assert json.loads(far.forge.ok("call", "counter", "add", "2", "--json")) == [4]
+    far.forge.ok("shutdown", "--run", run)
+    assert not tunnels(run)
+
+
+def tunnels(run: str) -> list[int]:
+    """The run's processes that reach hosts through ssh for messages."""
+    return [pid for pid, command in processes_with(f"FORGE_RUN_ID={run}").items() if "boot.py tunnel" in command]
 
 
 def test_messages_go_through_ssh_where_the_hosts_cannot_be_dialled(far: Far) -> None:
