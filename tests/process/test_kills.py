@@ -42,6 +42,7 @@ def daemons_of(forge: Forge, run: str, count: int) -> list[int]:
 )
 def test_nothing_is_left_and_nobody_has_to_ask(forge: Forge, victims: tuple[str, ...]) -> None:
     run = forge.launch(STAY)
+    until(lambda: all(forge.roles(run)[v] for v in victims), f"{victims}: a rank bears its server's name at first")
     roles = forge.roles(run)
     for victim in victims:
         end(roles[victim][0])
