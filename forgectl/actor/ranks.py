@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +29,6 @@ class Ranks:
         self._here = here
         self._addresses = addresses(mesh, generation, places)
         self._why: ActorDied | None = None
-        self._death: concurrent.futures.Future[ActorDied] = concurrent.futures.Future()
         self._calls: set[Call] = set()
 
     @property
@@ -62,7 +60,7 @@ class Ranks:
 
     def cast(self, ranks: Sequence[int], request: Any) -> None:
         """Send a request that nobody awaits the answer to. From any thread, in an event loop or not."""
-        exchange(self._here).cast([self._addresses[r] for r in ranks], request, self._death)
+        exchange(self._here).cast([self._addresses[r] for r in ranks], request, lambda: self._why is not None)
 
     def _check_alive(self) -> None:
         if self._why is not None:
@@ -72,7 +70,6 @@ class Ranks:
         """Cut all calls short, and refuse later ones. From any thread."""
         if self._why is None:
             self._why = why
-            self._death.set_result(why)
             for call in list(self._calls):
                 call.cut(again(why))
             exchange(self._here).drop(self._addresses)

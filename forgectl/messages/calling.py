@@ -18,7 +18,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future as ThreadFuture
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +41,7 @@ from forgectl.messages.frames import (
     head_to_caller,
 )
 from forgectl.messages.reading import Readers, Watch, in_loop, running_loop
-from forgectl.messages.shared import LEAST, Gone, opened, share
+from forgectl.messages.shared import Gone, opened, share
 from forgectl.messages.sockets import Source, ipc, new_socket, of_this_process, send, taken
 from forgectl.private import check_private
 
@@ -145,7 +144,7 @@ class _Body:
         """For so many ranks here and elsewhere; raises what pickling raises."""
         self.frames = pickling.dumps(what)
         self.size = pickling.size(self.frames)
-        self.shared = share(self.frames, self.size, near) if near and self.size >= LEAST else None
+        self.shared = share(self.frames, self.size, near) if near else None
         self.frames = pickling.copied(self.frames) if self.shared is None or far else []
 
 
@@ -203,17 +202,17 @@ class Exchange:
             self._readers.look()
         return call
 
-    def cast(self, ranks: Sequence[Address], what: Any, died: ThreadFuture[Any]) -> None:
+    def cast(self, ranks: Sequence[Address], what: Any, died: Callable[[], bool]) -> None:
         """Send `what` to these ranks, whose answers nobody awaits; raises what pickling raises.
 
-        Where too much is under way it blocks until there is room, or until `died` is done.
+        Where too much is under way it blocks until there is room, or until they have died.
         """
         body = self._body(ranks, what)
         loop = running_loop()
         with self._lock:
             parts = self._post(CAST, ranks, body, self._readers.watch(loop or _loop_of_plain_code()), None)
             self._readers.look()
-        while any(len(p.line.waiting) >= WINDOW for p in parts) and not died.done():
+        while any(len(p.line.waiting) >= WINDOW for p in parts) and not died():
             if not sum(self._drain(way, True) for way in self._ways()):
                 self._readers.wait(POLL_SECONDS)
 
@@ -286,13 +285,13 @@ class Exchange:
         """By which way calls of a line go, once nothing of it is on its way any more."""
         if line.under_way or (line.waiting and line.way is not None):
             return
-        if far.way is not None:
-            line.way, line.to = far.way, (line.rank.to(),)
-        elif not far.broken:
-            line.way, line.to = self._near, (MESSENGER.encode(), line.rank.to())
-        else:
+        way = far.way or (None if far.broken else self._near)
+        if way is None:
             line.way = None
             self._try_again(far)
+        elif way is not line.way:
+            to = line.rank.to()
+            line.way, line.to = way, (to,) if way is far.way else (MESSENGER.encode(), to)
 
     def _ask(self, far: Far) -> None:
         """How to dial a machine, if it is time to."""

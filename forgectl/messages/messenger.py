@@ -84,8 +84,7 @@ class Messenger:
         self._front = Polled(self._loop, _bounded(zmq.ROUTER), self._from_process)
         self._back = Polled(self._loop, _bounded(zmq.ROUTER), self._from_rank)
         self._back.socket.reconnect_ivl_max = SLOWEST_REDIAL_MS // 10
-        self._net = Polled(self._loop, self._new_net(), self._from_net)
-        self._net.named = True
+        self._net = Polled(self._loop, self._new_net(), self._from_net, named=True)
         Polled(self._loop, monitor(self._net.socket, zmq.EVENT_DISCONNECTED), self._on_hung_up)
         self._switch = Switch(config.place, config.members, config.direct, self._folder, self._back)
         self._by_key = {config.members[place]: link for place, link in self._switch.links.items()}

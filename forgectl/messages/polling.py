@@ -19,16 +19,20 @@ from forgectl.messages.sockets import Socket, send, taken
 
 
 class Polled:
-    """A socket in a loop: `on_message` gets the frames of each message, in order."""
+    """A socket in a loop: `on_message` gets the frames of each message, in order.
 
-    def __init__(self, loop: Poll, made: Socket, on_message: Callable[[list[Any]], None]) -> None:
+    If `named`, after the name of the key that their sender was let in with.
+    """
+
+    def __init__(
+        self, loop: Poll, made: Socket, on_message: Callable[[list[Any]], None], *, named: bool = False
+    ) -> None:
         self.socket = made
         self.descriptor: int = made.getsockopt(zmq.FD)  # type: ignore[assignment]
         self._loop = loop
         self._on_message = on_message
+        self._named = named
         self._busy = False
-        self.named = False
-        """Whether messages begin with the name of the key that their sender was let in with."""
         loop.watch(self.descriptor, self.touched)
         self.touched()
 
@@ -43,7 +47,7 @@ class Polled:
 
     def drain(self) -> None:
         """Take in what has come. The first message is passed on before the next is looked for."""
-        messages = taken(self.socket, all_=self._busy, named=self.named)
+        messages = taken(self.socket, all_=self._busy, named=self._named)
         self._busy = bool(messages)
         for frames in messages:
             self._loop.guarded(self._on_message, frames)

@@ -84,9 +84,8 @@ class Server:
                 answer, frames = VALUE, pickling.dumps(None)
             else:
                 answer, frames = ERROR, pickling.dumps(self._carry(e))
-        if len(frames) == 1 and len(frames[0]) < LEAST:
-            self._socket.send((caller, head(answer, number), *frames))
-        elif (reference := self._shared.put(caller, number, frames)) is not None:
+        size = pickling.size(frames)
+        if size >= LEAST and (reference := self._shared.put(caller, number, frames, size)) is not None:
             self._socket.send((caller, head(answer + SHARED, number), reference))
         else:  # copied: the next endpoint may change it
             self._socket.send((caller, head(answer, number), *pickling.copied(frames)))
@@ -99,11 +98,11 @@ class _SharedAnswers:
         self._loop = loop
         self._of: dict[bytes, dict[int, Shared]] = {}
 
-    def put(self, caller: bytes, number: int, frames: list[Any]) -> bytes | None:
+    def put(self, caller: bytes, number: int, frames: list[Any], size: int) -> bytes | None:
         """Share an answer: a reference to it; None where that cannot be."""
         if caller not in self._of and not self._watch(caller):
             return None
-        shared = share(frames, pickling.size(frames), 1)
+        shared = share(frames, size, 1)
         if shared is None:
             return None
         self._of[caller][number] = shared

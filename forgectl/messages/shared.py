@@ -43,12 +43,14 @@ _idle: list[Segment] = []  # the latest last
 class Segment:
     """Memory with one message in it. When nobody holds it any more it may be used again."""
 
-    __slots__ = ("_fd", "_size", "reference")
+    __slots__ = ("_fd", "_inode", "_size", "reference")
 
     def __init__(self, size: int) -> None:
         """Raises OSError."""
         made = os.memfd_create(_NAME, os.MFD_CLOEXEC)
-        try:  # the first descriptor of a memfd does not count among its writers, as those of receivers do
+        try:
+            self._inode = os.fstat(made).st_ino
+            # The first descriptor of a memfd does not count among its writers, as those of receivers do.
             self._fd = os.open(f"/proc/self/fd/{made}", os.O_RDWR | os.O_CLOEXEC)
         finally:
             os.close(made)
@@ -67,11 +69,10 @@ class Segment:
             while done < view.nbytes:
                 done += os.pwrite(self._fd, view[done:], at + done)
             at = _aligned(at + done)
-        if at > self._size or os.fstat(self._fd).st_size < at:
+        if os.fstat(self._fd).st_size < at:
             os.ftruncate(self._fd, at)
-        self._size = max(self._size, at)
-        inode = os.fstat(self._fd).st_ino
-        self.reference = _HEAD.pack(os.getpid(), self._fd, inode, len(sizes)) + struct.pack(f">{len(sizes)}Q", *sizes)
+        first = _HEAD.pack(os.getpid(), self._fd, self._inode, len(sizes))
+        self.reference = first + struct.pack(f">{len(sizes)}Q", *sizes)
 
     def fits(self, size: int) -> bool:
         """Whether a message of that size may go there now: it is not too large for it, and nobody else has it open."""
