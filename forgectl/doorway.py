@@ -26,8 +26,13 @@ class Doorway:
 
     async def open(self) -> None:
         """Listen; raises OSError."""
-        self._server = await asyncio.start_unix_server(self._serve, sock=listen(self._path), limit=MAX_LINE)
+        self._server = await asyncio.start_unix_server(self._answer, sock=listen(self._path), limit=MAX_LINE)
         self._file = self._seen()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection. Python 3.11 prints a traceback where its task is cancelled by the daemon's end."""
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._serve(reader, writer)
 
     async def keep_open(self) -> None:
         """Look after the socket's file until cancelled."""
