@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import zmq
 
 from forgectl.messages import frames, pickling
-from forgectl.messages.dialling import REDIAL_MS
+from forgectl.messages.dialling import HELLO, REDIAL_MS
 from forgectl.messages.far import Far
 from forgectl.messages.frames import (
     CALL,
@@ -37,8 +37,11 @@ from forgectl.messages.frames import (
     WAY,
     Address,
     BadFrames,
+    for_link,
+    from_link,
     head,
     head_to_caller,
+    is_answer,
 )
 from forgectl.messages.reading import Readers, Watch, in_loop, running_loop
 from forgectl.messages.shared import Gone, opened, share
@@ -149,14 +152,15 @@ class _Body:
 
 
 class _Line:
-    """What goes to one rank, in order: `to` are the frames before a head; `way` is None while its way is broken."""
+    """What goes to one rank, in order: `near` are the frames before a head; `way` is None while its way is broken."""
 
-    __slots__ = ("bytes", "far", "rank", "to", "under_way", "waiting", "way")
+    __slots__ = ("bytes", "far", "near", "rank", "to", "under_way", "waiting", "way")
 
-    def __init__(self, rank: Address, way: Source, to: tuple[bytes, ...], far: Far | None) -> None:
+    def __init__(self, rank: Address, way: Source, near: tuple[bytes, ...], far: Far | None) -> None:
         self.rank = rank
+        self.to = rank.to()
         self.way: Source | None = way
-        self.to = to
+        self.near = near
         self.far = far
         self.waiting: deque[_Part] = deque()
         self.under_way = 0
@@ -166,8 +170,25 @@ class _Line:
     def has_room(self) -> bool:
         return self.under_way < WINDOW and self.bytes < WINDOW_BYTES and self.way is not None
 
+    def send(self, kind: int, number: int, body: Sequence[Any], way: Source) -> None:
+        """Raises zmq.Again."""
+        over_link = self.far is not None and way is self.far.way
+        send(
+            way.socket, for_link(kind, number, self.to, body) if over_link else (*self.near, head(kind, number), *body)
+        )
+
 
 Answered = list[tuple["_Part", int, list[Any]]]
+
+
+def _answer(message: list[Any], over_link: bool) -> tuple[int, int, list[Any]]:
+    """Kind, number and body of what has come; raises BadFrames and LookupError."""
+    if not over_link:
+        return *head_to_caller(bytes(message[1])), message[2:]
+    kind, number, _, body = from_link(message)
+    if not is_answer(kind):
+        raise BadFrames(f"a message of kind {kind}")
+    return kind, number, body
 
 
 class Exchange:
@@ -260,7 +281,7 @@ class Exchange:
         part.number = next(self._numbers)
         self._readers.used.add(way)
         try:
-            send(way.socket, [*line.to, head(part.kind, part.number), *part.frames])
+            line.send(part.kind, part.number, part.frames, way)
         except zmq.Again:  # the connection has just broken: nothing of this was sent, and its end will be told
             line.way = None
             line.waiting.appendleft(part)
@@ -290,8 +311,7 @@ class Exchange:
             line.way = None
             self._try_again(far)
         elif way is not line.way:
-            to = line.rank.to()
-            line.way, line.to = way, (to,) if way is far.way else (MESSENGER.encode(), to)
+            line.way = way
 
     def _ask(self, far: Far) -> None:
         """How to dial a machine, if it is time to."""
@@ -377,11 +397,13 @@ class Exchange:
         """Whose answers these are; what waited for room is sent."""
         answered: Answered = []
         for message in messages:
+            if message == [HELLO]:
+                continue  # of a messenger, to see whether we are still there
             try:
-                kind, number = head_to_caller(bytes(message[1]))
+                kind, number, body = _answer(message, way is not self._near)
                 part = self._under_way.get(number)
                 if part is None or part.way is not way:
-                    if way is self._near and message[0] == MESSENGER.encode() and self._dial(number, message[2:]):
+                    if way is self._near and message[0] == MESSENGER.encode() and self._dial(number, body):
                         continue
                     raise BadFrames(f"an answer to number {number}, which was not asked there")
             except (BadFrames, LookupError, ValueError) as e:
@@ -391,7 +413,6 @@ class Exchange:
             if part.shared is not None:
                 part.shared.received()
             self._took_off(part)
-            body = message[2:]
             if kind > SHARED:
                 kind -= SHARED
                 try:
@@ -413,7 +434,7 @@ class Exchange:
         try:
             return opened(body[0]) if part.call is not None and not part.call.future.done() else body
         finally:
-            send(self._near.socket, (*part.line.to, head(TAKEN, part.number)))
+            part.line.send(TAKEN, part.number, (), self._near)
             self._readers.used.add(self._near)
 
     def _took_off(self, part: _Part) -> None:
@@ -450,7 +471,7 @@ class Exchange:
         if part.line.far is not None and part.way is not None:
             self._readers.used.add(part.way)
             with contextlib.suppress(zmq.Again):
-                send(part.way.socket, [*part.line.to, head(FORGET, part.number)])
+                part.line.send(FORGET, part.number, (), part.way)
 
     def drop(self, ranks: Sequence[Address]) -> None:
         """These ranks are no more."""
@@ -465,7 +486,7 @@ class Exchange:
                 for part in [p for p in self._under_way.values() if p.line is line]:
                     self._abandon(part)
                 if line.far is None:
-                    self._connected.discard(line.to[0])
+                    self._connected.discard(line.near[0])
                     self._near.socket.disconnect(ipc(Path(self.here.folder, rank.name)))
                     self._readers.used.add(self._near)
             self._readers.look()

@@ -5,17 +5,20 @@
     process → messenger   TO HEAD BODY BUFFER…    kinds CALL, CAST, FORGET
     messenger → process   HEAD BODY BUFFER…       kinds VALUE, ERROR, LOST
     driver → messenger    PLACE HEAD              kind WAY; the answer's body is JSON
+    between machines      LINK BUFFER…            kinds CALL, CAST, FORGET, VALUE, ERROR, LOST
     on one machine        HEAD REFERENCE          kinds CALL, CAST, VALUE, ERROR, each + SHARED (shared.py)
     caller → rank         HEAD                    kind TAKEN: such an answer was received
 
 BODY is a pickle, each BUFFER one of its out-of-band buffers. The number in a head is the caller's: answers carry the
 number of their request. A CAST is answered, too, with an empty VALUE, so that its caller knows how much is under way.
+LINK is TO, HEAD and a short BODY in one, as each frame is encrypted by itself; a long BODY follows it.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from forgectl.names import socket_prefix
 
@@ -31,11 +34,16 @@ SHARED = 64
 LONG = 64 * 1024
 """Bytes from which on a buffer is a frame of its own, and a frame is not copied."""
 
+SHORT = 4096
+"""Bytes up to which a body is sent in one frame with what comes before it."""
+
 _HEAD = struct.Struct(">BQ")
+_LINK = struct.Struct(">HBQ")
 _REQUESTS = frozenset({CALL, CAST, FORGET})
 _ANSWERS = frozenset({VALUE, ERROR, LOST})
 _TO_RANKS = frozenset({CALL, CAST, CALL + SHARED, CAST + SHARED, TAKEN})
 _TO_CALLERS = frozenset({*_ANSWERS, VALUE + SHARED, ERROR + SHARED})
+_ON_LINKS = _REQUESTS | _ANSWERS
 _TO_MESSENGERS = frozenset({*_REQUESTS, WAY})
 LONGEST_PLACE = 255
 
@@ -47,11 +55,6 @@ class BadFrames(Exception):
 def head(kind: int, number: int) -> bytes:
     """The head of a message."""
     return _HEAD.pack(kind, number)
-
-
-def request_head(data: bytes) -> tuple[int, int]:
-    """Kind and number of a request that is passed on; raises BadFrames."""
-    return _read(data, _REQUESTS)
 
 
 def answer_head(data: bytes) -> tuple[int, int]:
@@ -72,6 +75,32 @@ def head_to_caller(data: bytes) -> tuple[int, int]:
 def head_to_messenger(data: bytes) -> tuple[int, int]:
     """Kind and number of what a messenger gets of a process of its machine; raises BadFrames."""
     return _read(data, _TO_MESSENGERS)
+
+
+def for_link(kind: int, number: int, to: bytes, body: Sequence[Any]) -> tuple[Any, ...]:
+    """A message as it goes to another machine; `to` is empty for an answer."""
+    start = _LINK.pack(len(to), kind, number) + to
+    if body and len(body[0]) <= SHORT:
+        return (start + body[0], *body[1:])
+    return (start, *body)
+
+
+def from_link(frames: Sequence[Any]) -> tuple[int, int, bytes, list[Any]]:
+    """Kind, number, TO and body of what `for_link` made; raises BadFrames."""
+    start, *rest = frames
+    if not _LINK.size <= len(start) < LONG:
+        raise BadFrames(f"a link's first frame of {len(start)} bytes")
+    length, kind, number = _LINK.unpack_from(start)
+    end = _LINK.size + length
+    if kind not in _ON_LINKS or len(start) < end:
+        raise BadFrames(f"a message of kind {kind}, to {length} of {len(start)} bytes")
+    body = start[end:]
+    return kind, number, start[_LINK.size : end], [body, *rest] if body or not rest else rest
+
+
+def is_answer(kind: int) -> bool:
+    """Whether it is one that passes messengers."""
+    return kind in _ANSWERS
 
 
 def _read(data: bytes, kinds: frozenset[int]) -> tuple[int, int]:

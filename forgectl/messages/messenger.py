@@ -34,7 +34,18 @@ from forgectl.messages.dialling import (
     monitor,
     secure,
 )
-from forgectl.messages.frames import MESSENGER, VALUE, WAY, BadFrames, head, head_to_messenger, named
+from forgectl.messages.frames import (
+    MESSENGER,
+    VALUE,
+    WAY,
+    BadFrames,
+    answer_head,
+    from_link,
+    head,
+    head_to_messenger,
+    is_answer,
+    named,
+)
 from forgectl.messages.polling import Poll, Polled
 from forgectl.messages.sockets import Socket, bind_private, context, new_socket, receive
 from forgectl.messages.switch import MOST_IDLE, Link, Peer, Switch
@@ -155,7 +166,7 @@ class Messenger:
             if len(self._callers) >= MOST_IDLE:
                 self._callers = {n: c for n, c in self._callers.items() if c.under_way}
             caller = self._callers[name] = Peer(self._front, (name,))
-        self._switch.request(caller, to, first, body)
+        self._switch.request(caller, kind, number, to, body)
 
     def _way(self, place: str) -> bytes:
         """How this machine's driver dials the messenger there, if it can."""
@@ -171,7 +182,7 @@ class Messenger:
         if len(frames) < 2:
             raise BadFrames("an empty message of a rank here")
         name, first, *body = frames
-        self._switch.rank_answer(name, first, body)
+        self._switch.rank_answer(name, *answer_head(first), body)
 
     # ------------------------------------------------------------ links that others dial
 
@@ -186,7 +197,7 @@ class Messenger:
         key, name, *frames = frames
         link = self._by_key[key]  # that it was let in with, whatever it says of itself
         peer = link.accepted
-        if peer is None or peer.request[0] != name:
+        if peer is None or peer.name[0] != name:
             if peer is not None and frames != [HELLO]:
                 return  # what was left of a connection that has ended: its calls were given up on both sides
             peer = self._accept(link, name)
@@ -203,13 +214,11 @@ class Messenger:
     def _from_link(self, peer: Peer, frames: list[Any]) -> None:
         if len(frames) == 1 and frames[0] == HELLO:
             return
-        if len(frames) < 2:
-            raise BadFrames(f"{len(frames)} frames of {named(peer.link.place if peer.link else '')}")
-        to, first, *body = frames
-        if to == b"":
-            self._switch.answer(peer, first, body)
+        kind, number, to, body = from_link(frames)
+        if is_answer(kind):
+            self._switch.answer(peer, kind, number, body)
         else:
-            self._switch.request(peer, to, first, body)
+            self._switch.request(peer, kind, number, to, body)
 
     def _on_hung_up(self, _: list[Any]) -> None:
         """Some connection has ended; which, only sending shows."""
@@ -222,7 +231,7 @@ class Messenger:
         self._probing = False
         for peer in [link.accepted for link in self._switch.links.values() if link.accepted]:
             try:
-                peer.socket.send((*peer.request, HELLO))
+                peer.socket.send((*peer.name, HELLO))
             except zmq.ZMQError as e:
                 if e.errno == zmq.EHOSTUNREACH:
                     self._switch.broken(peer)

@@ -15,11 +15,10 @@ from forgectl.messages.frames import (
     LOST,
     BadFrames,
     address_from,
-    answer_head,
+    for_link,
     head,
     lost,
     named,
-    request_head,
 )
 from forgectl.messages.polling import Polled
 from forgectl.messages.sockets import ipc
@@ -39,15 +38,19 @@ class NoWay(Exception):
 class Peer:
     """One connection: of a process here, to a rank here, or with another messenger. Each new one is another peer."""
 
-    __slots__ = ("answer", "link", "request", "socket", "under_way")
+    __slots__ = ("link", "name", "socket", "under_way")
 
     def __init__(self, socket: Polled, name: tuple[bytes, ...], link: Link | None = None) -> None:
         """`name` is what the socket knows it by, if that has several peers."""
         self.socket = socket
         self.link = link
-        self.request = name
-        self.answer = (*name, b"") if link else name
+        self.name = name
         self.under_way: dict[int, int] = {}  # its numbers of what it has asked → ours
+
+    def send(self, kind: int, number: int, body: list[Any], to: bytes = b"") -> None:
+        """Send a request to `to`, or an answer; raises zmq.ZMQError."""
+        first = (head(kind, number), *body) if self.link is None else for_link(kind, number, to, body)
+        self.socket.send((*self.name, *first))
 
 
 class Link:
@@ -104,9 +107,8 @@ class Switch:
 
     # ------------------------------------------------------------ requests
 
-    def request(self, caller: Peer, to: Any, first: Any, body: list[Any]) -> None:
+    def request(self, caller: Peer, kind: int, number: int, to: Any, body: list[Any]) -> None:
         """Pass it on; raises BadFrames, after an answer if there can be one."""
-        kind, number = request_head(first)
         if kind == FORGET:
             self._forget(caller, number)
             return
@@ -162,9 +164,8 @@ class Switch:
             target.waiting[number] = kind, body
             return
         call.asked = peer
-        where = peer.request if peer.link is None else (*peer.request, call.to)
         try:
-            peer.socket.send((*where, head(kind, number), *body))
+            peer.send(kind, number, body, call.to)
         except zmq.ZMQError as e:
             self._could_not(number, call, peer, kind, body, e)
 
@@ -185,13 +186,12 @@ class Switch:
             call.link.waiting.pop(mine, None)
         if call.asked is not None and call.asked.link is not None:
             with contextlib.suppress(zmq.ZMQError):
-                call.asked.socket.send((*call.asked.request, call.to, head(FORGET, mine)))
+                call.asked.send(FORGET, mine, [], call.to)
 
     # ------------------------------------------------------------ answers
 
-    def answer(self, peer: Peer, first: Any, body: list[Any]) -> None:
+    def answer(self, peer: Peer, kind: int, number: int, body: list[Any]) -> None:
         """Pass it back to whoever asked; raises BadFrames."""
-        kind, number = answer_head(first)
         call = self._calls.get(number)
         if call is None:
             if not self._first < number <= self._last:
@@ -202,14 +202,14 @@ class Switch:
         self._take_off(number)
         self._answer(call.caller, kind, call.number, body)
 
-    def rank_answer(self, name: bytes, first: Any, body: list[Any]) -> None:
+    def rank_answer(self, name: bytes, kind: int, number: int, body: list[Any]) -> None:
         """The same, of a rank here."""
         if (peer := self._ranks.get(name)) is not None:
-            self.answer(peer, first, body)
+            self.answer(peer, kind, number, body)
 
     def _answer(self, caller: Peer, kind: int, number: int, body: list[Any]) -> None:
         try:
-            caller.socket.send((*caller.answer, head(kind, number), *body))
+            caller.send(kind, number, body)
         except zmq.ZMQError as e:  # whoever asked is gone, or does not read
             if caller.link is not None and e.errno == zmq.EHOSTUNREACH:
                 self.broken(caller)

@@ -34,8 +34,10 @@ from forgectl.messages.frames import (
     WAY,
     Address,
     answer_head,
+    for_link,
+    from_link,
     head,
-    request_head,
+    head_to_rank,
     socket_name,
 )
 from forgectl.messages.keys import RunKeys
@@ -94,13 +96,27 @@ class Caller(Wire):
         return why.decode()
 
 
+class Member(Wire):
+    """The messenger of another machine, or what poses as one."""
+
+    def ask(self, to: Address, number: int, *body: bytes) -> None:
+        self.send(*for_link(CALL, number, to.to(), body or (b"",)))
+
+    def answer(self, number: int, *body: bytes) -> None:
+        self.send(*for_link(VALUE, number, b"", body))
+
+    def asked(self) -> tuple[int, int, bytes, list[bytes]]:
+        """Kind, number, to and body."""
+        return from_link(self.take())
+
+
 class Rank(Wire):
     """What a rank's socket is to its messenger."""
 
     def request(self) -> tuple[bytes, int, int, list[bytes]]:
         """Who asks, kind, number and body."""
         who, first, *body = self.take()
-        return who, *request_head(first), body
+        return who, *head_to_rank(first), body
 
     def reply(self, count: int = 1) -> None:
         """Send back what comes."""
@@ -218,9 +234,9 @@ class Lab:
         a.tell(links={"b": b.tcp() if way == "tcp" else b.unix()})
         return a, b
 
-    def posing(self, place: str, to: Host, keys: RunKeys | None = None, name: bytes = b"", dial: bool = True) -> Caller:
+    def posing(self, place: str, to: Host, keys: RunKeys | None = None, name: bytes = b"", dial: bool = True) -> Member:
         """What dials a messenger with the key of a machine."""
-        made = Caller(self.context.socket(zmq.DEALER))
+        made = Member(self.context.socket(zmq.DEALER))
         made.socket.curve_secretkey = (keys or self.keys).secret(place).encode()
         made.socket.curve_publickey = (keys or self.keys).public(place).encode()
         made.socket.curve_serverkey = self.members[to.place].encode()
@@ -470,16 +486,15 @@ def test_one_connection_of_a_machine_replaces_the_other(lab: Lab) -> None:
     old.send(b"hello")
     caller = a.caller()
     caller.call(B_RANK, 1)
-    to, first, _ = old.take()
+    _, number, to, _ = old.asked()
     assert to == B_RANK.to()
     new = lab.posing("b", a)
     new.send(b"hello")
     assert "was lost" in caller.lost(1)
-    old.send(b"", head(VALUE, request_head(first)[1]), b"stale")
-    old.send(Address("a", RANK).to(), head(CALL, 1), b"stale")
+    old.answer(number, b"stale")
+    old.ask(Address("a", RANK), 1, b"stale")
     caller.call(B_RANK, 2)
-    _, first, _ = new.take()
-    new.send(b"", head(VALUE, request_head(first)[1]), b"fresh")
+    new.answer(new.asked()[1], b"fresh")
     assert caller.answer() == (VALUE, 2, [b"fresh"])
 
 
@@ -489,18 +504,18 @@ def test_one_connection_of_a_machine_replaces_the_other(lab: Lab) -> None:
 def test_strangers_are_refused_while_calls_go_on(lab: Lab) -> None:
     a, b = lab.pair()
     rank = b.rank()
-    bare = Caller(lab.context.socket(zmq.DEALER))
+    bare = Member(lab.context.socket(zmq.DEALER))
     mistaken = lab.context.socket(zmq.DEALER)
     mistaken.curve_publickey, mistaken.curve_secretkey = zmq.curve_keypair()
     mistaken.curve_serverkey = lab.members["c"].encode()
     keyless, other = (
-        (bare, Caller(mistaken)),
+        (bare, Member(mistaken)),
         (lab.posing("a", b, RunKeys.new(), dial=False), lab.posing("x", b, dial=False)),
     )
     for stranger in (*keyless, *other):
         events = stranger.socket.get_monitor_socket(FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED, f"inproc://{id(stranger)}")
         stranger.socket.connect(b.tcp())
-        stranger.send(B_RANK.to(), head(CALL, 1), b"stranger")
+        stranger.ask(B_RANK, 1, b"stranger")
         assert events.poll(WAIT_MS), "nobody was refused"
         event = int.from_bytes(events.recv_multipart()[0][:2], sys.byteorder)
         assert event & FAILED, f"event {event}"
@@ -549,17 +564,16 @@ def test_no_machine_passes_as_another(lab: Lab, name: bytes) -> None:
     a = lab.host("a", ("b", "c"))
     b, c = lab.posing("b", a), lab.posing("c", a, name=name)
     c.send(b"hello")
-    c.send(Address("a", RANK).to(), head(CALL, 5), b"")  # it is let in
+    c.ask(Address("a", RANK), 5)  # it is let in
     a.until_holds("calls=1")
     caller = a.caller()
     caller.call(B_RANK, 1, b"secret")
     b.send(b"hello")
-    _, first, body = b.take()
-    number = request_head(first)[1]
-    assert body == b"secret"
-    c.send(b"", head(VALUE, number), b"forged")
+    _, number, _, body = b.asked()
+    assert body == [b"secret"]
+    c.answer(number, b"forged")
     a.until_said("was not asked")
-    b.send(b"", head(VALUE, number), b"true")
+    b.answer(number, b"true")
     assert caller.answer() == (VALUE, 1, [b"true"])
     assert c.has_nothing()
 
@@ -614,20 +628,45 @@ def nonsense() -> list[list[bytes]]:
     return fixed + drawn
 
 
+def nonsense_of_members() -> list[list[bytes]]:
+    """The same for links."""
+    to = Address("a", RANK).to()
+    rng = random.Random(8)
+    sound = [for_link(CALL, 1, to, [b"body"])[0], for_link(VALUE, 1, b"", [b"body"])[0]]
+    fixed = [
+        for_link(99, 1, to, [b"body"]),
+        for_link(VALUE, 2**64 - 1, b"", [b"body"]),
+        for_link(LOST, 0, b"", [b"\xff"]),
+        for_link(LOST, 0, to, []),
+        for_link(CALL, 1, b"", [b"body"]),
+        for_link(CALL, 2, to, []),
+        for_link(CALL, 3, to, [b"", b"", b""]),
+        for_link(FORGET, 99, to, [b"body"]),
+        for_link(WAY, 5, b"a", []),
+        for_link(CALL, 4, b"a\0../../../etc/passwd", [b"body"]),
+        for_link(CALL, 5, b"\xff\0" + RANK.encode(), [b"body"]),
+        for_link(CALL, 6, b"x" * 60_000, [b"body"]),
+        [sound[0][:-5] + bytes(70_000)],
+    ]
+    cut = [[start[: rng.randrange(len(start))], *[b"more"] * rng.randrange(2)] for start in sound * 20]
+    changed = [[bytes(b ^ (rng.random() < 0.05) * 0xFF for b in start)] for start in sound * 100]
+    return [*map(list, fixed), *cut, *changed, *nonsense()]
+
+
 def test_nonsense_of_a_member_is_reported_and_not_fatal(lab: Lab) -> None:
     a = lab.host("a", ("b",))
     member, rank = lab.posing("b", a), a.rank()
     member.send(b"hello")
-    for message in nonsense():
+    for message in nonsense_of_members():
         member.send(*message)
-    member.send(Address("a", RANK).to(), head(CALL, 77), b"sound")
+    member.ask(Address("a", RANK), 77, b"sound")
     while True:
         who, _, number, body = rank.request()
         rank.send(who, head(VALUE, number), *body)
         if body == [b"sound"]:
             break
-    answers = iter(member.take, [b"", head(VALUE, 77), b"sound"])
-    assert all(answer_head(first)[0] in (LOST, VALUE) for _, first, *_ in answers)
+    answers = iter(member.asked, (VALUE, 77, b"", [b"sound"]))
+    assert all(kind in (LOST, VALUE) for kind, *_ in answers)
     check_reports(a)
 
 
@@ -687,7 +726,7 @@ def test_memory_stays_bounded_under_a_flood(lab: Lab) -> None:
     before = psutil.Process(a.process.pid).memory_info().rss
     body = bytes(4096)
     for _ in range(30_000):
-        member.send(b"no address", b"no head", body)
+        member.send(b"no message", body)
     assert psutil.Process(a.process.pid).memory_info().rss - before < 60 << 20
     assert a.is_well()
 
