@@ -34,14 +34,12 @@ from forgectl.messages.frames import (
     MESSENGER,
     SHARED,
     TAKEN,
+    TO_CALLERS,
     WAY,
     Address,
     BadFrames,
-    for_link,
-    from_link,
-    head,
-    head_to_caller,
-    is_answer,
+    pack,
+    unpack,
 )
 from forgectl.messages.reading import Readers, Watch, in_loop, running_loop
 from forgectl.messages.shared import Gone, opened, share
@@ -152,15 +150,15 @@ class _Body:
 
 
 class _Line:
-    """What goes to one rank, in order: `near` are the frames before a head; `way` is None while its way is broken."""
+    """What goes to one rank, in order: over `near` to `peer`, or over `far`; `way` is None while its way is broken."""
 
-    __slots__ = ("bytes", "far", "near", "rank", "to", "under_way", "waiting", "way")
+    __slots__ = ("bytes", "far", "peer", "rank", "to", "under_way", "waiting", "way")
 
-    def __init__(self, rank: Address, way: Source, near: tuple[bytes, ...], far: Far | None) -> None:
+    def __init__(self, rank: Address, near: Source, peer: bytes, far: Far | None) -> None:
         self.rank = rank
-        self.to = rank.to()
-        self.way: Source | None = way
-        self.near = near
+        self.to = rank.to() if far else b""
+        self.way: Source | None = near
+        self.peer = peer
         self.far = far
         self.waiting: deque[_Part] = deque()
         self.under_way = 0
@@ -172,23 +170,11 @@ class _Line:
 
     def send(self, kind: int, number: int, body: Sequence[Any], way: Source) -> None:
         """Raises zmq.Again."""
-        over_link = self.far is not None and way is self.far.way
-        send(
-            way.socket, for_link(kind, number, self.to, body) if over_link else (*self.near, head(kind, number), *body)
-        )
+        message = pack(kind, number, body, self.to)
+        send(way.socket, message if self.far is not None and way is self.far.way else (self.peer, *message))
 
 
 Answered = list[tuple["_Part", int, list[Any]]]
-
-
-def _answer(message: list[Any], over_link: bool) -> tuple[int, int, list[Any]]:
-    """Kind, number and body of what has come; raises BadFrames and LookupError."""
-    if not over_link:
-        return *head_to_caller(bytes(message[1])), message[2:]
-    kind, number, _, body = from_link(message)
-    if not is_answer(kind):
-        raise BadFrames(f"a message of kind {kind}")
-    return kind, number, body
 
 
 class Exchange:
@@ -260,8 +246,8 @@ class Exchange:
         if line is None:
             near = rank.place == self.here.place
             far = None if near else self._far.setdefault(rank.place, Far(rank.place))
-            to = (self._connect(rank.name),) if near else (self._connect(MESSENGER), rank.to())
-            line = self._lines[rank] = _Line(rank, self._near, to, far)
+            peer = self._connect(rank.name if near else MESSENGER)
+            line = self._lines[rank] = _Line(rank, self._near, peer, far)
         return line
 
     def _connect(self, socket: str) -> bytes:
@@ -317,7 +303,7 @@ class Exchange:
         """How to dial a machine, if it is time to."""
         if self._may_dial and far.wants_asking:
             far.ask(next(self._numbers))
-            send(self._near.socket, (self._connect(MESSENGER), far.place.encode(), head(WAY, far.asked)))
+            send(self._near.socket, (self._connect(MESSENGER), *pack(WAY, far.asked, to=far.place.encode())))
             self._readers.used.add(self._near)
 
     def _dial(self, number: int, body: Sequence[Any]) -> bool:
@@ -400,10 +386,11 @@ class Exchange:
             if message == [HELLO]:
                 continue  # of a messenger, to see whether we are still there
             try:
-                kind, number, body = _answer(message, way is not self._near)
+                near = way is self._near
+                kind, number, _, body = unpack(message[near:], TO_CALLERS)
                 part = self._under_way.get(number)
                 if part is None or part.way is not way:
-                    if way is self._near and message[0] == MESSENGER.encode() and self._dial(number, body):
+                    if near and message[0] == MESSENGER.encode() and self._dial(number, body):
                         continue
                     raise BadFrames(f"an answer to number {number}, which was not asked there")
             except (BadFrames, LookupError, ValueError) as e:
@@ -486,7 +473,7 @@ class Exchange:
                 for part in [p for p in self._under_way.values() if p.line is line]:
                     self._abandon(part)
                 if line.far is None:
-                    self._connected.discard(line.near[0])
+                    self._connected.discard(line.peer)
                     self._near.socket.disconnect(ipc(Path(self.here.folder, rank.name)))
                     self._readers.used.add(self._near)
             self._readers.look()

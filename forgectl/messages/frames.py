@@ -1,17 +1,17 @@
-"""The format of messages: which frames there are, and what a head says. Pure.
+"""The format of messages: which frames there are, and what the first one says. Pure.
 
-    caller → rank         HEAD BODY BUFFER…       kinds CALL, CAST
-    rank → caller         HEAD BODY BUFFER…       kinds VALUE, ERROR
-    process → messenger   TO HEAD BODY BUFFER…    kinds CALL, CAST, FORGET
-    messenger → process   HEAD BODY BUFFER…       kinds VALUE, ERROR, LOST
-    driver → messenger    PLACE HEAD              kind WAY; the answer's body is JSON
-    between machines      LINK BUFFER…            kinds CALL, CAST, FORGET, VALUE, ERROR, LOST
-    on one machine        HEAD REFERENCE          kinds CALL, CAST, VALUE, ERROR, each + SHARED (shared.py)
-    caller → rank         HEAD                    kind TAKEN: such an answer was received
+    START BODY BUFFER…      START: kind, number, TO, and BODY where that is short
 
-BODY is a pickle, each BUFFER one of its out-of-band buffers. The number in a head is the caller's: answers carry the
-number of their request. A CAST is answered, too, with an empty VALUE, so that its caller knows how much is under way.
-LINK is TO, HEAD and a short BODY in one, as each frame is encrypted by itself; a long BODY follows it.
+    caller → rank           kinds CALL, CAST, TAKEN
+    rank → caller           kinds VALUE, ERROR
+    process → messenger     kinds CALL, CAST, FORGET, with TO; WAY, whose TO is the place that is asked for
+    messenger → process     kinds VALUE, ERROR, LOST; a VALUE of JSON for WAY
+    between machines        kinds CALL, CAST, FORGET, with TO; VALUE, ERROR, LOST
+
+BODY is a pickle, each BUFFER one of its out-of-band buffers. A kind + SHARED has a reference for a body (shared.py).
+The number is the caller's: answers carry the number of their request. A CAST is answered, too, with an empty VALUE, so
+that its caller knows how much is under way. A frame costs as much as a thousand bytes, and between machines each is
+encrypted by itself: hence so few.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ LONG = 64 * 1024
 SHORT = 4096
 """Bytes up to which a body is sent in one frame with what comes before it."""
 
-_HEAD = struct.Struct(">BQ")
-_LINK = struct.Struct(">HBQ")
-_REQUESTS = frozenset({CALL, CAST, FORGET})
-_ANSWERS = frozenset({VALUE, ERROR, LOST})
-_TO_RANKS = frozenset({CALL, CAST, CALL + SHARED, CAST + SHARED, TAKEN})
-_TO_CALLERS = frozenset({*_ANSWERS, VALUE + SHARED, ERROR + SHARED})
-_ON_LINKS = _REQUESTS | _ANSWERS
-_TO_MESSENGERS = frozenset({*_REQUESTS, WAY})
+REQUESTS = frozenset({CALL, CAST, FORGET})
+ANSWERS = frozenset({VALUE, ERROR, LOST})
+TO_RANKS = frozenset({CALL, CAST, CALL + SHARED, CAST + SHARED, TAKEN})
+TO_CALLERS = frozenset({*ANSWERS, VALUE + SHARED, ERROR + SHARED})
+TO_MESSENGERS = frozenset({*REQUESTS, WAY})
+BETWEEN_MESSENGERS = REQUESTS | ANSWERS
+
+_START = struct.Struct(">HBQ")
+_LONGEST_START = _START.size + 0xFFFF + SHORT
 LONGEST_PLACE = 255
 
 
@@ -52,64 +53,29 @@ class BadFrames(Exception):
     """A peer sent what is no message."""
 
 
-def head(kind: int, number: int) -> bytes:
-    """The head of a message."""
-    return _HEAD.pack(kind, number)
-
-
-def answer_head(data: bytes) -> tuple[int, int]:
-    """Kind and number of an answer that is passed on; raises BadFrames."""
-    return _read(data, _ANSWERS)
-
-
-def head_to_rank(data: bytes) -> tuple[int, int]:
-    """Kind and number of what a rank gets; raises BadFrames."""
-    return _read(data, _TO_RANKS)
-
-
-def head_to_caller(data: bytes) -> tuple[int, int]:
-    """Kind and number of what a caller gets; raises BadFrames."""
-    return _read(data, _TO_CALLERS)
-
-
-def head_to_messenger(data: bytes) -> tuple[int, int]:
-    """Kind and number of what a messenger gets of a process of its machine; raises BadFrames."""
-    return _read(data, _TO_MESSENGERS)
-
-
-def for_link(kind: int, number: int, to: bytes, body: Sequence[Any]) -> tuple[Any, ...]:
-    """A message as it goes to another machine; `to` is empty for an answer."""
-    start = _LINK.pack(len(to), kind, number) + to
+def pack(kind: int, number: int, body: Sequence[Any] = (), to: bytes = b"") -> tuple[Any, ...]:
+    """The frames of a message."""
+    start = _START.pack(len(to), kind, number) + to
     if body and len(body[0]) <= SHORT:
         return (start + body[0], *body[1:])
     return (start, *body)
 
 
-def from_link(frames: Sequence[Any]) -> tuple[int, int, bytes, list[Any]]:
-    """Kind, number, TO and body of what `for_link` made; raises BadFrames."""
-    start, *rest = frames
-    if not _LINK.size <= len(start) < LONG:
-        raise BadFrames(f"a link's first frame of {len(start)} bytes")
-    length, kind, number = _LINK.unpack_from(start)
-    end = _LINK.size + length
-    if kind not in _ON_LINKS or len(start) < end:
-        raise BadFrames(f"a message of kind {kind}, to {length} of {len(start)} bytes")
-    body = start[end:]
-    return kind, number, start[_LINK.size : end], [body, *rest] if body or not rest else rest
-
-
-def is_answer(kind: int) -> bool:
-    """Whether it is one that passes messengers."""
-    return kind in _ANSWERS
-
-
-def _read(data: bytes, kinds: frozenset[int]) -> tuple[int, int]:
-    if len(data) != _HEAD.size:
-        raise BadFrames(f"a head of {len(data)} bytes")
-    kind, number = _HEAD.unpack(data)
+def unpack(frames: Sequence[Any], kinds: frozenset[int]) -> tuple[int, int, bytes, list[Any]]:
+    """Kind, number, TO and body of what `pack` made, a message of one of these kinds; raises BadFrames."""
+    if not frames:
+        raise BadFrames("a message without frames")
+    start = frames[0]
+    if not _START.size <= len(start) <= _LONGEST_START:
+        raise BadFrames(f"a first frame of {len(start)} bytes")
+    length, kind, number = _START.unpack_from(start)
     if kind not in kinds:
         raise BadFrames(f"a message of kind {kind}")
-    return kind, number
+    end = _START.size + length
+    if len(start) < end:
+        raise BadFrames(f"a first frame of {len(start)} bytes, {end} or more of which were said")
+    first, rest = bytes(start[end:]), frames[1:]
+    return kind, number, bytes(start[_START.size : end]), [first, *rest] if first or not rest else list(rest)
 
 
 class Address(NamedTuple):

@@ -5,7 +5,7 @@ writes `{"port": N}` on DESCRIPTOR (0: no TCP), or `{"error": …}` if it cannot
 address}}`, all messengers that it is to dial, and `{"ended": [prefix, generation]}`, ranks that are no more. It ends
 with standard input, and dies with PARENT. `{"describe": true}` has it write what it holds to standard error.
 
-Of messages only TO and HEAD are read. Each hop gives a request a number of its own and remembers where the answer goes.
+Of messages only the start is read. Each hop gives a request a number of its own and remembers where the answer goes.
 A request is sent once at most: what was sent over a link that breaks is answered LOST, what waits for a link is kept.
 """
 
@@ -35,16 +35,16 @@ from forgectl.messages.dialling import (
     secure,
 )
 from forgectl.messages.frames import (
+    ANSWERS,
+    BETWEEN_MESSENGERS,
     MESSENGER,
+    TO_MESSENGERS,
     VALUE,
     WAY,
     BadFrames,
-    answer_head,
-    from_link,
-    head,
-    head_to_messenger,
-    is_answer,
     named,
+    pack,
+    unpack,
 )
 from forgectl.messages.polling import Poll, Polled
 from forgectl.messages.sockets import Socket, bind_private, context, new_socket, receive
@@ -154,12 +154,10 @@ class Messenger:
     # ------------------------------------------------------------ processes and ranks here
 
     def _from_process(self, frames: list[Any]) -> None:
-        if len(frames) < 3:
-            raise BadFrames(f"{len(frames) - 1} frames of a process here")
-        name, to, first, *body = frames
-        kind, number = head_to_messenger(first)
+        name = frames[0]
+        kind, number, to, body = unpack(frames[1:], TO_MESSENGERS)
         if kind == WAY:
-            self._front.send((name, head(VALUE, number), self._way(bytes(to).decode(errors="replace"))))
+            self._front.send((name, *pack(VALUE, number, [self._way(to.decode(errors="replace"))])))
             return
         caller = self._callers.get(name)
         if caller is None:
@@ -179,10 +177,8 @@ class Messenger:
         return json.dumps(told).encode()
 
     def _from_rank(self, frames: list[Any]) -> None:
-        if len(frames) < 2:
-            raise BadFrames("an empty message of a rank here")
-        name, first, *body = frames
-        self._switch.rank_answer(name, *answer_head(first), body)
+        kind, number, _, body = unpack(frames[1:], ANSWERS)
+        self._switch.rank_answer(frames[0], kind, number, body)
 
     # ------------------------------------------------------------ links that others dial
 
@@ -214,8 +210,8 @@ class Messenger:
     def _from_link(self, peer: Peer, frames: list[Any]) -> None:
         if len(frames) == 1 and frames[0] == HELLO:
             return
-        kind, number, to, body = from_link(frames)
-        if is_answer(kind):
+        kind, number, to, body = unpack(frames, BETWEEN_MESSENGERS)
+        if kind in ANSWERS:
             self._switch.answer(peer, kind, number, body)
         else:
             self._switch.request(peer, kind, number, to, body)

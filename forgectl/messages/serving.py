@@ -13,7 +13,7 @@ from typing import Any
 import zmq
 
 from forgectl.messages import pickling
-from forgectl.messages.frames import CAST, ERROR, LOST, SHARED, TAKEN, VALUE, BadFrames, head, head_to_rank
+from forgectl.messages.frames import CAST, ERROR, LOST, SHARED, TAKEN, TO_RANKS, VALUE, BadFrames, pack, unpack
 from forgectl.messages.shared import LEAST, Gone, Shared, opened, share
 from forgectl.messages.sockets import LoopSocket, bind_private, new_socket, process_of
 
@@ -47,19 +47,16 @@ class Server:
 
     def _on_message(self, frames: list[Any]) -> None:
         try:
-            caller, first, *body = frames
-            kind, number = head_to_rank(bytes(first))
+            caller = frames[0]
+            kind, number, _, body = unpack(frames[1:], TO_RANKS)
             if kind == TAKEN:
                 self._shared.taken(caller, number)
                 return
-            if not body:
-                raise BadFrames("a request without a body")
             if kind > SHARED:
                 kind, body = kind - SHARED, opened(body[0])
         except (Gone, OSError) as e:
-            self._socket.send(
-                (caller, head(LOST, number), f"it could not be read from its sender's memory: {e}".encode())
-            )
+            why = f"it could not be read from its sender's memory: {e}"
+            self._socket.send((caller, *pack(LOST, number, [why.encode()])))
             return
         except (BadFrames, ValueError) as e:
             log.warning("what is no request was dropped: %s", e)
@@ -86,9 +83,9 @@ class Server:
                 answer, frames = ERROR, pickling.dumps(self._carry(e))
         size = pickling.size(frames)
         if size >= LEAST and (reference := self._shared.put(caller, number, frames, size)) is not None:
-            self._socket.send((caller, head(answer + SHARED, number), reference))
+            self._socket.send((caller, *pack(answer + SHARED, number, [reference])))
         else:  # copied: the next endpoint may change it
-            self._socket.send((caller, head(answer, number), *pickling.copied(frames)))
+            self._socket.send((caller, *pack(answer, number, pickling.copied(frames))))
 
 
 class _SharedAnswers:

@@ -15,10 +15,9 @@ from forgectl.messages.frames import (
     LOST,
     BadFrames,
     address_from,
-    for_link,
-    head,
     lost,
     named,
+    pack,
 )
 from forgectl.messages.polling import Polled
 from forgectl.messages.sockets import ipc
@@ -49,8 +48,7 @@ class Peer:
 
     def send(self, kind: int, number: int, body: list[Any], to: bytes = b"") -> None:
         """Send a request to `to`, or an answer; raises zmq.ZMQError."""
-        first = (head(kind, number), *body) if self.link is None else for_link(kind, number, to, body)
-        self.socket.send((*self.name, *first))
+        self.socket.send((*self.name, *pack(kind, number, body, to if self.link else b"")))
 
 
 class Link:
@@ -107,7 +105,7 @@ class Switch:
 
     # ------------------------------------------------------------ requests
 
-    def request(self, caller: Peer, kind: int, number: int, to: Any, body: list[Any]) -> None:
+    def request(self, caller: Peer, kind: int, number: int, to: bytes, body: list[Any]) -> None:
         """Pass it on; raises BadFrames, after an answer if there can be one."""
         if kind == FORGET:
             self._forget(caller, number)
@@ -115,11 +113,9 @@ class Switch:
         if number in caller.under_way:
             raise BadFrames(f"number {number} a second time")
         try:
-            if not body:
-                raise BadFrames("a request without a body")
             if len(caller.under_way) >= MOST_CALLS:
                 raise NoWay("too many calls are under way")
-            target = self._targets.get(to) or self._find(bytes(to))
+            target = self._targets.get(to) or self._find(to)
         except (BadFrames, NoWay) as e:
             self._answer(caller, LOST, number, [str(e).encode()])
             if isinstance(e, BadFrames):
@@ -257,7 +253,7 @@ class Switch:
         for name in [n for n in self._ranks if self._has_ended(n.decode())]:
             del self._ranks[name]
             self._back.socket.disconnect(ipc(self._folder / name.decode()))
-        for number in [n for n, c in self._calls.items() if self._has_ended(address_from(bytes(c.to)).name)]:
+        for number in [n for n, c in self._calls.items() if self._has_ended(address_from(c.to).name)]:
             self._take_off(number)
 
     def _has_ended(self, name: str) -> bool:

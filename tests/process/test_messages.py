@@ -442,7 +442,7 @@ def test_garbage_from_a_process_of_the_run_is_reported_and_dropped(forge: Forge)
         """
         import random
         import zmq
-        from forgectl.messages.frames import CALL, CAST, head, socket_name
+        from forgectl.messages.frames import CALL, CAST, pack, socket_name
 
         c = await Fast.options(procs=1).as_actor()
         folder = c._mesh.now()._here.folder
@@ -452,12 +452,12 @@ def test_garbage_from_a_process_of_the_run_is_reported_and_dropped(forge: Forge)
         chance = random.Random(7)
         for _ in range(300):
             peer.send_multipart([chance.randbytes(chance.choice((0, 1, 9, 50))) for _ in range(chance.randint(1, 5))])
-        peer.send_multipart([head(CALL, 1)])
-        peer.send_multipart([head(CALL, 2), b"not a pickle"])
-        peer.send_multipart([head(CAST, 3), b"not a pickle"])
-        peer.send_multipart([head(CALL, 4), __import__("pickle").dumps("not a request")])
-        peer.send_multipart([head(CALL, 5), __import__("pickle").dumps(("construct", 1, 2, 3, 4))])
-        for number in (2, 3, 4, 5):
+        peer.send_multipart(pack(CALL, 1))
+        peer.send_multipart(pack(CALL, 2, [b"not a pickle"]))
+        peer.send_multipart(pack(CAST, 3, [b"not a pickle"]))
+        peer.send_multipart(pack(CALL, 4, [__import__("pickle").dumps("not a request")]))
+        peer.send_multipart(pack(CALL, 5, [__import__("pickle").dumps(("construct", 1, 2, 3, 4))]))
+        for _ in range(5):
             answer = await asyncio.to_thread(peer.recv_multipart)
         assert list((await c.add.call(1)).values()) == [1]
         """,
