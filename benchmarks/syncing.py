@@ -23,9 +23,9 @@ from harness import Sections, run
 from loopback import sshd
 from measure import MEBI, BenchmarkError, Row, seconds_of
 
+from forgectl.sync.scan import scan
+from forgectl.sync.sender import push
 from forgectl.transport.ssh import Destination, dial
-from forgectl.transport.sync import push
-from forgectl.transport.workdir import scan
 
 OF_RSYNC = 2.0
 AGAIN_WITHIN = 1.0  # seconds

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from forgectl.version import __version__
+
 TYPE_CHECKING = False  # as typing's, which would be the first import of every command
 if TYPE_CHECKING:
     from typing import Any
 
-    from forgectl.actor.driver import get as get
+    from forgectl.actor.driver.declared import get as get
     from forgectl.actor.endpoint import endpoint as endpoint
     from forgectl.actor.endpoint import service_endpoint as service_endpoint
     from forgectl.actor.forge_actor import ForgeActor as ForgeActor
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from forgectl.errors import ActorDied as ActorDied
     from forgectl.errors import ForgeError as ForgeError
 
-__version__ = "0.1.0"
 
 _PUBLIC = {
     "ActorDied": "errors",
@@ -26,7 +27,7 @@ _PUBLIC = {
     "current_rank": "actor.value_mesh",
     "current_size": "actor.value_mesh",
     "endpoint": "actor.endpoint",
-    "get": "actor.driver",
+    "get": "actor.driver.declared",
     "service_endpoint": "actor.endpoint",
 }
 __all__ = ["__version__", *_PUBLIC]

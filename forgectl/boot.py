@@ -11,10 +11,10 @@ BOOT = str(Path(__file__).resolve())
 """This file, for the command lines that start our processes."""
 
 ROLES = {
-    "controller": "forgectl.controller.daemon",
+    "controller": "forgectl.controller.controller",
     "agent": "forgectl.agent.main",
-    "forkserver": "forgectl.agent.forkserver",
-    "rank": "forgectl.rank.script",
+    "forkserver": "forgectl.agent.forkserver.server",
+    "rank": "forgectl.rank.main",
     "messenger": "forgectl.messages.messenger",
     "tunnel": "forgectl.transport.tunnel",
 }

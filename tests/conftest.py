@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from forgectl.controller.rundir import RunDir
+from forgectl.controller.run_dir import RunDir
 from tests.lab.fixtures import lab, make_lab, standing_lab  # noqa: F401  (fixtures for all tests)
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -171,12 +171,12 @@ class Forge:
     def roles(self, run: str) -> dict[str, list[int]]:
         """Role → pids of a run's own processes: controller, agent, forkserver (and its stores), rank.
 
-        An agent is one from when it has become it (agent/first.py).
+        An agent is one from when it has become it (agent/bootstrap.py).
         """
         found: dict[str, list[int]] = {"controller": [], "agent": [], "forkserver": [], "rank": []}
         for pid, command in sorted(processes_of(run).items()):
             words = command.split()
-            if "/agent/first.py" in command:
+            if "/agent/bootstrap.py" in command:
                 continue
             role = words[2] if len(words) > 2 and words[1].endswith("boot.py") else "rank"
             found[role if role in found else "rank"].append(pid)

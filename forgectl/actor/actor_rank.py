@@ -12,9 +12,9 @@ from typing import Any
 from forgectl.actor import monarch_names
 from forgectl.actor.performer import Performer
 from forgectl.actor.plain_calls import check, plain
-from forgectl.actor.raised import Raised, carrier, shown
-from forgectl.actor.requests import ASK, CONSTRUCT, INVOKE
+from forgectl.actor.remote_errors import Raised, carrier, shown
 from forgectl.actor.value_mesh import serving
+from forgectl.actor.verbs import ASK, CONSTRUCT, INVOKE
 from forgectl.errors import NotFoundError, UsageError
 from forgectl.messages import pickling
 from forgectl.messages.frames import socket_name

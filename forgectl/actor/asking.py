@@ -7,10 +7,10 @@ from typing import Any
 
 from forgectl.actor.endpoint import Interface
 from forgectl.actor.foreign_mesh import ForeignMesh, Origin
-from forgectl.actor.requests import ASK
-from forgectl.controller.rundir import RunDir
+from forgectl.actor.verbs import ASK
+from forgectl.controller.run_dir import RunDir
 from forgectl.errors import TimedOutError, error_of
-from forgectl.processes import boot_id
+from forgectl.system.processes import boot_id
 
 
 def ask(

@@ -9,18 +9,19 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from forgectl.actor import news
+from forgectl.actor import follower
 from forgectl.actor.endpoint import Interface
 from forgectl.actor.mesh import Mesh, again, died
 from forgectl.actor.ranks import Ranks
 from forgectl.errors import ActorDied, ForgeError, UnreachableError
 from forgectl.frozen import dataclass
 from forgectl.messages.calling import Here
-from forgectl.processes import boot_id
-from forgectl.protocol import OVER, MeshNews
+from forgectl.protocol.agent import MeshNews
+from forgectl.protocol.control import OVER
+from forgectl.system.processes import boot_id
 
 if TYPE_CHECKING:
-    from forgectl.actor.home import Home
+    from forgectl.actor.driver.run import Home
 
 NEWS_SECONDS = 30.0
 """How long the host's agent may take to say what became of a mesh."""
@@ -48,7 +49,7 @@ class ForeignMesh:
         self._origin = origin
         self._least = generation, places  # what its driver knew when it handed the handle on
         self._lock = threading.Lock()
-        self._following: news.Follower | None = None
+        self._following: follower.Follower | None = None
         self._ranks: Ranks | None = None
         self._up: concurrent.futures.Future[Ranks] = concurrent.futures.Future()
 
@@ -81,7 +82,7 @@ class ForeignMesh:
             if self._following is not None:
                 return
             self._here = here
-            self._following = news.follower(self._origin.run, agent)
+            self._following = follower.follower(self._origin.run, agent)
         self._following.watch(self.name, self._take)
         try:
             self._following.heard.result(NEWS_SECONDS)
@@ -134,5 +135,5 @@ def _found(
 
 def _this_process_s_home() -> Home | None:
     """Where this process drives a run it has imported what that takes; ranks need not."""
-    module = sys.modules.get("forgectl.actor.home")
+    module = sys.modules.get("forgectl.actor.driver.run")
     return module.living_home() if module else None

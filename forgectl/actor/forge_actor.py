@@ -8,9 +8,9 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from forgectl.actor.settings import Settings, check_shape
+from forgectl.actor.options import Settings, check_shape
 from forgectl.errors import NotInstalledError
-from forgectl.plan.model import Program, Unit
+from forgectl.model.plan import Program, Unit
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -113,7 +113,7 @@ class ForgeActor:
     @classmethod
     async def launch(cls, *args: Any, **kwargs: Any) -> ActorHandle:
         """What `as_actor` does, and `as_service` for each replica. Override it to launch several meshes together."""
-        from forgectl.actor.launching import launch_mesh
+        from forgectl.actor.driver.launch import launch_mesh
 
         return await launch_mesh(cls, _origin(cls), args, kwargs)
 

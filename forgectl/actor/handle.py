@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 
 from forgectl.actor.mesh import Mesh
 from forgectl.actor.performer import calling
-from forgectl.actor.requests import INVOKE
 from forgectl.actor.value_mesh import ValueMesh
+from forgectl.actor.verbs import INVOKE
 
 GRACE = 10.0
 

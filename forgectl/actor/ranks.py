@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from forgectl.actor.mesh import again
-from forgectl.actor.raised import Raised, original
+from forgectl.actor.remote_errors import Raised, original
 from forgectl.errors import ActorDied, UnreachableError
 from forgectl.messages import pickling
 from forgectl.messages.calling import Call, Here, LostError, exchange

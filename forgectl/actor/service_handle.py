@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from forgectl.actor import home as homes
+from forgectl.actor.driver import run as homes
+from forgectl.actor.driver.live_mesh import LiveMesh
 from forgectl.actor.endpoint import endpoints_of, interface_of
 from forgectl.actor.handle import ActorHandle
-from forgectl.actor.live_mesh import LiveMesh
-from forgectl.actor.service import Service
-from forgectl.actor.session import Session, current_session
+from forgectl.actor.service.service import Service
+from forgectl.actor.service.session import Session, current_session
 from forgectl.errors import ForgeError
 
 

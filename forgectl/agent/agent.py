@@ -12,33 +12,27 @@ from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
-from forgectl import __version__
-from forgectl.agent.enclosure import sweep_run
-from forgectl.agent.events import EventLog
-from forgectl.agent.gpus import NoSuchGpu, discover
+from forgectl.agent.enclosure.enclosure import sweep_run
+from forgectl.agent.event_log import EventLog
+from forgectl.agent.forkserver.pool import ForkServers
+from forgectl.agent.forkserver.spawn import Warming
 from forgectl.agent.log_parts import read_logs
 from forgectl.agent.mesh import HostMesh
 from forgectl.agent.messengers import Messengers
 from forgectl.agent.reaper import Reaper
-from forgectl.agent.servers import ForkServers
-from forgectl.agent.stats import UseMeter
-from forgectl.agent.warming import Warming
-from forgectl.doorway import Doorway
+from forgectl.agent.usage import UseMeter
 from forgectl.errors import ForgeError
-from forgectl.log_cap import LogCap
+from forgectl.hosts.gpus import NoSuchGpu, discover
 from forgectl.names import NAME, socket_prefix
-from forgectl.processes import boot_id
-from forgectl.protocol import (
+from forgectl.protocol.agent import (
     CONTROLLER_TO_AGENT,
     FOLLOWER_TO_AGENT,
-    OVER,
     Ack,
     AgentConfig,
     Event,
     Follow,
     GetGpus,
     GetStats,
-    Hello,
     HostGpus,
     Links,
     MeshGone,
@@ -50,7 +44,6 @@ from forgectl.protocol import (
     Ping,
     Pong,
     Prepare,
-    ProtocolError,
     Quit,
     ReadLogs,
     Release,
@@ -60,9 +53,15 @@ from forgectl.protocol import (
     Synced,
     Welcome,
 )
+from forgectl.protocol.control import OVER
 from forgectl.redaction import Redaction
-from forgectl.stream import Stream
-from forgectl.wire import HANDSHAKE_SECONDS, private_folder, wrong_version
+from forgectl.system.log_cap import LogCap
+from forgectl.system.processes import boot_id
+from forgectl.version import __version__
+from forgectl.wire.envelope import Hello, ProtocolError
+from forgectl.wire.listener import Doorway
+from forgectl.wire.sockets import HANDSHAKE_SECONDS, private_folder, wrong_version
+from forgectl.wire.stream import Stream
 
 LOG_CHECK_SECONDS = 1.0
 

@@ -9,9 +9,10 @@ import os
 import time
 from pathlib import Path
 
-from forgectl.log_cap import next_data
 from forgectl.names import NAME
-from forgectl.protocol import LogAt, LogPart, LogParts, ProtocolError, ReadLogs
+from forgectl.protocol.agent import LogAt, LogPart, LogParts, ReadLogs
+from forgectl.system.log_cap import next_data
+from forgectl.wire.envelope import ProtocolError
 
 ANSWER_BYTES = 1 << 20
 """Of all parts of an answer; in base64 they fit a message, and commands do not wait for long behind them."""

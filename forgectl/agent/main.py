@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from forgectl.agent.warming import Warming, lock_of, log_of
-from forgectl.codec import CodecError, from_json
+from forgectl.agent.forkserver.spawn import Warming, lock_of, log_of
 from forgectl.errors import NotOursError
-from forgectl.processes import become_subreaper
-from forgectl.protocol import AgentConfig
-from forgectl.wire import dial, peer_pid, wrong_version
+from forgectl.protocol.agent import AgentConfig
+from forgectl.system.processes import become_subreaper
+from forgectl.wire.codec import CodecError, from_json
+from forgectl.wire.sockets import dial, peer_pid, wrong_version
 
 
 def main(arguments: list[str]) -> None:
@@ -84,7 +84,7 @@ def _serve(config: AgentConfig, warming: list[Warming]) -> None:
     import asyncio
 
     from forgectl.agent.agent import Agent, log
-    from forgectl.agent.enclosure import sweep_run
+    from forgectl.agent.enclosure.enclosure import sweep_run
 
     announce = _let_go_of_streams(Path(config.run_dir) / "agents" / f"{config.host}.log")
 

@@ -13,27 +13,29 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from forgectl.agent import gpu_leases, interface, logs, store
-from forgectl.agent.enclosure import Enclosure
-from forgectl.agent.forks import Child, ForkServer, ForkServerError
-from forgectl.agent.oom import OomWitness
+from forgectl.agent import logs
+from forgectl.agent.enclosure.enclosure import Enclosure
+from forgectl.agent.enclosure.oom import OomWitness
+from forgectl.agent.forkserver import rendezvous
+from forgectl.agent.forkserver.client import Child, ForkServer, ForkServerError
 from forgectl.agent.reports import exit_report
-from forgectl.plan.environment import launch_environment
-from forgectl.plan.model import Gpu, MeshPlan, RankPlan
-from forgectl.processes import Identity
-from forgectl.protocol import (
+from forgectl.hosts import gpu_leases, interface
+from forgectl.model.environment import launch_environment
+from forgectl.model.plan import Gpu, MeshPlan, RankPlan
+from forgectl.protocol.agent import (
     Happening,
     MeshGone,
     Notice,
     Prepared,
     RankStarted,
-    Refusal,
     Refused,
     Start,
     StartFailed,
     StoreOpened,
 )
-from forgectl.wire import private_folder
+from forgectl.system.processes import Identity
+from forgectl.wire.envelope import Refusal
+from forgectl.wire.sockets import private_folder
 
 HUNG_SECONDS = 10.0
 """A fork server that takes longer to answer, when all it still has to tell is who has ended, is hung."""
@@ -162,7 +164,7 @@ class HostMesh:
         if generation is None or generation.listener is not None or generation.stopping.is_set():
             return
         try:
-            generation.listener = store.bind(address)
+            generation.listener = rendezvous.bind(address)
         except OSError as e:
             message = f"cannot bind a port on {address} of host {self.host}: {e.strerror}"
             self._emit(StartFailed(self.plan.mesh, number, message))

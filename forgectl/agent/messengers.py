@@ -18,9 +18,9 @@ from typing import Any
 
 from forgectl.agent.reaper import Reaper
 from forgectl.boot import BOOT
-from forgectl.codec import to_json
 from forgectl.names import NET_SOCKET
-from forgectl.protocol import Links, Membership, MessengerGone, MessengerOpened, Tunnel
+from forgectl.protocol.agent import Links, Membership, MessengerGone, MessengerOpened, Tunnel
+from forgectl.wire.codec import to_json
 
 TUNNEL_PAUSE = 1.0
 """Seconds after which a tunnel that has ended is dug anew."""

@@ -6,7 +6,7 @@ import asyncio
 import signal
 from collections.abc import Callable
 
-from forgectl.processes import collect_children
+from forgectl.system.processes import collect_children
 
 
 class Reaper:

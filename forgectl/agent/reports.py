@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from forgectl.agent import logs
-from forgectl.protocol import RankExited
+from forgectl.protocol.agent import RankExited
 
 MAX_ERROR_FILE = 1 << 20
 TAIL_LINES = 20

@@ -14,7 +14,6 @@ from typing import Annotated, Any, NoReturn
 import click
 import typer
 
-from forgectl import __version__
 from forgectl.cli.call import call
 from forgectl.cli.check import check
 from forgectl.cli.init import init
@@ -26,6 +25,7 @@ from forgectl.cli.schema import schema
 from forgectl.cli.shutdown import shutdown
 from forgectl.cli.status import status
 from forgectl.errors import ForgeError
+from forgectl.version import __version__
 
 app = typer.Typer(
     name="forgectl",
@@ -137,7 +137,7 @@ def _fault(error: Exception) -> int:
 
 def _say(message: str, hint: str | None) -> None:
     """One paragraph on stderr, without escapes from what a message quotes: what a pipe gets ends on a terminal, too."""
-    from forgectl.cli.terminal_text import harmless
+    from forgectl.cli.views.terminal_text import harmless
 
     text = f"forgectl: {message}" + (f"\n  hint: {hint}" if hint else "")
     sys.stderr.write("".join(f"{harmless(line, color=False)}\n" for line in text.split("\n")))

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forgectl.errors import NotInstalledError, SpecError
-from forgectl.plan.model import MeshPlan, Plan
+from forgectl.model.plan import MeshPlan, Plan
 
 if TYPE_CHECKING:
     from forgectl.spec.model import Spec
-    from forgectl.transport.facts import Hosts
+    from forgectl.transport.survey import Hosts
 
 PACKAGES = {"torch": "torch", "zmq": "pyzmq", "cloudpickle": "cloudpickle"}
 """Module → what pip calls it."""
@@ -31,10 +31,10 @@ def planned(spec: Spec) -> Iterator[tuple[Plan, Hosts]]:
 
     Raises SpecError, BusyError, NotInstalledError, and what ssh says of hosts that are not reached.
     """
-    from forgectl.cli.host_news import no_answer_yet
+    from forgectl.cli.views.hosts import no_answer_yet
     from forgectl.plan.placement import place
     from forgectl.transport.addresses import verified
-    from forgectl.transport.facts import gather
+    from forgectl.transport.survey import gather
 
     _refuse_what_cannot_be_launched(spec)
     with gather(spec, os.environ, no_answer_yet) as hosts:

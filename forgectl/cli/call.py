@@ -34,7 +34,7 @@ def call(
     import json
     import sys
 
-    from forgectl.cli import render
+    from forgectl.cli.views import render
 
     positional = [_value(a) for a in args or ()]
     named = dict(_keyword(k) for k in keywords or ())
@@ -50,11 +50,11 @@ def call(
 
 def _values(name: str, endpoint: str, args: list[Any], kwargs: dict[str, Any], timeout: float | None) -> list[Any]:
     """What is answered: by the ranks of a mesh themselves, or by a service's driver, which routes."""
-    from forgectl.cli.driver import ask_driver
+    from forgectl.cli.driver_client import ask_driver
     from forgectl.cli.find import find_mesh, mesh_of
     from forgectl.controller import client
     from forgectl.errors import NotFoundError
-    from forgectl.protocol import Call, Values
+    from forgectl.protocol.driver import Call, Values
 
     run, found = find_mesh(name)
     target = name.rpartition("/")[2]

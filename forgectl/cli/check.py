@@ -10,14 +10,14 @@ import typer
 from forgectl.cli.launch import Overrides, SpecPath
 
 if TYPE_CHECKING:
-    from forgectl.cli.findings import Finding, Target
-    from forgectl.cli.wants import Wants
-    from forgectl.plan.model import Plan
-    from forgectl.protocol import Examine
+    from forgectl.cli.host_check.findings import Finding, Target
+    from forgectl.cli.host_check.wants import Wants
+    from forgectl.model.plan import Plan
+    from forgectl.protocol.relay import Examine
     from forgectl.spec.model import Host, Spec
     from forgectl.transport.addresses import Pairs
-    from forgectl.transport.examinations import Examined, Reach
-    from forgectl.transport.facts import Hosts
+    from forgectl.transport.examine import Examined, Reach
+    from forgectl.transport.survey import Hosts
 
 
 def check(
@@ -36,9 +36,9 @@ def check(
     import os
     import sys
 
-    from forgectl.cli.check_view import check_json, check_table
-    from forgectl.cli.findings import exit_code
-    from forgectl.cli.render import show
+    from forgectl.cli.host_check.findings import exit_code
+    from forgectl.cli.views.check import check_json, check_table
+    from forgectl.cli.views.render import show
     from forgectl.spec.load import load
 
     loaded = load(spec, overrides=overrides or (), environ=os.environ)
@@ -54,11 +54,11 @@ def check(
 
 def look_at(spec: Spec) -> tuple[dict[str, Examined], Reach, list[Finding]]:
     """What was found on each host, which of them reach each other, and what to make of it."""
-    from forgectl.cli import findings
-    from forgectl.cli.host_news import no_answer_yet
-    from forgectl.cli.wants import wants_of
-    from forgectl.transport.examinations import examine_all
-    from forgectl.transport.facts import Hosts
+    from forgectl.cli.host_check import findings
+    from forgectl.cli.host_check.wants import wants_of
+    from forgectl.cli.views.hosts import no_answer_yet
+    from forgectl.transport.examine import examine_all
+    from forgectl.transport.survey import Hosts
 
     wants = wants_of(spec)
     targets = {host.name: _target(host) for host in spec.all_hosts}
@@ -79,15 +79,15 @@ def look_at(spec: Spec) -> tuple[dict[str, Examined], Reach, list[Finding]]:
 def _target(host: Host) -> Target:
     import sys
 
-    from forgectl.cli.findings import Target
+    from forgectl.cli.host_check.findings import Target
 
     ssh = None if host.local else host.ssh or host.name
     return Target(host.name, ssh, host.python or (sys.executable if host.local else "python3"))
 
 
 def _request(host: Host, spec: Spec, wants: Wants) -> Examine:
-    from forgectl.cli.wants import OWN
-    from forgectl.protocol import Examine
+    from forgectl.cli.host_check.wants import OWN
+    from forgectl.protocol.relay import Examine
 
     copied = not host.local and spec.sync == "content"
     return Examine(
@@ -103,10 +103,10 @@ def _placed(spec: Spec, examined: Mapping[str, Examined]) -> tuple[Plan | None, 
     """The plan that a launch would make now, or why it would not."""
     import sys
 
-    from forgectl.cli import findings
+    from forgectl.cli.host_check import findings
     from forgectl.errors import BusyError, SpecError
     from forgectl.plan.placement import place
-    from forgectl.transport.examinations import facts_of
+    from forgectl.transport.examine import facts_of
 
     facts = {host.name: facts_of(host, examined[host.name].found) for host in spec.all_hosts}
     try:
@@ -120,10 +120,10 @@ def _placed(spec: Spec, examined: Mapping[str, Examined]) -> tuple[Plan | None, 
 def _reach(
     spec: Spec, plan: Plan | None, examined: Mapping[str, Examined], hosts: Hosts
 ) -> tuple[Reach, list[Finding]]:
-    from forgectl.cli import findings
+    from forgectl.cli.host_check import findings
     from forgectl.errors import ForgeError
     from forgectl.transport.addresses import needed_pairs
-    from forgectl.transport.examinations import pairs_of, reach_each_other
+    from forgectl.transport.examine import pairs_of, reach_each_other
 
     networks = {name: e.found.network for name, e in examined.items()}
     wanted: Pairs | None = needed_pairs(plan, networks) if plan else None

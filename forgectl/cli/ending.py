@@ -7,19 +7,20 @@ import sys
 import time
 from typing import Any
 
-from forgectl.cli import render
 from forgectl.cli.find import mesh_of
-from forgectl.cli.host_news import HostNews
-from forgectl.controller import client, rundir
-from forgectl.controller.rundir import RunDir
+from forgectl.cli.views import render
+from forgectl.cli.views.hosts import HostNews
+from forgectl.controller import client, run_dir
+from forgectl.controller.run_dir import RunDir
 from forgectl.errors import ForgeError, InternalError
-from forgectl.protocol import OVER, Attach, ProtocolError, Shutdown, StatusReport
-from forgectl.wire import Line
+from forgectl.protocol.control import OVER, Attach, Shutdown, StatusReport
+from forgectl.wire.envelope import ProtocolError
+from forgectl.wire.sockets import Line
 
 
 def end_all(targets: dict[str, tuple[str, ...] | None], grace: float) -> int:
     """End meshes (None: all) of runs, all at once; 0 when every process is gone, 70 where one could not be killed."""
-    runs = [RunDir.existing(rundir.runs_folder() / name) for name in targets]
+    runs = [RunDir.existing(run_dir.runs_folder() / name) for name in targets]
     lines: dict[str, Line | None] = {}
     trouble: ForgeError | None = None
     for run in runs:  # all are asked before any is waited for

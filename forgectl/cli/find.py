@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from forgectl.controller import client, rundir
-from forgectl.controller.rundir import RunDir
+from forgectl.controller import client, run_dir
+from forgectl.controller.run_dir import RunDir
 from forgectl.errors import ForgeError, NotFoundError, UsageError
 from forgectl.names import nearest
 
 
 def all_living() -> list[RunDir]:
     """Runs that have not ended, oldest first."""
-    return [run for run in rundir.all_runs() if run.read_final() is None]
+    return [run for run in run_dir.all_runs() if run.read_final() is None]
 
 
 def raise_refused() -> None:
     """Raise why nothing is read of a run that others may have made or touched, if there is one."""
-    for refusal in rundir.refused_runs().values():
+    for refusal in run_dir.refused_runs().values():
         raise refusal
 
 
 def find_run(name: str, *, ended: bool = False) -> RunDir:
     """The run of that id or name: a living one, else with `ended` the latest that has ended."""
-    runs = rundir.all_runs()
+    runs = run_dir.all_runs()
     exact = [r for r in runs if r.run == name]
     living = [r for r in runs if r.name == name and r.read_final() is None]
     over = [r for r in runs if r.name == name] if ended else []
@@ -33,7 +33,7 @@ def find_run(name: str, *, ended: bool = False) -> RunDir:
         raise UsageError(f"several runs are named {name!r}: {', '.join(r.run for r in living)}", hint="give one's id")
     if living or over:
         return (living or over)[-1]
-    if (refusal := rundir.refused_runs().get(name)) is not None:
+    if (refusal := run_dir.refused_runs().get(name)) is not None:
         raise refusal
     known = [r.run for r in runs if ended or r.read_final() is None]
     raise NotFoundError(f"no run {name!r}", hint=_nearest(name, [*known, *(r.rpartition("-")[0] for r in known)]))
@@ -50,7 +50,7 @@ def find_mesh(name: str, *, ended: bool = False) -> tuple[RunDir, tuple[str, ...
         if not (found := _called(run, mesh)):
             raise NotFoundError(f"run {run.run} has no mesh {mesh!r}", hint=_nearest(mesh, list(_meshes(run))))
         return run, found
-    runs = rundir.all_runs()
+    runs = run_dir.all_runs()
     having = [(r, found) for r in runs if (found := _called(r, name))]
     living = [(r, found) for r, found in having if r.read_final() is None]
     if len(living) > 1:

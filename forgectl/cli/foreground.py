@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forgectl.cli import render
-from forgectl.cli.host_news import HostNews, only_waits_for
-from forgectl.cli.log_stream import LogStream, Source
-from forgectl.cli.log_writer import LogWriter
+from forgectl.cli.log_output.stream import LogStream, Source
+from forgectl.cli.log_output.writer import LogWriter
+from forgectl.cli.views import render
+from forgectl.cli.views.hosts import HostNews, only_waits_for
 from forgectl.cli.watch import Signals, Watch
 from forgectl.controller import client
-from forgectl.controller.begin import begin_run
-from forgectl.controller.rundir import RunDir
+from forgectl.controller.run_dir import RunDir
+from forgectl.controller.start_run import begin_run
 from forgectl.errors import TimedOutError, error_of
-from forgectl.plan.model import Plan
-from forgectl.transport.facts import Hosts
+from forgectl.model.plan import Plan
+from forgectl.transport.survey import Hosts
 
 
 @dataclass(frozen=True)

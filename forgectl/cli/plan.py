@@ -24,8 +24,8 @@ def plan(
     import sys
 
     from forgectl.cli.begin import planned
-    from forgectl.cli.plan_view import plan_json, plan_table
-    from forgectl.cli.render import show
+    from forgectl.cli.views.plan import plan_json, plan_table
+    from forgectl.cli.views.render import show
     from forgectl.spec.load import load
 
     with planned(load(spec, overrides=overrides or (), environ=os.environ, name=name)) as (made, _):

@@ -9,7 +9,7 @@ import typer
 from forgectl.errors import ForgeError
 
 if TYPE_CHECKING:
-    from forgectl.controller.rundir import RunDir
+    from forgectl.controller.run_dir import RunDir
 
 DRIVER_SECONDS = 1.0
 """How long a driver may take to tell the metrics of its services."""
@@ -41,7 +41,7 @@ def status(
     if as_json:
         sys.stdout.write(json.dumps({"schema_version": 1, "runs": runs}, indent=2) + "\n")
     else:
-        from forgectl.cli import render
+        from forgectl.cli.views import render
 
         render.show(render.status_view(runs, ranks=verbose or bool(mesh)))
     if troubles:
@@ -52,15 +52,15 @@ def status(
 def collect(mesh: str | None, everything: bool, *, stats: bool) -> tuple[list[dict[str, Any]], list[ForgeError]]:
     """The status documents that were asked for, one run with one mesh if `mesh` is given; and of whom there is none."""
     from forgectl.cli.find import find_mesh
-    from forgectl.controller import rundir
+    from forgectl.controller import run_dir
 
     if mesh is not None:
         run, names = find_mesh(mesh, ended=True)
         document = _document(run, stats=stats)
         return [{**document, "meshes": [m for m in document["meshes"] if m["mesh"] in names]}], []
     found: list[dict[str, Any]] = []
-    troubles: list[ForgeError] = [*rundir.refused_runs().values()]
-    for run in rundir.all_runs():
+    troubles: list[ForgeError] = [*run_dir.refused_runs().values()]
+    for run in run_dir.all_runs():
         if not everything and run.read_final() is not None:
             continue
         try:
@@ -80,8 +80,8 @@ def _document(run: RunDir, *, stats: bool) -> dict[str, Any]:
 
     document = client.document(run, stats=stats)
     if stats and document["ended_at"] is None and any(m["kind"] == "service" for m in document["meshes"]):
-        from forgectl.cli.driver import ask_driver
-        from forgectl.protocol import GetMetrics, Metrics
+        from forgectl.cli.driver_client import ask_driver
+        from forgectl.protocol.driver import GetMetrics, Metrics
 
         try:
             document["services"] = ask_driver(run, GetMetrics(), Metrics, DRIVER_SECONDS).services

@@ -11,11 +11,12 @@ from typing import Any
 
 from rich.live import Live
 
-from forgectl.cli import render
-from forgectl.controller import client, rundir
+from forgectl.cli.views import render
+from forgectl.controller import client, run_dir
 from forgectl.errors import ForgeError
-from forgectl.protocol import Attach, ProtocolError
-from forgectl.wire import Line
+from forgectl.protocol.control import Attach
+from forgectl.wire.envelope import ProtocolError
+from forgectl.wire.sockets import Line
 
 EVERY = 1.0
 
@@ -57,7 +58,7 @@ class Bell:
     def _attach(self) -> bool:
         """Listen to runs that are new to us; whether there were any."""
         before = len(self._lines)
-        for run in rundir.all_runs():
+        for run in run_dir.all_runs():
             if run.run not in self._lines and run.read_final() is None:
                 with contextlib.suppress(ForgeError, OSError):
                     line = client.connect(run)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from forgectl.cli import render
-from forgectl.controller import rundir
+from forgectl.cli.views import render
+from forgectl.controller import run_dir
 from forgectl.errors import ForgeError
-from forgectl.plan.model import Plan
-from forgectl.transport.facts import Hosts, for_all, together, workdir_key
-from forgectl.transport.sync import Pushed, push
-from forgectl.transport.workdir import scan
+from forgectl.model.plan import Plan
+from forgectl.sync.scan import scan
+from forgectl.sync.sender import Pushed, push
+from forgectl.transport.survey import Hosts, for_all, together, workdir_key
 
 SLOW_SECONDS = 3.0
 """How long a user waits for the look at a workdir before being told."""
@@ -34,7 +34,7 @@ def sync_workdir(plan: Plan, hosts: Hosts, deadline: float | None = None) -> Non
     slow = threading.Timer(SLOW_SECONDS, _say, [f"looking through the workdir {plan.workdir}"])
     slow.start()
     try:
-        tree = scan(Path(plan.workdir), plan.sync_limit, rundir.cache_folder())
+        tree = scan(Path(plan.workdir), plan.sync_limit, run_dir.cache_folder())
     finally:
         slow.cancel()
     for notice in tree.notices[:SHOWN]:

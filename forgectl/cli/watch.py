@@ -12,10 +12,10 @@ from types import FrameType
 from typing import Any
 
 from forgectl.controller import client
-from forgectl.controller.rundir import RunDir
+from forgectl.controller.run_dir import RunDir
 from forgectl.errors import InternalError
-from forgectl.protocol import Attach, FollowLogs, Shutdown, StatusReport
-from forgectl.wire import Line
+from forgectl.protocol.control import Attach, FollowLogs, Shutdown, StatusReport
+from forgectl.wire.sockets import Line
 
 LOG_SECONDS = 0.05
 

@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable
 from forgectl.controller.run import Run
 from forgectl.controller.state import Mesh
 from forgectl.errors import BusyError, UsageError
+from forgectl.model.plan import MAX_RANKS, Gpu, HostPlan, MeshPlan, Unit
 from forgectl.names import DRIVER, free_name
 from forgectl.plan.addition import place_more, replace_lost
-from forgectl.plan.model import MAX_RANKS, Gpu, HostPlan, MeshPlan, Unit
 
 FreeGpus = dict[str, tuple[Gpu, ...]]
 

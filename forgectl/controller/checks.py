@@ -14,10 +14,10 @@ from typing import Any
 
 from forgectl.controller.run import Run
 from forgectl.controller.state import Host, Mesh
+from forgectl.model.plan import MAX_RANKS
 from forgectl.names import NAME
 from forgectl.plan.links import messengers
-from forgectl.plan.model import MAX_RANKS
-from forgectl.protocol import (
+from forgectl.protocol.agent import (
     HAPPENINGS,
     Event,
     Happening,
@@ -27,7 +27,6 @@ from forgectl.protocol import (
     MessengerOpened,
     Notice,
     Prepared,
-    ProtocolError,
     RankExited,
     RankStarted,
     RankStats,
@@ -35,8 +34,8 @@ from forgectl.protocol import (
     StartFailed,
     StoreOpened,
     Welcome,
-    unpack,
 )
+from forgectl.wire.envelope import ProtocolError, unpack
 
 LARGEST = 1 << 53
 """Beyond it a number is not the same in every JSON reader."""

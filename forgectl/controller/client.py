@@ -14,19 +14,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from forgectl import __version__, errors
+from forgectl import errors
 from forgectl.boot import BOOT
-from forgectl.controller.rundir import RunDir
+from forgectl.controller.run_dir import RunDir
 from forgectl.errors import ForgeError, InternalError, TimedOutError
-from forgectl.protocol import (
-    CONTROLLER_TO_CLI,
-    GetStatus,
-    Hello,
-    ProtocolError,
-    Refusal,
-    StatusReport,
-)
-from forgectl.wire import Line, dial
+from forgectl.protocol.control import CONTROLLER_TO_CLI, GetStatus, StatusReport
+from forgectl.version import __version__
+from forgectl.wire.envelope import Hello, ProtocolError, Refusal
+from forgectl.wire.sockets import Line, dial
 
 START_SECONDS = 30.0
 ANSWER_SECONDS = 10.0

@@ -7,7 +7,7 @@ from forgectl.controller.run import Run
 from forgectl.controller.state import Mesh
 from forgectl.plan.links import dials, messengers
 from forgectl.plan.localized import on_host
-from forgectl.protocol import (
+from forgectl.protocol.agent import (
     Links,
     MeshNews,
     OpenMessenger,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 
-from forgectl import __version__
-from forgectl.controller.rundir import RunDir, Seat
+from forgectl.controller.run_dir import RunDir, Seat
+from forgectl.model.plan import ForkServerPlan, HostPlan, MeshPlan, Plan
 from forgectl.plan.localized import on_host
-from forgectl.plan.model import ForkServerPlan, HostPlan, MeshPlan, Plan
-from forgectl.protocol import AgentConfig, Membership
+from forgectl.protocol.agent import AgentConfig, Membership
+from forgectl.version import __version__
 
 
 def agent_config(

@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 
 from forgectl.controller.records import Record, from_line, to_line
-from forgectl.controller.rundir import keep_copy, seal, unseal, write_file
-from forgectl.protocol import ProtocolError
+from forgectl.controller.run_dir import keep_copy, seal, unseal, write_file
+from forgectl.wire.envelope import ProtocolError
 
 
 class Journal:

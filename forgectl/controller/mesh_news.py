@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from forgectl.controller.state import Host, Mesh, Rank, describe
-from forgectl.controller.view import reason
-from forgectl.protocol import MeshNews
+from forgectl.controller.status import reason
+from forgectl.protocol.agent import MeshNews
 
 
 def news(mesh: Mesh, hosts: Mapping[str, Host]) -> MeshNews:

@@ -6,11 +6,11 @@ import contextlib
 import importlib
 from typing import Any
 
-from forgectl.controller.rundir import RunDir, write_file
+from forgectl.controller.run_dir import RunDir, write_file
+from forgectl.model.plan import HostPlan, Plan
 from forgectl.names import DRIVER_KEY
 from forgectl.plan.links import direct, messengers
-from forgectl.plan.model import HostPlan, Plan
-from forgectl.protocol import Membership
+from forgectl.protocol.agent import Membership
 
 
 class MessageKeys:

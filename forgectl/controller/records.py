@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 from forgectl.frozen import dataclass
-from forgectl.plan.model import MeshPlan
-from forgectl.processes import Identity
-from forgectl.protocol import HAPPENINGS, Report, pack, unpack
+from forgectl.model.plan import MeshPlan
+from forgectl.protocol.agent import HAPPENINGS
+from forgectl.protocol.control import Report
+from forgectl.system.processes import Identity
+from forgectl.wire.envelope import pack, unpack
 
 
 @dataclass(frozen=True)

@@ -5,23 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from forgectl.controller import verdict
-from forgectl.controller.records import (
-    Added,
-    AgentLost,
-    AgentUp,
-    Born,
-    Happened,
-    Moved,
-    Record,
-    StopAsked,
-    Stranded,
-)
+from forgectl.controller.records import Added, AgentLost, AgentUp, Born, Happened, Moved, Record, StopAsked, Stranded
 from forgectl.controller.state import FAILURE_GRACE, MOST_SAID, MOST_UNKILLABLE, Host, Mesh, RunStateName, describe
-from forgectl.plan.model import Plan
-from forgectl.processes import Identity
-from forgectl.protocol import (
+from forgectl.model.plan import Plan
+from forgectl.protocol.agent import (
     HAPPENINGS,
-    OVER,
     MeshGone,
     MessengerGone,
     MessengerOpened,
@@ -29,13 +17,13 @@ from forgectl.protocol import (
     Prepared,
     RankExited,
     RankStarted,
-    Refusal,
     Refused,
-    Report,
     StartFailed,
     StoreOpened,
-    unpack,
 )
+from forgectl.protocol.control import OVER, Report
+from forgectl.system.processes import Identity
+from forgectl.wire.envelope import Refusal, unpack
 
 
 @dataclass

@@ -15,8 +15,10 @@ from signal import Signals
 from typing import Literal
 
 from forgectl.controller.records import StopAsked
-from forgectl.plan.model import HostPlan, MeshPlan, RankPlan
-from forgectl.protocol import OVER, MeshNews, MessengerOpened, RankExited, Refusal
+from forgectl.model.plan import HostPlan, MeshPlan, RankPlan
+from forgectl.protocol.agent import MeshNews, MessengerOpened, RankExited
+from forgectl.protocol.control import OVER
+from forgectl.wire.envelope import Refusal
 
 MeshStateName = Literal[
     "pending", "starting", "running", "ready", "restarting",

@@ -44,7 +44,7 @@ from forgectl.messages.frames import (
 from forgectl.messages.reading import Readers, Watch, in_loop, running_loop
 from forgectl.messages.shared import Gone, opened, share
 from forgectl.messages.sockets import Source, ipc, new_socket, of_this_process, send, taken
-from forgectl.private import check_private
+from forgectl.system.private import check_private
 
 log = logging.getLogger("forgectl")
 

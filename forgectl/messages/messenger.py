@@ -24,16 +24,7 @@ import zmq
 from zmq.utils import z85
 
 from forgectl.frozen import dataclass
-from forgectl.messages.dialling import (
-    FAILURES,
-    HELLO,
-    SLOWEST_REDIAL_MS,
-    Identity,
-    dial,
-    event_of,
-    monitor,
-    secure,
-)
+from forgectl.messages.dialling import FAILURES, HELLO, SLOWEST_REDIAL_MS, Identity, dial, event_of, monitor, secure
 from forgectl.messages.frames import (
     ANSWERS,
     BETWEEN_MESSENGERS,
@@ -50,7 +41,7 @@ from forgectl.messages.polling import Poll, Polled
 from forgectl.messages.sockets import Socket, bind_private, context, new_socket, receive
 from forgectl.messages.switch import MOST_IDLE, Link, Peer, Switch
 from forgectl.names import DRIVER_KEY, NET_SOCKET
-from forgectl.processes import die_with_parent
+from forgectl.system.processes import die_with_parent
 
 DOMAIN = b"forgectl"
 READ_AHEAD = 256

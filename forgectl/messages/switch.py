@@ -10,15 +10,7 @@ from typing import Any
 
 import zmq
 
-from forgectl.messages.frames import (
-    FORGET,
-    LOST,
-    BadFrames,
-    address_from,
-    lost,
-    named,
-    pack,
-)
+from forgectl.messages.frames import FORGET, LOST, BadFrames, address_from, lost, named, pack
 from forgectl.messages.polling import Polled
 from forgectl.messages.sockets import ipc
 

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from forgectl.errors import BusyError, UsageError
+from forgectl.model.plan import Gpu, HostPlan, MeshPlan, Plan, Unit
 from forgectl.plan.allotment import Allotment, Pool, Request, allot
-from forgectl.plan.model import Gpu, HostPlan, MeshPlan, Plan, Unit
 from forgectl.plan.placement import environments, mesh_plan
 from forgectl.plan.shortage import busy, never_fits
 from forgectl.plan.slots import Slots

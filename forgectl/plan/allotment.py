@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Generic, Protocol, TypeVar
 
 from forgectl.frozen import dataclass
-from forgectl.plan.model import Gpu
+from forgectl.model.plan import Gpu
 
 TRIES = 2000
 """Candidates that a search may look at before it gives up."""

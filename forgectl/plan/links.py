@@ -6,7 +6,7 @@ no link. Of two others the first by name dials, if it reaches the second, else t
 
 from __future__ import annotations
 
-from forgectl.plan.model import HostPlan, Plan
+from forgectl.model.plan import HostPlan, Plan
 
 
 def messengers(plan: Plan) -> tuple[HostPlan, ...]:

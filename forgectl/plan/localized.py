@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import PurePosixPath
 
-from forgectl.plan.model import HostPlan, MeshPlan, Plan
+from forgectl.model.plan import HostPlan, MeshPlan, Plan
 
 
 def on_host(mesh: MeshPlan, plan: Plan, host: HostPlan) -> MeshPlan:

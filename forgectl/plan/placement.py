@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from forgectl.errors import SpecError, SpecProblem
+from forgectl.model.environment import host_environment, rank_environment
+from forgectl.model.plan import HostFacts, HostPlan, MeshPlan, Plan, RankPlan, Unit
 from forgectl.plan.allotment import Allotment, Pool, Request, allot
-from forgectl.plan.environment import host_environment, rank_environment
-from forgectl.plan.model import HostFacts, HostPlan, MeshPlan, Plan, RankPlan, Unit
 from forgectl.plan.shortage import busy, never_fits
 from forgectl.plan.slots import Slots
 from forgectl.plan.slots import never_fits as never_finds_room

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from forgectl.model.plan import Declaration, MeshKind, Program, RestartPolicy, Unit
 from forgectl.names import DRIVER
-from forgectl.plan.model import Declaration, MeshKind, Program, RestartPolicy, Unit
 
 if TYPE_CHECKING:
     from forgectl.spec.model import Mesh, Spec

@@ -26,7 +26,7 @@ def begin(kind: str) -> bool:
     with open(os.path.join(directory, "plan.json")) as plan:  # noqa: PTH118
         if not json.load(plan)["declared"]:
             return True  # a script alone: ForgeActor attaches to the run when it is used
-    driver = importlib.import_module("forgectl.actor.driver")
+    driver = importlib.import_module("forgectl.actor.driver.declared")
     driver.bring_up()
     if kind == "resident":
         driver.stay()

@@ -9,10 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from forgectl.agent import opening
+from forgectl.agent import start_command
 from forgectl.errors import UnreachableError
-from forgectl.protocol import AgentConfig
-from forgectl.wire import dial, peer_pid, private_folder
+from forgectl.protocol.agent import AgentConfig
+from forgectl.wire.sockets import dial, peer_pid, private_folder
 
 START_SECONDS = 30.0
 
@@ -39,10 +39,10 @@ def start(config: AgentConfig) -> int:
         for folder in (Path(config.run_dir).parent.parent, Path(config.run_dir).parent, Path(config.run_dir)):
             private_folder(folder)
         process = subprocess.run(
-            opening.command(sys.executable),
-            env=opening.environment(config),
+            start_command.command(sys.executable),
+            env=start_command.environment(config),
             cwd="/",
-            input=opening.told(config),
+            input=start_command.told(config),
             capture_output=True,
             timeout=START_SECONDS,
         )

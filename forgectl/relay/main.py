@@ -10,12 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from forgectl import __version__
 from forgectl.errors import ForgeError
-from forgectl.processes import boot_id
-from forgectl.protocol import (
+from forgectl.hosts import facts, reach
+from forgectl.hosts.examine import examine
+from forgectl.protocol.relay import (
     LAUNCHER_TO_RELAY,
-    SYNC_TO_RELAY,
     AgentReached,
     AgentStarted,
     Dialled,
@@ -25,16 +24,17 @@ from forgectl.protocol import (
     Listening,
     ListenOn,
     NoAgent,
-    ProtocolError,
     ReachAgent,
-    Refusal,
     RelayReady,
     StartAgent,
-    Sync,
 )
-from forgectl.relay import agents, facts, reach, tree
-from forgectl.relay.examine import examine
-from forgectl.wire import Line, peer_pid
+from forgectl.protocol.sync import SYNC_TO_RELAY, Sync
+from forgectl.relay import agents
+from forgectl.sync import receiver
+from forgectl.system.processes import boot_id
+from forgectl.version import __version__
+from forgectl.wire.envelope import ProtocolError, Refusal
+from forgectl.wire.sockets import Line, peer_pid
 
 GONE_SECONDS = 5.0
 LONGEST_SILENCE = 600.0
@@ -92,7 +92,7 @@ class Relay:
                 self.line.send(NoAgent())
                 continue
             if isinstance(request, Sync):
-                tree.receive(self.line, request, self._root)
+                receiver.receive(self.line, request, self._root)
                 continue
             try:
                 self.line.send(self._answers[type(request)](request))

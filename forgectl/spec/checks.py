@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from forgectl.model.plan import MAX_RANKS
 from forgectl.names import DRIVER, NAME
-from forgectl.plan.model import MAX_RANKS
 from forgectl.spec.model import Document, Driver, Host, Mesh, Script, Service
 from forgectl.spec.problems import Problems, show, step
 from forgectl.spec.scalars import NAME_RULE

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from forgectl.plan.model import MAX_RANKS
+from forgectl.model.plan import MAX_RANKS
 
 _EQUALS = re.compile(r"\s*=\s*")
 _NUMBER = re.compile(r"0*([0-9]{1,9})")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from forgectl.errors import SpecProblem
-from forgectl.plan.model import LEASE, LOG_LIMIT, SERVICE_RESTART, SYNC_LIMIT, Program, SyncKind
+from forgectl.model.plan import LEASE, LOG_LIMIT, SERVICE_RESTART, SYNC_LIMIT, Program, SyncKind
 from forgectl.spec.hosts import DRIVERS_HOST, LOCAL, Env, Hosts, Model
 from forgectl.spec.hosts import Host as Host
 from forgectl.spec.problems import Place, find, problem

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from forgectl.model.plan import MAX_RANKS
 from forgectl.names import NAME
-from forgectl.plan.model import MAX_RANKS
 from forgectl.spec.problems import did_you_mean, show
 
 NAME_RULE = "at most 63 letters, digits, '.', '_' or '-', the first a letter or digit"

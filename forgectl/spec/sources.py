@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic_core import PydanticCustomError
 
-from forgectl.plan.model import MAX_RANKS
+from forgectl.model.plan import MAX_RANKS
 from forgectl.spec.hostfile import Complaint, read_hostfile
 from forgectl.spec.hosts import HostSource, by_ssh
 from forgectl.spec.nodelist import NodelistError, counts, expand

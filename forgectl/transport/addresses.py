@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from forgectl.errors import UnreachableError
+from forgectl.hosts import reach
+from forgectl.model.plan import HostPlan, Plan
 from forgectl.plan.links import messengers
-from forgectl.plan.model import HostPlan, Plan
-from forgectl.protocol import Dialled, DialOut, Listening, ListenOn, Target
-from forgectl.relay import reach
-from forgectl.transport.facts import Hosts, for_all, together
+from forgectl.protocol.relay import Dialled, DialOut, Listening, ListenOn, Target
+from forgectl.transport.survey import Hosts, for_all, together
 
 Pairs = set[tuple[str, str]]
 """(from, to): hosts by name."""

@@ -9,11 +9,11 @@ import os
 import signal
 from pathlib import Path
 
-from forgectl.agent import opening
+from forgectl.agent import start_command
 from forgectl.errors import ForgeError, NotFoundError, UnreachableError
-from forgectl.processes import boot_id, identify, open_pidfd, signal_exactly
-from forgectl.protocol import AGENT_TO_CONTROLLER, AgentConfig
-from forgectl.stream import Stream
+from forgectl.protocol.agent import AGENT_TO_CONTROLLER, AgentConfig
+from forgectl.system.processes import boot_id, identify, open_pidfd, signal_exactly
+from forgectl.wire.stream import Stream
 
 START_SECONDS = 30.0
 START_TIMES = 5
@@ -76,8 +76,8 @@ async def start_agent(config: AgentConfig, python: str) -> int:
     """Start the host's agent; returns its pid once it listens. Raises ForgeError with what it said."""
     try:
         process = await asyncio.create_subprocess_exec(
-            *opening.command(python),
-            env=opening.environment(config),
+            *start_command.command(python),
+            env=start_command.environment(config),
             cwd="/",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
@@ -88,7 +88,7 @@ async def start_agent(config: AgentConfig, python: str) -> int:
             f"host {config.host}: cannot run its python {python!r}: {e.strerror}",
             hint="check `python:` of the host",
         ) from None
-    said = process.communicate(opening.told(config))
+    said = process.communicate(start_command.told(config))
     try:
         out, err = await asyncio.wait_for(said, START_SECONDS)
         return int(json.loads(out)["pid"])

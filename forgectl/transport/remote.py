@@ -10,19 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from forgectl.errors import UnreachableError
-from forgectl.protocol import (
-    AGENT_TO_CONTROLLER,
-    MAX_LINE,
-    AgentConfig,
-    AgentReached,
-    AgentStarted,
-    NoAgent,
-    ProtocolError,
-    ReachAgent,
-    StartAgent,
-)
-from forgectl.stream import Stream
+from forgectl.protocol.agent import AGENT_TO_CONTROLLER, AgentConfig
+from forgectl.protocol.relay import AgentReached, AgentStarted, NoAgent, ReachAgent, StartAgent
 from forgectl.transport.ssh import Destination, Dialled, dial
+from forgectl.wire.envelope import MAX_LINE, ProtocolError
+from forgectl.wire.stream import Stream
 
 T = TypeVar("T")
 DIAL_SECONDS = 5

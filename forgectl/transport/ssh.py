@@ -17,13 +17,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from forgectl.codec import from_json
 from forgectl.errors import BY_EXIT_CODE, ForgeError, UnreachableError, UsageError
-from forgectl.protocol import RELAY_TO_LAUNCHER, RELAY_TO_SYNC, ProtocolError, Refusal, RelayReady, decode
+from forgectl.protocol.relay import RELAY_TO_LAUNCHER, RelayReady
+from forgectl.protocol.sync import RELAY_TO_SYNC
 from forgectl.transport import ssh_errors
 from forgectl.transport.bundle import bundle, stage
 from forgectl.transport.ssh_errors import StageWord
-from forgectl.wire import Line
+from forgectl.wire.codec import from_json
+from forgectl.wire.envelope import ProtocolError, Refusal, decode
+from forgectl.wire.sockets import Line
 
 DIAL_SECONDS = 30.0
 """From the start of ssh to the relay's first word: with the shipping of our code over a slow link."""

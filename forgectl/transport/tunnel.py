@@ -18,10 +18,10 @@ import time
 from pathlib import Path
 
 from forgectl.errors import ForgeError, UnreachableError
-from forgectl.processes import die_with_parent
-from forgectl.protocol import AgentReached, ReachAgent
+from forgectl.protocol.relay import AgentReached, ReachAgent
+from forgectl.system.processes import die_with_parent
 from forgectl.transport.ssh import Destination, Dialled, dial
-from forgectl.wire import listen, peer_uid
+from forgectl.wire.sockets import listen, peer_uid
 
 CHUNK = 1 << 18
 LONGEST_PAUSE = 5.0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from forgectl.plan.model import HostPlan
+from forgectl.model.plan import HostPlan
 from forgectl.transport.local import LocalWay
 
 if TYPE_CHECKING:
@@ -22,10 +22,10 @@ def way_to(host: HostPlan, agent_socket: Path, handed: Sequence[int]) -> LocalWa
     """
     if host.local:
         return LocalWay(agent_socket, host.python, *handed)
-    from forgectl.protocol import RELAY_TO_LAUNCHER
+    from forgectl.protocol.relay import RELAY_TO_LAUNCHER
     from forgectl.transport.remote import SshWay  # most runs have no ssh host, and begin a hundredth of a second sooner
     from forgectl.transport.ssh import Destination, Dialled
-    from forgectl.wire import Line
+    from forgectl.wire.sockets import Line
 
     to = Destination(host.name, host.ssh or host.name, host.python, host.root)
     relay = None

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from forgectl.processes import Identity, alive, boot_id, identify
+from forgectl.system.processes import Identity, alive, boot_id, identify
 
 PROGRAMS = Path(__file__).parent.parent / "programs"
 HOST = "host1"

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from forgectl.doorway import LOOK_SECONDS
+from forgectl.wire.listener import LOOK_SECONDS
 from tests.conftest import Forge, listening_ports, processes_of, processes_with, until
 from tests.process.actor_scripts import background, ended, play, the_run
 from tests.process.deaths import agent_of, controller_of, end
@@ -354,8 +354,8 @@ def test_a_fork_of_the_script_does_not_end_its_run(forge: Forge) -> None:
         import multiprocessing
 
         def forked():
-            assert forgectl.actor.home.living_home() is None
-            forgectl.actor.home._home.close()
+            assert forgectl.actor.driver.run.living_home() is None
+            forgectl.actor.driver.run._home.close()
 
         c = await Fast.as_actor()
         child = multiprocessing.get_context("fork").Process(target=forked)
@@ -436,7 +436,7 @@ def test_an_agent_that_is_killed_takes_its_actors_along(forge: Forge) -> None:
 
 
 def test_sockets_for_messages_are_gone_with_the_run(forge: Forge) -> None:
-    from forgectl.controller.rundir import RunDir
+    from forgectl.controller.run_dir import RunDir
 
     script = background(forge, LIVES.format(then="await c.hang.call()"))
     folder = RunDir(forge.run_dir(the_run(forge))).messages

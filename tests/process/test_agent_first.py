@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from forgectl import __version__
-from forgectl.agent import first, opening
-from forgectl.plan.model import ForkServerPlan
-from forgectl.protocol import AgentConfig
+from forgectl.agent import bootstrap, start_command
+from forgectl.model.plan import ForkServerPlan
+from forgectl.protocol.agent import AgentConfig
 from tests.conftest import processes_of, until
 
 RUN = f"first-{os.getpid()}"
@@ -51,10 +51,13 @@ def config(folder: Path, *ahead: ForkServerPlan) -> AgentConfig:
 
 def start(told: AgentConfig) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
-        opening.command(sys.executable), env=opening.environment(told), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        start_command.command(sys.executable),
+        env=start_command.environment(told),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     assert process.stdin
-    process.stdin.write(opening.told(told))
+    process.stdin.write(start_command.told(told))
     process.stdin.close()
     return process
 
@@ -119,8 +122,8 @@ def test_of_two_agents_started_at_once_one_lives_and_the_fork_servers_are_its(tm
 
 
 def test_it_is_no_agent_where_whoever_started_it_has_gone(tmp_path: Path) -> None:
-    process = subprocess.Popen(opening.command(sys.executable), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    out, _ = process.communicate(opening.told(config(tmp_path))[:20])
+    process = subprocess.Popen(start_command.command(sys.executable), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    out, _ = process.communicate(start_command.told(config(tmp_path))[:20])
     assert (process.returncode, out) == (1, b"")
     assert not (tmp_path / "agents").exists()
 
@@ -141,4 +144,4 @@ def test_the_interpreter_is_found_as_a_shell_finds_it(tmp_path: Path, python: st
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "my-python").touch(mode)
     env = {b"HOME": bytes(tmp_path), b"PATH": b":".join(bytes(tmp_path / name) for name in ("none", "first", "second"))}
-    assert first.find(python.encode(), env) == os.fsencode(found.replace("HOME", str(tmp_path)))
+    assert bootstrap.find(python.encode(), env) == os.fsencode(found.replace("HOME", str(tmp_path)))

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from forgectl import __version__
-from forgectl.protocol import AgentConfig
-from forgectl.transport.early import EarlyAgent
+from forgectl.protocol.agent import AgentConfig
+from forgectl.transport.early_agent import EarlyAgent
 from tests.conftest import Forge, processes_of, until
 
 RUN = f"early-{os.getpid()}"

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from forgectl.agent import cgroups
-from forgectl.agent.enclosure import Enclosure, sweep_run
-from forgectl.processes import Identity, alive, identify
+from forgectl.agent.enclosure.enclosure import Enclosure, sweep_run
+from forgectl.system import cgroups
+from forgectl.system.processes import Identity, alive, identify
 from tests.process.families import HOST, PROGRAMS, Family
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from forgectl.agent import cgroups
+from forgectl.system import cgroups
 from tests.conftest import Forge, processes_of
 from tests.process.outputs import document_of, failures, log_of, over
 

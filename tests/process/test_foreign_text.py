@@ -9,7 +9,7 @@ import re
 import subprocess
 from typing import Any
 
-from forgectl.controller.rundir import RunDir
+from forgectl.controller.run_dir import RunDir
 from tests.conftest import Forge
 
 EVIL = {

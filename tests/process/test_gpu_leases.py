@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 
 import forgectl
-from forgectl.agent import gpu_holders, gpu_leases
-from forgectl.agent.gpu_leases import GpuTaken, acquire, holders, lock_dir, lock_name
 from forgectl.errors import BusyError, UsageError
-from forgectl.plan.model import Gpu
+from forgectl.hosts import gpu_holders, gpu_leases
+from forgectl.hosts.gpu_leases import GpuTaken, acquire, holders, lock_dir, lock_name
+from forgectl.model.plan import Gpu
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "hold_gpu.py"
 A, B, C = "GPU-aaaa", "GPU-bbbb", "declared:local:0"

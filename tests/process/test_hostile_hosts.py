@@ -21,7 +21,7 @@ import pytest
 
 from forgectl.controller import journal
 from forgectl.controller.records import AgentUp, Happened, Record
-from forgectl.transport.facts import workdir_key
+from forgectl.transport.survey import workdir_key
 from tests.conftest import PROGRAMS, Forge, processes_with, until
 from tests.process.deaths import controller_of, end_controller, pids, records
 

@@ -10,15 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from forgectl.processes import (
-    REAL,
-    Identity,
-    alive,
-    boot_id,
-    identify,
-    open_pidfd,
-    signal_exactly,
-)
+from forgectl.system.processes import REAL, Identity, alive, boot_id, identify, open_pidfd, signal_exactly
 
 ROOT = Path(__file__).parent.parent.parent
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
@@ -136,7 +128,7 @@ def run_python(code):
 def test_orphans_fall_to_a_subreaper():
     done = run_python("""
 import os
-from forgectl.processes import become_subreaper
+from forgectl.system.processes import become_subreaper
 become_subreaper()
 ready, told = os.pipe()
 if os.fork() == 0:
@@ -154,7 +146,7 @@ assert os.waitstatus_to_exitcode(os.wait()[1]) == 7
 
 DIES = """
 import os, signal, sys
-from forgectl.processes import become_subreaper, die_with_parent
+from forgectl.system.processes import become_subreaper, die_with_parent
 become_subreaper()
 ready, told = os.pipe()
 parent = os.fork()
@@ -183,7 +175,7 @@ def test_die_with_parent(too_late):
 def test_die_with_parent_leaves_a_child_of_a_living_parent_alone():
     done = run_python("""
 import os
-from forgectl.processes import die_with_parent
+from forgectl.system.processes import die_with_parent
 parent = os.getpid()
 if os.fork() == 0:
     die_with_parent(parent)

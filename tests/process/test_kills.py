@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from forgectl.agent import cgroups
+from forgectl.system import cgroups
 from tests.conftest import Forge, listening_ports, processes_of, until
 from tests.process.deaths import RANKS, agent_of, controller_of, end, lives, pids, until_empty
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from forgectl.cli.log_stream import Chunk, LogStream, Source
-from forgectl.cli.log_writer import LogWriter
-from forgectl.log_cap import LogCap, Trimmed, Uncapped
+from forgectl.cli.log_output.stream import Chunk, LogStream, Source
+from forgectl.cli.log_output.writer import LogWriter
+from forgectl.system.log_cap import LogCap, Trimmed, Uncapped
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "write_log.py"
 COUNT, WIDTH = 2_000_000, 100  # 200 MB

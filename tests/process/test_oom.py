@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from forgectl.agent import cgroups, oom
-from forgectl.agent.oom import OomWitness
+from forgectl.agent.enclosure import oom
+from forgectl.agent.enclosure.oom import OomWitness
+from forgectl.system import cgroups
 
 PROGRAM = Path(__file__).parent.parent / "programs" / "eat_memory.py"
 LIMIT = 32 << 20

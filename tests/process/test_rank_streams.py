@@ -172,7 +172,7 @@ def test_what_a_parent_lost_its_child_does_not_tell(small_disk: Path, start: Sta
 
 def test_other_errors_are_the_ranks_own(tmp_path: Path) -> None:
     """A closed pipe raises, as it does under plain Python."""
-    code = "from forgectl.rank import streams; streams.install(); import sys; sys.stdin.read(1)\nwhile True: print('x')"
+    code = "from forgectl.rank import stdio; stdio.install(); import sys; sys.stdin.read(1)\nwhile True: print('x')"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=tmp_path,

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from forgectl.agent.events import MAX_TEXT, WORDS, EventLog
-from forgectl.protocol import HAPPENINGS, Notice, RankExited, Refusal, StartFailed
+from forgectl.agent.event_log import MAX_TEXT, WORDS, EventLog
+from forgectl.protocol.agent import HAPPENINGS, Notice, RankExited, StartFailed
 from forgectl.redaction import Redaction
+from forgectl.wire.envelope import Refusal
 from tests.conftest import Forge
 
 SECRET = "-----BEGIN KEY-----\nMIIE'vQ\"IB\\ADAN\nçà$(x)-second\n}\n-----END KEY-----"

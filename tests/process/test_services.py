@@ -129,7 +129,7 @@ def test_an_endpoint_has_a_router_of_its_own(forge: Forge) -> None:
     play(
         forge,
         """
-        from forgectl.actor.router import Router
+        from forgectl.actor.service.routing import Router
 
         class Last(Router):
             def pick(self, replicas):

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from forgectl.errors import BusyError, UnreachableError
-from forgectl.protocol import RelayReady
-from forgectl.relay.entries import PIECE
+from forgectl.protocol.relay import RelayReady
+from forgectl.sync.listing import PIECE
+from forgectl.sync.scan import Tree, scan
+from forgectl.sync.sender import Pushed, push
 from forgectl.transport.ssh import ANSWERS, Destination, Dialled, dial
-from forgectl.transport.sync import Pushed, push
-from forgectl.transport.workdir import Tree, scan
-from forgectl.wire import Line
+from forgectl.wire.sockets import Line
 from tests.lab.lab import Lab
 from tests.unit.sync_cases import LIMIT, Snapshot, snapshot
 
@@ -147,9 +147,9 @@ PUSHER = """
 import resource, socket, sys
 from pathlib import Path
 from forgectl.transport.ssh import ANSWERS
-from forgectl.transport.sync import push
-from forgectl.transport.workdir import scan
-from forgectl.wire import Line
+from forgectl.sync.sender import push
+from forgectl.sync.scan import scan
+from forgectl.wire.sockets import Line
 line = Line(socket.socket(fileno=0), ANSWERS)
 line.receive()
 push(line, scan(Path(sys.argv[1]), 1 << 40), "key", "there")

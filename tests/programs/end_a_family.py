@@ -4,7 +4,7 @@ import asyncio
 import json
 import sys
 
-from forgectl.agent.enclosure import Enclosure
+from forgectl.agent.enclosure.enclosure import Enclosure
 from tests.process.families import HOST, Family
 
 

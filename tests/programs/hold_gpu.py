@@ -13,8 +13,8 @@ import socket
 import sys
 from pathlib import Path
 
-from forgectl.agent.gpu_leases import GpuTaken, acquire
-from forgectl.plan.model import Gpu
+from forgectl.hosts.gpu_leases import GpuTaken, acquire
+from forgectl.model.plan import Gpu
 
 
 def ask(run: str, args: argparse.Namespace) -> None:

@@ -11,14 +11,14 @@ import sys
 from pathlib import Path
 
 from forgectl.agent.logs import open_log
-from forgectl.rank import streams
+from forgectl.rank import stdio
 
 answers = os.fdopen(os.dup(1), "w")
 commands = os.fdopen(os.dup(0), "r", encoding="utf-8")
 log = open_log(Path(sys.argv[1]))
 os.dup2(log, 1)
 os.dup2(log, 2)
-streams.install()
+stdio.install()
 
 
 def fork(text: str) -> None:

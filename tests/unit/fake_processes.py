@@ -4,7 +4,7 @@ import os
 import signal
 from dataclasses import replace
 
-from forgectl.processes import Identity, ProcessTable, Stat
+from forgectl.system.processes import Identity, ProcessTable, Stat
 
 BOOT = "boot-1"
 

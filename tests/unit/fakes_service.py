@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from forgectl.actor.endpoint import EndpointInfo
-from forgectl.actor.service import Service, ServiceConfig
+from forgectl.actor.service.service import Service, ServiceConfig
 from forgectl.errors import ActorDied
 
 ENDPOINTS = {

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from forgectl.plan.model import Gpu, HostFacts, Plan
+from forgectl.model.plan import Gpu, HostFacts, Plan
 from forgectl.plan.placement import place
 from forgectl.spec.load import parse
 from forgectl.spec.model import Spec

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from forgectl.protocol import RELAY_TO_SYNC, SYNC_TO_RELAY, Sync
-from forgectl.relay.tree import receive
-from forgectl.transport.sync import Pushed, push
-from forgectl.transport.workdir import Tree, scan
-from forgectl.wire import Line
+from forgectl.protocol.sync import RELAY_TO_SYNC, SYNC_TO_RELAY, Sync
+from forgectl.sync.receiver import receive
+from forgectl.sync.scan import Tree, scan
+from forgectl.sync.sender import Pushed, push
+from forgectl.wire.sockets import Line
 
 LIMIT = 1 << 30
 Node = tuple[str, bytes, bool]

@@ -8,10 +8,10 @@ import socket
 import pytest
 
 from forgectl.errors import UnreachableError
-from forgectl.plan.model import HostFacts, HostPlan, MeshPlan, Plan, Program, RestartPolicy
-from forgectl.relay import reach
+from forgectl.hosts import reach
+from forgectl.model.plan import HostFacts, HostPlan, MeshPlan, Plan, Program, RestartPolicy
 from forgectl.transport.addresses import needed_pairs, possible_pairs, verified
-from forgectl.transport.facts import Hosts
+from forgectl.transport.survey import Hosts
 from tests.unit.test_state import mesh
 
 NETWORK = {"here": "n0", "a": "n1", "b": "n2", "twin": "n1"}
@@ -89,7 +89,7 @@ def test_a_host_without_addresses_is_an_error() -> None:
 
 
 def test_dials_tell_apart_what_answers_and_what_does_not() -> None:
-    from forgectl.protocol import Target
+    from forgectl.protocol.relay import Target
 
     listeners, ports = reach.listen_on(("127.0.0.1", "203.0.113.9"))
     free = socket.create_server(("127.0.0.1", 0))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forgectl.actor.endpoint import EndpointInfo
-from forgectl.actor.replica import ATTEMPTS
+from forgectl.actor.service.replica import ATTEMPTS
 from forgectl.errors import ActorDied, ServiceOverloaded
 from tests.unit.fakes_service import Rig, UserError, finish_all, outcome, settle
 

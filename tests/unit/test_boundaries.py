@@ -111,7 +111,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "__init__": ("actor", "errors"),
 }
 HEAVY = {"torch", "monarch", "numpy"}
-MAY_BE_HEAVY = {"agent/store.py", "rank/script.py", "cli/templates/train.py", "messages/pickling.py"}
+MAY_BE_HEAVY = {"agent/forkserver/rendezvous.py", "rank/main.py", "cli/templates/train.py", "messages/pickling.py"}
 SHIPPED = (
     "agent",
     "rank",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from forgectl.agent.cgroups import Cgroup, locate, locate_v1
+from forgectl.system.cgroups import Cgroup, locate, locate_v1
 
 PURE = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
 HYBRID = (

@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from forgectl.controller.checks import MOST_TEXT, check_event, check_parts, own_use
 from forgectl.controller.records import AgentLost, AgentUp, Happened, StopAsked
 from forgectl.controller.run import Run
-from forgectl.controller.rundir import RunDir
-from forgectl.controller.view import run_document
-from forgectl.plan.model import RestartPolicy
-from forgectl.protocol import (
-    MAX_LINE,
+from forgectl.controller.run_dir import RunDir
+from forgectl.controller.status import run_document
+from forgectl.model.plan import RestartPolicy
+from forgectl.protocol.agent import (
     Event,
     LogAt,
     LogPart,
@@ -26,19 +25,15 @@ from forgectl.protocol import (
     MeshGone,
     Notice,
     Prepared,
-    ProtocolError,
     RankExited,
     RankStarted,
     RankStats,
-    Refusal,
     Refused,
-    Report,
     StartFailed,
-    StatusReport,
     StoreOpened,
-    encode,
-    pack,
 )
+from forgectl.protocol.control import Report, StatusReport
+from forgectl.wire.envelope import MAX_LINE, ProtocolError, Refusal, encode, pack
 from tests.unit.test_state import History, mesh
 
 BOTH = ("a", "b")

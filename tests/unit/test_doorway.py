@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from forgectl.doorway import Doorway
-from forgectl.wire import private_folder
+from forgectl.wire.listener import Doorway
+from forgectl.wire.sockets import private_folder
 
 
 def test_a_connection_that_is_being_served_at_the_end_of_the_daemon_leaves_no_traceback(

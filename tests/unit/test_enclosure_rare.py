@@ -4,7 +4,7 @@ import asyncio
 import errno
 import signal
 
-from forgectl.agent.enclosure import Enclosure, Sighting
+from forgectl.agent.enclosure.enclosure import Enclosure, Sighting
 from tests.unit.fake_processes import FakeTable
 
 OURS = {"FORGE_RUN_ID": "r", "FORGE_HOST": "h", "FORGE_MESH": "m"}

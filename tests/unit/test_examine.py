@@ -17,12 +17,12 @@ from typing import Any
 import psutil
 import pytest
 
-from forgectl.codec import from_json, to_json
-from forgectl.processes import boot_id
-from forgectl.protocol import Examination, Examine, GpuMemory
-from forgectl.relay import examine as module
-from forgectl.relay import versions
-from forgectl.relay.examine import examine
+from forgectl.hosts import examine as module
+from forgectl.hosts import packages
+from forgectl.hosts.examine import examine
+from forgectl.protocol.relay import Examination, Examine, GpuMemory
+from forgectl.system.processes import boot_id
+from forgectl.wire.codec import from_json, to_json
 from tests.unit.test_gpus import FakeNvml, cards
 
 GIB = 1 << 30
@@ -111,7 +111,7 @@ def test_an_interpreter_tells_its_packages_and_imports_none(tmp_path: Path) -> N
     assert own.version == ".".join(map(str, sys.version_info[:3]))
     assert own.packages["psutil"] == psutil.__version__
     assert found.interpreters[sys.executable] == own
-    code = f"{Path(versions.__file__).read_text()}\nprint(sorted({{'torch', 'monarch', 'numpy'}} & set(sys.modules)))"
+    code = f"{Path(packages.__file__).read_text()}\nprint(sorted({{'torch', 'monarch', 'numpy'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     said, loaded = done.stdout.splitlines()
     assert (json.loads(said)["packages"], loaded) == (own.packages, "[]")
@@ -171,8 +171,8 @@ def test_torch_is_read_not_run(
             info = tmp_path / f"{name}-{told}.dist-info"
             info.mkdir()
             (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {told}\n")
-    code = Path(versions.__file__).read_text()
+    code = Path(packages.__file__).read_text()
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    packages = json.loads(done.stdout)["packages"]
-    assert (packages["torch"], packages["CUDA"], packages["NCCL"]) == said
+    told_packages = json.loads(done.stdout)["packages"]
+    assert (told_packages["torch"], told_packages["CUDA"], told_packages["NCCL"]) == said

@@ -15,9 +15,9 @@ import pynvml
 import pytest
 
 import forgectl
-from forgectl.agent.gpu_leases import acquire
-from forgectl.agent.gpus import HostGpus, NoSuchGpu, discover, load_nvml
-from forgectl.plan.model import Gpu
+from forgectl.hosts.gpu_leases import acquire
+from forgectl.hosts.gpus import HostGpus, NoSuchGpu, discover, load_nvml
+from forgectl.model.plan import Gpu
 
 GIB = 2**30
 
@@ -146,7 +146,7 @@ def test_none_asks_nobody(find: Any, declared: Any) -> None:
 def test_without_a_driver_there_are_no_gpus_and_pynvml_is_not_even_imported() -> None:
     code = (
         "import sys\n"
-        "from forgectl.agent import gpus\n"
+        "from forgectl.hosts import gpus\n"
         "found = gpus.discover('auto', host='h', environ={}, nvml=lambda: gpus.load_nvml(['/absent']))\n"
         "assert found == gpus.HostGpus(()), found\n"
         "assert not {'pynvml', 'torch'} & set(sys.modules)\n"

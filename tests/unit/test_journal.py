@@ -9,9 +9,10 @@ import pytest
 
 from forgectl.controller import journal
 from forgectl.controller.records import AgentLost, AgentUp, Born, Happened, Record, StopAsked
-from forgectl.controller.rundir import seal, unseal
-from forgectl.processes import Identity
-from forgectl.protocol import Prepared, RankStarted, pack
+from forgectl.controller.run_dir import seal, unseal
+from forgectl.protocol.agent import Prepared, RankStarted
+from forgectl.system.processes import Identity
+from forgectl.wire.envelope import pack
 
 RECORDS: list[tuple[float, Record]] = [
     (1.5, Born(10, owner=Identity(9, 77, "boot"))),

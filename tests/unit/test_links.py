@@ -11,32 +11,29 @@ from typing import Any
 import pytest
 
 from forgectl import __version__
-from forgectl.controller import links
+from forgectl.controller import agent_link
+from forgectl.controller.agent_link import Link
 from forgectl.controller.checks import check_event
 from forgectl.controller.commands import Command
-from forgectl.controller.links import Link
 from forgectl.controller.records import AgentLost, AgentUp, Record
 from forgectl.controller.state import Host
-from forgectl.plan.model import HostPlan
-from forgectl.protocol import (
+from forgectl.model.plan import HostPlan
+from forgectl.protocol.agent import (
     AGENT_TO_CONTROLLER,
     CONTROLLER_TO_AGENT,
-    MAX_LINE,
     AgentConfig,
     Event,
     GetStats,
-    Hello,
     Notice,
     Ping,
     Pong,
-    ProtocolError,
     Stats,
     Stop,
     Synced,
     Welcome,
-    pack,
 )
-from forgectl.stream import Stream
+from forgectl.wire.envelope import MAX_LINE, Hello, ProtocolError, pack
+from forgectl.wire.stream import Stream
 from tests.unit.test_checks import two
 
 CONFIG = AgentConfig(__version__, "t-0000", "b", "/s", "/r", 3.0, 1)
@@ -184,7 +181,7 @@ def test_a_welcome_that_is_not_of_this_host_s_agent(welcome: Any, words: str) ->
 
 
 def test_an_end_that_is_never_reported_ends_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(links, "STOP_SECONDS", 0.5)
+    monkeypatch.setattr(agent_link, "STOP_SECONDS", 0.5)
     owner = Owner()
     owner.commands = [Stop("m", 0, 0.1)]
 
@@ -197,7 +194,7 @@ def test_an_end_that_is_never_reported_ends_the_host(monkeypatch: pytest.MonkeyP
 
 
 def test_events_that_say_nothing_new_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(links, "IDLE_EVENTS", 100)
+    monkeypatch.setattr(agent_link, "IDLE_EVENTS", 100)
 
     async def play(stream: Stream) -> None:
         await greet(stream)
@@ -209,7 +206,7 @@ def test_events_that_say_nothing_new_are_counted(monkeypatch: pytest.MonkeyPatch
 
 
 def test_events_that_say_nothing_new_are_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(links, "IDLE_BYTES", 1 << 20)
+    monkeypatch.setattr(agent_link, "IDLE_BYTES", 1 << 20)
 
     async def play(stream: Stream) -> None:
         await greet(stream)

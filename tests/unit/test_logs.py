@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from forgectl.agent.logs import open_log, tail
-from forgectl.log_cap import LogCap, Trimmed, Uncapped, leading_hole
+from forgectl.system.log_cap import LogCap, Trimmed, Uncapped, leading_hole
 
 MB = 1_000_000
 

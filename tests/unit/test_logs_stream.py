@@ -9,16 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forgectl.cli.log_file import CHUNK
-from forgectl.cli.log_stream import (
-    LONGEST_LINE,
-    PATIENCE,
-    PROGRESS_EVERY,
-    LogStream,
-    Source,
-    read_all,
-)
-from forgectl.log_cap import LogCap, Trimmed
+from forgectl.cli.log_output.file import CHUNK
+from forgectl.cli.log_output.stream import LONGEST_LINE, PATIENCE, PROGRESS_EVERY, LogStream, Source, read_all
+from forgectl.system.log_cap import LogCap, Trimmed
 
 
 class Clock:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from forgectl.cli.log_stream import Chunk, Source
-from forgectl.cli.log_writer import PALETTE, WIDEST_LABEL, LogWriter
+from forgectl.cli.log_output.stream import Chunk, Source
+from forgectl.cli.log_output.writer import PALETTE, WIDEST_LABEL, LogWriter
 
 A = Source("trainer/0@local", Path("a"))
 B = Source("trainer/10@local", Path("b"))

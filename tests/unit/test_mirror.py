@@ -13,13 +13,14 @@ import pytest
 
 from forgectl.agent import log_parts
 from forgectl.agent.log_parts import read_logs
-from forgectl.controller.mirror import Mirror
+from forgectl.controller.log_fetcher import Mirror
 from forgectl.controller.records import AgentLost, Happened
-from forgectl.controller.rundir import RunDir
+from forgectl.controller.run_dir import RunDir
 from forgectl.controller.state import Host
-from forgectl.log_cap import LogCap, leading_hole
-from forgectl.plan.model import HostPlan
-from forgectl.protocol import LogAt, LogParts, MeshGone, ProtocolError, RankStarted, ReadLogs, decode, encode, pack
+from forgectl.model.plan import HostPlan
+from forgectl.protocol.agent import LogAt, LogParts, MeshGone, RankStarted, ReadLogs
+from forgectl.system.log_cap import LogCap, leading_hole
+from forgectl.wire.envelope import ProtocolError, decode, encode, pack
 
 
 class Link:

@@ -7,10 +7,10 @@ import dataclasses
 from forgectl.controller.commands import commands
 from forgectl.controller.records import AgentLost, AgentUp, Moved, Stranded, from_line, to_line
 from forgectl.controller.run import Run
-from forgectl.controller.view import reason
+from forgectl.controller.status import reason
+from forgectl.model.plan import HostPlan, MeshPlan, Program, RestartPolicy
 from forgectl.plan.links import dials
-from forgectl.plan.model import HostPlan, MeshPlan, Program, RestartPolicy
-from forgectl.protocol import (
+from forgectl.protocol.agent import (
     Links,
     MeshGone,
     MeshNews,

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from forgectl import ForgeActor, endpoint
-from forgectl.plan.model import RestartPolicy
+from forgectl.model.plan import RestartPolicy
 
 
 class Plain(ForgeActor):

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forgectl.errors import BusyError, ForgeError, SpecError, UsageError
+from forgectl.model.plan import MeshPlan, Plan, Program, RestartPolicy, Unit
 from forgectl.plan.addition import place_more, replace_lost
-from forgectl.plan.model import MeshPlan, Plan, Program, RestartPolicy, Unit
 from tests.unit.plan_cases import HOLDER, case, hosts_of, placed, spec_of
 from tests.unit.test_plan_properties import Problem, problems
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from forgectl.plan.environment import AT_LAUNCH, host_environment, launch_environment, rank_environment
-from forgectl.plan.model import Gpu, MeshPlan
+from forgectl.model.environment import AT_LAUNCH, host_environment, launch_environment, rank_environment
+from forgectl.model.plan import Gpu, MeshPlan
 from tests.unit.plan_cases import CORES, case, hosts_of, placed, spec_of
 
 

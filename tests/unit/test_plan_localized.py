@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from forgectl.model.plan import HostPlan, Plan, Program
 from forgectl.plan.localized import on_host
-from forgectl.plan.model import HostPlan, Plan, Program
 from tests.unit.plan_cases import case, placed
 
 HOST = HostPlan("a", False, "python3", "", workdir="/var/tmp/forgectl-0/work/w b")

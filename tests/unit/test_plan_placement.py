@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from forgectl.errors import BusyError, SpecError
-from forgectl.plan.model import Program
+from forgectl.model.plan import Program
 from tests.unit.plan_cases import HOLDER, case, hosts_of, notation_of, placed, spec_of
 
 FITS = [

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forgectl.codec import from_json, to_json
 from forgectl.errors import BusyError, SpecError
-from forgectl.plan.model import Plan
+from forgectl.model.plan import Plan
+from forgectl.wire.codec import from_json, to_json
 from tests.unit.plan_cases import case, placed
 
 

@@ -6,10 +6,10 @@ import json
 
 from rich.console import Console
 
-from forgectl.cli.plan_view import plan_json, plan_table
-from forgectl.codec import from_json
-from forgectl.plan.environment import AT_LAUNCH
-from forgectl.plan.model import Plan
+from forgectl.cli.views.plan import plan_json, plan_table
+from forgectl.model.environment import AT_LAUNCH
+from forgectl.model.plan import Plan
+from forgectl.wire.codec import from_json
 from tests.unit.plan_cases import hosts_of, placed, spec_of
 
 SPEC = """

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forgectl.processes import Identity, alive, identify, open_pidfd, parse_stat, signal_exactly
+from forgectl.system.processes import Identity, alive, identify, open_pidfd, parse_stat, signal_exactly
 from tests.unit.fake_processes import BOOT, FakeTable
 
 LINE = b"%d (%s) %c 7 8 9 0 -1 %d 1 2 3 4 5 6 7 8 20 0 %d 0 123456 1000 200 18446744073709551615 1 1 0 0\n"

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from forgectl.actor.raised import carrier, original
+from forgectl.actor.remote_errors import carrier, original
 from forgectl.errors import ActorDied
 from forgectl.messages import pickling
 

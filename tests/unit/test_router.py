@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forgectl.actor.router import ROUTERS, LeastLoaded, RoundRobin, Router, SessionRouter, make_router
+from forgectl.actor.service.routing import ROUTERS, LeastLoaded, RoundRobin, Router, SessionRouter, make_router
 
 
 @dataclass(frozen=True)

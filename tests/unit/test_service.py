@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from forgectl.actor.endpoint import EndpointInfo
-from forgectl.actor.router import Router
+from forgectl.actor.service.routing import Router
 from forgectl.errors import ActorDied, NotFoundError, ServiceOverloaded
 from tests.unit.fakes_service import Rig, UserError, finish_all, outcome, settle
 

@@ -5,7 +5,7 @@ import gc
 
 import pytest
 
-from forgectl.actor.replica import ATTEMPTS
+from forgectl.actor.service.replica import ATTEMPTS
 from forgectl.errors import ActorDied, ServiceUnavailable
 from tests.unit.fakes_service import Rig, finish_all, outcome, settle
 

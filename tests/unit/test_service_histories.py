@@ -6,7 +6,7 @@ import gc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forgectl.actor.replica import ATTEMPTS
+from forgectl.actor.service.replica import ATTEMPTS
 from forgectl.errors import ActorDied, ServiceStopped, ServiceUnavailable
 from tests.unit.fakes_service import Rig, UserError, finish_all, outcome
 

@@ -9,7 +9,7 @@ import tracemalloc
 
 import pytest
 
-from forgectl.actor.metrics import SAMPLES, Stats
+from forgectl.actor.service.metrics import SAMPLES, Stats
 from forgectl.errors import ActorDied, ServiceOverloaded, ServiceStopped, ServiceUnavailable
 from tests.unit.fakes_service import Rig, UserError, finish_all, outcome, settle
 

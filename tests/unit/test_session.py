@@ -5,7 +5,7 @@ import gc
 
 import pytest
 
-from forgectl.actor.session import Session, current_session
+from forgectl.actor.service.session import Session, current_session
 from forgectl.errors import NotFoundError, ServiceStopped
 from tests.unit.fakes_service import Rig, outcome, settle
 

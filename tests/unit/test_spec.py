@@ -12,7 +12,7 @@ import pytest
 
 import forgectl
 from forgectl.errors import NotFoundError, SpecError
-from forgectl.plan.model import Program
+from forgectl.model.plan import Program
 from forgectl.spec.load import load
 from forgectl.spec.model import Host, Restart
 from forgectl.spec.read import escape

@@ -8,10 +8,9 @@ from forgectl.controller.commands import commands
 from forgectl.controller.records import AgentLost, AgentUp, Born, Happened, Record, StopAsked, from_line, to_line
 from forgectl.controller.run import Run
 from forgectl.controller.state import MESH_TRANSITIONS, Mesh, describe
-from forgectl.controller.view import reason
-from forgectl.plan.model import HostPlan, MeshPlan, Plan, Program, RankPlan, RestartPolicy
-from forgectl.protocol import (
-    OVER,
+from forgectl.controller.status import reason
+from forgectl.model.plan import HostPlan, MeshPlan, Plan, Program, RankPlan, RestartPolicy
+from forgectl.protocol.agent import (
     Happening,
     MeshGone,
     OpenStore,
@@ -20,15 +19,15 @@ from forgectl.protocol import (
     Quit,
     RankExited,
     RankStarted,
-    Refusal,
     Refused,
     Release,
     Start,
     StartFailed,
     Stop,
     StoreOpened,
-    pack,
 )
+from forgectl.protocol.control import OVER
+from forgectl.wire.envelope import Refusal, pack
 
 
 class History:

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from forgectl.agent.sweep import Marks, Roots, sweep
-from forgectl.processes import Identity
+from forgectl.agent.enclosure.search import Marks, Roots, sweep
+from forgectl.system.processes import Identity
 from tests.unit.fake_processes import FakeTable
 
 OURS = {"FORGE_RUN_ID": "r", "FORGE_HOST": "h", "FORGE_MESH": "m"}

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from forgectl.errors import BusyError
-from forgectl.relay.entries import PIECE, Entry, new_hash
-from forgectl.relay.site import hold
-from forgectl.transport.sync import push
-from forgectl.transport.workdir import scan
+from forgectl.sync.listing import PIECE, Entry, new_hash
+from forgectl.sync.scan import scan
+from forgectl.sync.sender import push
+from forgectl.sync.target import hold
 from tests.conftest import until
 from tests.unit.sync_cases import LIMIT, Host, snapshot
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from forgectl.errors import BusyError, UnreachableError
-from forgectl.protocol import RELAY_TO_SYNC, Refusal, Sync, TreeSynced
-from forgectl.relay.entries import PIECE
-from forgectl.transport import sync
-from forgectl.transport.sync import push, read_pieces
-from forgectl.transport.workdir import Tree, scan
-from forgectl.wire import Line
+from forgectl.protocol.sync import RELAY_TO_SYNC, Sync, TreeSynced
+from forgectl.sync import sender
+from forgectl.sync.listing import PIECE
+from forgectl.sync.scan import Tree, scan
+from forgectl.sync.sender import push, read_pieces
+from forgectl.wire.envelope import Refusal
+from forgectl.wire.sockets import Line
 from tests.unit.sync_cases import LIMIT, Host, snapshot
 
 
@@ -109,7 +110,7 @@ def test_a_file_that_goes_on_growing_is_read_to_an_end(work: Path) -> None:
         read += len(data or b"")
         with (work / "log").open("ab") as log:
             log.write(b"y" * PIECE)
-    assert read <= sync.TRIES * 10 * PIECE
+    assert read <= sender.TRIES * 10 * PIECE
 
 
 def test_a_file_that_changed_while_it_was_sent_is_whole_on_the_host(
@@ -126,7 +127,7 @@ def test_a_file_that_changed_while_it_was_sent_is_whole_on_the_host(
             if path.name == "big" and changes:
                 changes.pop()()
 
-    monkeypatch.setattr(sync, "read_pieces", changing)
+    monkeypatch.setattr(sender, "read_pieces", changing)
     assert host.sync(work).changed == ("big",)
     assert snapshot(host.tree()) == snapshot(work)
     assert not list((host.root / "work/.staged.key").iterdir())
@@ -286,7 +287,8 @@ def test_what_a_host_refuses_is_an_error_that_names_it(work: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "messages", [[TreeSynced("/", 0, ())], [sync.Wanted((1,), True)], [sync.Wanted((), True), TreeSynced("/", 0, (7,))]]
+    "messages",
+    [[TreeSynced("/", 0, ())], [sender.Wanted((1,), True)], [sender.Wanted((), True), TreeSynced("/", 0, (7,))]],
 )
 def test_a_host_that_talks_nonsense(work: Path, messages: list[object]) -> None:
     (work / "x").write_text("x")

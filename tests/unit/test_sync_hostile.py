@@ -7,20 +7,10 @@ from typing import Any
 
 import pytest
 
-from forgectl.protocol import (
-    GONE,
-    Contents,
-    Listing,
-    ProtocolError,
-    Refusal,
-    SendListing,
-    Sent,
-    Sync,
-    TreeSynced,
-    Wanted,
-)
-from forgectl.relay.entries import Entry, digest_of, listings, new_hash
-from forgectl.wire import Line
+from forgectl.protocol.sync import GONE, Contents, Listing, SendListing, Sent, Sync, TreeSynced, Wanted
+from forgectl.sync.listing import Entry, digest_of, listings, new_hash
+from forgectl.wire.envelope import ProtocolError, Refusal
+from forgectl.wire.sockets import Line
 from tests.unit.sync_cases import Host, snapshot
 
 HASH = new_hash().hexdigest()

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forgectl.transport.ignore import Rules
-from forgectl.transport.workdir import scan
+from forgectl.sync.gitignore import Rules
+from forgectl.sync.scan import scan
 
 GIT_ENV = {
     "PATH": os.environ["PATH"],

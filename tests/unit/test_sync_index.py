@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forgectl.protocol import MAX_LINE, Listing, decode, encode
-from forgectl.relay import index as indexes
-from forgectl.relay.entries import Entry, digest_of, listed, listings
-from forgectl.relay.index import TICK_NS, Index
-from forgectl.transport.workdir import Tree, scan
+from forgectl.protocol.sync import Listing
+from forgectl.sync import hash_index as indexes
+from forgectl.sync.hash_index import TICK_NS, Index
+from forgectl.sync.listing import Entry, digest_of, listed, listings
+from forgectl.sync.scan import Tree, scan
+from forgectl.wire.envelope import MAX_LINE, decode, encode
 
 LIMIT = 1 << 30
 ODD = "\udcff" * 255  # the name whose JSON is longest

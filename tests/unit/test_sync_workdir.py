@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from forgectl.errors import ForgeError, NotFoundError
-from forgectl.relay.entries import DEEPEST, leads_outside
-from forgectl.transport.heaviest import heaviest, show_bytes
-from forgectl.transport.workdir import Tree, WorkdirError, scan
+from forgectl.sync.heaviest import heaviest, show_bytes
+from forgectl.sync.listing import DEEPEST, leads_outside
+from forgectl.sync.scan import Tree, WorkdirError, scan
 
 LIMIT = 1 << 30
 NOBODY = 65534

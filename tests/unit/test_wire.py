@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forgectl.protocol import AGENT_TO_CONTROLLER, HAPPENINGS, RELAY_TO_LAUNCHER, ProtocolError, decode
+from forgectl.protocol.agent import AGENT_TO_CONTROLLER, HAPPENINGS
+from forgectl.protocol.relay import RELAY_TO_LAUNCHER
 from forgectl.transport.ssh import NOISE, Said
-from forgectl.wire import Line
+from forgectl.wire.envelope import ProtocolError, decode
+from forgectl.wire.sockets import Line
 
 ALL = (*AGENT_TO_CONTROLLER, *RELAY_TO_LAUNCHER, *HAPPENINGS)
 VALUES = st.recursive(

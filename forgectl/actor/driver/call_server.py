@@ -1,0 +1,65 @@
+"""Where a driver is asked by the CLI: calls that a service routes, and the metrics of services."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from forgectl.actor.plain_calls import check, plain
+from forgectl.errors import ForgeError, NotFoundError, TimedOutError
+from forgectl.protocol.driver import CLI_TO_DRIVER, Call, GetMetrics, Metrics, Values
+from forgectl.redaction import of_process
+from forgectl.wire.envelope import ProtocolError, Refusal
+from forgectl.wire.listener import Doorway
+from forgectl.wire.stream import Stream
+
+if TYPE_CHECKING:
+    from forgectl.actor.driver.run import Home
+
+
+class Door:
+    """Where the driver is asked: a Unix socket beside the controller's."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._door = Doorway(home.run.driver_socket, self._serve)
+
+    async def keep(self) -> None:
+        """Answer until the process ends."""
+        await self._door.open()
+        await self._door.keep_open()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        stream = Stream(reader, writer, CLI_TO_DRIVER)
+        try:
+            if stream.is_ours() and await stream.greet(self._home.run.run):
+                while (request := await stream.receive()) is not None:
+                    stream.send(await self._answer(request))
+        except (ProtocolError, asyncio.TimeoutError, ConnectionError):
+            pass
+        finally:
+            stream.abort()
+
+    async def _answer(self, request: Any) -> Any:
+        if isinstance(request, GetMetrics):
+            return Metrics({name: service.metrics() for name, service in self._home.services.items()})
+        try:
+            return Values([plain(await self._call(request))])
+        except ForgeError as e:
+            return Refusal(e.exit_code, of_process()(e.message), e.hint)
+        except (asyncio.TimeoutError, TimeoutError):
+            late = TimedOutError(f"{request.target}.{request.endpoint} did not answer within {request.timeout:g} s")
+            return Refusal(late.exit_code, late.message)
+        except Exception as e:
+            remote = f"\n{str(e.__cause__).strip()}" if e.__cause__ else ""
+            what = f"{request.target}.{request.endpoint} raised {type(e).__name__}: {e}{remote}"
+            return Refusal(1, of_process()(what))
+
+    async def _call(self, call: Call) -> Any:
+        service = self._home.services.get(call.target)
+        if service is None:
+            there = ", ".join(self._home.services) or "none yet"
+            raise NotFoundError(f"run {self._home.run.run} has no service {call.target!r}; there is {there}")
+        check(service._cls, call.endpoint, call.args, call.kwargs)
+        routed = getattr(service, call.endpoint).route(*call.args, **call.kwargs)
+        return await asyncio.wait_for(routed, call.timeout)

@@ -1,0 +1,226 @@
+"""A mesh that this process launched: follows its generations, and fills each with actors."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from forgectl.actor.driver.run import Document, Home
+from forgectl.actor.endpoint import endpoints_of, interface_of
+from forgectl.actor.handle import ActorHandle
+from forgectl.actor.mesh import again, died
+from forgectl.actor.ranks import Ranks
+from forgectl.actor.verbs import CONSTRUCT, INVOKE
+from forgectl.errors import ActorDied, ForgeError, error_of
+from forgectl.frozen import dataclass
+from forgectl.messages import pickling
+from forgectl.protocol.control import OVER, Report
+
+if TYPE_CHECKING:
+    from forgectl.actor.foreign_mesh import ForeignMesh
+
+LONGEST_BACKOFF = 10.0
+
+
+@dataclass(frozen=True)
+class Making:
+    """What each generation is made of: the constructor's arguments, and what the ranks are asked as."""
+
+    cls: type
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    procs: int
+    backoff: bool = False  # wait longer before each further restart
+
+    @property
+    def parts(self) -> tuple[type, tuple[Any, ...], dict[str, Any]]:
+        """What a rank needs to construct its object."""
+        return self.cls, self.args, self.kwargs
+
+
+class LiveMesh:
+    """One mesh, from its first generation to its end. Lives in the home's loop; may be called from any."""
+
+    def __init__(self, home: Home, name: str, making: Making) -> None:
+        self.name = name
+        self.cls = making.cls
+        self.interface = interface_of(making.cls)
+        self.procs = making.procs
+        self._home = home
+        self._making = making
+        self._attempted = -1  # the generation that was last filled, or tried to be
+        self._reported: tuple[int, int] | None = None  # (generation, connection) that was told to be set up
+        self._ranks: Ranks | None = None
+        self._making_ranks: Ranks | None = None
+        self._known: Ranks | None = None  # those of the last generation that was up
+        self._error: BaseException | None = None  # what a constructor or setup raised
+        self._up: concurrent.futures.Future[Ranks] = concurrent.futures.Future()
+        self._over: concurrent.futures.Future[Document] = concurrent.futures.Future()
+        self._listeners: list[Callable[[], None]] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # ------------------------------------------------------------ what callers see
+
+    def now(self) -> Ranks | None:
+        """The ranks of the generation that is up."""
+        return self._ranks
+
+    def foreign(self, ranks: Ranks | None = None) -> ForeignMesh:
+        """The mesh as other processes may have it, up or not: they learn by themselves what becomes of it."""
+        from forgectl.actor.foreign_mesh import ForeignMesh
+
+        known = ranks or self._known
+        assert known is not None, "a handle is made once the mesh has been up"
+        return ForeignMesh(self.name, self.interface, self.procs, self._home.origin, known.generation, known.places)
+
+    async def ranks(self) -> Ranks:
+        """The ranks of the generation that is up, or coming up; raises why there will be none."""
+        if self._ranks is not None:
+            return self._ranks
+        coming = asyncio.wrap_future(self._up)
+        coming.add_done_callback(lambda f: f.cancelled() or f.exception())  # also when nobody waits any more
+        try:
+            return await asyncio.shield(coming)
+        except ActorDied as e:
+            raise again(e) from None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it can be called now."""
+        return self._ranks is not None
+
+    @property
+    def ended(self) -> BaseException | None:
+        """Why it will never be up again; None while it may."""
+        return self._up.exception() if self._over.done() and self._up.done() else None
+
+    def subscribe(self, listener: Callable[[], None]) -> None:
+        """Have `listener` called, in the home's loop, when `healthy` or `ended` has changed."""
+        self._listeners.append(listener)
+
+    async def shutdown(self, grace: float = 10.0) -> None:
+        """End it; returns when no process of it is left. Again, or after its end: nothing."""
+        if not self._over.done():
+            await self._home.stop(self.name, grace)
+            await asyncio.shield(asyncio.wrap_future(self._over))
+
+    # ------------------------------------------------------------ what happens to it
+
+    @classmethod
+    def begun(cls, home: Home, name: str, making: Making) -> LiveMesh:
+        """One that follows its mesh from now on. In the home's loop."""
+        mesh = home.meshes[name] = cls(home, name, making)
+        home.watch(name, mesh._take)
+        return mesh
+
+    def _take(self, document: Document) -> None:
+        state, generation = document["state"], document["generation"]
+        alive = state in ("pending", "starting", "ready")
+        for ranks in (self._ranks, self._making_ranks):
+            if ranks is not None and (not alive or generation != ranks.generation):
+                self._lose(ranks, document)
+        if state in OVER:
+            self._end(document)
+        elif document["open"] and generation > self._attempted:
+            self._attempted = generation
+            self._soon(self._fill(document))
+        elif state == "starting" and self._ranks is not None and generation == self._ranks.generation:
+            self._soon(self._tell(generation))  # a new controller may not have heard
+
+    def _lose(self, ranks: Ranks, document: Document) -> None:
+        was_up = ranks is self._ranks
+        if was_up:  # first: who learns of the death may call again at once, and is to wait for what comes
+            self._ranks = None
+            self._up = concurrent.futures.Future()
+        ranks.die(died(document, mesh=self.name))
+        if was_up:
+            self._tell_listeners()
+
+    def _end(self, document: Document) -> None:
+        if self._over.done():
+            return
+        self._home.forget(self.name, self._take)
+        self._over.set_result(document)
+        if self._up.done():
+            self._up = concurrent.futures.Future()
+        self._up.set_exception(self._error or _refused(document) or died(document, mesh=self.name))
+        self._tell_listeners()
+
+    def _tell_listeners(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+    def _soon(self, work: Any) -> None:
+        self._tasks.add(task := asyncio.get_running_loop().create_task(work))
+        task.add_done_callback(self._tasks.discard)
+
+    # ------------------------------------------------------------ a generation
+
+    async def _fill(self, document: Document) -> None:
+        """Construct an actor in each rank of a generation, set them up, and say so."""
+        generation, restarts = document["generation"], document["restarts"]
+        if self._making.backoff and restarts > 1:
+            await asyncio.sleep(min(0.1 * 2**restarts, LONGEST_BACKOFF))
+        places = [self._home.place_of(rank["host"]) for rank in document["ranks"]]
+        ranks = self._making_ranks = Ranks(self.name, generation, places, self._home.here)
+        try:
+            await self._make(ranks)
+        except ActorDied as e:
+            if ranks.died is None:  # of another mesh, whose handle its constructor was given
+                await self._cannot(generation, e)
+            return  # its state tells why
+        except Exception as e:
+            await self._cannot(generation, e)
+            return
+        finally:
+            self._making_ranks = None
+        if ranks.died is not None:
+            return
+        self._ranks = self._known = ranks
+        self._up.set_result(ranks)
+        self._tell_listeners()
+        await self._tell(generation)
+
+    async def _cannot(self, generation: int, error: Exception) -> None:
+        self._error = error
+        remote = str(error.__cause__).strip() if error.__cause__ else ""
+        text = remote or "".join(traceback.format_exception(error))
+        what = f"its constructor or setup raised {_one_line(error)}"
+        await self._home.report(Report(self.name, generation, what, text))
+
+    async def _make(self, ranks: Ranks) -> None:
+        making, every = self._making, range(self.procs)
+        payload = pickling.nested(making.parts)
+        handle = ActorHandle(self.foreign(ranks))
+        await ranks.call(every, (CONSTRUCT, _import_path(), self.name, handle, payload))
+        if "setup" in endpoints_of(making.cls):
+            await ranks.call(every, (INVOKE, "setup", (), {}, ()))
+
+    async def _tell(self, generation: int) -> None:
+        key = (generation, self._home.connections)
+        if self._reported != key:
+            self._reported = key
+            await self._home.report(Report(self.name, generation))
+
+
+def _import_path() -> list[str]:
+    """Where this process finds modules, for ranks to find them too."""
+    return [os.path.abspath(p) for p in sys.path if p != ""] + [os.getcwd()] * ("" in sys.path)  # noqa: PTH100, PTH109
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _refused(document: Document) -> ForgeError | None:
+    """What kept it from starting, where that was not the user's code."""
+    error = document["error"]
+    if not error or error["code"] == 1:
+        return None
+    return error_of(error["code"], f"mesh {document['mesh']}: {error['message']}", error["hint"])

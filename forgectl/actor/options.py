@@ -1,0 +1,114 @@
+"""What `options(…)` may say, checked at once: a wrong value is an error where it is written, not where it is used."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from forgectl.actor.service.routing import make_router
+from forgectl.actor.service.service import ServiceConfig
+from forgectl.model.plan import MAX_RANKS, SERVICE_RESTART, RestartPolicy
+from forgectl.names import NAME, nearest
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a mesh, and of a service, besides those that are class attributes of ForgeActor.
+
+    env: variables of its ranks. restart: how often, or {"max": N, "within": SECONDS}, or a RestartPolicy; None: never,
+    and 3 times in 10 minutes for a service's replicas. start_method: fork or spawn. preload: modules that the fork
+    server imports once; None: torch, where it is installed. python: another interpreter. The others are those of
+    ServiceConfig, and return_first_rank_result: whether `route` gives the value of rank 0, or a ValueMesh of all.
+    """
+
+    env: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    restart: int | Mapping[str, Any] | RestartPolicy | None = None
+    start_method: str = "fork"
+    preload: tuple[str, ...] | None = None
+    python: str | None = None
+    router: Any = "round_robin"
+    health_poll_rate: float = 1.0
+    max_concurrent_requests: int = 10
+    max_queue: int | None = None
+    unavailable_timeout: float = 60.0
+    return_first_rank_result: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.env, Mapping) or not all(isinstance(v, str) for p in self.env.items() for v in p):
+            raise TypeError(f"env is {self.env!r}; it maps names to texts")
+        if self.start_method not in ("fork", "spawn"):
+            raise ValueError(f"start_method is {self.start_method!r}; it is 'fork' or 'spawn'")
+        if isinstance(self.preload, str):
+            raise TypeError(f"preload is {self.preload!r}; it is a list of modules")
+        if self.preload is not None:
+            object.__setattr__(self, "preload", tuple(self.preload))
+        self.restart_policy(service=False)
+        self.service_config(1)
+        make_router(self.router)
+
+    def restart_policy(self, *, service: bool) -> RestartPolicy:
+        """How often the mesh is restarted; raises ValueError or TypeError for what cannot be."""
+        given = self.restart
+        if given is None:
+            return SERVICE_RESTART if service else RestartPolicy()
+        if isinstance(given, RestartPolicy):
+            return given
+        parts = dict(given) if isinstance(given, Mapping) else {"max": given}
+        policy = RestartPolicy(parts.pop("max", 0), parts.pop("within", None))
+        if parts or not isinstance(policy.max, int) or isinstance(policy.max, bool) or policy.max < 0:
+            raise ValueError(f"restart is {given!r}; give a number, or {{'max': 3, 'within': SECONDS}}")
+        if policy.within is not None and not (isinstance(policy.within, (int, float)) and policy.within > 0):
+            raise ValueError(f"restart within {policy.within!r}; give seconds")
+        return policy
+
+    def service_config(self, num_replicas: int) -> ServiceConfig:
+        """The part that is a service's; raises ValueError."""
+        return ServiceConfig(
+            num_replicas=num_replicas,
+            router=self.router,
+            max_concurrent_requests=self.max_concurrent_requests,
+            max_queue=self.max_queue,
+            unavailable_timeout=self.unavailable_timeout,
+            health_poll_rate=self.health_poll_rate,
+        )
+
+    def with_changes(self, changes: Mapping[str, Any], others: tuple[str, ...]) -> Settings:
+        """These settings with some changed; TypeError for a name that is none, naming the nearest (`others` too)."""
+        known = [f.name for f in dataclasses.fields(self)]
+        for name in changes:
+            if name not in known:
+                near = nearest(name, [*known, *others])
+                guess = f"; did you mean {near!r}?" if near else f"; there are {', '.join([*others, *known])}"
+                raise TypeError(f"options() has no setting {name!r}{guess}")
+        return dataclasses.replace(self, **changes)
+
+
+def check_shape(name: str, value: Any) -> Any:
+    """A class attribute of ForgeActor that `options` sets; raises TypeError or ValueError."""
+    if name == "with_gpus":
+        if not isinstance(value, bool):
+            raise TypeError(f"with_gpus is {value!r}; it is True (one GPU a process) or False")
+        return value
+    if name == "mesh_name":
+        if value is not None and (not isinstance(value, str) or not NAME.fullmatch(value)):
+            raise ValueError(f"mesh_name is {value!r}; letters, digits, '.', '_' and '-', 63 at most, a letter first")
+        return value
+    if name == "hosts" and not isinstance(value, int):
+        return _check_host_names(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; it is a whole number")
+    if not 1 <= value <= MAX_RANKS:
+        raise ValueError(f"{name} is {value}; it is 1 to {MAX_RANKS}")
+    return value
+
+
+def _check_host_names(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, str) or not isinstance(value, (list, tuple)) or not value:
+        raise TypeError(f"hosts is {value!r}; it is a number, a list of host names, or None for as few as have room")
+    if len(set(value)) != len(value):
+        raise ValueError(f"hosts is {value!r}; a host is named twice")
+    return tuple(value)

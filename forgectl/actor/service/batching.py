@@ -1,0 +1,212 @@
+"""Gathers scalar calls of one endpoint into a call with lists, and gives each caller its own result."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from forgectl.actor.endpoint import EndpointInfo
+from forgectl.actor.service.replica import ATTEMPTS, Replica, Request
+from forgectl.errors import ActorDied
+
+Key = tuple[str, int | None, int, frozenset[str]]
+"""What calls must agree in to share a batch: endpoint, home, number of positional arguments, names of the others."""
+HOMELESS = -1
+"""In place of the replica's index, for sessions that come while no replica is healthy."""
+
+
+class Item:
+    """One caller's part of a batch. `began`: when it came, in seconds of the service's clock."""
+
+    def __init__(self, batch: Batch, args: tuple[Any, ...], kwargs: dict[str, Any], session: str | None, began: float):
+        self.batch = batch
+        self.args = args
+        self.kwargs = kwargs
+        self.session = session
+        self.began = began
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def fail(self, error: BaseException) -> None:
+        if self.future.done():
+            return
+        if isinstance(error, asyncio.CancelledError):
+            self.future.cancel()
+        else:
+            self.future.set_exception(error)
+
+
+class Batch(Request):
+    """Calls that go as one. It gathers until `close`, then waits its turn, then runs in a task of its own."""
+
+    def __init__(self, batcher: Batcher, endpoint: str, info: EndpointInfo, key: Key, in_sessions: bool) -> None:
+        super().__init__(endpoint)
+        self.info = info
+        self.key = key
+        self.items: list[Item] = []
+        self.timer: asyncio.TimerHandle | None = None
+        self._batcher = batcher
+        self._in_sessions = in_sessions
+        self._attempts = 0
+        self._started = False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def weight(self) -> int:
+        return len(self.items)
+
+    def drop(self, item: Item) -> None:
+        """Its caller is gone: leave it out, if there is still time."""
+        if self._started or item not in self.items:
+            return
+        self.items.remove(item)
+        if self.line is not None:
+            self.line.size -= 1
+            if not self.items:
+                self.line.discard(self)
+        elif self.replica is None and not self.items:
+            self._batcher.forget(self)
+
+    def parts(self, choose: Callable[[str, str | None], Replica | None]) -> list[tuple[Request, Replica | None]]:
+        """Itself, or a batch for each replica where sessions that shared one do so no longer."""
+        if not self._in_sessions:
+            return [(self, choose(self.endpoint, None))]
+        groups: dict[Replica | None, list[Item]] = {}
+        for item in self.items:
+            groups.setdefault(choose(self.endpoint, item.session), []).append(item)
+        return [(self._part(items, n), replica) for n, (replica, items) in enumerate(groups.items())]
+
+    def _part(self, items: list[Item], number: int) -> Batch:
+        part = self if number == 0 else Batch(self._batcher, self.endpoint, self.info, self.key, True)
+        part.items = items
+        part._attempts = self._attempts
+        for item in items:
+            item.batch = part
+        return part
+
+    def granted(self) -> None:
+        assert self.replica is not None
+        self._task = asyncio.get_running_loop().create_task(self._run(self.replica))
+        self._batcher.tasks.add(self._task)
+        self._task.add_done_callback(self._batcher.tasks.discard)
+
+    def revoked(self) -> None:
+        assert self._task is not None
+        self._task.cancel()  # before its first step
+
+    def fail(self, error: BaseException) -> None:
+        for item in self.items:
+            item.fail(error)
+
+    async def _run(self, replica: Replica) -> None:
+        self._started = True
+        replica.started(self)
+        items = self.items = [item for item in self.items if not item.future.done()]
+        if not items:
+            replica.release()
+            return
+        args = tuple(list(values) for values in zip(*(item.args for item in items), strict=True))
+        kwargs = {name: [item.kwargs[name] for item in items] for name in items[0].kwargs}
+        try:
+            result = await replica.call(self.endpoint, args, kwargs, [item.began for item in items])
+            values = checked(self.endpoint, result, len(items))
+        except Exception as error:
+            if not self._again(error, replica):
+                self.fail(error)
+            return
+        except BaseException as error:
+            self.fail(error)
+            raise
+        for item, value in zip(items, values, strict=True):
+            if not item.future.done():
+                item.future.set_result(value)
+
+    def _again(self, error: Exception, replica: Replica) -> bool:
+        """Whether it was sent to another replica since this one has died."""
+        self._attempts += 1
+        if not (isinstance(error, ActorDied) and replica.owns(error) and self.info.idempotent):
+            return False
+        if self._attempts >= ATTEMPTS:
+            return False
+        self.items = [item for item in self.items if not item.future.done()]
+        self.replica = None
+        self._started = False
+        if self.items:
+            self._batcher.place(self)
+        return True
+
+
+def checked(endpoint: str, result: Any, count: int) -> list[Any] | tuple[Any, ...]:
+    """The results, one for each of `count` calls. Raises TypeError or ValueError if they are not."""
+    what = f"{endpoint} has batch_size > 1: it must return a list with a result for each of the {count} calls"
+    if not isinstance(result, (list, tuple)):
+        raise TypeError(f"{what}, not {type(result).__name__}")
+    if len(result) != count:
+        raise ValueError(f"{what}, not {len(result)}")
+    return result
+
+
+class Batcher:
+    """The batches that still gather. `place` sends one on its way; it must not raise."""
+
+    def __init__(self, place: Callable[[Request], None]) -> None:
+        self.place = place
+        self.tasks: set[asyncio.Task[None]] = set()
+        self._open: dict[Key, Batch] = {}
+
+    def gathering(self) -> int:
+        """Calls in batches that have not closed yet."""
+        return sum(len(batch.items) for batch in list(self._open.values()))
+
+    async def call(
+        self,
+        endpoint: str,
+        info: EndpointInfo,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        session: str | None,
+        home: int | None,
+        began: float,
+    ) -> Any:
+        """This caller's result. `home`: the index of its session's replica, HOMELESS, or None outside sessions.
+
+        Calls without any arguments share no batch, since the method could not tell how many they are.
+        """
+        key = (endpoint, home, len(args), frozenset(kwargs))
+        batch = self._open.get(key)
+        if batch is None:
+            batch = self._open[key] = Batch(self, endpoint, info, key, session is not None)
+            batch.timer = asyncio.get_running_loop().call_later(info.batch_timeout, self.close, batch)
+        item = Item(batch, args, kwargs, session, began)
+        batch.items.append(item)
+        if len(batch.items) >= info.batch_size or not (args or kwargs):
+            self.close(batch)
+        try:
+            return await item.future
+        except asyncio.CancelledError:
+            item.batch.drop(item)
+            raise
+
+    def close(self, batch: Batch) -> None:
+        """It takes no more calls, and goes to a replica."""
+        self.forget(batch)
+        self.place(batch)
+
+    def forget(self, batch: Batch) -> None:
+        """It gathers no more."""
+        if self._open.get(batch.key) is batch:
+            del self._open[batch.key]
+        if batch.timer is not None:
+            batch.timer.cancel()
+            batch.timer = None
+
+    def flush(self, home: int) -> None:
+        """Close the batches of sessions that live there: some of them will live elsewhere."""
+        for batch in [batch for batch in self._open.values() if batch.key[1] == home]:
+            self.close(batch)
+
+    def stop(self, error: Callable[[], Exception]) -> None:
+        """Fail all that gather."""
+        for batch in list(self._open.values()):
+            self.forget(batch)
+            batch.fail(error())

@@ -1,0 +1,283 @@
+"""An enclosure: all that one generation of a mesh started on this host, to be ended and proven gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable, Iterable, Sequence
+
+from forgectl.agent.enclosure.search import Marks, Roots, sweep
+from forgectl.agent.enclosure.wait import all_ended
+from forgectl.frozen import dataclass
+from forgectl.system import cgroups
+from forgectl.system.cgroups import Cgroup
+from forgectl.system.processes import REAL, Identity, ProcessTable, Stat, alive, signal_exactly
+
+UNKILLABLE_AFTER = 5.0  # seconds after SIGKILL; a process that holds much memory may need one or two to go
+_RESCAN = 0.5  # seconds; for what joined while we waited for others
+_ROUNDS = 30  # scans in which a fork bomb must have been stopped; two or three do
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """A process as it was seen. As text: `pid 4711 (python), state D in nfs_wait, of uid 1000`."""
+
+    identity: Identity
+    name: str
+    state: str  # as in ps: D is uninterruptible sleep
+    wchan: str = ""  # where in the kernel it sleeps; "" where that cannot be read
+    owner: int | None = None  # user id
+
+    def __str__(self) -> str:
+        place = f" in {self.wchan}" if self.wchan else ""
+        owner = f", of uid {self.owner}" if self.owner is not None else ""
+        return f"pid {self.identity.pid} ({self.name}), state {self.state}{place}{owner}"
+
+
+@dataclass(frozen=True)
+class EndReport:
+    """How an enclosure ended. It is verified empty if there are no `unkillable`."""
+
+    found: tuple[Sighting, ...]  # who was there when the end began
+    killed: int  # how many had to be sent SIGKILL
+    unkillable: tuple[Sighting, ...] = ()  # who was sent SIGKILL and is still there
+
+
+class Enclosure:
+    """The processes of one generation of a mesh on this host.
+
+    With a cgroup of its own, membership is the kernel's affair. Without one it is worked out from registered
+    leaders, their sessions, descent and environment. What was cut off from its parents, its session *and* its
+    environment before a search saw it is then found only through `add_server`; nothing else can hide.
+
+    A rank must set FORGE_MESH, and must not keep its fork server's FORGE_ROLE, before user code runs.
+    """
+
+    def __init__(
+        self, marks: Marks, groups: Sequence[Cgroup] = (), *, above: int = 0, table: ProcessTable = REAL
+    ) -> None:
+        self._marks = marks
+        self._groups = tuple(groups)
+        self._above = above  # how many directories over each cgroup are ours to remove
+        self._table = table
+        self._roots = Roots()
+        self._leaders: dict[int, Identity] = {}
+        self._bell = asyncio.Event()
+        self._deadline = 0.0
+        self._ending: asyncio.Task[EndReport] | None = None
+
+    @classmethod
+    def create(
+        cls,
+        run: str,
+        host: str,
+        mesh: str,
+        generation: int,
+        *,
+        use_cgroup: bool = True,
+        table: ProcessTable = REAL,
+    ) -> Enclosure:
+        """One with a cgroup of its own where that can be had, else one that works by search."""
+        names = (f"forgectl-{run}", host, f"{mesh}-{generation}")
+        group = Cgroup.create(cgroups.own(), *names) if use_cgroup else None
+        return cls(Marks(run, host, mesh), [group] if group else [], above=2, table=table)
+
+    @property
+    def cgroup(self) -> Cgroup | None:
+        """Its cgroup, or None where it works by search."""
+        return self._groups[0] if self._groups else None
+
+    @property
+    def cgroup_procs_path(self) -> str | None:
+        """Where a rank writes "0" before anything else, to be enclosed; None where there is no cgroup."""
+        return self.cgroup.procs_path if self.cgroup else None
+
+    @property
+    def leaders(self) -> tuple[Identity, ...]:
+        """The registered ranks, alive or not."""
+        return tuple(self._leaders.values())
+
+    def add(self, leader: Identity) -> None:
+        """Register a rank: a process that leads a session of its own, or is about to."""
+        self._leaders[leader.pid] = leader
+        self._roots.members[leader.pid] = leader
+        if not self._groups:
+            self._roots.sessions[leader.pid] = leader
+
+    def add_server(self, server: Identity, *, spare: Iterable[Identity] = ()) -> None:
+        """Register a fork server that serves this mesh alone and reaps its orphans: each child of it is ours.
+
+        Not so the children in `spare`, such as the mesh's store, which has to outlive the ranks.
+        """
+        self._roots.servers[server.pid] = server
+        self._roots.spared.update({s.pid: s for s in spare})
+
+    def members(self) -> list[Identity]:
+        """Who is in it now, parents first; zombies do not count.
+
+        Without a cgroup call this when a leader has exited, and now and then: what was seen once is not lost.
+        """
+        return list(self._members())
+
+    def signal(self, signum: int) -> int:
+        """Signal each member, exactly; how many were reached."""
+        return sum(signal_exactly(m, signum, self._table) for m in self._everyone())
+
+    def kill(self) -> None:
+        """SIGKILL all at once. Returns before they are gone; `end` waits for that."""
+        for group in self._groups:
+            group.kill()
+        for stat in self._enclosed():
+            if stat.state == "Z":  # its first thread has ended; cgroup.kill signals no other (Linux 6.18)
+                signal_exactly(self._identity(stat), signal.SIGKILL, self._table)
+        self._stop_and_kill()
+
+    async def end(self, grace: float, *, unkillable_after: float = UNKILLABLE_AFTER) -> EndReport:
+        """SIGTERM to all, after `grace` seconds (0: at once) SIGKILL to what is left, and wait until none is.
+
+        A call during another joins it, shortening its grace where its own is shorter. Cancelling the caller
+        does not stop it.
+        """
+        if self._ending is not None and not self._ending.done():
+            self.hurry(grace)
+        else:
+            self._deadline = self._now() + grace
+            self._ending = asyncio.ensure_future(self._end(grace > 0, unkillable_after))
+        return await asyncio.shield(self._ending)
+
+    def hurry(self, grace: float = 0.0) -> None:
+        """Shorten the grace of an `end` under way to `grace` seconds from now; never lengthens it."""
+        self._deadline = min(self._deadline, self._now() + grace)
+        self._bell.set()
+
+    def close(self) -> bool:
+        """Remove its cgroup, and what is empty of ours above. False where processes are left in it."""
+        removed = [group.remove(self._above) for group in self._groups]
+        return all(removed)
+
+    async def _end(self, ask: bool, unkillable_after: float) -> EndReport:
+        found = self._ask() if ask else self._everyone()
+        left = found
+        while left and (remaining := self._deadline - self._now()) > 0:
+            await self._changed(left, min(remaining, _RESCAN))
+            left = self._present()
+        killed: set[Identity] = set()
+        give_up = self._now() + unkillable_after
+        pause = 0.01
+        while left and (remaining := give_up - self._now()) > 0:
+            killed.update(left)
+            self.kill()
+            await self._changed(left, min(remaining, pause))
+            pause = min(2 * pause, _RESCAN)
+            left = self._present()
+        survivors = [self._look(i, s) for i, s in left.items() if alive(i, self._table)]
+        seen = tuple(Sighting(i, s.name, s.state) for i, s in found.items())
+        return EndReport(seen, len(killed), tuple(survivors))
+
+    def _ask(self) -> dict[Identity, Stat]:
+        """SIGTERM to everyone, and SIGCONT so that stopped ones hear it; again for those born meanwhile."""
+        asked: dict[Identity, Stat] = {}
+        for group in self._groups:
+            group.thaw()
+        for _ in range(3):
+            fresh = {i: s for i, s in self._everyone().items() if i not in asked}
+            if not fresh:
+                break
+            for member in fresh:
+                signal_exactly(member, signal.SIGTERM, self._table)
+                signal_exactly(member, signal.SIGCONT, self._table)
+            asked |= fresh
+        return asked
+
+    def _stop_and_kill(self) -> None:
+        """SIGKILL to all outside the cgroups, stopping them first: what is stopped cannot fork away."""
+        stopped: set[Identity] = set()
+
+        def stop(identity: Identity) -> None:
+            if identity not in stopped:
+                signal_exactly(identity, signal.SIGSTOP, self._table)
+                stopped.add(identity)
+
+        for _ in range(_ROUNDS):
+            before = len(stopped)
+            inside = self._pids_inside()
+            found = {i: s for i, s in self._swept(stop).items() if s.pid not in inside}
+            for identity in found:
+                stop(identity)
+            if len(stopped) == before and all(s.state in "TtDZX" for s in found.values()):
+                break
+        for identity in stopped:
+            signal_exactly(identity, signal.SIGKILL, self._table)
+
+    async def _changed(self, left: Iterable[Identity], timeout: float) -> None:
+        """Wait until all in `left` have ended, somebody is in a hurry, or `timeout`."""
+        inside = self._pids_inside()
+        outside = [m for m in left if m.pid not in inside]
+        groups = self._groups if inside else ()
+        await all_ended(outside, groups, timeout, self._bell, self._table)
+        self._bell.clear()
+
+    def _present(self) -> dict[Identity, Stat]:
+        """Empty only if the thorough search finds nobody; while somebody is there the cheap one will do."""
+        return self._by_identity(self._enclosed()) or self._everyone()
+
+    def _everyone(self) -> dict[Identity, Stat]:
+        return self._by_identity([*self._enclosed(), *self._swept().values()])
+
+    def _members(self) -> dict[Identity, Stat]:
+        return self._by_identity(self._enclosed()) if self._groups else self._swept()
+
+    def _swept(self, at_sight: Callable[[Identity], None] | None = None) -> dict[Identity, Stat]:
+        return self._by_identity(sweep(self._table, self._marks, self._roots, at_sight))
+
+    def _enclosed(self) -> list[Stat]:
+        """The members of the cgroups, and the leaders that live outside because they never joined."""
+        if not self._groups:
+            return []
+        pids = self._pids_inside()
+        stats = [s for s in map(self._table.stat, pids) if s and not s.dead]
+        for leader in self._leaders.values():
+            stat = None if leader.pid in pids else self._table.stat(leader.pid)
+            if stat and stat.start_time == leader.start_time and not stat.dead:
+                self._roots.sessions[leader.pid] = leader
+                stats.append(stat)
+        return stats
+
+    def _pids_inside(self) -> set[int]:
+        return {pid for group in self._groups for pid in group.pids()}
+
+    def _by_identity(self, stats: Iterable[Stat]) -> dict[Identity, Stat]:
+        ordered = sorted(stats, key=lambda s: (s.start_time, s.pid))
+        return {self._identity(s): s for s in ordered}
+
+    def _identity(self, stat: Stat) -> Identity:
+        return Identity(stat.pid, stat.start_time, self._table.boot_id())
+
+    def _look(self, identity: Identity, stat: Stat) -> Sighting:
+        pid = identity.pid
+        now = self._table.stat(pid) or stat
+        return Sighting(identity, now.name, now.state, self._table.wchan(pid), self._table.owner(pid))
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+
+async def sweep_run(
+    run: str, host: str, *, unkillable_after: float = UNKILLABLE_AFTER, table: ProcessTable = REAL
+) -> EndReport:
+    """Kill all that a dead agent of this run and host has left, fork servers and stores too; what was found.
+
+    Never the asking process, its ancestors, or a controller or agent. What was started without a cgroup and
+    has shed both its parents and its environment cannot be told from a stranger's, and is left.
+    """
+    own = cgroups.own()
+    groups = [g for g in cgroups.find(f"forgectl-{run}", host) if own is None or g.path not in (own, *own.parents)]
+    rest = Enclosure(Marks(run, host), groups, above=1, table=table)
+    report = await rest.end(0, unkillable_after=unkillable_after)
+    rest.close()
+    for root in cgroups.find(f"forgectl-{run}"):  # whoever emptied it may have died before removing it
+        with contextlib.suppress(OSError):  # another host of the run, simulated on this machine, is in it
+            root.path.rmdir()
+    return report

@@ -1,0 +1,181 @@
+"""The agent's end of a fork server: ask it for forks, hear of exits, end it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from forgectl.agent import logs
+from forgectl.agent.forkserver.server import PACKET
+from forgectl.agent.forkserver.spawn import Warming
+from forgectl.agent.reaper import Reaper
+from forgectl.system.processes import Identity, boot_id
+
+
+class ForkServerError(Exception):
+    """The fork server cannot serve; `detail` is a traceback or its output, where there is one."""
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail
+
+
+@dataclass
+class Child:
+    """A process that a fork server forked. `exited` resolves to (wait status, unix time).
+
+    `orphaned` says how its server ended before it, where it did.
+    """
+
+    identity: Identity
+    pidfd: int
+    exited: asyncio.Future[tuple[int, float]]
+    orphaned: str | None = None
+
+
+class ForkServer:
+    """One running fork server. Its children live no longer than it does."""
+
+    def __init__(self, warming: Warming, reaper: Reaper) -> None:
+        self._log = warming.log
+        self._pid = warming.pid
+        self._code: int | None = None  # its exit code, or the number of its signal, negative
+        self._socket = warming.socket
+        self._reaper = reaper
+        self._loop = asyncio.get_running_loop()
+        self._tokens = 0
+        self._asked: dict[int, asyncio.Future[Child]] = {}
+        self._children: dict[int, Child] = {}
+        self._outbox: list[tuple[bytes, list[int]]] = []
+        self._asked_for = False
+        self.warm: asyncio.Future[None] = self._loop.create_future()
+        self.warm.add_done_callback(lambda f: f.cancelled() or f.exception())  # read or not, never logged
+        reaper.claim(self._pid, self._on_end)
+        self._socket.setblocking(False)
+        self._loop.add_reader(self._socket, self._on_message)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server can still be asked."""
+        return self._socket.fileno() >= 0
+
+    @property
+    def spent(self) -> bool:
+        """Whether it has ended and somebody knows why: who wants one needs another."""
+        return not self.alive and self._asked_for
+
+    def check_warm(self) -> None:
+        """Raise why it did not get warm, once `warm` is done."""
+        self._asked_for = True
+        self.warm.result()
+
+    async def fork(self, request: dict[str, Any], fds: Sequence[int]) -> Child:
+        """Have a child forked once the server is warm; raises ForkServerError."""
+        await asyncio.shield(self.warm)
+        if not self.alive:
+            raise ForkServerError("the fork server is gone")
+        self._tokens += 1
+        token = self._tokens
+        asked: asyncio.Future[Child] = self._loop.create_future()
+        self._asked[token] = asked
+        data = json.dumps({"fork": token, **request}).encode()
+        if len(data) > PACKET:
+            del self._asked[token]
+            raise ForkServerError(f"environment and arguments of a rank take {len(data)} bytes; {PACKET} fit")
+        self._outbox.append((data, list(fds)))
+        self._flush()
+        return await asked
+
+    def _flush(self) -> None:
+        while self._outbox and self.alive:
+            data, fds = self._outbox[0]
+            try:
+                socket.send_fds(self._socket, [data], fds)
+            except BlockingIOError:
+                self._loop.add_writer(self._socket, self._flush)
+                return
+            except OSError:
+                self._outbox.clear()
+                return
+            self._outbox.pop(0)
+        if self.alive:
+            self._loop.remove_writer(self._socket)
+
+    def _on_message(self) -> bool:
+        """Take one message; False when there is none left."""
+        try:
+            data, fds, _, _ = socket.recv_fds(self._socket, PACKET, 4)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data, fds = b"", []
+        if not data:
+            self._hang_up()
+            return False
+        message = json.loads(data)
+        if "warm" in message:
+            self.warm.set_result(None)
+        elif "cold" in message:
+            self.warm.set_exception(ForkServerError(message["cold"], message["traceback"]))
+        elif "forked" in message:
+            identity = Identity(message["pid"], message["start_time"], boot_id())
+            self._on_forked(message["forked"], identity, fds[0])
+        elif "refused" in message:
+            self._asked.pop(message["refused"]).set_exception(ForkServerError(message["why"]))
+        elif child := self._children.pop(message["exited"], None):
+            self._reaper.disclaim(child.identity.pid)
+            child.exited.set_result((message["status"], message["time"]))
+        return True
+
+    def _on_forked(self, token: int, identity: Identity, pidfd: int) -> None:
+        child = self._children[identity.pid] = Child(identity, pidfd, self._loop.create_future())
+        self._reaper.claim(identity.pid, functools.partial(self._on_orphan, child))
+        self._asked.pop(token).set_result(child)
+
+    def _hang_up(self) -> None:
+        if self.alive:
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            self._socket.close()
+            self.stop()
+
+    def _on_end(self, status: int) -> None:
+        """The server is gone, and its children with it (PR_SET_PDEATHSIG): they fall to the agent's reaper."""
+        self._code = os.waitstatus_to_exitcode(status)
+        while self.alive and self._on_message():  # what it still said, such as why it could not get warm
+            pass
+        self._hang_up()
+        error = ForkServerError(self._how_ended(), self._log_end())
+        if not self.warm.done():
+            self.warm.set_exception(error)
+        for asked in self._asked.values():
+            asked.set_exception(error)
+        self._asked.clear()
+
+    def _on_orphan(self, child: Child, status: int) -> None:
+        self._children.pop(child.identity.pid, None)
+        if not child.exited.done():
+            child.orphaned = self._how_ended()
+            child.exited.set_result((status, time.time()))
+
+    def _how_ended(self) -> str:
+        code = self._code
+        return f"the fork server ended by {f'signal {-code}' if code and code < 0 else f'exit code {code}'}"
+
+    def _log_end(self) -> str:
+        return "\n".join(logs.tail(self._log, lines=100, limit_bytes=4000))
+
+    def stop(self) -> None:
+        """End the server at once; it holds nothing worth a farewell."""
+        if self._code is None:  # not collected yet: its pid is nobody else's
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)

@@ -1,0 +1,40 @@
+"""The fork servers of an agent: one for all meshes that want the same interpreter, environment and preloads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from forgectl.agent.forkserver.client import ForkServer
+from forgectl.agent.forkserver.spawn import Warming, begin, log_of
+from forgectl.agent.reaper import Reaper
+from forgectl.model.plan import ForkServerPlan, MeshPlan
+from forgectl.protocol.agent import AgentConfig
+
+
+class ForkServers:
+    """Started when a mesh first needs one, or ahead of it (`warming`); ended when none does."""
+
+    def __init__(self, config: AgentConfig, reaper: Reaper, warming: Iterable[Warming] = ()) -> None:
+        self._config = config
+        self._reaper = reaper
+        self._servers = {w.plan: ForkServer(w, reaper) for w in warming}
+        reaper.reap()  # one may have ended already
+
+    def of(self, mesh: MeshPlan) -> ForkServer:
+        """The fork server of a mesh; raises OSError, and KeyError for a secret that is not known."""
+        plan = self._plan(mesh)
+        server = self._servers.get(plan)
+        if server is None or server.spent:
+            log = log_of(Path(self._config.run_dir), self._config.host, len(self._servers))
+            server = self._servers[plan] = ForkServer(begin(plan, log), self._reaper)
+        return server
+
+    def keep(self, meshes: Iterable[MeshPlan]) -> None:
+        """End those that none of these meshes needs."""
+        wanted = {self._plan(mesh) for mesh in meshes}
+        for plan in [p for p in self._servers if p not in wanted]:
+            self._servers.pop(plan).stop()
+
+    def _plan(self, mesh: MeshPlan) -> ForkServerPlan:
+        return mesh.fork_server(self._config.run, self._config.host, self._config.secrets)

@@ -1,0 +1,45 @@
+"""Asks the driver of a run, over its Unix socket."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, TypeVar
+
+from forgectl.controller import client
+from forgectl.controller.run_dir import RunDir
+from forgectl.errors import InternalError, NotFoundError, NotOursError, TimedOutError, error_of
+from forgectl.protocol.driver import DRIVER_TO_CLI
+from forgectl.version import __version__
+from forgectl.wire.envelope import Hello, ProtocolError, Refusal
+from forgectl.wire.sockets import Line, dial
+
+T = TypeVar("T")
+
+
+def ask_driver(run: RunDir, request: Any, answer: type[T], seconds: float | None) -> T:
+    """The driver's answer; raises NotFoundError where the run has no driver that answers, and what it refuses with."""
+    try:
+        line = Line(dial(run.driver_socket, client.ANSWER_SECONDS), DRIVER_TO_CLI)
+    except NotOursError:
+        raise
+    except OSError:
+        raise NotFoundError(
+            f"run {run.run} has no driver that could be asked",
+            hint="calls go to runs of a spec with actors or services, once its driver is up",
+        ) from None
+    with contextlib.closing(line):
+        try:
+            line.send(Hello(__version__, run.run))
+            said = line.receive(client.ANSWER_SECONDS)
+            if isinstance(said, Hello):
+                line.send(request)
+                said = line.receive(seconds)
+        except TimeoutError:
+            raise TimedOutError(f"the driver of run {run.run} does not answer") from None
+        except (OSError, ProtocolError) as e:
+            raise InternalError(f"the driver of run {run.run}: {e}") from None
+    if isinstance(said, Refusal):
+        raise error_of(said.code, said.message, said.hint)
+    if not isinstance(said, answer):
+        raise NotFoundError(f"the driver of run {run.run} ended before it answered", hint="see `forgectl status -a`")
+    return said

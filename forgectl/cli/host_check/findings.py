@@ -1,0 +1,221 @@
+"""What is wrong with hosts, or might become so, from what was found on them and what a spec wants. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from forgectl.cli.host_check.skew import gib, skews
+from forgectl.cli.host_check.wants import Wants
+from forgectl.errors import ForgeError, SpecError
+from forgectl.model.plan import Gpu
+from forgectl.protocol.relay import Examination
+
+if TYPE_CHECKING:
+    from forgectl.transport.examine import Examined
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+WORST = (65, 77, 69, 75)
+"""Exit codes, the one that decides first: a bad spec, ssh that refuses, what cannot work, what is taken."""
+UNFIT = 69
+OLDEST_PYTHON = (3, 10)
+CLOCK_WARNING, CLOCK_ERROR = 1.0, 30.0  # seconds
+LEAST_FILES = 4096
+LEAST_SHM = 512 << 20
+LEAST_DISK, LEAST_DISK_SHARE = 2 << 30, 0.05
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to know of hosts. `code`: the exit code that an error stands for."""
+
+    severity: Severity
+    hosts: tuple[str, ...]
+    message: str
+    hint: str | None = None
+    code: int = 0
+
+
+@dataclass(frozen=True)
+class Target:
+    """A host as the spec has it; `ssh` is None where it is this machine."""
+
+    name: str
+    ssh: str | None
+    python: str
+
+
+def exit_code(findings: Iterable[Finding]) -> int:
+    """The code of the worst error; 0 where there is none."""
+    codes = {f.code for f in findings if f.severity == "error"}
+    return next((code for code in WORST if code in codes), max(codes, default=0))
+
+
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """The worst first; what is true of several hosts is said once."""
+    folded: dict[Finding, list[str]] = defaultdict(list)
+    for f in findings:
+        folded[replace(f, hosts=())] += f.hosts
+    found = [replace(f, hosts=tuple(dict.fromkeys(hosts))) for f, hosts in folded.items()]
+    return sorted(found, key=lambda f: SEVERITIES.index(f.severity))
+
+
+def of_error(hosts: tuple[str, ...], error: ForgeError) -> Finding:
+    """An error of one host, or of placing the spec on all."""
+    message = error.message
+    for name in hosts:
+        message = message.removeprefix(f"host {name}: ")
+    return Finding("error", hosts, message, error.hint, error.exit_code)
+
+
+def of_spec(error: SpecError) -> Iterator[Finding]:
+    """Each problem of a spec."""
+    for problem in error.problems:
+        yield Finding("error", (), problem.render(error.source), error.hint, error.exit_code)
+
+
+def of_hosts(
+    targets: Mapping[str, Target], examined: Mapping[str, Examined], wants: Mapping[str, Wants]
+) -> Iterator[Finding]:
+    """What each host that was reached has or lacks, and in what they differ."""
+    yield from _lacking(targets, examined, wants)
+    for name, e in examined.items():
+        yield from _of_gpus(name, targets[name], e.found, wants[name])
+        yield from _of_clock(name, e)
+        yield from _of_files(name, e.found, wants[name])
+        yield from _of_limits(name, e.found, wants[name])
+    for what, values in skews(examined, wants):
+        yield from _of_skew(what, values)
+    yield from _one_machine(targets, examined)
+
+
+def _lacking(
+    targets: Mapping[str, Target], examined: Mapping[str, Examined], wants: Mapping[str, Wants]
+) -> Iterator[Finding]:
+    """Interpreters that cannot be run, and packages that they lack: of all hosts at once, with the cure."""
+    lacking: dict[tuple[str, tuple[str, ...]], list[Target]] = defaultdict(list)
+    for name, e in examined.items():
+        for python, packages in wants[name].packages.items():
+            shown, interpreter = python or targets[name].python, e.found.interpreters[python]
+            if interpreter.error:
+                hint = "`python:` in the spec names the interpreter of a host or a mesh"
+                yield Finding("error", (name,), f"cannot run {shown}: {interpreter.error}", hint, UNFIT)
+            elif tuple(map(int, interpreter.version.split(".")[:2])) < OLDEST_PYTHON:
+                message = f"{shown} is Python {interpreter.version}; forgectl needs 3.10 or newer"
+                yield Finding("error", (name,), message, None, UNFIT)
+            elif absent := tuple(sorted(p for p in packages if interpreter.packages.get(p) is None)):
+                lacking[shown, absent].append(targets[name])
+    for (python, absent), there in lacking.items():
+        command = f"{python} -m pip install {' '.join(absent)}"
+        first = there[0]
+        hint = f"on each: {command}" if len(there) > 1 else f"ssh {first.ssh} {command}" if first.ssh else command
+        yield Finding("error", tuple(t.name for t in there), f"{python} lacks {', '.join(absent)}", hint, UNFIT)
+
+
+def _of_gpus(name: str, target: Target, found: Examination, wants: Wants) -> Iterator[Finding]:
+    if found.no_such_gpu:
+        yield Finding("error", (name,), found.no_such_gpu, "`gpus:` of the host says which to use", 65)
+    elif not found.nvml and not found.gpus and wants.gpus:
+        driver = f"an NVIDIA driver{f' ({found.driver})' if found.driver else ''} is there"
+        message = f"{driver}, but {target.python} lacks nvidia-ml-py, so its GPUs are not seen"
+        yield Finding("error", (name,), message, f"{target.python} -m pip install nvidia-ml-py", UNFIT)
+    if wants.gpus:
+        for holder, gpus in _by_holder(found.gpus).items():
+            s = "s" * (len(gpus) > 1)
+            yield Finding("warning", (name,), f"GPU{s} {', '.join(gpus)} taken by {holder}")
+
+
+def _by_holder(gpus: Iterable[Gpu]) -> dict[str, list[str]]:
+    held: dict[str, list[str]] = defaultdict(list)
+    for gpu in gpus:
+        if gpu.holder is not None:
+            held[gpu.holder].append(gpu.visible)
+    return held
+
+
+def _of_clock(name: str, examined: Examined) -> Iterator[Finding]:
+    off = max(0.0, abs(examined.ahead) - examined.within)
+    if off > CLOCK_WARNING:
+        way = "ahead of" if examined.ahead > 0 else "behind"
+        message = f"its clock is {abs(examined.ahead):.1f} s {way} this machine's"
+        severity: Severity = "error" if off > CLOCK_ERROR else "warning"
+        yield Finding(severity, (name,), message, "have NTP set it, on both", UNFIT if severity == "error" else 0)
+
+
+def _of_files(name: str, found: Examination, wants: Wants) -> Iterator[Finding]:
+    for space in found.disks:
+        if not space.there and space.path != found.root:
+            message = f"workdir {space.path} is not there"
+            yield Finding("error", (name,), message, "`sync: content` would copy it there", UNFIT)
+    for space in {(s.total, s.free): s for s in reversed(found.disks)}.values():  # one of each file system
+        if space.total and space.free < max(LEAST_DISK, LEAST_DISK_SHARE * space.total):
+            yield Finding("warning", (name,), f"only {gib(space.free)} are free where {space.path} is")
+    if not wants.ranks:
+        return
+    if found.shm is None:
+        yield Finding("warning", (name,), "no /dev/shm, which NCCL and torch's data loaders need")
+    elif found.shm.free < LEAST_SHM:
+        message = f"only {gib(found.shm.free)} of /dev/shm are free; NCCL and torch's data loaders need more"
+        yield Finding("warning", (name,), message, "make it larger (in a container: --shm-size=8g), or clear it")
+
+
+def _of_limits(name: str, found: Examination, wants: Wants) -> Iterator[Finding]:
+    files, most = found.limits["nofile"]
+    if wants.ranks and 0 <= files < LEAST_FILES:
+        hint = f"ulimit -n {LEAST_FILES if most < 0 else min(most, 65536)}, or `nofile` in /etc/security/limits.conf"
+        yield Finding("warning", (name,), f"a process may open {files} files only", hint)
+    locked = found.limits["memlock"][0]
+    if wants.gpus and found.gpus and locked >= 0:
+        message = f"a process may lock {gib(locked)} of memory only; NCCL over InfiniBand needs more"
+        yield Finding("note", (name,), message, "`memlock unlimited` in /etc/security/limits.conf")
+    if wants.ranks and not found.cgroup:
+        yield Finding("note", (name,), "no cgroup can be made; what ranks leave behind is found by a search instead")
+
+
+def _of_skew(what: str, values: Mapping[str, list[str]]) -> Iterator[Finding]:
+    """The few against the many; where neither are more, all of them."""
+    (usual, many), *others = values.items()
+    hint = f"ranks that work together want one {what}"
+    if len(many) == len(others[0][1]):
+        said = "; ".join(f"{value} on {_some(hosts)}" for value, hosts in values.items())
+        yield Finding("warning", tuple(h for hosts in values.values() for h in hosts), f"{what} differs: {said}", hint)
+        return
+    for value, hosts in others:
+        yield Finding("warning", tuple(hosts), f"{what} is {value}; on {len(many)} other hosts it is {usual}", hint)
+
+
+def _some(hosts: list[str]) -> str:
+    return ", ".join(hosts[:4]) + (f" and {len(hosts) - 4} more" if len(hosts) > 4 else "")
+
+
+def _one_machine(targets: Mapping[str, Target], examined: Mapping[str, Examined]) -> Iterator[Finding]:
+    """Names of ssh that lead to one machine: they share its GPUs."""
+    machines: dict[str, list[str]] = defaultdict(list)
+    for name, e in examined.items():
+        machines[e.found.boot_id].append(name)
+    for names in machines.values():
+        if len(names) > 1 and any(targets[n].ssh for n in names):
+            yield Finding("note", tuple(names), "are one machine, whose cores and GPUs they share")
+
+
+def of_reach(
+    reach: Mapping[tuple[str, str], Mapping[str, str | None]], needed: Collection[tuple[str, str]] | None
+) -> Iterator[Finding]:
+    """Hosts that others do not reach at any one address. `needed`: the pairs that the spec cannot do without."""
+    for to in dict.fromkeys(to for _, to in reach):
+        of_host = {start: tried for (start, end), tried in reach.items() if end == to}
+        addresses = dict.fromkeys(a for tried in of_host.values() for a in tried)
+        hint = f"`address:` of host {to} says where others reach it. Is a firewall in between?"
+        if not addresses:
+            severity: Severity = "error" if needed and any(end == to for _, end in needed) else "warning"
+            yield Finding(severity, (to,), "has no address but loopback", hint, UNFIT if severity == "error" else 0)
+            continue
+        best = min(addresses, key=lambda a: sum(tried.get(a, "") is not None for tried in of_host.values()))
+        for start, tried in of_host.items():
+            if (why := tried.get(best, "not tried")) is not None:
+                severity = "error" if needed and (start, to) in needed else "warning"
+                code = UNFIT if severity == "error" else 0
+                yield Finding(severity, (start,), f"does not reach {to} at {best}: {why}", hint, code)

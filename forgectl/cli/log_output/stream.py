@@ -1,0 +1,163 @@
+"""Follows the logs of many ranks at once, in bounded memory, and hands on whole lines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from forgectl.cli.log_output.file import LogFile
+
+LONGEST_LINE = 64 * 1024
+"""Bytes of an unfinished line that are kept; a longer one is handed on in parts."""
+
+PATIENCE = 1.0
+"""Seconds after which an unfinished line is handed on as it is."""
+
+PROGRESS_EVERY = 5.0
+"""Seconds between two states of one progress bar on a terminal."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A log and what to call it, such as "trainer/3@gpu01"."""
+
+    label: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Bytes of one log: whole lines, but for a last one that is too long or has not ended for a while."""
+
+    source: Source
+    data: bytes
+
+
+class LogStream:
+    """New output of all logs that were added, until they were ended and are read to their ends.
+
+    Off a terminal the chunks of a source, put together, are its log byte for byte, plus a marker where a part
+    was dropped. For a terminal a line that carriage returns rewrite is handed on now and then, as a line.
+    """
+
+    def __init__(self, *, terminal: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+        self._terminal = terminal
+        self._clock = clock
+        self._logs: dict[Source, _Log] = {}
+        self._newest: dict[str, Source] = {}
+
+    def add(self, source: Source, last: int | None = None) -> None:
+        """Follow one more log, from the beginning or from its `last` lines; it need not exist yet.
+
+        It ends the log that had its label: a rank's next generation begins when the one before is gone.
+        """
+        before = self._newest.get(source.label)
+        if source == before:
+            return
+        if before in self._logs:
+            self._logs[before].file.stop_here()
+        self._newest[source.label] = source
+        log = self._logs[source] = _Log(LogFile(source.path), self._terminal, self._clock)
+        if last is not None:
+            log.file.start_at_last(last)
+
+    def end(self) -> None:
+        """Nothing more will be written: each log is forgotten once it is read to its end."""
+        for log in self._logs.values():
+            log.file.stop_here()
+
+    @property
+    def done(self) -> bool:
+        """Whether every log was ended and read to its end."""
+        return not self._logs
+
+    def poll(self) -> Iterator[Chunk]:
+        """One round: a bounded part of what each log has that is new. Nothing at all means: wait a little."""
+        for source, log in list(self._logs.items()):
+            for data in log.advance():
+                yield Chunk(source, data)
+            if log.file.at_end:
+                self._logs.pop(source, None)
+
+
+def read_all(sources: Iterable[Source], last: int | None = None, *, terminal: bool = False) -> Iterator[Chunk]:
+    """What the logs hold now, one after the other."""
+    for source in sources:
+        stream = LogStream(terminal=terminal)
+        stream.add(source, last)
+        stream.end()
+        while not stream.done:
+            yield from stream.poll()
+
+
+class _Log:
+    """One log, and its line that has not ended yet."""
+
+    def __init__(self, file: LogFile, terminal: bool, clock: Callable[[], float]) -> None:
+        self.file = file
+        self._terminal = terminal
+        self._clock = clock
+        self._partial = b""
+        self._since = 0.0  # when the unfinished line began, by the clock
+        self._shown = b""  # the state of the progress bar that was handed on, and when
+        self._shown_at = float("-inf")
+        self._open = False  # what was handed on so far ends within a line
+
+    def advance(self) -> Iterator[bytes]:
+        """Read once, and hand on what is ready."""
+        read = self.file.read()
+        if read.dropped:
+            yield from self._hand_on(self._partial)
+            self._partial = b""
+            yield from self._hand_on(b"\n" * self._open + _dropped(read.dropped))
+        if read.data:
+            yield from self._take(read.data)
+        if self._partial:
+            yield from self._late()
+
+    def _take(self, data: bytes) -> Iterator[bytes]:
+        if not self._partial:
+            self._since = self._clock()
+        lines, newline, rest = data.rpartition(b"\n")
+        if newline:
+            yield from self._hand_on(self._partial + lines + newline)
+            self._partial, self._shown = rest, b""
+            self._since = self._clock()
+        else:
+            self._partial += data
+        if self._terminal and b"\r" in self._partial:
+            self._partial = _latest(self._partial)
+        if len(self._partial) >= LONGEST_LINE:
+            yield from self._hand_on(self._partial)
+            self._partial = b""
+
+    def _late(self) -> Iterator[bytes]:
+        """The unfinished line, where it is time: at the end, or when it has been waiting for long."""
+        now = self._clock()
+        if self.file.at_end or now - self._since >= PATIENCE:
+            if not self._terminal or b"\r" not in self._partial or self.file.at_end:
+                yield from self._hand_on(self._partial)
+                self._partial = b""
+            elif now - self._shown_at >= PROGRESS_EVERY and self._partial != self._shown:
+                self._shown, self._shown_at = self._partial, now
+                yield from self._hand_on(self._partial)
+
+    def _hand_on(self, data: bytes) -> Iterator[bytes]:
+        if data:
+            self._open = not self._terminal and not data.endswith(b"\n")
+            yield data
+
+
+def _latest(line: bytes) -> bytes:
+    """A rewritten line without the states that can no longer be seen, still marked as rewritten."""
+    before, _, state = line.rpartition(b"\r")
+    if state.strip():
+        return b"\r" + state
+    return b"\r" + next((s for s in reversed(before.split(b"\r")) if s.strip()), b"") + b"\r" + state
+
+
+def _dropped(count: int) -> bytes:
+    size = f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{count / 1e3:.0f} KB"
+    return f"[forgectl: {size} dropped here, log_limit reached or disk full]\n".encode()

@@ -1,0 +1,69 @@
+"""Writes chunks of rank logs where the user reads them: `trainer/3@gpu01 │ line`."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from forgectl.cli.log_output.stream import Chunk, Source
+from forgectl.cli.views.terminal_text import RESET, harmless
+
+WIDEST_LABEL = 32
+"""Columns up to which shorter labels are padded on a terminal."""
+
+PALETTE = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
+"""SGR colors of the meshes, by order of appearance: red is left to errors, black and white to backgrounds."""
+
+
+class ByteStream(Protocol):
+    """What is written to: `sys.stdout.buffer`, for one."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+    def flush(self) -> object: ...
+
+
+class LogWriter:
+    """Prefixes lines. On a terminal they are made harmless, colored and aligned; elsewhere their bytes stay.
+
+    Elsewhere a line whose source has not ended it goes on where it was left, unless another source writes
+    meanwhile, which starts a line of its own. Errors of the stream (BrokenPipeError) are the caller's.
+    """
+
+    def __init__(self, stream: ByteStream, *, terminal: bool = False, color: bool = False, prefix: bool = True) -> None:
+        self._stream = stream
+        self._terminal = terminal
+        self._color = color and terminal
+        self._prefix = prefix
+        self._colors: dict[str, int] = {}
+        self._width = 0
+        self._open: Source | None = None  # whose line was left unfinished
+
+    def write(self, chunk: Chunk) -> None:
+        """Write and flush one chunk."""
+        if chunk.data:
+            self._stream.write(self._for_terminal(chunk) if self._terminal else self._for_pipe(chunk))
+            self._stream.flush()
+
+    def _for_terminal(self, chunk: Chunk) -> bytes:
+        start = self._terminal_prefix(chunk.source.label) if self._prefix else ""
+        lines = chunk.data.removesuffix(b"\n").split(b"\n")
+        return "".join(f"{start}{harmless(line, color=self._color)}\n" for line in lines).encode()
+
+    def _terminal_prefix(self, label: str) -> str:
+        label = harmless(label, color=False)
+        self._width = max(self._width, min(len(label), WIDEST_LABEL))
+        text = f"{label:<{self._width}} │ "
+        if not self._color:
+            return text
+        mesh = label.partition("/")[0]
+        color = self._colors.setdefault(mesh, PALETTE[len(self._colors) % len(PALETTE)])
+        return f"\x1b[{color}m{text}{RESET}"
+
+    def _for_pipe(self, chunk: Chunk) -> bytes:
+        start = f"{chunk.source.label} │ ".encode() if self._prefix else b""
+        goes_on = self._open == chunk.source
+        ends = chunk.data.endswith(b"\n")
+        body = chunk.data.removesuffix(b"\n").replace(b"\n", b"\n" + start) + b"\n" * ends
+        before = b"" if goes_on else b"\n" * (self._open is not None) + start
+        self._open = None if ends else chunk.source
+        return before + body

@@ -1,0 +1,146 @@
+"""Shows the logs of one mesh, or of a service's: all there is, or on and on until it has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from forgectl.cli.find import mesh_of
+from forgectl.cli.log_output.stream import LogStream, Source, read_all
+from forgectl.cli.log_output.writer import LogWriter
+from forgectl.cli.views import render
+from forgectl.controller import client
+from forgectl.controller.run_dir import RunDir
+from forgectl.errors import NotFoundError
+from forgectl.protocol.control import OVER, BringLogs, FollowLogs, LogsHome
+from forgectl.wire.sockets import Line
+
+IDLE_SECONDS = 0.05
+"""How long to wait before looking again after nothing new was found; a look is one system call a log."""
+
+SLOW_SECONDS = 3.0
+BRING_SECONDS = 60.0
+"""How long logs may take to come before a word is said, and then before what there is has to do."""
+STATE_SECONDS = 0.5
+"""How often a follower asks for the mesh's state."""
+
+
+def show_logs(
+    run: RunDir, meshes: tuple[str, ...], *, follow: bool, last: int | None, ranks: frozenset[int] | None, prefix: bool
+) -> None:
+    """Write logs to stdout: those of the current generation, and of later ones if following."""
+    terminal = sys.stdout.isatty()
+    writer = LogWriter(sys.stdout.buffer, terminal=terminal, color=render.wants_color(sys.stdout), prefix=prefix)
+    absent = () if follow else _bring_home(run, meshes)
+    document = client.document(run)
+    sources = _sources(document, meshes, ranks)
+    if follow:
+        _follow(run, meshes, LogStream(terminal=terminal), writer, last, ranks)
+        return
+    _tell_of_absent(document, meshes, absent)
+    for chunk in read_all(sources, last, terminal=terminal):
+        writer.write(chunk)
+
+
+def _bring_home(run: RunDir, meshes: tuple[str, ...]) -> tuple[str, ...]:
+    """Have what ranks on ssh hosts have written until now in the run's directory; the hosts of which it is not."""
+    if not any(not host.local for host in run.read_plan().hosts):
+        return ()
+    line = client.connect(run)
+    if line is None:
+        return ()  # all came home when the run ended
+    with contextlib.closing(line):
+        line.send(BringLogs(meshes))
+        for patience, news in ((SLOW_SECONDS, "fetching logs from hosts"), (BRING_SECONDS, "not all has come yet")):
+            try:
+                answer = line.receive(patience)
+            except TimeoutError:
+                _say(news)
+            else:
+                return answer.without if isinstance(answer, LogsHome) else ()
+    return ()
+
+
+def _tell_of_absent(document: dict[str, Any], meshes: tuple[str, ...], absent: tuple[str, ...]) -> None:
+    """Say of which hosts, of those that ranks shown here are on, lines may be missing."""
+    shown = {rank["host"] for name in meshes for rank in mesh_of(document, name)["ranks"]}
+    lost = [h["name"] for h in document["hosts"] if h["state"] == "lost" and h["name"] in shown]
+    away = [name for name in absent if name in shown and name not in lost]
+    if lost:
+        _say(f"lost, so that last lines may be missing: {', '.join(lost)}")
+    if away:
+        _say(f"not reached just now, so that lines may be missing: {', '.join(away)}")
+
+
+def _say(text: str) -> None:
+    render.stderr().print(render.plain(f"forgectl: {text}"))
+
+
+class _Follower:
+    """Has a run's controller bring logs home, whichever controller it is."""
+
+    def __init__(self, run: RunDir, meshes: tuple[str, ...]) -> None:
+        self._run = run
+        self._wish = FollowLogs(meshes)
+        self._remote = any(not host.local for host in run.read_plan().hosts)
+        self._line: Line | None = None
+
+    def keep(self) -> None:
+        """Follow, again where the controller is another one."""
+        if self._line is not None and select.select([self._line.socket], [], [], 0)[0]:
+            self._line.close()
+            self._line = None
+        if self._remote and self._line is None:
+            self._line = client.connect(self._run)
+            if self._line is not None:
+                with contextlib.suppress(ConnectionError):
+                    self._line.send(self._wish)
+
+
+def _sources(run: dict[str, Any], meshes: tuple[str, ...], ranks: frozenset[int] | None) -> list[Source]:
+    return [source for name in meshes for source in _sources_of(mesh_of(run, name), ranks)]
+
+
+def _sources_of(mesh: dict[str, Any], ranks: frozenset[int] | None) -> list[Source]:
+    known = {r["rank"] for r in mesh["ranks"]}
+    if ranks is not None and (missing := sorted(ranks - known)):
+        raise NotFoundError(f"mesh {mesh['mesh']!r} has no rank {missing[0]}", hint=f"it has ranks 0 to {max(known)}")
+    return [
+        Source(f"{mesh['mesh']}/{r['rank']}@{r['host']}", Path(r["log"]))
+        for r in mesh["ranks"]
+        if r["log"] and (ranks is None or r["rank"] in ranks)
+    ]
+
+
+def _follow(
+    run: RunDir,
+    meshes: tuple[str, ...],
+    stream: LogStream,
+    writer: LogWriter,
+    last: int | None,
+    ranks: frozenset[int] | None,
+) -> None:
+    over = False
+    follower = _Follower(run, meshes)
+    asked = float("-inf")
+    while not (over and stream.done):
+        if not over and time.monotonic() - asked >= STATE_SECONDS:
+            asked = time.monotonic()
+            follower.keep()
+            document = client.document(run)
+            for source in _sources(document, meshes, ranks):
+                stream.add(source, last)
+            last = None  # later generations are shown from their beginning
+            over = all(mesh_of(document, name)["state"] in OVER for name in meshes)
+            if over:
+                stream.end()
+        idle = True
+        for chunk in stream.poll():
+            idle = False
+            writer.write(chunk)
+        if idle and not (over and stream.done):
+            time.sleep(IDLE_SECONDS)

@@ -1,0 +1,301 @@
+"""All Rich output: tables and reports, honouring NO_COLOR, width and non-terminals.
+
+Whatever is shown goes through `_HarmlessConsole`, so that text from elsewhere (a host, a rank, a spec) cannot act on a
+terminal, whoever made a table of it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
+
+from forgectl.cli.views.terminal_text import harmless
+
+STATE_STYLE = {
+    "running": "green", "ready": "green", "succeeded": "green", "up": "green",
+    "failed": "bold red", "lost": "bold red", "killed": "red",
+    "starting": "yellow", "restarting": "yellow", "stopping": "yellow", "degraded": "yellow", "pending": "yellow",
+    "reconnecting": "yellow", "stopped": "dim", "exited": "dim",
+}  # fmt: skip
+NARROWEST_REASON = 30
+"""Columns without which longer reasons are better told below a table than folded into it."""
+WIDE = 100_000
+"""Columns of a table that goes into a pipe: nothing is cut."""
+
+
+def wants_color(stream: Any) -> bool:
+    """Whether colours are welcome on a stream."""
+    return bool(stream.isatty()) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def stdout() -> Console:
+    """Where data goes."""
+    return _console(sys.stdout)
+
+
+def stderr() -> Console:
+    """Where everything else goes."""
+    return _console(sys.stderr)
+
+
+class _HarmlessConsole(Console):
+    """Lets no text through that acts on a terminal; colours and cursor movements of our own are no text."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                lines = (harmless(line, color=False) for line in segment.text.split("\n"))
+                yield Segment("\n".join(lines), segment.style)
+
+
+def _console(stream: Any) -> Console:
+    width = None if stream.isatty() else int(os.environ.get("COLUMNS") or WIDE)
+    no_color = not wants_color(stream)
+    return _HarmlessConsole(file=stream, width=width, highlight=False, no_color=no_color, markup=False, emoji=False)
+
+
+def show(what: RenderableType) -> None:
+    """Print data; off a terminal without the blanks that fill up the columns of tables."""
+    console = stdout()
+    if console.is_terminal:
+        console.print(what)
+        return
+    with console.capture() as capture:
+        console.print(what)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
+
+
+def plain(text: str) -> Text:
+    """Text from elsewhere as it will be shown, so that columns are as wide."""
+    return Text(harmless(text, color=False))
+
+
+def state_text(state: str) -> Text:
+    """A state in its colour."""
+    return Text(state, style=STATE_STYLE.get(state, ""))
+
+
+# ---------------------------------------------------------------- status
+
+
+def status_view(runs: list[dict[str, Any]], *, ranks: bool) -> RenderableType:
+    """A row a mesh, grouped by run; with `ranks` a row a rank below."""
+    if not runs:
+        return Text("no runs; `forgectl launch SPEC` starts one, `forgectl status -a` shows ended ones")
+    parts: list[RenderableType] = [_Meshes(runs), *_troubled_hosts(runs)]
+    if ranks:
+        for run in runs:
+            parts.append(Text())
+            parts.extend(_run_details(run))
+    return Group(*parts)
+
+
+def _troubled_hosts(runs: list[dict[str, Any]]) -> Iterator[RenderableType]:
+    """A line for each host of a living run that is not reached."""
+    for run in runs:
+        for host in run["hosts"]:
+            if run["ended_at"] is None and host["state"] in ("reconnecting", "lost"):
+                where = f" of run {run['run']}" if len(runs) > 1 else ""
+                seen = f", last seen {age(host['last_seen'])} ago" if host["last_seen"] else ""
+                yield Text.assemble("  host ", plain(host["name"]), f"{where}: ", state_text(host["state"]), seen)
+
+
+class _Meshes:
+    """A row a mesh; where there is no room for the reasons beside the rows, they follow below."""
+
+    def __init__(self, runs: list[dict[str, Any]]) -> None:
+        several = len(runs) > 1
+        names = [f"{run['run']}/{mesh['mesh']}" if several else mesh["mesh"] for run in runs for mesh in run["meshes"]]
+        meshes = [(run, mesh) for run in runs for mesh in run["meshes"]]
+        self._rows = [[*_mesh_row(*pair, name)] for pair, name in zip(meshes, names, strict=True)]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        reasons = [row[-1] for row in self._rows if isinstance(row[-1], Text)]
+        longest = max((reason.cell_len for reason in reasons), default=0)
+        headings = ("MESH", "KIND", "STATE", "READY", "HOSTS", "GPUS", "RESTARTS", "AGE")
+        bare = _table(*headings)
+        for row in self._rows:
+            bare.add_row(*row[:-1])
+        room = options.max_width - 2 - Measurement.get(console, options, bare).maximum
+        if room >= min(longest, NARROWEST_REASON) and room >= len("REASON"):
+            full = _table(*headings, "REASON")
+            for row in self._rows:
+                full.add_row(*row)
+            yield full
+            return
+        yield bare
+        for row in self._rows:
+            if isinstance(row[0], Text) and isinstance(row[-1], Text) and row[-1].plain != "-":
+                yield Padding(Text.assemble(row[0], ": ", row[-1]), (0, 0, 0, 2), expand=False)
+
+
+def _mesh_row(run: dict[str, Any], mesh: dict[str, Any], name: str) -> Iterator[RenderableType]:
+    hosts = list(dict.fromkeys(r["host"] for r in mesh["ranks"]))
+    gpus = sum(len(r["gpus"]) for r in mesh["ranks"])
+    restarts = f"{mesh['restarts']}/{mesh['max_restarts']}" if mesh["max_restarts"] else "-"
+    yield plain(name)
+    yield Text(mesh["kind"])
+    yield state_text(mesh["state"])
+    yield Text(f"{mesh['ready']}/{mesh['desired']}")
+    yield plain(hosts[0] if len(hosts) == 1 else f"{hosts[0]} +{len(hosts) - 1}")
+    yield Text(str(gpus) if gpus else "-")
+    yield Text(restarts)
+    yield Text(age(run["started_at"], run["ended_at"]))
+    yield plain(mesh["reason"] or "-")
+
+
+def _run_details(run: dict[str, Any]) -> Iterator[RenderableType]:
+    controller = run["controller"]
+    alive = f"controller {controller['pid']}" if controller["alive"] else "no controller"
+    yield Text.assemble("run ", (run["run"], "bold"), ": ", state_text(run["state"]), f", {alive}, {run['run_dir']}")
+    table = _table("RANK", "HOST", "PID", "STATE", "GPUS", "CPU %", "MEMORY", "END")
+    for mesh in run["meshes"]:
+        for rank in mesh["ranks"]:
+            table.add_row(
+                plain(f"{mesh['mesh']}/{rank['rank']}"),
+                plain(rank["host"]),
+                Text(str(rank["pid"] or "-")),
+                state_text(rank["state"]),
+                Text(",".join(rank["gpus"]) or "-"),
+                Text("-" if rank["cpu_percent"] is None else f"{rank['cpu_percent']:.0f}", justify="right"),
+                Text(size(rank["rss_bytes"]), justify="right"),
+                Text(how_ended(rank)),
+            )
+    yield table
+    if len(run["hosts"]) > 1 or run["hosts"][0]["state"] not in ("up", "gone"):
+        yield Text()
+        yield _hosts(run)
+    names = {m["mesh"].rpartition(".")[0] for m in run["meshes"] if m["kind"] == "service"}
+    services = {name: s for name, s in run.get("services", {}).items() if name in names}
+    if services:
+        yield Text()
+        yield _services(services)
+
+
+def _hosts(run: dict[str, Any]) -> Table:
+    table = _table("HOST", "STATE", "ADDRESS", "AGENT", "LAST SEEN")
+    for host in run["hosts"]:
+        seen = f"{age(host['last_seen'], run['ended_at'])} ago" if host["last_seen"] and not run["ended_at"] else "-"
+        table.add_row(
+            plain(host["name"]),
+            state_text(host["state"]),
+            plain(host["address"] or "-"),
+            Text(str(host["agent_pid"] or "-")),
+            Text(seen),
+        )
+    return table
+
+
+def _services(services: dict[str, Any]) -> Table:
+    """A row a service, and one for each of its replicas."""
+    table = _table(
+        "SERVICE", "HEALTHY", "REQUESTS", "FAILED", "PER S", "MEAN", "P50", "P99", "ACTIVE", "QUEUED", "SESSIONS"
+    )
+    for name, service in services.items():
+        replicas = service["replicas"]
+        table.add_row(plain(name), Text(f"{sum(r['healthy'] for r in replicas)}/{len(replicas)}"), *_requests(service))
+        for replica in replicas:
+            healthy = Text("yes", "green") if replica["healthy"] else Text("no", "bold red")
+            table.add_row(plain(f"  {replica['mesh']}"), healthy, *_requests(replica))
+    return table
+
+
+def _requests(metrics: dict[str, Any]) -> Iterator[Text]:
+    for key in ("total", "failures"):
+        yield Text(str(metrics[key]), justify="right")
+    yield Text(f"{metrics['requests_per_second']:.1f}", justify="right")
+    for key in ("latency_mean", "latency_p50", "latency_p99"):
+        yield Text("-" if metrics[key] is None else f"{1000 * metrics[key]:.1f} ms", justify="right")
+    for key in ("active", "queued", "sessions"):
+        yield Text(str(metrics[key]), justify="right")
+
+
+def how_ended(rank: dict[str, Any]) -> str:
+    """`exit 0`, `SIGTERM`, or `-` for a rank that has not ended."""
+    import signal
+
+    if rank["signal"] is not None:
+        try:
+            return signal.Signals(rank["signal"]).name
+        except ValueError:
+            return f"signal {rank['signal']}"
+    return "-" if rank["exit_code"] is None else f"exit {rank['exit_code']}"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    for column in columns:
+        flexible = column in (
+            "MESH",
+            "RANK",
+            "REASON",
+            "END",
+            "SERVICE",
+        )  # where there is no room for all, these are folded
+        table.add_column(column, no_wrap=not flexible, overflow="fold", min_width=len(column))
+    return table
+
+
+def age(start: str | None, end: str | None = None) -> str:
+    """How long ago, or how long it lasted: `12s`, `5m`, `3h`, `2d`."""
+    if start is None:
+        return "-"
+    until = _time(end) if end else datetime.datetime.now(datetime.timezone.utc)
+    seconds = max(0, int((until - _time(start)).total_seconds()))
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length}{unit}"
+    return f"{seconds}s"
+
+
+def _time(text: str) -> datetime.datetime:
+    return datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=datetime.timezone.utc)
+
+
+def size(count: int | None) -> str:
+    """Bytes as `812 MB`."""
+    if count is None:
+        return "-"
+    for unit, length in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= length:
+            return f"{count / length:.3g} {unit}"
+    return f"{count} B"
+
+
+# ---------------------------------------------------------------- failures
+
+
+def failure_report(mesh: dict[str, Any]) -> RenderableType | None:
+    """Why a mesh failed: the first rank with its traceback, or else its last log lines; the others apart."""
+    failure = mesh["failure"]
+    if failure is None:
+        return None
+    lines = [Text.assemble((f"{mesh['mesh']} {mesh['state']}", "bold red"), ": ", plain(failure["message"]))]
+    if failure["traceback"]:
+        lines += [Text("  ") + plain(line) for line in failure["traceback"].rstrip().splitlines()]
+    elif failure["log_tail"]:
+        lines.append(Text("  its last log lines:", style="dim"))
+        lines += [Text("  │ ", style="dim") + plain(line) for line in failure["log_tail"]]
+    if failure["log"]:
+        lines.append(Text("  log: ", style="dim") + plain(failure["log"]))
+    if failure["collateral"]:
+        lines.append(Text(f"  fell with it: {_folded(failure['collateral'])}", style="dim"))
+    return Group(*lines)
+
+
+def _folded(collateral: list[dict[str, Any]]) -> str:
+    """`rank 0 on local exited with code 1, and 6 more`: the cause is elsewhere, so one line is enough."""
+    first = harmless(collateral[0]["message"], color=False)
+    return first if len(collateral) == 1 else f"{first}; and {len(collateral) - 1} more"

@@ -1,0 +1,418 @@
+"""The controller's link to one agent: start it, greet it, pass commands and events, and replace it when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from forgectl.controller.checks import check_welcome
+from forgectl.controller.commands import Command, key
+from forgectl.controller.records import AgentLost, AgentUp, Record
+from forgectl.controller.state import Host
+from forgectl.errors import ForgeError, UnreachableError
+from forgectl.protocol.agent import (
+    Ack,
+    AgentConfig,
+    Event,
+    GetStats,
+    Ping,
+    Pong,
+    Quit,
+    RankStats,
+    Stats,
+    Stop,
+    Synced,
+    Welcome,
+)
+from forgectl.version import __version__
+from forgectl.wire.envelope import Hello, ProtocolError, Refusal
+from forgectl.wire.sockets import HANDSHAKE_SECONDS
+from forgectl.wire.stream import Stream
+
+A = TypeVar("A")
+Check = Callable[[Any], None]
+Use = dict[str, dict[int, RankStats]]
+STATS_SECONDS = 2.0
+FENCE_SECONDS = 1.0
+"""What an agent needs, once its lease has run out, to end all that it has started."""
+STOP_SECONDS = 60.0
+"""What a host may take, beyond the grace, to report the end of a generation. An agent gives SIGKILL 5 s, and a fork
+server that hangs twice 10 s."""
+IDLE_EVENTS = 100_000
+IDLE_BYTES = 256 << 20
+"""Events of one connection that may add nothing to what is known, such as those that are replayed."""
+FIRST_FAILURES = 10
+"""Connections that may end at once before the first agent of a host has answered."""
+MOST_WORDS = 500
+"""Characters that are shown of what a host did."""
+
+
+def note(text: str) -> None:
+    """A line in the controller's log, if there is room."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
+def _no_check(answer: Any) -> None:
+    """Take any answer."""
+
+
+class Way(Protocol):
+    """How the agent of one host is reached: transport.local or transport.remote."""
+
+    may_drop: bool  # whether a connection may be lost while the agent lives
+
+    async def connect(self) -> Stream | None: ...
+
+    async def start_agent(self, config: AgentConfig) -> int: ...
+
+    def put_down(self, stream: Stream) -> None: ...
+
+    def rebooted(self, boot: str | None) -> bool: ...
+
+    async def wait_gone(self, pid: int | None, boot: str | None) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Owner(Protocol):
+    """What a link needs of its controller."""
+
+    def record(self, record: Record) -> None: ...
+
+    def take_event(self, host: str, event: Event, *, catching_up: bool) -> bool: ...
+
+    def commands_for(self, host: str) -> list[Command]: ...
+
+    def last_commands_for(self, host: str) -> list[Stop]: ...
+
+    def changed(self) -> None: ...
+
+    def logs_are_home(self, host: str) -> bool: ...
+
+
+class Link:
+    """Keeps one host's agent connected from the start of the run to its end.
+
+    `unsure`: an agent was there that the journal does not know of any more. Of a run that was `adopted`, an ssh host
+    whose agent has fenced itself meanwhile gets no other: a look at `status` must not revive what has ended.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        config: Callable[[bool], AgentConfig],
+        way: Way,
+        owner: Owner,
+        *,
+        unsure: bool = False,
+        adopted: bool = False,
+    ) -> None:
+        self.host = host
+        self.name = host.plan.name
+        self._config = config  # of an agent that is (not) the first of its host
+        self._way = way
+        self._owner = owner
+        self._unsure = unsure
+        self._adopted = adopted
+        self._catching_up = adopted  # until its agent has told what the journal may have lost
+        self._stream: Stream | None = None
+        self._synced = False
+        self._sent: set[tuple[object, ...]] = set()
+        self._quit_sent = False
+        self._questions: dict[type, tuple[asyncio.Future[Any], Check]] = {}  # answer's type → what waits for it
+        self._owed: dict[type, int] = {}  # answer's type → how many have been asked for over this connection
+        self._turns: dict[type, asyncio.Lock] = {}
+        self._lease = config(False).lease
+        self._interval = min(self._lease / 6, 2.0)  # between a Pong and the next Ping
+        self._heard = time.monotonic()
+        self._failures = 0
+        self._pinged = False  # a Ping was sent, and its Pong is to come
+        self._ponged = False  # a Pong has come over this connection
+        self._received = 0  # bytes of this connection, before the message at hand
+        self._idle_events = self._idle_bytes = 0
+        self._ends: dict[tuple[str, int], float] = {}  # mesh and generation → when its end is overdue
+
+    @property
+    def _patience(self) -> float:
+        """Seconds of silence after which a connection is given up: early enough for another, where it may drop."""
+        return max(3 * self._interval, min(self._lease / 3, 8.0)) if self._way.may_drop else self._lease
+
+    async def run(self) -> None:
+        """Serve until the agent has quit on command, or the host is lost for good."""
+        try:
+            await self._serve()
+        except Exception as e:  # a host must not be able to end its link and leave the run waiting for it
+            note(traceback.format_exc())
+            self._lose(f"what it sent could not be dealt with ({type(e).__name__}: {e})", hint="see controller.log")
+        finally:
+            self._way.close()
+
+    async def _serve(self) -> None:
+        while not self._quit_sent and await self._once():
+            pass
+        if self._quit_sent:
+            await self._way.wait_gone(self.host.pid, self.host.boot_id)
+            self.host.state = "gone"
+
+    def _lose(self, what: str, hint: str | None) -> None:
+        """Give the host up for what it did."""
+        why = f"host {self.name} was given up: {what[:MOST_WORDS]}"
+        self._owner.record(AgentLost(self.name, why, UnreachableError.exit_code, hint, final=True))
+
+    async def _once(self) -> bool:
+        """One connection, or one attempt at it; whether to go on."""
+        try:
+            stream = await self._connect()
+            if stream is None:
+                if self._is_to_quit():
+                    return False  # there is nothing left to begin one for
+                return await self._begin_agent()
+        except (ForgeError, ProtocolError, OSError) as e:
+            return await self._bear(e if isinstance(e, ForgeError) else UnreachableError(f"host {self.name}: {e}"))
+        self._ponged = False
+        try:
+            await self._converse(stream)
+        except ForgeError as e:
+            self._owner.record(AgentLost(self.name, e.message, e.exit_code, e.hint, final=True))
+            return False
+        except ProtocolError as e:
+            await self._break_off(stream, str(e))
+            return False
+        except (ConnectionError, asyncio.TimeoutError):
+            pass
+        finally:
+            self._stream, self._synced = None, False
+            stream.abort()
+            for question, _ in self._questions.values():
+                question.cancel()
+        return self._ponged or await self._bear_loss()
+
+    async def _break_off(self, stream: Stream, what: str) -> None:
+        """End a host that broke the protocol; an agent that is only broken still ends what it runs."""
+        for command in self._owner.last_commands_for(self.name):
+            stream.send(command)
+        self._stream = None  # nothing more is to be sent
+        self._way.put_down(stream)
+        hint = "its agent, or what stands between, does not behave; what still runs there ends with its lease"
+        self._lose(what, hint)
+        await stream.close()
+
+    async def _bear_loss(self) -> bool:
+        """A connection ended before the agent answered anything. The next may, too, so it comes a little later."""
+        left = self._heard + self._lease + FENCE_SECONDS - time.monotonic()
+        known = self.host.pid is not None or self._failures >= FIRST_FAILURES
+        if left <= 0 and known and self._way.may_drop:  # one here was put down, and another takes its place
+            return await self._bear(UnreachableError(f"host {self.name}: connections to it end at once"))
+        await self._pause(max(left, 0.0))
+        return True
+
+    async def _connect(self) -> Stream | None:
+        """A connection, or None where no agent lives; raises ForgeError, at the latest when its lease is over."""
+        if self.host.pid is None:
+            return await self._way.connect()
+        left = self._heard + self._lease + FENCE_SECONDS - time.monotonic()
+        try:
+            return await asyncio.wait_for(self._way.connect(), max(left, 0.1))
+        except asyncio.TimeoutError:
+            raise UnreachableError(f"host {self.name}: no answer") from None
+
+    def _is_to_quit(self) -> bool:
+        return any(isinstance(c, Quit) for c in self._owner.commands_for(self.name))
+
+    async def _bear(self, error: ForgeError) -> bool:
+        """The host was not reached: wait a little, as long as its agent may live; whether to try again."""
+        left = self._heard + self._lease + FENCE_SECONDS - time.monotonic()
+        known = self.host.pid is not None or self._unsure
+        if self._is_to_quit():
+            return False
+        if not known or left <= 0:
+            why = error.message
+            if known:
+                why = (
+                    f"host {self.name} was unreachable for longer than its lease of {self._lease:g} s, "
+                    f"at the end of which its agent ended all that it ran ({error.message})"
+                )
+            self._owner.record(AgentLost(self.name, why, error.exit_code, error.hint, final=True))
+            return False
+        await self._pause(left)
+        return True
+
+    async def _pause(self, left: float) -> None:
+        """Wait before the next attempt, a little longer each time, but for less than `left` seconds."""
+        if self.host.state in ("up", "starting") and (self.host.pid is not None or self._unsure):
+            self.host.state = "reconnecting"
+            self._owner.changed()
+        self._failures += 1
+        await asyncio.sleep(min(left, random.uniform(0.5, 1.0) * min(0.1 * 2.0 ** min(self._failures, 9), 2.0)))
+
+    async def _begin_agent(self) -> bool:
+        """Start an agent where none lives; the ranks of an earlier one are gone with it."""
+        first = self.host.pid is None and not self._unsure
+        why = "" if first else self._why_gone()
+        if self._adopted and self._way.may_drop:
+            self._owner.record(AgentLost(self.name, why, final=True))
+            return False
+        try:
+            pid = await self._way.start_agent(self._config(not first))
+        except ForgeError as e:
+            self._owner.record(AgentLost(self.name, e.message, e.exit_code, e.hint, final=True))
+            return False
+        if not first and pid != self.host.pid:
+            self._owner.record(AgentLost(self.name, why))
+        return True
+
+    def _why_gone(self) -> str:
+        if self._way.rebooted(self.host.boot_id):
+            return f"host {self.name} was rebooted"
+        return f"the agent on host {self.name} was killed or fenced itself, and its ranks ended with it"
+
+    # ------------------------------------------------------------ one connection
+
+    async def _converse(self, stream: Stream) -> None:
+        stream.send(Hello(__version__, self._config(False).run, self.host.last_seq, self.host.pid or 0))
+        try:
+            welcome = await stream.receive(max(self._patience, HANDSHAKE_SECONDS))
+        except asyncio.TimeoutError:
+            self._way.put_down(stream)
+            return
+        if welcome is None:
+            return
+        if isinstance(welcome, Refusal):
+            raise UnreachableError(f"host {self.name}: {welcome.message}", hint=welcome.hint)
+        if not isinstance(welcome, Welcome):
+            raise ProtocolError(f"it sent {type(welcome).__name__} instead of a Welcome")
+        check_welcome(self.name, welcome)
+        self._adopted = False
+        self._begin(stream, welcome)
+        self._ping(stream)
+        heard = time.monotonic()
+        try:
+            while True:
+                due = max(self._heard, heard) + self._lease + FENCE_SECONDS
+                message = await stream.receive(max(0.1, min(self._patience, due - time.monotonic())))
+                if message is None:
+                    return
+                if not isinstance(message, Pong) and time.monotonic() > due:
+                    raise asyncio.TimeoutError  # it says much, but no Pong: its agent has fenced itself by now
+                self.host.last_seen = time.time()
+                self._take(stream, message)
+        except asyncio.TimeoutError:
+            self._way.put_down(stream)
+
+    def _begin(self, stream: Stream, welcome: Welcome) -> None:
+        """An agent has answered over a new connection."""
+        host = self.host
+        self._sent, self._owed, self._pinged = set(), {}, False
+        self._received = self._idle_events = self._idle_bytes = 0
+        self._stream = stream
+        if host.pid is None:
+            self._heard = time.monotonic()
+        if (host.pid, host.boot_id) == (welcome.pid, welcome.boot_id) and host.state in ("up", "reconnecting"):
+            host.state = "up"  # as the journal has it: a connection that drops again and again does not fill it
+            self._owner.changed()
+        else:
+            self._owner.record(AgentUp(self.name, welcome.pid, welcome.boot_id))
+
+    def _take(self, stream: Stream, message: object) -> None:
+        if isinstance(message, Event):
+            if not self._owner.take_event(self.name, message, catching_up=self._catching_up):
+                self._note_idle(stream)
+            stream.send(Ack(message.seq))
+        elif isinstance(message, Pong):
+            if not self._pinged:
+                raise ProtocolError("it sent a Pong that nobody asked for")
+            self._pinged, self._ponged, self._failures = False, True, 0
+            self._heard = time.monotonic()
+            self._check_ends()
+            asyncio.get_running_loop().call_later(self._interval, self._ping, stream)
+        elif isinstance(message, Synced):
+            if self._synced:
+                raise ProtocolError("it sent a second Synced")
+            self._synced, self._catching_up = True, False
+            self.push()
+        else:
+            self._take_answer(message)
+        self._received = stream.received
+
+    def _take_answer(self, message: object) -> None:
+        kind = type(message)
+        if not self._owed.get(kind, 0):
+            raise ProtocolError(f"it sent {kind.__name__}, which nobody asked for")
+        self._owed[kind] -= 1
+        if kind in self._questions:  # else it comes too late
+            question, check = self._questions[kind]
+            check(message)
+            if not question.done():
+                question.set_result(message)
+
+    def _note_idle(self, stream: Stream) -> None:
+        """An event said nothing new. A few may, but not for ever."""
+        self._idle_events += 1
+        self._idle_bytes += stream.received - self._received
+        if self._idle_events > IDLE_EVENTS or self._idle_bytes > IDLE_BYTES:
+            raise ProtocolError(f"it sent {self._idle_events} events that say nothing new")
+
+    def _check_ends(self) -> None:
+        """Raise ProtocolError where the end of a generation is overdue: nobody else can end it, or the run."""
+        stops = {(c.mesh, c.generation): c for c in self._owner.commands_for(self.name) if isinstance(c, Stop)}
+        self._ends = {which: due for which, due in self._ends.items() if which in stops}
+        now = time.monotonic()
+        for which, stop in stops.items():
+            due = now + stop.grace + STOP_SECONDS
+            self._ends[which] = min(due, self._ends.get(which, due))
+            if now > self._ends[which]:
+                raise ProtocolError(
+                    f"it did not report the end of mesh {stop.mesh} within {stop.grace + STOP_SECONDS:g} s"
+                )
+
+    def _ping(self, stream: Stream) -> None:
+        """Say that its last Pong has arrived: the agent counts its lease from then, and ends before we call it lost."""
+        if stream is self._stream:
+            self._pinged = True
+            stream.send(Ping())
+
+    # ------------------------------------------------------------ commands
+
+    def push(self) -> None:
+        """Send what the agent should be doing and has not been told over this connection."""
+        if self._stream is None or not self._synced:
+            return
+        for command in self._owner.commands_for(self.name):
+            if isinstance(command, Quit) and not self._owner.logs_are_home(self.name):
+                continue  # pushed again once they are
+            if key(command) not in self._sent:
+                self._sent.add(key(command))
+                self._quit_sent = self._quit_sent or isinstance(command, Quit)
+                self._stream.send(command)
+
+    async def ask(self, request: Any, kind: type[A], timeout: float, check: Check = _no_check) -> A | None:
+        """The agent's answer to a question; None where it is not connected, or does not answer in time.
+
+        `check` raises ProtocolError for an answer that no agent gives: then the host is given up.
+        """
+        async with self._turns.setdefault(kind, asyncio.Lock()):
+            if self._stream is None:
+                return None
+            question: asyncio.Future[A] = asyncio.get_running_loop().create_future()
+            self._questions[kind] = question, check
+            self._owed[kind] = self._owed.get(kind, 0) + 1
+            self._stream.send(request)
+            await asyncio.wait({question}, timeout=timeout)
+            del self._questions[kind]
+            if question.done() and not question.cancelled():
+                return question.result()
+            question.cancel()
+            return None
+
+    async def stats(self) -> Use:
+        """What the ranks of this host use now; nothing where the agent does not answer in time."""
+        answer = await self.ask(GetStats(), Stats, STATS_SECONDS)
+        return answer.meshes if answer else {}

@@ -1,0 +1,122 @@
+"""The control socket: answers CLI commands about one run, and streams its changes to followers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import Any, Protocol
+
+from forgectl.controller.agent_link import Use
+from forgectl.controller.log_fetcher import Mirror
+from forgectl.controller.run import Run
+from forgectl.model.plan import Unit
+from forgectl.protocol.control import (
+    CLI_TO_CONTROLLER,
+    AddMesh,
+    Attach,
+    BringLogs,
+    FollowLogs,
+    GetStatus,
+    LogsHome,
+    MeshAdded,
+    Report,
+    Shutdown,
+    StatusReport,
+)
+from forgectl.wire.envelope import ProtocolError, Refusal
+from forgectl.wire.listener import Doorway
+from forgectl.wire.stream import Stream
+
+
+class Subject(Protocol):
+    """What the server needs of its controller."""
+
+    run: Run
+    mirror: Mirror
+
+    def document(self, use: Use | None = None) -> dict[str, Any]: ...
+
+    async def use(self) -> Use: ...
+
+    def ask_stop(self, meshes: tuple[str, ...] | None, grace: float, by: str, exit_code: int = 0) -> None: ...
+
+    async def add_mesh(self, unit: Unit, named: bool) -> MeshAdded | Refusal: ...
+
+    def take_report(self, report: Report) -> None: ...
+
+    def owner_left(self) -> None: ...
+
+
+class ControlServer:
+    """Serves any number of CLI connections; a slow or hostile one harms only itself."""
+
+    def __init__(self, subject: Subject, path: Path) -> None:
+        self._subject = subject
+        self._followers: set[Stream] = set()
+        self._owners: set[Stream] = set()
+        self._readers: dict[Stream, FollowLogs] = {}
+        self.door = Doorway(path, self._serve)
+
+    def broadcast(self, document: dict[str, Any]) -> bool:
+        """Send the state to all followers; False if one was too congested to take it."""
+        slow = False
+        report = StatusReport(document)
+        for stream in list(self._followers):
+            if stream.congested:
+                slow = True
+            else:
+                stream.send(report)
+        return not slow
+
+    def followed(self) -> set[str] | None:
+        """The meshes whose logs somebody follows; None: all."""
+        wanted: set[str] = set()
+        for request in self._readers.values():
+            if request.meshes is None:
+                return None
+            wanted |= set(request.meshes)
+        return wanted
+
+    async def farewell(self, document: dict[str, Any]) -> None:
+        """Send the last state and hang up on everybody."""
+        self.door.close()
+        self._owners.clear()
+        for stream in self._followers:
+            stream.send(StatusReport(document, ended=True))
+        await asyncio.gather(*(stream.close() for stream in self._followers), return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        stream = Stream(reader, writer, CLI_TO_CONTROLLER)
+        with contextlib.suppress(ProtocolError, asyncio.TimeoutError, ConnectionError):
+            if stream.is_ours() and await stream.greet(self._subject.run.id):
+                while (request := await stream.receive()) is not None:
+                    await self._answer(stream, request)
+                    await stream.drain()  # who asks without reading waits for itself
+        self._followers.discard(stream)
+        self._readers.pop(stream, None)
+        if stream in self._owners:
+            self._owners.discard(stream)
+            self._subject.owner_left()
+        stream.abort()
+
+    async def _answer(self, stream: Stream, request: object) -> None:
+        if isinstance(request, GetStatus):
+            use = await self._subject.use() if request.stats else None
+            stream.send(StatusReport(self._subject.document(use)))
+        elif isinstance(request, Attach):
+            self._followers.add(stream)
+            if request.owner:
+                self._owners.add(stream)
+            stream.send(StatusReport(self._subject.document()))
+        elif isinstance(request, FollowLogs):
+            self._readers[stream] = request
+            self._subject.mirror.wake()
+        elif isinstance(request, BringLogs):
+            stream.send(LogsHome(await self._subject.mirror.bring(request.meshes)))
+        elif isinstance(request, AddMesh):
+            stream.send(await self._subject.add_mesh(request.unit, request.named))
+        elif isinstance(request, Report):
+            self._subject.take_report(request)
+        elif isinstance(request, Shutdown):
+            self._subject.ask_stop(request.meshes, request.grace, request.by, request.exit_code)

@@ -1,0 +1,220 @@
+"""Brings the logs of ssh hosts home: each generation's when it is over, others while somebody follows or asks."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import os
+import traceback
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forgectl.controller.agent_link import Link, note
+from forgectl.controller.checks import LOG_KEY, check_parts
+from forgectl.controller.records import AgentLost, Happened
+from forgectl.controller.run_dir import RunDir
+from forgectl.protocol.agent import HAPPENINGS, LogAt, LogPart, LogParts, MeshGone, RankStarted, ReadLogs
+from forgectl.system.log_cap import LogCap
+from forgectl.wire.envelope import unpack
+
+ANSWER_SECONDS = 30.0
+WAIT_SECONDS = 1.0
+"""How long an agent may wait for news before it answers that there are none."""
+REST_SECONDS = 0.5
+"""How long a host is left alone that could not be asked."""
+AT_ONCE = 256
+"""Logs that one question asks for."""
+MOST_LOG = 1 << 40
+"""Bytes of a log that come home, holes included: what follows stays on its host. 1 TiB is a file that no tool minds."""
+
+
+@dataclass
+class _Log:
+    """One rank's log on an ssh host, and how far it is here."""
+
+    host: str
+    mesh: str
+    generation: int
+    rank: int
+    path: Path  # here
+    offset: int = 0
+    final: bool = False  # nothing more will be written
+    end: int | None = None  # its size, once it is final: a host that names a larger one later is not asked for ever
+    home: bool = False  # nothing more is to be fetched
+
+    @property
+    def key(self) -> LOG_KEY:
+        return self.mesh, self.generation, self.rank
+
+
+class Mirror:
+    """All remote logs of a run. Told of every record; wakes for what must come home."""
+
+    def __init__(self, run_dir: RunDir, limit: int, follow: Callable[[], Collection[str] | None]) -> None:
+        self._dir = run_dir
+        self._links: dict[str, Link] = {}
+        self._cap = LogCap(limit)
+        self._followed = follow  # the meshes that somebody follows; None: all
+        self._logs: dict[LOG_KEY, _Log] = {}
+        self._news = asyncio.Event()
+        self._resting: set[str] = set()
+        self.fetched = 0  # bytes
+
+    def attach(self, links: Iterable[Link]) -> None:
+        """Know the hosts that are reached by ssh."""
+        self._links = {link.name: link for link in links if not link.host.plan.local}
+
+    def take(self, record: Happened | AgentLost) -> None:
+        """Note what a record of an ssh host says of its logs."""
+        if isinstance(record, AgentLost):  # its ranks ended with it; the next agent finds their logs
+            self._end(log for log in self._logs.values() if log.host == record.host)
+            return
+        what: Any = unpack(record.what, HAPPENINGS)
+        if isinstance(what, RankStarted):
+            path = self._dir.log(what.mesh, what.generation, what.rank)
+            key = (what.mesh, what.generation, what.rank)
+            if key not in self._logs:
+                self._logs[key] = _Log(record.host, *key, path, _size(path))
+        elif isinstance(what, MeshGone):
+            gone = (record.host, what.mesh, what.generation)
+            self._end(log for log in self._logs.values() if (log.host, log.mesh, log.generation) == gone)
+        self.wake()
+
+    def _end(self, logs: Iterable[_Log]) -> None:
+        for log in logs:
+            log.final = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Something has changed of what is wanted."""
+        self._news.set()
+
+    def is_home(self, host: str) -> bool:
+        """Whether nothing that is final is still to be fetched from a host."""
+        return all(log.home or not log.final for log in self._logs.values() if log.host == host)
+
+    async def run(self) -> None:
+        """Fetch until cancelled, from all hosts at once."""
+        busy: dict[str, asyncio.Task[bool]] = {}
+        try:
+            while True:
+                self._news.clear()
+                for host in self._links.keys() - busy.keys() - self._resting:
+                    if wanted := self._wanted(host):
+                        busy[host] = asyncio.create_task(self._round(host, wanted, WAIT_SECONDS))
+                news = asyncio.create_task(self._news.wait())
+                done, _ = await asyncio.wait({news, *busy.values()}, return_when=asyncio.FIRST_COMPLETED)
+                news.cancel()
+                for host in [h for h, task in busy.items() if task in done]:
+                    if not _well(busy.pop(host)):
+                        self._rest(host)
+        finally:
+            for task in busy.values():
+                task.cancel()
+
+    def _rest(self, host: str) -> None:
+        """The host could not be asked just now."""
+
+        def again() -> None:
+            self._resting.discard(host)
+            self.wake()
+
+        self._resting.add(host)
+        asyncio.get_running_loop().call_later(REST_SECONDS, again)
+
+    def _wanted(self, host: str) -> list[_Log]:
+        if self._links[host].host.given_up:
+            return []
+        followed = self._followed()
+        return [
+            log
+            for log in self._logs.values()
+            if log.host == host and not log.home and (log.final or followed is None or log.mesh in followed)
+        ]
+
+    async def bring(self, meshes: Collection[str]) -> tuple[str, ...]:
+        """Fetch what ranks of these meshes have written until now; the hosts that could not be asked."""
+        hosts = {log.host for log in self._logs.values() if log.mesh in meshes and not log.home}
+        results = await asyncio.gather(*(self._bring(host, meshes) for host in sorted(hosts)))
+        return tuple(host for host, well in zip(sorted(hosts), results, strict=True) if not well)
+
+    async def _bring(self, host: str, meshes: Collection[str]) -> bool:
+        targets: dict[LOG_KEY, int] = {}  # how long each was when it was first looked at
+        left = [log for log in self._logs.values() if log.host == host and log.mesh in meshes and not log.home]
+        while left:
+            if not await self._round(host, left, 0.0, targets):
+                return False
+            left = [log for log in left if not log.home and log.offset < targets.get(log.key, 1 << 62)]
+        return True
+
+    async def _round(self, host: str, logs: list[_Log], wait: float, sizes: dict[LOG_KEY, int] | None = None) -> bool:
+        """One question and its answer; False where the host does not answer, or not with what is due."""
+        asked = logs[:AT_ONCE]
+        for log in asked:  # of more than that, the others come first the next time
+            self._logs[log.key] = self._logs.pop(log.key)
+        final = {log.key for log in asked if log.final}
+        before = {log.key: log.offset for log in asked}
+        places = tuple(LogAt(*log.key, log.offset) for log in asked)
+        known = {log.key for log in self._logs.values() if log.host == host}
+        answer = await self._links[host].ask(
+            ReadLogs(places, 0.0 if final else wait), LogParts, ANSWER_SECONDS, lambda parts: check_parts(known, parts)
+        )
+        if answer is None:
+            return False
+        for part in answer.parts:
+            log = self._logs[part.at.mesh, part.at.generation, part.at.rank]
+            if log.offset == part.at.offset:
+                _store(log, part, is_final=log.key in final)
+                self.fetched += len(part.data)
+            if sizes is not None:
+                sizes.setdefault(log.key, part.size)
+        self._cap.check([log.path for log in asked])
+        self._links[host].push()  # it may have waited for its logs before it quits
+        due = [
+            log for log in asked if not log.home and (log.key in final or log.offset < (sizes or {}).get(log.key, 0))
+        ]
+        return not due or any(log.home or log.offset > before[log.key] for log in asked)
+
+
+def _well(task: asyncio.Task[bool]) -> bool:
+    """Whether a round went well; one that raised must not end the others."""
+    try:
+        return task.result()
+    except Exception:
+        note(traceback.format_exc())
+        return False
+
+
+def _store(log: _Log, part: LogPart, *, is_final: bool) -> None:
+    """Write a part where it belongs. A full disk here loses it, and no run."""
+    data = base64.b64decode(part.data)
+    if part.size > MOST_LOG:
+        log.home = True
+        note(f"{log.path} is longer on host {log.host} than {MOST_LOG} bytes: the rest stays there")
+        return
+    with contextlib.suppress(OSError):
+        log.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(log.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            view, at = memoryview(data), part.offset
+            while view:
+                written = os.pwrite(fd, view, at)
+                view, at = view[written:], at + written
+            if part.offset + len(data) > os.fstat(fd).st_size:
+                os.ftruncate(fd, part.offset + len(data))
+        finally:
+            os.close(fd)
+    log.offset = part.offset + len(data)
+    if is_final:
+        log.end = part.size if log.end is None else log.end
+        log.home = log.offset >= log.end
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

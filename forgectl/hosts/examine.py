@@ -1,0 +1,156 @@
+"""Examines this host before anything is launched on it, and starts, changes and imports nothing heavy for that."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from forgectl.hosts import packages, reach
+from forgectl.hosts.gpus import DRIVER_MARKS, NoSuchGpu, discover, load_nvml
+from forgectl.model.plan import Gpu
+from forgectl.protocol.relay import Examination, Examine, GpuMemory, Interpreter, Space
+from forgectl.system import cgroups
+from forgectl.system.processes import boot_id
+from forgectl.wire.codec import CodecError, from_json
+
+PYTHON_SECONDS = 20.0
+SHM = Path("/dev/shm")
+_LIMITS = {
+    "nofile": resource.RLIMIT_NOFILE,
+    "nproc": resource.RLIMIT_NPROC,
+    "memlock": resource.RLIMIT_MEMLOCK,
+    "core": resource.RLIMIT_CORE,
+}
+_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def examine(
+    root: Path,
+    request: Examine,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    nvml: Callable[[], Any | None] = load_nvml,
+    addresses: Sequence[str] = (),
+    machine: str = "",
+) -> Examination:
+    """All there is to know of this host. `root`: what forgectl keeps here; `addresses`: its likeliest ones; `machine`:
+    what its declared GPUs are known by, on a host that may have other names."""
+    received = time.time()
+    memory = psutil.virtual_memory()
+    found = Examination(
+        received=received,
+        hostname=socket.gethostname(),
+        kernel=platform.release(),
+        boot_id=boot_id(),
+        network=reach.network(),
+        addresses=reach.candidates(addresses),
+        root=str(root),
+        interpreters={"": _interpreter(request.python), **{name: _interpreter(name) for name in request.pythons}},
+        cores=len(os.sched_getaffinity(0)),
+        memory=memory.total,
+        memory_available=memory.available,
+        disks=tuple(_space(Path(path)) for path in (str(root), request.workdir) if path),
+        shm=_space(SHM) if SHM.is_dir() else None,
+        limits={name: resource.getrlimit(which) for name, which in _LIMITS.items()},
+        cgroup=_may_make_cgroups(),
+    )
+    return replace(_with_gpus(found, request, environ, nvml, machine), answered=time.time())
+
+
+def _interpreter(python: str) -> Interpreter:
+    if python in ("", sys.executable):
+        version = ".".join(map(str, sys.version_info[:3]))
+        return Interpreter(sys.executable, version, packages.packages())
+    text = Path(packages.__file__).read_text()
+    try:
+        done = subprocess.run(
+            [python, "-c", text],
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PYTHON_SECONDS,
+            check=False,
+        )
+        return from_json(Interpreter, json.loads(done.stdout))
+    except OSError as e:
+        return Interpreter(error=e.strerror or str(e))
+    except subprocess.TimeoutExpired:
+        return Interpreter(error=f"says nothing within {PYTHON_SECONDS:g} s")
+    except (ValueError, CodecError):
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        return Interpreter(error=lines[-1][:200] if lines else f"is no Python, it ends with {done.returncode}")
+
+
+def _space(path: Path) -> Space:
+    """Of a path that need not be there, the file system that it would be on."""
+    there = path
+    try:
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        usage = shutil.disk_usage(there)
+    except OSError:  # behind a folder that we may not enter, or a stale mount
+        return Space(str(path), 0, 0, False)
+    return Space(str(path), usage.total, usage.free, there == path)
+
+
+def _may_make_cgroups() -> bool:
+    own = cgroups.own()
+    return own is not None and all(os.access(path, os.W_OK) for path in (own, own / "cgroup.procs"))
+
+
+def _with_gpus(
+    found: Examination, request: Examine, environ: Mapping[str, str], nvml: Callable[[], Any | None], machine: str
+) -> Examination:
+    try:
+        gpus = discover(request.gpus, host=request.host, environ=environ, machine=machine, nvml=nvml)
+    except NoSuchGpu as e:
+        return replace(found, no_such_gpu=str(e))
+    driver, memory = _ask_nvml(nvml, gpus.gpus)
+    if not driver and _DRIVER.exists():
+        match = re.search(r"\b\d+\.\d+(\.\d+)?\b", _DRIVER.read_text(errors="replace"))
+        driver = match[0] if match else "?"
+    blind = any(Path(mark).exists() for mark in DRIVER_MARKS) and importlib.util.find_spec("pynvml") is None
+    return replace(
+        found, driver=driver, nvml=not blind, gpus=gpus.gpus, declared_gpus=gpus.declared, gpu_memory=tuple(memory)
+    )
+
+
+def _ask_nvml(nvml: Callable[[], Any | None], gpus: Sequence[Gpu]) -> tuple[str, list[GpuMemory]]:
+    """The driver's version, and the memory of these GPUs; whatever NVML cannot tell is left out."""
+    module = nvml()
+    driver, memory = "", []
+    try:
+        if module is None:
+            return "", []
+        module.nvmlInit()
+    except Exception:  # bindings and drivers differ in what they raise
+        return "", []
+    try:
+        version = module.nvmlSystemGetDriverVersion()
+        driver = version.decode() if isinstance(version, bytes) else str(version)
+        for gpu in gpus:
+            info = module.nvmlDeviceGetMemoryInfo(module.nvmlDeviceGetHandleByUUID(gpu.uuid))
+            memory.append(GpuMemory(gpu.uuid, int(info.total), int(info.used)))
+    except Exception:
+        return driver, memory
+    finally:
+        try:
+            module.nvmlShutdown()
+        except Exception:
+            pass
+    return driver, memory

@@ -1,0 +1,82 @@
+"""Which addresses of hosts other hosts can dial: listeners on every candidate, and dials of all of them at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import socket
+import time
+from collections.abc import Iterable, Sequence
+
+import psutil
+
+from forgectl.agent.forkserver.rendezvous import bind
+from forgectl.protocol.relay import Target
+from forgectl.system.processes import boot_id
+
+DIAL_SECONDS = 3.0
+CANDIDATES = 8
+
+
+def network() -> str:
+    """What processes that reach each other on 127.0.0.1 have in common."""
+    try:
+        return f"{boot_id()}/{os.stat('/proc/self/ns/net').st_ino}"  # noqa: PTH116
+    except OSError:
+        return boot_id()
+
+
+def candidates(first: Iterable[str] = ()) -> tuple[str, ...]:
+    """Addresses of this host where others may reach it, the likeliest first: `first`, IPv4, IPv6."""
+    here = [a for addresses in psutil.net_if_addrs().values() for a in addresses]
+    own = [a.address.partition("%")[0] for a in here if a.family in (socket.AF_INET, socket.AF_INET6)]
+    usable = [a for a in own if not a.startswith(("127.", "fe80:", "169.254.")) and a != "::1"]
+    ordered = [a for a in first if a in usable]
+    ordered += sorted((a for a in usable if a not in ordered), key=lambda a: ":" in a)
+    return tuple(dict.fromkeys(ordered))[:CANDIDATES]
+
+
+def listen_on(addresses: Sequence[str]) -> tuple[list[socket.socket], dict[str, int]]:
+    """Listeners on a free port of each address that is this host's own, and their ports."""
+    listeners, ports = [], {}
+    for address in addresses:
+        with contextlib.suppress(OSError):
+            listener = bind(address)
+            listeners.append(listener)
+            ports[address] = listener.getsockname()[1]
+    return listeners, ports
+
+
+def dial_all(targets: Sequence[Target]) -> dict[str, str | None]:
+    """Dial all targets at once; by `key` None for those that answer, else why not."""
+    results: dict[str, str | None] = {}
+    with selectors.DefaultSelector() as waiting:
+        for target in targets:
+            try:
+                sock = _begin(target)
+            except OSError as e:
+                results[target.key] = e.strerror or str(e)
+                continue
+            waiting.register(sock, selectors.EVENT_WRITE, target.key)
+        deadline = time.monotonic() + DIAL_SECONDS
+        while waiting.get_map() and (left := deadline - time.monotonic()) > 0:
+            for key, _ in waiting.select(left):
+                sock = key.fileobj  # type: ignore[assignment]
+                error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                results[key.data] = os.strerror(error) if error else None
+                waiting.unregister(sock)
+                sock.close()
+        for key in list(waiting.get_map().values()):
+            results[key.data] = f"no answer within {DIAL_SECONDS:g} s"
+            key.fileobj.close()  # type: ignore[union-attr]
+    return results
+
+
+def _begin(target: Target) -> socket.socket:
+    family, kind, protocol, _, where = socket.getaddrinfo(target.address, target.port, type=socket.SOCK_STREAM)[0]
+    sock = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
+    sock.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        sock.connect(where)
+    return sock

@@ -1,0 +1,44 @@
+"""CLI and driver: calls that a service routes, and its metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from forgectl.frozen import dataclass
+from forgectl.wire.envelope import Hello, Refusal
+
+
+@dataclass(frozen=True)
+class Call:
+    """Call an endpoint of a service, routed; `timeout` in seconds."""
+
+    target: str
+    endpoint: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    timeout: float | None = None
+
+
+@dataclass(frozen=True)
+class GetMetrics:
+    """Ask for the metrics of all services."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """What it gave, one value; what JSON cannot hold comes as its repr."""
+
+    values: list[Any]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Service → its metrics."""
+
+    services: dict[str, Any]
+
+
+CLI_TO_DRIVER = (Hello, Call, GetMetrics)
+
+
+DRIVER_TO_CLI = (Hello, Refusal, Values, Metrics)

@@ -1,0 +1,143 @@
+"""A rank of a script: from a fork (or a fresh interpreter) to the user's program, as `python train.py` would run it."""
+
+from __future__ import annotations
+
+import faulthandler
+import functools
+import importlib
+import os
+import runpy
+import signal
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+from forgectl import redaction
+from forgectl.boot import BOOT
+from forgectl.names import DRIVER
+from forgectl.rank import driver, error_file, proctitle
+from forgectl.system.processes import die_with_parent
+
+NOT_FOUND, NOT_EXECUTABLE = 127, 126
+"""Exit codes of a rank whose program cannot be run, as shells have them."""
+
+
+def begin(parent: int, request: dict[str, Any], fds: list[int]) -> Callable[[], None]:
+    """Turn the process just forked into a rank; what is returned must be run with no frames below it.
+
+    `fds` are the log, then the GPU leases, which stay open so that the leases last as long as the rank.
+    """
+    os.setsid()
+    if request["cgroup"]:
+        with open(request["cgroup"], "w") as file:
+            file.write("0")
+    die_with_parent(parent)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(fds[0], 1)
+    os.dup2(fds[0], 2)
+    os.close(null)
+    os.close(fds[0])
+    for lease in fds[1:]:
+        os.set_inheritable(lease, True)
+    os.environ.pop("FORGE_ROLE", None)
+    os.environ.update(request["env"])
+    program = request["program"]
+    if program["kind"] == "command" or request["start_method"] == "spawn":
+        return functools.partial(_exec, program, request["workdir"])
+    proctitle.set_title(f"forgectl rank {os.environ['FORGE_MESH']}/{os.environ['RANK']}: {program['target']}")
+    _reseed()
+    return functools.partial(run, program["kind"], program["target"], program["args"], request["workdir"])
+
+
+def main(arguments: list[str]) -> None:
+    """`python boot.py rank WORKDIR KIND TARGET ARGS…`: a spawned rank, in an interpreter of its own."""
+    workdir, kind, target, *args = arguments
+    run(kind, target, args, workdir)
+
+
+def run(kind: str, target: str, args: list[str], workdir: str) -> None:
+    """Run a Python file or module as the main program, or be an actor's or driver's rank; record what it dies of."""
+    from forgectl.rank import stdio
+
+    rank = os.getpid()
+    redaction.of_process()
+    os.chdir(workdir)
+    stdio.install()
+    faulthandler.enable()
+    sys.argv = [target, *args]
+    main_module = types.ModuleType("__main__")
+    main_module.__dict__.update(__builtins__=__builtins__, __annotations__={})
+    sys.modules["__main__"] = main_module
+    if "__mp_main__" in sys.modules:  # what children spawned by multiprocessing know __main__ as; it was ours
+        sys.modules["__mp_main__"] = main_module
+    try:
+        _put_first(workdir)
+        if os.environ["FORGE_MESH"] == DRIVER and not driver.begin(kind):
+            return
+        if kind == "actor":
+            importlib.import_module("forgectl.rank.actor").run()
+        elif kind == "module":
+            runpy._run_module_as_main(target, alter_argv=True)  # type: ignore[attr-defined]
+        else:
+            _put_first(os.path.dirname(os.path.realpath(target)))  # noqa: PTH120 (as python does)
+            _run_file(target, main_module)
+    except SystemExit:
+        raise
+    except BaseException as e:
+        e.__traceback__ = error_file.without_our_frames(e.__traceback__, __file__)
+        interrupted = isinstance(e, KeyboardInterrupt)
+        if not interrupted and os.getpid() == rank and (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):
+            error_file.write_error_file(path, e)
+        _hide_our_frames(e.__traceback__)
+        raise
+
+
+def _hide_our_frames(trace: types.TracebackType | None) -> None:
+    """Have the interpreter show `trace` for the exception that is about to end it, not the frames below too."""
+    show = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, _: types.TracebackType | None) -> None:
+        show(kind, error.with_traceback(trace), trace)
+
+    sys.excepthook = hook
+
+
+def _put_first(folder: str) -> None:
+    if sys.path[:1] != [folder]:
+        sys.path.insert(0, folder)
+
+
+def _run_file(path: str, module: types.ModuleType) -> None:
+    module.__dict__.update(__file__=path, __spec__=None, __loader__=None, __cached__=None)
+    with open(path, "rb") as file:
+        code = compile(file.read(), path, "exec", dont_inherit=True)
+    exec(code, module.__dict__)  # noqa: S102 (the user's own program)
+
+
+def _exec(program: dict[str, Any], workdir: str) -> None:
+    """Replace this process by the program; a forked Python rank with `start_method: spawn` becomes a fresh one."""
+    os.chdir(workdir)
+    if program["kind"] == "command":
+        argv = [program["target"], *program["args"]]
+    else:
+        argv = [sys.executable, BOOT, "rank", workdir, program["kind"], program["target"], *program["args"]]
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, which an exec would hand on
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execvp(argv[0], argv)
+    except OSError as e:
+        error = OSError(e.errno, f"cannot run {argv[0]!r}: {e.strerror}")
+        error_file.write_error_file(os.environ["TORCHELASTIC_ERROR_FILE"], error)
+        os.write(2, f"forgectl: {error.strerror}\n".encode())
+        os._exit(NOT_FOUND if isinstance(e, (FileNotFoundError, NotADirectoryError)) else NOT_EXECUTABLE)
+
+
+def _reseed() -> None:
+    """Give the global generators that are seeded at import a seed of their own, as a fresh interpreter would."""
+    if torch := sys.modules.get("torch"):
+        torch.default_generator.seed()  # of the CPU; the others are made after the fork, with a constant seed
+    if random := sys.modules.get("numpy.random"):  # numpy imports it, and then seeds it, when it is first used
+        random.seed()

@@ -1,0 +1,169 @@
+"""What a synced workdir is made of: its entries, their hashes, and where its links lead."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from forgectl.protocol.sync import Listing
+from forgectl.wire.envelope import ProtocolError
+
+PIECE = 1 << 20
+"""Bytes of a file that are held in memory at a time."""
+MOST_ENTRIES = 1_000_000
+DEEPEST = 200
+"""Folders within each other: a descriptor is open for each while a tree is walked."""
+BATCH_BYTES = 2 << 20
+"""Well below MAX_LINE."""
+MOST_LINKS = 40
+"""Links that one path may lead through, as the kernel has it."""
+
+FOLDER, FILE, PROGRAM, LINK = "dfxl"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One path of a workdir, relative to it. `mark` is the hash of a file's content, or where a link leads.
+
+    Names that are not UTF-8 have surrogates in them, as os.fsdecode makes them.
+    """
+
+    path: str
+    kind: str  # FOLDER, FILE, PROGRAM (a file that may be executed) or LINK
+    size: int = 0
+    mark: str = ""
+
+    @property
+    def is_file(self) -> bool:
+        return self.kind in (FILE, PROGRAM)
+
+
+def new_hash() -> hashlib.blake2b:
+    """What a file's content, or a whole listing, is fed to."""
+    return hashlib.blake2b(digest_size=16)
+
+
+def hash_of(descriptor: int) -> tuple[str, int]:
+    """The hash and the number of the bytes of an open file, from where it stands to its end."""
+    total, size = new_hash(), 0
+    while data := os.read(descriptor, PIECE):
+        total.update(data)
+        size += len(data)
+    return total.hexdigest(), size
+
+
+def is_path(path: str) -> bool:
+    """Whether it can be the path of an entry: relative, without `..`, and nothing that a file system would refuse."""
+    parts = path.split("/")
+    return (
+        "\0" not in path
+        and len(parts) <= DEEPEST
+        and not any(part in ("", ".", "..") for part in parts)
+        and _is_encodable(path)
+    )
+
+
+def _is_encodable(path: str) -> bool:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def leads_outside(path: str, links: Mapping[str, str]) -> bool:
+    """Whether the link at `path` leads out of the tree, through whatever other links; `links` are all of them.
+
+    Purely by name, as the tree may not exist. A link in a circle leads nowhere, hence not outside.
+    """
+    todo = path.split("/")[::-1]
+    done: list[str] = []
+    followed = 0
+    while todo:
+        part = todo.pop()
+        if part in ("", "."):
+            continue
+        if part == "..":
+            if not done:
+                return True
+            done.pop()
+            continue
+        done.append(part)
+        if (target := links.get("/".join(done))) is not None:
+            if target.startswith("/"):
+                return True
+            if (followed := followed + 1) > MOST_LINKS:
+                return False
+            done.pop()
+            todo += target.split("/")[::-1]
+    return False
+
+
+def listings(entries: Iterable[Entry]) -> Iterator[Listing]:
+    """Entries as messages, none of them too long for a line."""
+    batch: list[Entry] = []
+    size = 0
+    for entry in entries:
+        cost = 6 * (len(entry.path) + len(entry.mark)) + 64  # as JSON, were every character escaped
+        if batch and size + cost > BATCH_BYTES:
+            yield _listing(batch, last=False)
+            batch, size = [], 0
+        batch.append(entry)
+        size += cost
+    yield _listing(batch, last=True)
+
+
+def _listing(entries: list[Entry], last: bool) -> Listing:
+    return Listing(
+        paths=tuple(e.path for e in entries),
+        kinds="".join(e.kind for e in entries),
+        sizes=tuple(e.size for e in entries),
+        marks=tuple(e.mark for e in entries),
+        last=last,
+    )
+
+
+def listed(listing: Listing) -> Iterator[Entry]:
+    """The entries of a message; raises ProtocolError."""
+    columns = (listing.paths, listing.kinds, listing.sizes, listing.marks)
+    if len({len(column) for column in columns}) != 1:
+        raise ProtocolError("columns of unequal length in a listing")
+    for path, kind, size, mark in zip(*columns, strict=True):
+        yield Entry(path, kind, size, mark)
+
+
+def digest_of(entries: Iterable[Entry]) -> str:
+    """The hash of a whole listing."""
+    total = new_hash()
+    for e in entries:
+        total.update(f"{e.kind}{e.size}\0{e.mark}\0{e.path}\0".encode(errors="surrogatepass"))
+    return total.hexdigest()
+
+
+def check_entries(entries: Iterable[Entry]) -> None:
+    """Raise ProtocolError where entries cannot be a tree that stays within itself: each path is made on a host."""
+    folders, seen = {""}, set()
+    links: dict[str, str] = {}
+    for entry in entries:
+        if not is_path(entry.path):
+            raise ProtocolError(f"{entry.path[:200]!r} is no path within a workdir")
+        if entry.path in seen or entry.path.rpartition("/")[0] not in folders:
+            raise ProtocolError(f"{entry.path[:200]!r} is listed twice, or before its folder")
+        seen.add(entry.path)
+        if entry.kind == FOLDER:
+            folders.add(entry.path)
+        elif entry.kind == LINK:
+            if not entry.mark or "\0" in entry.mark or not _is_encodable(entry.mark):
+                raise ProtocolError(f"the link {entry.path[:200]!r} leads to no path")
+            links[entry.path] = entry.mark
+        elif not entry.is_file or entry.size < 0 or not _is_hash(entry.mark):
+            raise ProtocolError(f"{entry.path[:200]!r} is no file, folder or link")
+    for path in links:
+        if leads_outside(path, links):
+            raise ProtocolError(f"the link {path[:200]!r} leads out of the workdir")
+
+
+def _is_hash(mark: str) -> bool:
+    return len(mark) == 32 and set(mark) <= set("0123456789abcdef")

@@ -1,0 +1,61 @@
+"""An agent on this machine that is started before there is a controller, so that both get ready at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+
+from forgectl.agent import start_command
+from forgectl.protocol.agent import AgentConfig
+
+START_SECONDS = 30.0
+
+
+class EarlyAgent:
+    """Its controller waits at `pipe`, which the agent closes once it listens, and starts another if it does not."""
+
+    def __init__(self, config: AgentConfig, python: str) -> None:
+        """Start it; raises OSError."""
+        self.preloads = any(plan.preload for plan in config.ahead)
+        self.pipe, theirs = os.pipe2(os.O_CLOEXEC)
+        try:
+            self._process = subprocess.Popen(
+                start_command.command(python),
+                env=start_command.environment(config),
+                cwd="/",
+                stdin=subprocess.PIPE,
+                stdout=theirs,
+                stderr=subprocess.DEVNULL,
+            )
+        except OSError:
+            os.close(self.pipe)
+            raise
+        finally:
+            os.close(theirs)
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
+            stdin.write(start_command.told(config))
+
+    def wait(self) -> None:
+        """Until it listens, or has ended."""
+        select.select([self.pipe], [], [], START_SECONDS)
+
+    def end(self) -> None:
+        """There will be no controller: SIGKILL it, and all that it started dies with it."""
+        from forgectl.system.processes import identify, signal_exactly  # only here: time counts until it is started
+
+        if select.select([self.pipe], [], [], START_SECONDS)[0]:
+            with contextlib.suppress(ValueError, KeyError, OSError):
+                identity = identify(int(json.loads(os.read(self.pipe, 4096))["pid"]))
+                if identity is not None:
+                    signal_exactly(identity, signal.SIGKILL)
+
+    def let_go(self) -> None:
+        """Its controller has the pipe now, and it is a daemon: not ours to wait for."""
+        os.close(self.pipe)
+        if self._process.poll() is None:
+            self._process.returncode = 0

@@ -1,0 +1,231 @@
+"""What planning has to know of hosts, asked of the hosts themselves; connections by ssh stay open."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar
+
+from forgectl.errors import ForgeError, NotFoundError, SpecError, SpecProblem, SshRefusedError, UnreachableError
+from forgectl.hosts import reach
+from forgectl.hosts.gpus import NoSuchGpu, discover
+from forgectl.model.plan import HostFacts
+from forgectl.names import name_of
+from forgectl.protocol.relay import GetFacts, HostReport
+from forgectl.system.processes import boot_id
+from forgectl.transport.ssh import Destination, Dialled, dial
+
+if TYPE_CHECKING:
+    from forgectl.spec.model import Host, Spec
+
+T = TypeVar("T")
+MODULES = ("torch", "zmq", "cloudpickle")
+"""What meshes may need of a host's interpreter, and forgectl itself does not."""
+SLOW_SECONDS = 5.0
+"""How long a user waits for hosts before being told which."""
+Slow = Callable[[Sequence[str]], None]
+
+
+@dataclass
+class Hosts:
+    """The hosts of a spec: their facts by name, and connections to the relays of those that ssh reaches."""
+
+    facts: dict[str, HostFacts] = field(default_factory=dict)
+    connections: dict[str, Dialled] = field(default_factory=dict)
+    missing: dict[str, tuple[str, ...]] = field(default_factory=dict)  # which of MODULES an ssh host has not
+
+    listeners: list[socket.socket] = field(default_factory=list)  # of this machine, while others dial it
+
+    _dialling: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _given_up: bool = False
+
+    def note(self, ssh: subprocess.Popen[bytes]) -> None:
+        """One more ssh is dialling."""
+        self._dialling.append(ssh)
+        if self._given_up:
+            ssh.kill()
+
+    def give_up(self) -> None:
+        """End every connection, and every dial, whoever waits for it."""
+        self._given_up = True
+        for ssh in self._dialling:
+            ssh.kill()
+
+    def hush(self) -> None:
+        """Listen no more."""
+        for listener in self.listeners:
+            listener.close()
+        self.listeners = []
+
+    def descriptors(self, names: Collection[str]) -> dict[str, tuple[int, int]]:
+        """The connections to these hosts, and a pidfd of each one's ssh, to be handed to another process."""
+        return {n: c.descriptors() for n, c in self.connections.items() if n in names}
+
+    def hand_on(self) -> None:
+        """Another process has them now."""
+        for connection in self.connections.values():
+            connection.hand_on()
+
+    def __enter__(self) -> Hosts:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.hush()
+        for connection in self.connections.values():
+            connection.close()
+
+
+def gather(spec: Spec, environ: Mapping[str, str], slow: Slow | None = None) -> Hosts:
+    """Reach every host of the spec, all at once; raises SpecError for GPUs that are not there, and what ssh says.
+
+    `slow` is told of the hosts that do not answer soon.
+    """
+    hosts = Hosts()
+    wanted = any(m.with_gpus for m in (*spec.scripts.values(), *spec.actors.values(), *spec.services.values()))
+    try:
+        remote = {h.name: h for h in spec.all_hosts if not h.local}
+        reports = _reports(spec, remote, hosts, slow, look_for_gpus=wanted)
+        problems: list[SpecProblem] = []
+        for index, host in enumerate(spec.all_hosts):
+            report = reports.get(host.name)
+            try:
+                if report is None:
+                    hosts.facts[host.name] = _local(host, environ, look_for_gpus=wanted)
+                elif report.no_such_gpu:
+                    raise NoSuchGpu(report.no_such_gpu)
+                else:
+                    hosts.facts[host.name] = _remote(spec, host, report)
+                    hosts.missing[host.name] = report.missing
+            except NoSuchGpu as e:
+                problems.append(spec.problem(f"hosts[{index}].gpus", str(e)))
+        if problems:
+            raise SpecError(spec.source, problems)
+    except BaseException:
+        hosts.__exit__(None, None, None)
+        raise
+    return hosts
+
+
+def destination(host: Host) -> Destination:
+    """How ssh reaches a host of the spec."""
+    return Destination(host.name, host.ssh or host.name, host.python or "python3", host.root or "")
+
+
+def for_all(
+    work: Mapping[str, Callable[[], T]], hosts: Hosts, slow: Slow | None = None
+) -> tuple[dict[str, T], dict[str, ForgeError]]:
+    """Do something for each host, all at once: what came of it, and what was raised, by host.
+
+    Ctrl-C ends every connection to `hosts`, so that nobody has to wait for one.
+    """
+    done: dict[str, T] = {}
+    failed: dict[str, ForgeError] = {}
+    threads = ThreadPoolExecutor(max(1, len(work)))
+    try:
+        futures = {name: threads.submit(job) for name, job in work.items()}
+        if slow is not None and (waiting := wait(futures.values(), SLOW_SECONDS).not_done):
+            slow([name for name, future in futures.items() if future in waiting])
+        for name, future in futures.items():
+            try:
+                done[name] = future.result()
+            except ForgeError as e:
+                failed[name] = e
+    except BaseException:
+        hosts.give_up()
+        raise
+    finally:
+        threads.shutdown(cancel_futures=True)
+    return done, failed
+
+
+def together(errors: Mapping[str, ForgeError]) -> ForgeError:
+    """One error of all hosts that failed: what each said, and the hints that differ."""
+    first, *others = errors.values()
+    if not others:
+        return first
+    kinds = {type(e) for e in errors.values()}
+    kind = kinds.pop() if len(kinds) == 1 else SshRefusedError if SshRefusedError in kinds else UnreachableError
+    message = "\n".join(e.message for e in errors.values())
+    hints = dict.fromkeys(e.hint for e in errors.values() if e.hint)
+    return kind(f"{len(errors)} hosts cannot be used:\n{message}", hint="\n  hint: ".join(hints) or None)
+
+
+def _reports(
+    spec: Spec, remote: Mapping[str, Host], hosts: Hosts, slow: Slow | None, *, look_for_gpus: bool
+) -> dict[str, HostReport]:
+    def ask(host: Host) -> HostReport:
+        connection = hosts.connections[host.name] = dial(destination(host), started=hosts.note)
+        folder = str(spec.workdir) if spec.sync == "none" else ""
+        report = connection.ask_for(HostReport, GetFacts(host.name, host.gpus, look_for_gpus, MODULES, folder))
+        if not report.root.startswith("/"):
+            raise connection.out_of_step(f"it keeps its files in {report.root!r}, which is no path")
+        if wrong := [a for a in report.addresses if not _is_address(a)]:
+            raise connection.out_of_step(f"it has the address {wrong[0]!r}")
+        if report.no_such_folder:
+            hint = "with `sync: none` all hosts must have it under the same path; without that it is copied"
+            raise NotFoundError(f"host {host.name}: no workdir {folder}", hint=hint)
+        return report
+
+    def job(host: Host) -> Callable[[], HostReport]:
+        return lambda: ask(host)
+
+    reports, errors = for_all({name: job(host) for name, host in remote.items()}, hosts, slow)
+    if errors:
+        raise together(errors)
+    return reports
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+        return True
+    except ValueError:
+        return False
+
+
+def _local(host: Host, environ: Mapping[str, str], *, look_for_gpus: bool) -> HostFacts:
+    found = discover(host.gpus if look_for_gpus else "none", host=host.name, environ=environ)
+    return HostFacts(
+        host.name,
+        boot_id(),
+        len(os.sched_getaffinity(0)),
+        found.gpus,
+        found.declared,
+        network=reach.network(),
+        addresses=reach.candidates(),
+    )
+
+
+def _remote(spec: Spec, host: Host, report: HostReport) -> HostFacts:
+    synced = spec.sync == "content"
+    return HostFacts(
+        host.name,
+        report.boot_id,
+        report.cores,
+        report.gpus,
+        report.declared_gpus,
+        network=report.network,
+        root=report.root,
+        workdir=str(Path(report.root) / "work" / workdir_key(spec.workdir)) if synced else str(spec.workdir),
+        addresses=report.addresses,
+    )
+
+
+def workdir_key(workdir: Path) -> str:
+    """What hosts call the copy of a workdir of this machine's and user's."""
+    try:
+        machine = Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        machine = ""
+    whole = f"{machine or socket.gethostname()}\0{os.getuid()}\0{workdir}"
+    return f"{name_of(workdir.name, 'workdir')}-{hashlib.sha256(os.fsencode(whole)).hexdigest()[:12]}"

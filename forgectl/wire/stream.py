@@ -1,0 +1,98 @@
+"""A stream of typed messages in an asyncio program: bounded lines, the peer's uid checked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from forgectl.version import __version__
+from forgectl.wire.envelope import MAX_LINE, Hello, ProtocolError, decode, encode
+from forgectl.wire.sockets import HANDSHAKE_SECONDS, dial, peer_pid, peer_uid, wrong_version
+
+_MAX_BACKLOG = 16 * MAX_LINE
+
+
+class Stream:
+    """One connection in an asyncio program: typed messages in and out, bounded both ways."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, incoming: Sequence[type]) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._incoming = incoming
+        self.closed = False
+        self.received = 0  # bytes
+
+    @classmethod
+    async def connect(cls, path: Path, incoming: Sequence[type]) -> Stream:
+        """Connect to the socket at `path`; raises OSError."""
+        reader, writer = await asyncio.open_unix_connection(sock=dial(path, 5.0), limit=MAX_LINE)
+        return cls(reader, writer, incoming)
+
+    def is_ours(self) -> bool:
+        """Whether the peer runs as our own user."""
+        return peer_uid(self._writer.get_extra_info("socket")) == os.getuid()
+
+    @property
+    def peer_pid(self) -> int:
+        """The pid of the process at the other end; of a listening one, where we connected."""
+        return peer_pid(self._writer.get_extra_info("socket"))
+
+    async def greet(self, run: str) -> bool:
+        """Answer the Hello of one who has a question about a run; False for a stranger, or another version."""
+        hello = await self.receive(HANDSHAKE_SECONDS)
+        if not isinstance(hello, Hello) or await self.refuse_version(hello):
+            return False
+        self.send(Hello(__version__, run))
+        return True
+
+    async def refuse_version(self, hello: Hello) -> bool:
+        """Hang up on another version of forgectl, naming both; whether it was one."""
+        refusal = wrong_version(hello.version)
+        if refusal is not None:
+            self.send(refusal)
+            await self.close()
+        return refusal is not None
+
+    def send(self, message: Any) -> None:
+        """Queue a message. A peer that does not read is dropped once its backlog is too long."""
+        if self.closed:
+            return
+        self._writer.write(encode(message))
+        if self._writer.transport.get_write_buffer_size() > _MAX_BACKLOG:
+            self.abort()
+
+    async def drain(self) -> None:
+        """Wait until the peer has read most of what was queued; raises ConnectionError."""
+        await self._writer.drain()
+
+    @property
+    def congested(self) -> bool:
+        """Whether the peer is slow to read; senders of repeated reports should skip one."""
+        return self._writer.transport.get_write_buffer_size() > MAX_LINE // 4
+
+    async def receive(self, timeout: float | None = None) -> Any:
+        """The next message, or None at the end of the connection; raises ProtocolError, TimeoutError."""
+        try:
+            line = await asyncio.wait_for(self._reader.readuntil(b"\n"), timeout)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+        except asyncio.LimitOverrunError:
+            raise ProtocolError(f"a message of more than {MAX_LINE} bytes") from None
+        self.received += len(line)
+        return decode(line, self._incoming)
+
+    def abort(self) -> None:
+        """End the connection at once, dropping what was not sent."""
+        self.closed = True
+        self._writer.transport.abort()
+
+    async def close(self) -> None:
+        """End the connection once what was queued is sent."""
+        self.closed = True
+        self._writer.close()
+        with contextlib.suppress(OSError, asyncio.TimeoutError):
+            await asyncio.wait_for(self._writer.wait_closed(), 2.0)
