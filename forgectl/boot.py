@@ -20,6 +20,15 @@ ROLES = {
 }
 
 
+AHEAD = "forgectl.rank.ahead"
+"""What a fork server of actors preloads, besides what it is told to."""
+ACTOR_RANK = "forgectl.actor.actor_rank"
+"""What a rank of an actor serves its callers with."""
+DRIVER = "forgectl.actor.driver.declared"
+"""What a driver brings declared actors up with."""
+FORGE_ACTOR = "forgectl.actor.forge_actor"
+
+
 def main() -> None:
     """Import the role's module and run its `main(arguments)`."""
     import importlib

@@ -6,7 +6,8 @@ import asyncio
 from typing import Any
 
 from forgectl.actor.endpoint import Interface
-from forgectl.actor.foreign_mesh import ForeignMesh, Origin
+from forgectl.actor.foreign_mesh import ForeignMesh
+from forgectl.actor.origin import Origin
 from forgectl.actor.verbs import ASK
 from forgectl.controller.run_dir import RunDir
 from forgectl.errors import TimedOutError, error_of

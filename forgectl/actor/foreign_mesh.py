@@ -5,36 +5,23 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import os
-import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from forgectl.actor import follower
+from forgectl.actor.deaths import again, died
 from forgectl.actor.endpoint import Interface
-from forgectl.actor.mesh import Mesh, again, died
+from forgectl.actor.mesh import Mesh
+from forgectl.actor.origin import Origin
 from forgectl.actor.ranks import Ranks
 from forgectl.errors import ActorDied, ForgeError, UnreachableError
-from forgectl.frozen import dataclass
 from forgectl.messages.calling import Here
 from forgectl.protocol.agent import MeshNews
 from forgectl.protocol.control import OVER
 from forgectl.system.processes import boot_id
 
-if TYPE_CHECKING:
-    from forgectl.actor.driver.run import Home
-
 NEWS_SECONDS = 30.0
 """How long the host's agent may take to say what became of a mesh."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a handle comes from: the run, and how a process on the launching machine takes part in its messages."""
-
-    run: str
-    machine: str  # its boot id
-    folder: str  # of its sockets for messages
-    agent: str  # the socket of its agent
 
 
 class ForeignMesh:
@@ -128,12 +115,4 @@ def _found(
     name: str, interface: Interface, procs: int, origin: Origin, generation: int, places: tuple[str, ...]
 ) -> Mesh:
     """The mesh that this process launched itself, when its handle comes back; else a foreign one."""
-    ours = _this_process_s_home()
-    mesh = ours.meshes.get(name) if ours is not None and ours.run.run == origin.run else None
-    return mesh or ForeignMesh(name, interface, procs, origin, generation, places)
-
-
-def _this_process_s_home() -> Home | None:
-    """Where this process drives a run it has imported what that takes; ranks need not."""
-    module = sys.modules.get("forgectl.actor.driver.run")
-    return module.living_home() if module else None
+    return origin.launched_here(name) or ForeignMesh(name, interface, procs, origin, generation, places)

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from forgectl.actor.endpoint import Interface
-from forgectl.errors import ActorDied
-
-if TYPE_CHECKING:
-    from forgectl.actor.ranks import Ranks
-
-
-def again(died: ActorDied) -> ActorDied:
-    """A copy to raise: an exception that many raise would gather the tracebacks of all."""
-    copy = ActorDied.__new__(ActorDied)
-    copy.__dict__.update(died.__dict__)
-    copy.args = died.args
-    return copy
+from forgectl.actor.ranks import Ranks
 
 
 class Mesh(Protocol):
@@ -41,22 +30,3 @@ class Mesh(Protocol):
     async def shutdown(self, grace: float) -> None:
         """End it, and return when nothing is left of it."""
         ...
-
-
-def died(document: dict[str, Any], *, mesh: str) -> ActorDied:
-    """What a mesh's state in `status` says of its death."""
-    failure = document.get("failure") or document.get("last_failure") or {}
-    what = failure.get("message") or document.get("reason") or f"it is {document['state']}"
-    tail = tuple(failure.get("log_tail") or ())
-    text = f"mesh {mesh}: {what}"
-    if tail:
-        text += "\nthe last lines of its log:\n" + "\n".join(f"  {line}" for line in tail[-10:])
-    return ActorDied(
-        text,
-        mesh=mesh,
-        rank=failure.get("rank"),
-        host=failure.get("host"),
-        rank_exit_code=failure.get("exit_code"),
-        signal=failure.get("signal"),
-        log_tail=tail,
-    )

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from forgectl.actor.mesh import again
+from forgectl.actor.deaths import again
 from forgectl.actor.remote_errors import Raised, original
 from forgectl.errors import ActorDied, UnreachableError
 from forgectl.messages import pickling

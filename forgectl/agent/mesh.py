@@ -16,7 +16,6 @@ from typing import Any
 from forgectl.agent import logs
 from forgectl.agent.enclosure.enclosure import Enclosure
 from forgectl.agent.enclosure.oom import OomWitness
-from forgectl.agent.forkserver import rendezvous
 from forgectl.agent.forkserver.client import Child, ForkServer, ForkServerError
 from forgectl.agent.reports import exit_report
 from forgectl.hosts import gpu_leases, interface
@@ -35,7 +34,7 @@ from forgectl.protocol.agent import (
 )
 from forgectl.system.processes import Identity
 from forgectl.wire.envelope import Refusal
-from forgectl.wire.sockets import private_folder
+from forgectl.wire.sockets import listen_tcp, private_folder
 
 HUNG_SECONDS = 10.0
 """A fork server that takes longer to answer, when all it still has to tell is who has ended, is hung."""
@@ -164,7 +163,7 @@ class HostMesh:
         if generation is None or generation.listener is not None or generation.stopping.is_set():
             return
         try:
-            generation.listener = rendezvous.bind(address)
+            generation.listener = listen_tcp(address)
         except OSError as e:
             message = f"cannot bind a port on {address} of host {self.host}: {e.strerror}"
             self._emit(StartFailed(self.plan.mesh, number, message))

@@ -65,7 +65,7 @@ def _refuse_actors_without_messages(plan: Plan) -> None:
 
 def _refuse_hosts_without_what_they_need(plan: Plan, hosts: Hosts) -> None:
     """Say of all ssh hosts at once what their interpreters lack. Of other interpreters than those, ranks tell."""
-    from forgectl.transport.ssh import program
+    from forgectl.transport.destination import program
 
     lacking = {}
     for host in plan.hosts:

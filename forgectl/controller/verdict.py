@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from forgectl.controller.records import StopAsked
 from forgectl.controller.state import Mesh, Rank, RunStateName
 from forgectl.errors import UnreachableError
+from forgectl.model.plan import Plan
+from forgectl.wire.envelope import Refusal
 
-if TYPE_CHECKING:
-    from forgectl.controller.run import Run
+
+class Outcome(Protocol):
+    """What a verdict is read from: a `Run`."""
+
+    plan: Plan
+    meshes: dict[str, Mesh]
+    state: RunStateName
+    stop: StopAsked | None
+    error: Refusal | None
 
 
-def over(run: Run) -> str | None:
+def over(run: Outcome) -> str | None:
     """Why there is nothing left to run for; None while there is."""
     if any(m.ended for m in run.meshes.values() if m.plan.kind == "driver"):
         return "the end of its driver"
@@ -21,7 +31,7 @@ def over(run: Run) -> str | None:
     return None
 
 
-def verdict(run: Run) -> RunStateName:
+def verdict(run: Outcome) -> RunStateName:
     """The state of a run whose meshes have all ended."""
     states = {m.state for m in _drivers(run) or run.meshes.values()}  # a script's meshes are its own affair
     if run.error is not None or "failed" in states:
@@ -33,7 +43,7 @@ def verdict(run: Run) -> RunStateName:
     return "stopped"
 
 
-def exit_code(run: Run) -> int:
+def exit_code(run: Outcome) -> int:
     """The exit code of a launch in the foreground: the failed workload's own, where there is one."""
     if run.stop is not None and run.stop.exit_code:
         return run.stop.exit_code
@@ -45,7 +55,7 @@ def exit_code(run: Run) -> int:
     return 0 if run.state in ("succeeded", "starting", "running") else 143
 
 
-def _deciding(run: Run) -> list[Mesh]:
+def _deciding(run: Outcome) -> list[Mesh]:
     """The meshes whose end is the run's: its driver, else its scripts, else its actors."""
     if run.plan.open:
         return []
@@ -53,7 +63,7 @@ def _deciding(run: Run) -> list[Mesh]:
     return _drivers(run) or [m for m in meshes if m.plan.kind == "script"] or [m for m in meshes if m.plan.stays]
 
 
-def _drivers(run: Run) -> list[Mesh]:
+def _drivers(run: Outcome) -> list[Mesh]:
     """The mesh of the user's own driver script, where there is one."""
     return [m for m in run.meshes.values() if m.plan.kind == "driver" and m.plan.program.kind != "resident"]
 

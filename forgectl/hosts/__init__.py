@@ -1,1 +1,1 @@
-"""TODO."""
+"""What a machine has, and who holds it. Standard library and psutil only."""

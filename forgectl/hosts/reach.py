@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 
 import psutil
 
-from forgectl.agent.forkserver.rendezvous import bind
 from forgectl.protocol.relay import Target
 from forgectl.system.processes import boot_id
+from forgectl.wire.sockets import listen_tcp
 
 DIAL_SECONDS = 3.0
 CANDIDATES = 8
@@ -42,7 +42,7 @@ def listen_on(addresses: Sequence[str]) -> tuple[list[socket.socket], dict[str, 
     listeners, ports = [], {}
     for address in addresses:
         with contextlib.suppress(OSError):
-            listener = bind(address)
+            listener = listen_tcp(address)
             listeners.append(listener)
             ports[address] = listener.getsockname()[1]
     return listeners, ports

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Any, Literal
 
+from forgectl.boot import AHEAD
 from forgectl.frozen import dataclass
 from forgectl.names import SECRETS
 
@@ -16,8 +17,6 @@ MeshKind = Literal["actor", "service", "script", "driver"]
 StartMethod = Literal["fork", "spawn"]
 SyncKind = Literal["content", "none"]
 
-AHEAD = "forgectl.rank.ahead"
-"""What a fork server of actors preloads, besides what it is told to."""
 MAX_RANKS = 4096
 """Of a run: the messages about all of them must fit a line of the protocol."""
 LEASE = 30.0

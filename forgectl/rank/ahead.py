@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 
-NEEDED = ("asyncio", "cloudpickle", "zmq", "forgectl.actor.actor_rank", "forgectl.actor.forge_actor")
+from forgectl.boot import ACTOR_RANK, FORGE_ACTOR
+
+NEEDED = ("asyncio", "cloudpickle", "zmq", ACTOR_RANK, FORGE_ACTOR)
 
 for _name in NEEDED:
     with contextlib.suppress(Exception):  # each rank says what is wrong with it

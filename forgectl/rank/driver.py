@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 
+from forgectl import boot
 from forgectl.names import DRIVER
 
 _this_process: tuple[int, str] | None = None
@@ -26,7 +27,7 @@ def begin(kind: str) -> bool:
     with open(os.path.join(directory, "plan.json")) as plan:  # noqa: PTH118
         if not json.load(plan)["declared"]:
             return True  # a script alone: ForgeActor attaches to the run when it is used
-    driver = importlib.import_module("forgectl.actor.driver.declared")
+    driver = importlib.import_module(boot.DRIVER)
     driver.bring_up()
     if kind == "resident":
         driver.stay()

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What the kernel gives us: processes, private files, cgroups, logs with holes."""

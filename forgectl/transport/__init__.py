@@ -1,1 +1,1 @@
-"""How an agent is reached."""
+"""How agents and hosts are reached: here, by ssh, and each other."""

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from forgectl.errors import UnreachableError
 from forgectl.protocol.agent import AGENT_TO_CONTROLLER, AgentConfig
 from forgectl.protocol.relay import AgentReached, AgentStarted, NoAgent, ReachAgent, StartAgent
-from forgectl.transport.ssh import Destination, Dialled, dial
+from forgectl.transport.destination import Destination
+from forgectl.transport.ssh import Dialled, dial
 from forgectl.wire.envelope import MAX_LINE, ProtocolError
 from forgectl.wire.stream import Stream
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import random
-import shlex
 import signal
 import socket
 import subprocess
@@ -17,11 +16,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from forgectl.errors import BY_EXIT_CODE, ForgeError, UnreachableError, UsageError
+from forgectl.errors import BY_EXIT_CODE, ForgeError, UnreachableError
 from forgectl.protocol.relay import RELAY_TO_LAUNCHER, RelayReady
 from forgectl.protocol.sync import RELAY_TO_SYNC
 from forgectl.transport import ssh_errors
 from forgectl.transport.bundle import bundle, stage
+from forgectl.transport.destination import Destination, program
 from forgectl.transport.ssh_errors import StageWord
 from forgectl.wire.codec import from_json
 from forgectl.wire.envelope import ProtocolError, Refusal, decode
@@ -56,21 +56,6 @@ OPTIONS = (
     *("-o", "ClearAllForwardings=yes", "-o", "ControlPath=none", "-o", "RemoteCommand=none"),
     *("-o", "PermitLocalCommand=no", "-o", "LogLevel=ERROR"),
 )
-
-
-@dataclass(frozen=True)
-class Destination:
-    """An ssh host of a run: its name, what ssh is told, the interpreter there, and our folder ("": it finds one)."""
-
-    name: str
-    ssh: str
-    python: str
-    root: str = ""
-
-    @property
-    def command(self) -> str:
-        """The ssh program, as the user would type it."""
-        return shlex.join(program())
 
 
 class Said:
@@ -190,15 +175,6 @@ class Dialled:
 
 
 _turns: dict[str, threading.BoundedSemaphore] = defaultdict(lambda: threading.BoundedSemaphore(AT_ONCE))
-
-
-def program() -> list[str]:
-    """The user's ssh: FORGECTL_SSH with its options, else `ssh`. Raises UsageError where it cannot be read."""
-    given = os.environ.get("FORGECTL_SSH", "").strip()
-    try:
-        return shlex.split(given) or ["ssh"]
-    except ValueError as e:
-        raise UsageError(f"FORGECTL_SSH={given!r} is no command: {e}") from None
 
 
 def dial(

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from forgectl.errors import ForgeError, SshRefusedError, UnreachableError
 from forgectl.frozen import dataclass
-
-if TYPE_CHECKING:
-    from forgectl.transport.ssh import Destination
+from forgectl.transport.destination import Destination
 
 REFUSED = 255
 NOT_FOUND = 127

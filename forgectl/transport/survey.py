@@ -21,7 +21,8 @@ from forgectl.model.plan import HostFacts
 from forgectl.names import name_of
 from forgectl.protocol.relay import GetFacts, HostReport
 from forgectl.system.processes import boot_id
-from forgectl.transport.ssh import Destination, Dialled, dial
+from forgectl.transport.destination import Destination
+from forgectl.transport.ssh import Dialled, dial
 
 if TYPE_CHECKING:
     from forgectl.spec.model import Host, Spec

@@ -20,7 +20,8 @@ from pathlib import Path
 from forgectl.errors import ForgeError, UnreachableError
 from forgectl.protocol.relay import AgentReached, ReachAgent
 from forgectl.system.processes import die_with_parent
-from forgectl.transport.ssh import Destination, Dialled, dial
+from forgectl.transport.destination import Destination
+from forgectl.transport.ssh import Dialled, dial
 from forgectl.wire.sockets import listen, peer_uid
 
 CHUNK = 1 << 18

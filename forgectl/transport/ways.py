@@ -23,8 +23,9 @@ def way_to(host: HostPlan, agent_socket: Path, handed: Sequence[int]) -> LocalWa
     if host.local:
         return LocalWay(agent_socket, host.python, *handed)
     from forgectl.protocol.relay import RELAY_TO_LAUNCHER
+    from forgectl.transport.destination import Destination
     from forgectl.transport.remote import SshWay  # most runs have no ssh host, and begin a hundredth of a second sooner
-    from forgectl.transport.ssh import Destination, Dialled
+    from forgectl.transport.ssh import Dialled
     from forgectl.wire.sockets import Line
 
     to = Destination(host.name, host.ssh or host.name, host.python, host.root)

@@ -187,3 +187,12 @@ class Line:
     def close(self) -> None:
         """End the connection."""
         self.socket.close()
+
+
+def listen_tcp(address: str) -> socket.socket:
+    """A listening TCP socket on a free port of `address` alone; raises OSError."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    sock.bind((address, 0))
+    sock.listen(4096)
+    return sock

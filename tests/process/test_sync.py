@@ -20,7 +20,8 @@ from forgectl.protocol.relay import RelayReady
 from forgectl.sync.listing import PIECE
 from forgectl.sync.scan import Tree, scan
 from forgectl.sync.sender import Pushed, push
-from forgectl.transport.ssh import ANSWERS, Destination, Dialled, dial
+from forgectl.transport.destination import Destination
+from forgectl.transport.ssh import ANSWERS, Dialled, dial
 from forgectl.wire.sockets import Line
 from tests.lab.lab import Lab
 from tests.unit.sync_cases import LIMIT, Snapshot, snapshot

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from forgectl.transport.destination import Destination
 from forgectl.transport.remote import SshWay
-from forgectl.transport.ssh import Destination, dial
+from forgectl.transport.ssh import dial
 from tests.conftest import PROGRAMS, until
 from tests.lab.host import HOME
 from tests.process.other_user import NOBODY

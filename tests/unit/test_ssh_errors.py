@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from forgectl.errors import ForgeError, SshRefusedError, UnreachableError
-from forgectl.transport.ssh import Destination, dial
+from forgectl.transport.destination import Destination
+from forgectl.transport.ssh import dial
 from forgectl.transport.ssh_errors import StageWord, TryAgain, explain, unfit
 
 TO = Destination("gpu01", "ubuntu@gpu01", "/opt/bin/python")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from forgectl.actor.plain_calls import check, plain
+from forgectl.controller.run_dir import RunDir
 from forgectl.errors import ForgeError, NotFoundError, TimedOutError
 from forgectl.protocol.driver import CLI_TO_DRIVER, Call, GetMetrics, Metrics, Values
 from forgectl.redaction import of_process
@@ -13,14 +14,18 @@ from forgectl.wire.envelope import ProtocolError, Refusal
 from forgectl.wire.listener import Doorway
 from forgectl.wire.stream import Stream
 
-if TYPE_CHECKING:
-    from forgectl.actor.driver.run import Home
+
+class Driver(Protocol):
+    """What answers: the run that this process drives."""
+
+    run: RunDir
+    services: dict[str, Any]
 
 
 class Door:
     """Where the driver is asked: a Unix socket beside the controller's."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Driver) -> None:
         self._home = home
         self._door = Doorway(home.run.driver_socket, self._serve)
 

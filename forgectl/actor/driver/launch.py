@@ -16,13 +16,18 @@ if TYPE_CHECKING:
     from forgectl.actor.handle import ActorHandle
 
 
+def _import_the_rest() -> None:
+    """What is needed once the run's processes are there, imported while they start."""
+    with contextlib.suppress(ImportError):  # whoever needs it will be told
+        import forgectl.actor.driver.call_server
+        import forgectl.actor.driver.live_mesh  # noqa: F401
+
+
 async def launch_mesh(cls: Any, made: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ActorHandle:
     """Bring up one mesh as `cls` is configured, with `made(*args, **kwargs)` in each rank."""
     unit = cls._unit()
-    home = await asyncio.to_thread(homes.home, unit)
-    from forgectl.actor.driver.live_mesh import (
-        Making,  # what a run does not need to begin comes while its processes start
-    )
+    home = await asyncio.to_thread(homes.home, unit, _import_the_rest)
+    from forgectl.actor.driver.live_mesh import Making
 
     making = Making(made, args, kwargs, unit.procs, backoff=cls._kind == "service")
     return await home.in_loop(_launch(home, unit, making, named=cls.mesh_name is not None))

@@ -10,10 +10,10 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from forgectl.actor.deaths import again, died
 from forgectl.actor.driver.run import Document, Home
 from forgectl.actor.endpoint import endpoints_of, interface_of
 from forgectl.actor.handle import ActorHandle
-from forgectl.actor.mesh import again, died
 from forgectl.actor.ranks import Ranks
 from forgectl.actor.verbs import CONSTRUCT, INVOKE
 from forgectl.errors import ActorDied, ForgeError, error_of

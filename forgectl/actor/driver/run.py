@@ -11,7 +11,6 @@ import atexit
 import concurrent.futures
 import contextlib
 import functools
-import importlib
 import os
 import sys
 import threading
@@ -19,6 +18,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from forgectl.actor.origin import Origin, find_launched_by
 from forgectl.controller import client
 from forgectl.controller.run_dir import RunDir
 from forgectl.controller.start_run import begin_run
@@ -33,7 +33,6 @@ from forgectl.wire.envelope import Refusal
 from forgectl.wire.sockets import private_folder
 
 if TYPE_CHECKING:
-    from forgectl.actor.foreign_mesh import Origin
     from forgectl.messages.calling import Here
 
 T = TypeVar("T")
@@ -119,8 +118,6 @@ class Home:
     @functools.cached_property
     def origin(self) -> Origin:
         """What a handle tells other processes of this run."""
-        from forgectl.actor.foreign_mesh import Origin
-
         number = next(i for i, host in enumerate(self.plan.hosts) if host.local)
         return Origin(self.run.run, boot_id(), self.here.folder, str(self.run.agent_socket(number)))
 
@@ -282,22 +279,26 @@ _home: Home | None = None
 _lock = threading.Lock()
 
 
-def home(coming: Unit | None = None) -> Home:
-    """The run that this process drives; begun now where there is none, for the mesh `coming`. Raises ForgeError."""
+def home(coming: Unit | None = None, meanwhile: Callable[[], None] = lambda: None) -> Home:
+    """The run that this process drives; begun now where there is none, for the mesh `coming`. Raises ForgeError.
+
+    `meanwhile` is called while the processes of a run that is begun start.
+    """
     global _home
     with _lock:
         if _home is None or _home.is_of_a_parent:
-            _home = _find_or_begin(coming)
+            _home = _find_or_begin(coming, meanwhile)
+            find_launched_by(_launched)
             atexit.register(_home.close)
         return _home
 
 
-def living_home() -> Home | None:
-    """The run that this process drives, if it does."""
-    return _home if _home is not None and not _home.is_of_a_parent else None
+def _launched(run: str, mesh: str) -> Any:
+    ours = _home if _home is not None and not _home.is_of_a_parent and _home.run.run == run else None
+    return ours and ours.meshes.get(mesh)
 
 
-def _find_or_begin(coming: Unit | None) -> Home:
+def _find_or_begin(coming: Unit | None, meanwhile: Callable[[], None]) -> Home:
     if (run_dir := driver.run_dir()) is not None:
         run, own = RunDir.existing(Path(run_dir)), False
     elif "FORGE_RUN_DIR" in os.environ:
@@ -307,20 +308,13 @@ def _find_or_begin(coming: Unit | None) -> Home:
         )
     else:
         plan = _own_plan()
-        run = begin_run(plan, b"", name_is_given=False, own=True, coming=coming, meanwhile=_import_the_rest)
+        run = begin_run(plan, b"", name_is_given=False, own=True, coming=coming, meanwhile=meanwhile)
         own = True
     from forgectl.actor.driver.call_server import Door  # not before: time counts until the run has begun
 
     found = Home(run, run.read_plan(), own=own)
     found.keep_reachable(Door(found).keep())
     return found
-
-
-def _import_the_rest() -> None:
-    """What is needed once the run's processes are there, imported while they start."""
-    with contextlib.suppress(ImportError):  # whoever needs it will be told
-        importlib.import_module("forgectl.actor.driver.live_mesh")
-        importlib.import_module("forgectl.actor.driver.call_server")
 
 
 def _own_plan() -> Plan:

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Services: requests routed among replicas, batched, and counted. Pure asyncio."""

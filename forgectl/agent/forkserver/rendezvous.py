@@ -10,15 +10,6 @@ from datetime import timedelta
 from forgectl.system.processes import die_with_parent
 
 
-def bind(address: str) -> socket.socket:
-    """A listening TCP socket on a free port of `address` alone; raises OSError."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    sock.bind((address, 0))
-    sock.listen(4096)
-    return sock
-
-
 def serve_store(parent: int, listener: int, address: str, world_size: int) -> None:
     """Be the store: serve on the descriptor `listener` until killed. Runs in a child of the fork server."""
     os.setsid()

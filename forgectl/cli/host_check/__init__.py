@@ -1,1 +1,1 @@
-"""TODO."""
+"""What `forgectl check` concludes from what hosts have. Pure."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What commands show."""
