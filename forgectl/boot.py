@@ -12,9 +12,9 @@ BOOT = str(Path(__file__).resolve())
 
 ROLES = {
     "controller": "forgectl.controller.controller",
-    "agent": "forgectl.agent.main",
+    "agent": "forgectl.agent.start",
     "forkserver": "forgectl.agent.forkserver.server",
-    "rank": "forgectl.rank.main",
+    "rank": "forgectl.rank.script",
     "messenger": "forgectl.messages.messenger",
     "tunnel": "forgectl.transport.tunnel",
 }

@@ -12,7 +12,7 @@ from typing import Any
 from forgectl.actor import monarch_names
 from forgectl.actor.performer import Performer
 from forgectl.actor.plain_calls import check, plain
-from forgectl.actor.remote_errors import Raised, carrier, shown
+from forgectl.actor.remote_errors import RemoteError, carrier, shown
 from forgectl.actor.value_mesh import serving
 from forgectl.actor.verbs import ASK, CONSTRUCT, INVOKE
 from forgectl.errors import NotFoundError, UsageError
@@ -73,7 +73,7 @@ class ActorRank:
             return {"code": 1, "message": of_process()(what)}
 
 
-def _carried(error: BaseException) -> Raised:
+def _carried(error: BaseException) -> RemoteError:
     """What goes to the caller of an endpoint that raised.
 
     An exit that the user's code asks for is one of the rank, as in any program.

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from forgectl.protocol.agent import AGENT_TO_FOLLOWER, Follow, MeshNews, Synced
+from forgectl.protocol.supervision import AGENT_TO_FOLLOWER, Follow, MeshNews, Synced
 from forgectl.version import __version__
 from forgectl.wire.envelope import ProtocolError
-from forgectl.wire.sockets import Line, dial
+from forgectl.wire.unix_sockets import Connection, dial
 
 Watcher = Callable[[MeshNews], None]
 
@@ -61,8 +61,8 @@ class Follower:
         if not self.heard.done():
             self.heard.set_result(None)
 
-    def _connect(self) -> Line:
-        line = Line(dial(self._agent, 5.0), AGENT_TO_FOLLOWER)
+    def _connect(self) -> Connection:
+        line = Connection(dial(self._agent, 5.0), AGENT_TO_FOLLOWER)
         line.send(Follow(__version__, self._run))
         return line
 

@@ -9,15 +9,15 @@ import threading
 from typing import Any
 
 from forgectl.actor import follower
+from forgectl.actor.called_mesh import CalledMesh
 from forgectl.actor.deaths import again, died
 from forgectl.actor.endpoint import Interface
-from forgectl.actor.mesh import Mesh
 from forgectl.actor.origin import Origin
 from forgectl.actor.ranks import Ranks
 from forgectl.errors import ActorDied, ForgeError, UnreachableError
 from forgectl.messages.calling import Here
-from forgectl.protocol.agent import MeshNews
 from forgectl.protocol.control import OVER
+from forgectl.protocol.supervision import MeshNews
 from forgectl.system.processes import boot_id
 
 NEWS_SECONDS = 30.0
@@ -113,6 +113,6 @@ def _here(origin: Origin) -> tuple[Here, str]:
 
 def _found(
     name: str, interface: Interface, procs: int, origin: Origin, generation: int, places: tuple[str, ...]
-) -> Mesh:
+) -> CalledMesh:
     """The mesh that this process launched itself, when its handle comes back; else a foreign one."""
     return origin.launched_here(name) or ForeignMesh(name, interface, procs, origin, generation, places)

@@ -113,7 +113,7 @@ class ForgeActor:
     @classmethod
     async def launch(cls, *args: Any, **kwargs: Any) -> ActorHandle:
         """What `as_actor` does, and `as_service` for each replica. Override it to launch several meshes together."""
-        from forgectl.actor.driver.launch import launch_mesh
+        from forgectl.actor.driver.launch_mesh import launch_mesh
 
         return await launch_mesh(cls, _origin(cls), args, kwargs)
 

@@ -7,7 +7,7 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, NoReturn
 
-from forgectl.actor.mesh import Mesh
+from forgectl.actor.called_mesh import CalledMesh
 from forgectl.actor.performer import calling
 from forgectl.actor.value_mesh import ValueMesh
 from forgectl.actor.verbs import INVOKE
@@ -21,7 +21,7 @@ class ActorHandle:
     It may be handed to other actors as an argument, and called there.
     """
 
-    def __init__(self, mesh: Mesh, *, where: dict[str, Any] | None = None, timeout: float | None = None) -> None:
+    def __init__(self, mesh: CalledMesh, *, where: dict[str, Any] | None = None, timeout: float | None = None) -> None:
         self._mesh = mesh
         self._where = where or {}
         self._timeout = timeout
@@ -79,7 +79,7 @@ class ActorHandle:
         return _from_parts, (self._mesh.foreign(), self._where, self._timeout)
 
 
-def _from_parts(mesh: Mesh, where: dict[str, Any], timeout: float | None) -> ActorHandle:
+def _from_parts(mesh: CalledMesh, where: dict[str, Any], timeout: float | None) -> ActorHandle:
     return ActorHandle(mesh, where=where, timeout=timeout)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from forgectl.actor.deaths import again
-from forgectl.actor.remote_errors import Raised, original
+from forgectl.actor.remote_errors import RemoteError, original
 from forgectl.errors import ActorDied, UnreachableError
 from forgectl.messages import pickling
 from forgectl.messages.calling import Call, Here, LostError, exchange
@@ -80,7 +80,7 @@ def _value_or_raise(kind: int, body: Sequence[Any]) -> Any:
     value = pickling.loads(body)
     if kind != ERROR:
         return value
-    if not isinstance(value, Raised):
+    if not isinstance(value, RemoteError):
         raise RuntimeError(f"a rank answered with an error of type {type(value).__name__}")
     error, remote = original(value)
     error.__cause__ = remote

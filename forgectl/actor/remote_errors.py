@@ -14,7 +14,7 @@ _OURS = {str(Path(__file__).with_name(name)) for name in ("actor_rank.py", "perf
 _BELOW = {*_OURS, concurrent.futures.thread.__file__}
 
 
-class Raised(Exception):
+class RemoteError(Exception):
     """Carries an exception out of a rank. `pickled` is empty where that cannot be."""
 
     def __init__(self, pickled: list[Any], line: str, text: str) -> None:
@@ -24,14 +24,14 @@ class Raised(Exception):
         self.text = text
 
 
-def carrier(error: BaseException) -> Raised:
+def carrier(error: BaseException) -> RemoteError:
     """An exception that any process can unpickle, whatever `error` is."""
     line = "".join(traceback.format_exception_only(type(error), error)).strip()
     try:
         pickled = pickling.nested(error)
     except Exception:
         pickled = []
-    return Raised(pickled, line, shown(error))
+    return RemoteError(pickled, line, shown(error))
 
 
 def shown(error: BaseException) -> str:
@@ -52,7 +52,7 @@ class RemoteTraceback(Exception):
         return "\n" + str(self.args[0])
 
 
-def original(raised: Raised) -> tuple[Exception, RemoteTraceback]:
+def original(raised: RemoteError) -> tuple[Exception, RemoteTraceback]:
     """The exception that was carried, or a RuntimeError where it cannot be had here, and its cause."""
     try:
         found = pickling.loads(raised.pickled)

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from forgectl.actor.driver import run as homes
 from forgectl.actor.driver.live_mesh import LiveMesh
+from forgectl.actor.driver.run_client import RunClient, run_client
 from forgectl.actor.endpoint import endpoints_of, interface_of
 from forgectl.actor.handle import ActorHandle
-from forgectl.actor.service.service import Service
+from forgectl.actor.service.service import ServiceCore
 from forgectl.actor.service.session import Session, current_session
 from forgectl.errors import ForgeError
 
@@ -49,7 +49,7 @@ class _Replica:
 class ServiceHandle:
     """A service. `service.ENDPOINT.route(…)` calls one healthy replica, `fanout(…)` all; see `ServiceEndpoint`."""
 
-    def __init__(self, home: homes.Home, cls: type, core: Service) -> None:
+    def __init__(self, home: RunClient, cls: type, core: ServiceCore) -> None:
         self._home = home
         self._cls = cls
         self._interface = interface_of(cls)
@@ -151,7 +151,7 @@ class ServiceEndpoint:
 
 async def launch_service(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ServiceHandle:
     """Bring up `cls.num_replicas` replicas, and a service before them."""
-    home = await asyncio.to_thread(homes.home, cls._unit())
+    home = await asyncio.to_thread(run_client, cls._unit())
     name = home.service_name(cls._base_name(), named=cls.mesh_name is not None)
     settings = cls._settings
 
@@ -160,7 +160,7 @@ async def launch_service(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         replica._kind = "service"
         return _Replica(cls, await replica.launch(*args, **kwargs), first_rank=settings.return_first_rank_result)
 
-    core = Service(name, settings.service_config(cls.num_replicas), endpoints_of(cls), start)
+    core = ServiceCore(name, settings.service_config(cls.num_replicas), endpoints_of(cls), start)
     service = ServiceHandle(home, cls, core)
     home.services[name] = service
     try:

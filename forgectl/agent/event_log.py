@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from forgectl.protocol.agent import Event, Happening, MessengerGone, Notice, RankExited, Refused, StartFailed
+from forgectl.protocol.supervision import Event, Happening, MessengerGone, Notice, RankExited, Refused, StartFailed
 from forgectl.redaction import Redaction
 from forgectl.wire.envelope import Refusal, pack
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from forgectl.names import NAME
-from forgectl.protocol.agent import LogAt, LogPart, LogParts, ReadLogs
+from forgectl.protocol.supervision import LogAt, LogPart, LogParts, ReadLogs
 from forgectl.system.log_cap import next_data
 from forgectl.wire.envelope import ProtocolError
 

@@ -19,14 +19,14 @@ from typing import Any
 from forgectl.agent.reaper import Reaper
 from forgectl.boot import BOOT
 from forgectl.names import NET_SOCKET
-from forgectl.protocol.agent import Links, Membership, MessengerGone, MessengerOpened, Tunnel
+from forgectl.protocol.supervision import Links, Membership, MessengerGone, MessengerOpened, Tunnel
 from forgectl.wire.codec import to_json
 
 TUNNEL_PAUSE = 1.0
 """Seconds after which a tunnel that has ended is dug anew."""
 
 
-class Child:
+class MessengerProcess:
     """One process with a role, which reads JSON lines and says one on a descriptor once it serves."""
 
     def __init__(
@@ -135,8 +135,8 @@ class Messengers:
         self._reaper = reaper
         self._emit = emit
         self._generation = -1
-        self._messenger: Child | None = None
-        self._tunnels: dict[str, tuple[Tunnel, Child]] = {}
+        self._messenger: MessengerProcess | None = None
+        self._tunnels: dict[str, tuple[Tunnel, MessengerProcess]] = {}
         self._stopped = False
 
     def open(self, generation: int) -> None:
@@ -151,13 +151,15 @@ class Messengers:
 
         try:
             config = {**to_json(self._membership), "folder": str(self._folder)}
-            child = self._messenger = Child("messenger", config, self._logs("messenger"), self._reaper, on_word)
+            child = self._messenger = MessengerProcess(
+                "messenger", config, self._logs("messenger"), self._reaper, on_word
+            )
         except OSError as e:
             self._emit(MessengerGone(generation, f"it could not be started: {e}"))
             return
         child.ended.add_done_callback(lambda _: self._on_end(generation, child))
 
-    def _on_end(self, generation: int, child: Child) -> None:
+    def _on_end(self, generation: int, child: MessengerProcess) -> None:
         if not self._stopped:
             self._messenger = None
             self._emit(MessengerGone(generation, child.how_ended()))
@@ -181,11 +183,11 @@ class Messengers:
     def _dig(self, place: str, tunnel: Tunnel) -> None:
         config = {**to_json(tunnel), "entry": str(self._entry(tunnel))}
         with contextlib.suppress(OSError):  # the messenger goes on trying to dial; the host's log says why in vain
-            child = Child("tunnel", config, self._logs("tunnel"), self._reaper, lambda _: None)
+            child = MessengerProcess("tunnel", config, self._logs("tunnel"), self._reaper, lambda _: None)
             self._tunnels[place] = tunnel, child
             child.ended.add_done_callback(lambda _: self._dig_anew(place, tunnel, child))
 
-    def _dig_anew(self, place: str, tunnel: Tunnel, child: Child) -> None:
+    def _dig_anew(self, place: str, tunnel: Tunnel, child: MessengerProcess) -> None:
         """Tunnels dial by themselves as long as they live; one that was killed is wanted as much as before."""
 
         def again() -> None:

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from forgectl.agent import logs
-from forgectl.protocol.agent import RankExited
+from forgectl.agent import rank_logs
+from forgectl.protocol.supervision import RankExited
 
 MAX_ERROR_FILE = 1 << 20
 TAIL_LINES = 20
@@ -49,7 +49,7 @@ def exit_report(
         oom=oom,
         error=message,
         traceback=trace,
-        log_tail=tuple(logs.tail(log, TAIL_LINES)),
+        log_tail=tuple(rank_logs.tail(log, TAIL_LINES)),
         failed_ago=max(0.0, time.time() - failed_at),
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from forgectl.agent import bootstrap
 from forgectl.agent.forkserver.spawn import fields, lock_of, log_of
-from forgectl.protocol.agent import AgentConfig
+from forgectl.protocol.supervision import AgentConfig
 from forgectl.wire.codec import to_json
 
 

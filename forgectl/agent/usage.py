@@ -6,7 +6,7 @@ import time
 
 import psutil
 
-from forgectl.protocol.agent import RankStats
+from forgectl.protocol.supervision import RankStats
 from forgectl.system.processes import Identity
 
 

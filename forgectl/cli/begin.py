@@ -31,7 +31,7 @@ def planned(spec: Spec) -> Iterator[tuple[Plan, Hosts]]:
 
     Raises SpecError, BusyError, NotInstalledError, and what ssh says of hosts that are not reached.
     """
-    from forgectl.cli.views.hosts import no_answer_yet
+    from forgectl.cli.views.host_news import no_answer_yet
     from forgectl.plan.placement import place
     from forgectl.transport.addresses import verified
     from forgectl.transport.survey import gather

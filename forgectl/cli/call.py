@@ -54,12 +54,12 @@ def _values(name: str, endpoint: str, args: list[Any], kwargs: dict[str, Any], t
     from forgectl.cli.find import find_mesh, mesh_of
     from forgectl.controller import client
     from forgectl.errors import NotFoundError
-    from forgectl.protocol.driver import Call, Values
+    from forgectl.protocol.endpoint_calls import CallEndpoint, Values
 
     run, found = find_mesh(name)
     target = name.rpartition("/")[2]
     if found != (target,):
-        values: list[Any] = ask_driver(run, Call(target, endpoint, args, kwargs, timeout), Values, None).values
+        values: list[Any] = ask_driver(run, CallEndpoint(target, endpoint, args, kwargs, timeout), Values, None).values
         return values
     document = client.document(run)
     mesh = mesh_of(document, target)

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from forgectl.cli.host_check.findings import Finding, Target
     from forgectl.cli.host_check.wants import Wants
     from forgectl.model.plan import Plan
-    from forgectl.protocol.relay import Examine
+    from forgectl.protocol.host_survey import Examine
     from forgectl.spec.model import Host, Spec
     from forgectl.transport.addresses import Pairs
-    from forgectl.transport.examine import Examined, Reach
+    from forgectl.transport.examinations import Examined, Reach
     from forgectl.transport.survey import Hosts
 
 
@@ -37,7 +37,7 @@ def check(
     import sys
 
     from forgectl.cli.host_check.findings import exit_code
-    from forgectl.cli.views.check import check_json, check_table
+    from forgectl.cli.views.check_view import check_json, check_table
     from forgectl.cli.views.render import show
     from forgectl.spec.load import load
 
@@ -56,8 +56,8 @@ def look_at(spec: Spec) -> tuple[dict[str, Examined], Reach, list[Finding]]:
     """What was found on each host, which of them reach each other, and what to make of it."""
     from forgectl.cli.host_check import findings
     from forgectl.cli.host_check.wants import wants_of
-    from forgectl.cli.views.hosts import no_answer_yet
-    from forgectl.transport.examine import examine_all
+    from forgectl.cli.views.host_news import no_answer_yet
+    from forgectl.transport.examinations import examine_all
     from forgectl.transport.survey import Hosts
 
     wants = wants_of(spec)
@@ -87,7 +87,7 @@ def _target(host: Host) -> Target:
 
 def _request(host: Host, spec: Spec, wants: Wants) -> Examine:
     from forgectl.cli.host_check.wants import OWN
-    from forgectl.protocol.relay import Examine
+    from forgectl.protocol.host_survey import Examine
 
     copied = not host.local and spec.sync == "content"
     return Examine(
@@ -106,7 +106,7 @@ def _placed(spec: Spec, examined: Mapping[str, Examined]) -> tuple[Plan | None, 
     from forgectl.cli.host_check import findings
     from forgectl.errors import BusyError, SpecError
     from forgectl.plan.placement import place
-    from forgectl.transport.examine import facts_of
+    from forgectl.transport.examinations import facts_of
 
     facts = {host.name: facts_of(host, examined[host.name].found) for host in spec.all_hosts}
     try:
@@ -123,7 +123,7 @@ def _reach(
     from forgectl.cli.host_check import findings
     from forgectl.errors import ForgeError
     from forgectl.transport.addresses import needed_pairs
-    from forgectl.transport.examine import pairs_of, reach_each_other
+    from forgectl.transport.examinations import pairs_of, reach_each_other
 
     networks = {name: e.found.network for name, e in examined.items()}
     wanted: Pairs | None = needed_pairs(plan, networks) if plan else None

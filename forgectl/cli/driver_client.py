@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 from forgectl.controller import client
 from forgectl.controller.run_dir import RunDir
 from forgectl.errors import InternalError, NotFoundError, NotOursError, TimedOutError, error_of
-from forgectl.protocol.driver import DRIVER_TO_CLI
+from forgectl.protocol.endpoint_calls import DRIVER_TO_CLI
 from forgectl.version import __version__
 from forgectl.wire.envelope import Hello, ProtocolError, Refusal
-from forgectl.wire.sockets import Line, dial
+from forgectl.wire.unix_sockets import Connection, dial
 
 T = TypeVar("T")
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 def ask_driver(run: RunDir, request: Any, answer: type[T], seconds: float | None) -> T:
     """The driver's answer; raises NotFoundError where the run has no driver that answers, and what it refuses with."""
     try:
-        line = Line(dial(run.driver_socket, client.ANSWER_SECONDS), DRIVER_TO_CLI)
+        line = Connection(dial(run.driver_socket, client.ANSWER_SECONDS), DRIVER_TO_CLI)
     except NotOursError:
         raise
     except OSError:

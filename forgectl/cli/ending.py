@@ -9,19 +9,19 @@ from typing import Any
 
 from forgectl.cli.find import mesh_of
 from forgectl.cli.views import render
-from forgectl.cli.views.hosts import HostNews
+from forgectl.cli.views.host_news import HostNews
 from forgectl.controller import client, run_dir
 from forgectl.controller.run_dir import RunDir
 from forgectl.errors import ForgeError, InternalError
 from forgectl.protocol.control import OVER, Attach, Shutdown, StatusReport
 from forgectl.wire.envelope import ProtocolError
-from forgectl.wire.sockets import Line
+from forgectl.wire.unix_sockets import Connection
 
 
 def end_all(targets: dict[str, tuple[str, ...] | None], grace: float) -> int:
     """End meshes (None: all) of runs, all at once; 0 when every process is gone, 70 where one could not be killed."""
     runs = [RunDir.existing(run_dir.runs_folder() / name) for name in targets]
-    lines: dict[str, Line | None] = {}
+    lines: dict[str, Connection | None] = {}
     trouble: ForgeError | None = None
     for run in runs:  # all are asked before any is waited for
         try:
@@ -46,7 +46,7 @@ def end_all(targets: dict[str, tuple[str, ...] | None], grace: float) -> int:
     return worst
 
 
-def _ask(run: RunDir, meshes: tuple[str, ...] | None, grace: float) -> Line | None:
+def _ask(run: RunDir, meshes: tuple[str, ...] | None, grace: float) -> Connection | None:
     """A connection over which the end of the meshes was asked for; None if the run has ended."""
     line = client.connect(run)
     if line is not None:
@@ -56,7 +56,7 @@ def _ask(run: RunDir, meshes: tuple[str, ...] | None, grace: float) -> Line | No
     return line
 
 
-def _wait(run: RunDir, line: Line | None, meshes: tuple[str, ...] | None, grace: float) -> dict[str, Any]:
+def _wait(run: RunDir, line: Connection | None, meshes: tuple[str, ...] | None, grace: float) -> dict[str, Any]:
     """Follow a run until what was asked for is over; a controller that dies meanwhile is replaced."""
     news = HostNews()
     while line is not None:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forgectl.cli.log_output.stream import LogStream, Source
-from forgectl.cli.log_output.writer import LogWriter
+from forgectl.cli.log_output.log_stream import LogSource, LogStream
+from forgectl.cli.log_output.log_writer import LogWriter
 from forgectl.cli.views import render
-from forgectl.cli.views.hosts import HostNews, only_waits_for
-from forgectl.cli.watch import Signals, Watch
+from forgectl.cli.views.host_news import HostNews, only_waits_for
+from forgectl.cli.watch import RunWatch, Signals
 from forgectl.controller import client
 from forgectl.controller.run_dir import RunDir
 from forgectl.controller.start_run import begin_run
@@ -23,7 +23,7 @@ from forgectl.transport.survey import Hosts
 
 
 @dataclass(frozen=True)
-class How:
+class LaunchOptions:
     """What the user says of a launch: to stay or not (`detach`), seconds until all must be up, and in which form."""
 
     detach: bool
@@ -31,7 +31,7 @@ class How:
     as_json: bool
 
 
-def launch_plan(plan: Plan, hosts: Hosts, spec_text: bytes, how: How, *, name_is_given: bool) -> int:
+def launch_plan(plan: Plan, hosts: Hosts, spec_text: bytes, how: LaunchOptions, *, name_is_given: bool) -> int:
     """Launch a plan on its hosts and stay as long as the user asked for; the exit code."""
     deadline = None if how.timeout is None else time.monotonic() + how.timeout
     if not all(host.local for host in plan.hosts):
@@ -42,7 +42,7 @@ def launch_plan(plan: Plan, hosts: Hosts, spec_text: bytes, how: How, *, name_is
         handed = hosts.descriptors({h.name for h in plan.hosts})
         run = begin_run(plan, spec_text, name_is_given=name_is_given, own=not how.detach, handed=handed)
         hosts.hand_on()
-        watch = Watch(run, signals, owner=not how.detach, with_logs=not how.detach)
+        watch = RunWatch(run, signals, owner=not how.detach, with_logs=not how.detach)
         launch = _Launch(run, watch, as_json=how.as_json, deadline=deadline, with_logs=not how.detach)
         try:
             return launch.until_up() if how.detach else launch.until_ended()
@@ -54,7 +54,7 @@ def launch_plan(plan: Plan, hosts: Hosts, spec_text: bytes, how: How, *, name_is
 
 
 class _Launch:
-    def __init__(self, run: RunDir, watch: Watch, *, as_json: bool, deadline: float | None, with_logs: bool) -> None:
+    def __init__(self, run: RunDir, watch: RunWatch, *, as_json: bool, deadline: float | None, with_logs: bool) -> None:
         self._run = run
         self._watch = watch
         self._news = HostNews()
@@ -139,7 +139,7 @@ class _Launch:
                 for rank in mesh["ranks"]:
                     if rank["log"] and self._with_logs:
                         label = f"{mesh['mesh']}/{rank['rank']}@{rank['host']}"
-                        self._logs.add(Source(label, Path(rank["log"])))
+                        self._logs.add(LogSource(label, Path(rank["log"])))
         late = self._next_deadline()
         if late is not None and time.monotonic() >= late:
             self._deadline = None

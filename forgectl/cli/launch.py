@@ -40,11 +40,11 @@ def launch(
     import os
 
     from forgectl.cli.begin import planned
-    from forgectl.cli.foreground import How, launch_plan
+    from forgectl.cli.foreground import LaunchOptions, launch_plan
     from forgectl.spec.load import load
 
     loaded = load(spec, overrides=overrides or (), environ=os.environ, name=name)
     text = spec.read_bytes()
     with planned(loaded) as (plan, hosts):
-        how = How(detach=detach, timeout=timeout, as_json=as_json)
+        how = LaunchOptions(detach=detach, timeout=timeout, as_json=as_json)
         raise typer.Exit(launch_plan(plan, hosts, text, how, name_is_given=True))

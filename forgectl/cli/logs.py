@@ -24,7 +24,7 @@ def logs(
     Of its current generation; a service's is that of all its replicas.
     """
     from forgectl.cli.find import find_mesh
-    from forgectl.cli.views.logs import show_logs
+    from forgectl.cli.views.log_view import show_logs
 
     wanted = parse_ranks(ranks)
     run, names = find_mesh(mesh, ended=True)

@@ -24,7 +24,7 @@ def plan(
     import sys
 
     from forgectl.cli.begin import planned
-    from forgectl.cli.views.plan import plan_json, plan_table
+    from forgectl.cli.views.plan_view import plan_json, plan_table
     from forgectl.cli.views.render import show
     from forgectl.spec.load import load
 

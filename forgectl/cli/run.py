@@ -44,7 +44,7 @@ def run(
     import os
 
     from forgectl.cli.begin import planned
-    from forgectl.cli.foreground import How, launch_plan
+    from forgectl.cli.foreground import LaunchOptions, launch_plan
     from forgectl.errors import SpecError, UsageError
     from forgectl.spec.load import parse
 
@@ -55,7 +55,7 @@ def run(
     try:
         spec = parse(text, source="forgectl run", folder=Path.cwd(), environ=os.environ)
         with planned(spec) as (plan, reached):
-            how = How(detach=detach, timeout=timeout, as_json=as_json)
+            how = LaunchOptions(detach=detach, timeout=timeout, as_json=as_json)
             raise typer.Exit(launch_plan(plan, reached, text, how, name_is_given=name is not None))
     except SpecError as e:
         raise UsageError("\n".join(f"{_option(p.where, mesh)}: {p.message}" for p in e.problems), hint=e.hint) from None

@@ -12,6 +12,6 @@ def schema() -> None:
     import json
     import sys
 
-    from forgectl.spec.schema import json_schema
+    from forgectl.spec.json_schema import json_schema
 
     sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")

@@ -81,7 +81,7 @@ def _document(run: RunDir, *, stats: bool) -> dict[str, Any]:
     document = client.document(run, stats=stats)
     if stats and document["ended_at"] is None and any(m["kind"] == "service" for m in document["meshes"]):
         from forgectl.cli.driver_client import ask_driver
-        from forgectl.protocol.driver import GetMetrics, Metrics
+        from forgectl.protocol.endpoint_calls import GetMetrics, Metrics
 
         try:
             document["services"] = ask_driver(run, GetMetrics(), Metrics, DRIVER_SECONDS).services

@@ -16,7 +16,7 @@ from forgectl.controller import client, run_dir
 from forgectl.errors import ForgeError
 from forgectl.protocol.control import Attach
 from forgectl.wire.envelope import ProtocolError
-from forgectl.wire.sockets import Line
+from forgectl.wire.unix_sockets import Connection
 
 EVERY = 1.0
 
@@ -44,7 +44,7 @@ class Bell:
     """Rings when a living run changes: each controller reports to us, and we only hear that it does."""
 
     def __init__(self) -> None:
-        self._lines: dict[str, Line] = {}
+        self._lines: dict[str, Connection] = {}
 
     def wait(self, seconds: float) -> None:
         """Return at the next change, or after so many seconds."""
@@ -69,7 +69,7 @@ class Bell:
         return len(self._lines) > before
 
     @staticmethod
-    def _hear(line: Line) -> bool:
+    def _hear(line: Connection) -> bool:
         try:
             heard = line.receive(client.ANSWER_SECONDS) is not None
             while heard and line.pending:

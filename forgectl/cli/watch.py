@@ -15,7 +15,7 @@ from forgectl.controller import client
 from forgectl.controller.run_dir import RunDir
 from forgectl.errors import InternalError
 from forgectl.protocol.control import Attach, FollowLogs, Shutdown, StatusReport
-from forgectl.wire.sockets import Line
+from forgectl.wire.unix_sockets import Connection
 
 LOG_SECONDS = 0.05
 
@@ -52,7 +52,7 @@ class Signals:
             pass
 
 
-class Watch:
+class RunWatch:
     """Follows one run until it has ended, across the death of its controller; turns signals into shutdowns."""
 
     def __init__(self, run: RunDir, signals: Signals, *, owner: bool, with_logs: bool, grace: float = 10.0) -> None:
@@ -63,7 +63,7 @@ class Watch:
         self._owner = owner
         self._with_logs = with_logs
         self._grace = grace
-        self._line: Line | None = None
+        self._line: Connection | None = None
         self._shutdown: Shutdown | None = None
         self._seen_end = False
 
@@ -108,7 +108,7 @@ class Watch:
             self.document, self._seen_end = final, True
             yield final
 
-    def _connect(self) -> Line | None:
+    def _connect(self) -> Connection | None:
         self._line = client.connect(self.run)
         if self._line is not None:
             self._send(self._line, Attach(self._owner))
@@ -117,7 +117,7 @@ class Watch:
             self._send_shutdown()
         return self._line
 
-    def _next(self, line: Line, deadline: float | None) -> dict[str, Any] | None:
+    def _next(self, line: Connection, deadline: float | None) -> dict[str, Any] | None:
         if not line.pending:
             wait = LOG_SECONDS if deadline is None else max(0.0, min(LOG_SECONDS, deadline - time.monotonic()))
             ready, _, _ = select.select([line.socket.fileno(), self._signals.wakeup], [], [], wait)
@@ -147,6 +147,6 @@ class Watch:
             self._send(self._line, self._shutdown)
 
     @staticmethod
-    def _send(line: Line, message: Any) -> None:
+    def _send(line: Connection, message: Any) -> None:
         with suppress(ConnectionError):  # its controller died: reading from the line will tell
             line.send(message)

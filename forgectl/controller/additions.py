@@ -7,8 +7,8 @@ import dataclasses
 import os
 from collections.abc import Awaitable, Callable
 
-from forgectl.controller.run import Run
-from forgectl.controller.state import Mesh
+from forgectl.controller.run_state import Run
+from forgectl.controller.state import MeshState
 from forgectl.errors import BusyError, UsageError
 from forgectl.model.plan import MAX_RANKS, Gpu, HostPlan, MeshPlan, Unit
 from forgectl.names import DRIVER, free_name
@@ -39,7 +39,7 @@ class Additions:
             there = tuple(host.plan for host in run.hosts.values() if not host.given_up)
             return place_more(dataclasses.replace(run.plan, hosts=there), unit, gpus, os.environ, _living(run))
 
-    async def replace(self, run: Run, mesh: Mesh) -> MeshPlan:
+    async def replace(self, run: Run, mesh: MeshState) -> MeshPlan:
         """The plan of a mesh on hosts that are not lost; raises ForgeError with why there are none."""
         async with self._turn:
             lost = {name for name, host in run.hosts.items() if host.given_up}

@@ -11,12 +11,12 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from forgectl.controller.checks import check_welcome
 from forgectl.controller.commands import Command, key
+from forgectl.controller.host_claims import check_welcome
 from forgectl.controller.records import AgentLost, AgentUp, Record
-from forgectl.controller.state import Host
+from forgectl.controller.state import HostState
 from forgectl.errors import ForgeError, UnreachableError
-from forgectl.protocol.agent import (
+from forgectl.protocol.supervision import (
     Ack,
     AgentConfig,
     Event,
@@ -32,8 +32,8 @@ from forgectl.protocol.agent import (
 )
 from forgectl.version import __version__
 from forgectl.wire.envelope import Hello, ProtocolError, Refusal
-from forgectl.wire.sockets import HANDSHAKE_SECONDS
 from forgectl.wire.stream import Stream
+from forgectl.wire.unix_sockets import HANDSHAKE_SECONDS
 
 A = TypeVar("A")
 Check = Callable[[Any], None]
@@ -98,7 +98,7 @@ class Owner(Protocol):
     def logs_are_home(self, host: str) -> bool: ...
 
 
-class Link:
+class AgentLink:
     """Keeps one host's agent connected from the start of the run to its end.
 
     `unsure`: an agent was there that the journal does not know of any more. Of a run that was `adopted`, an ssh host
@@ -107,7 +107,7 @@ class Link:
 
     def __init__(
         self,
-        host: Host,
+        host: HostState,
         config: Callable[[bool], AgentConfig],
         way: Way,
         owner: Owner,

@@ -21,7 +21,7 @@ from forgectl.errors import ForgeError, InternalError, TimedOutError
 from forgectl.protocol.control import CONTROLLER_TO_CLI, GetStatus, StatusReport
 from forgectl.version import __version__
 from forgectl.wire.envelope import Hello, ProtocolError, Refusal
-from forgectl.wire.sockets import Line, dial
+from forgectl.wire.unix_sockets import Connection, dial
 
 START_SECONDS = 30.0
 ANSWER_SECONDS = 10.0
@@ -89,13 +89,13 @@ def start_controller(
     process.stdout.close()
 
 
-def connect(run: RunDir) -> Line | None:
+def connect(run: RunDir) -> Connection | None:
     """A greeted connection to the run's controller, brought up anew where it has died; None if the run has ended."""
     for attempt in range(CONTROLLERS + 1):
         if run.read_final() is not None:
             return None
         try:
-            return _greet(run, Line(dial(run.control_socket, ANSWER_SECONDS), CONTROLLER_TO_CLI))
+            return _greet(run, Connection(dial(run.control_socket, ANSWER_SECONDS), CONTROLLER_TO_CLI))
         except (FileNotFoundError, ConnectionError):
             run.read_plan()  # without it no controller can be
             if attempt < CONTROLLERS:
@@ -106,7 +106,7 @@ def connect(run: RunDir) -> Line | None:
     raise InternalError(f"no controller of run {run.run} stays alive", hint=f"see {run.path / 'controller.log'}")
 
 
-def _greet(run: RunDir, line: Line) -> Line:
+def _greet(run: RunDir, line: Connection) -> Connection:
     line.send(Hello(__version__, run.run))
     answer = line.receive(ANSWER_SECONDS)
     if isinstance(answer, Refusal):
@@ -132,7 +132,7 @@ def document(run: RunDir, *, stats: bool = False) -> dict[str, Any]:
         # It ended, or died, while we asked: look again.
 
 
-def ask(run: RunDir, line: Line, *requests: Any) -> Any:
+def ask(run: RunDir, line: Connection, *requests: Any) -> Any:
     """Send requests; the next message, or None where the controller has ended or died."""
     try:
         for request in requests:

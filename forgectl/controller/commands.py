@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from forgectl.controller.mesh_news import news
-from forgectl.controller.run import Run
-from forgectl.controller.state import Mesh
+from forgectl.controller.run_state import Run
+from forgectl.controller.state import MeshState
 from forgectl.plan.links import dials, messengers
 from forgectl.plan.localized import on_host
-from forgectl.protocol.agent import (
+from forgectl.protocol.supervision import (
     Links,
     MeshNews,
     OpenMessenger,
@@ -46,7 +46,7 @@ def _for_host(run: Run, name: str) -> list[Command]:
     return found
 
 
-def _for_messenger(run: Run, name: str, actors: list[Mesh]) -> list[Command]:
+def _for_messenger(run: Run, name: str, actors: list[MeshState]) -> list[Command]:
     """A messenger on each ssh host that has actors, one here as soon as there is any of those, and their links."""
     host, hosts = run.hosts[name], messengers(run.plan)
     if host.plan not in hosts:
@@ -70,7 +70,7 @@ def _for_messenger(run: Run, name: str, actors: list[Mesh]) -> list[Command]:
     return [links]
 
 
-def _for_mesh(run: Run, mesh: Mesh, host: str) -> Command | None:
+def _for_mesh(run: Run, mesh: MeshState, host: str) -> Command | None:
     if mesh.ended:
         return Release(mesh.name, mesh.first)
     if mesh.ending:

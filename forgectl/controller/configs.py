@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 
-from forgectl.controller.run_dir import RunDir, Seat
+from forgectl.controller.run_dir import AgentPlace, RunDir
 from forgectl.model.plan import ForkServerPlan, HostPlan, MeshPlan, Plan
 from forgectl.plan.localized import on_host
-from forgectl.protocol.agent import AgentConfig, Membership
+from forgectl.protocol.supervision import AgentConfig, Membership
 from forgectl.version import __version__
 
 
@@ -16,7 +16,7 @@ def agent_config(
     run: RunDir,
     plan: Plan,
     host: HostPlan,
-    seat: Seat,
+    seat: AgentPlace,
     secrets: Mapping[str, str],
     *,
     first: bool,

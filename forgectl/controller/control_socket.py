@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from forgectl.controller.agent_link import Use
-from forgectl.controller.log_fetcher import Mirror
-from forgectl.controller.run import Run
+from forgectl.controller.log_fetcher import LogFetcher
+from forgectl.controller.run_state import Run
 from forgectl.model.plan import Unit
 from forgectl.protocol.control import (
     CLI_TO_CONTROLLER,
@@ -25,7 +25,7 @@ from forgectl.protocol.control import (
     StatusReport,
 )
 from forgectl.wire.envelope import ProtocolError, Refusal
-from forgectl.wire.listener import Doorway
+from forgectl.wire.listener import Listener
 from forgectl.wire.stream import Stream
 
 
@@ -33,7 +33,7 @@ class Subject(Protocol):
     """What the server needs of its controller."""
 
     run: Run
-    mirror: Mirror
+    mirror: LogFetcher
 
     def document(self, use: Use | None = None) -> dict[str, Any]: ...
 
@@ -56,7 +56,7 @@ class ControlServer:
         self._followers: set[Stream] = set()
         self._owners: set[Stream] = set()
         self._readers: dict[Stream, FollowLogs] = {}
-        self.door = Doorway(path, self._serve)
+        self.door = Listener(path, self._serve)
 
     def broadcast(self, document: dict[str, Any]) -> bool:
         """Send the state to all followers; False if one was too congested to take it."""

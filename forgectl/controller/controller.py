@@ -16,27 +16,27 @@ from typing import Any
 
 from forgectl.controller import journal
 from forgectl.controller.additions import Additions
-from forgectl.controller.agent_link import Link, Use, note
-from forgectl.controller.checks import check_event, own_use
+from forgectl.controller.agent_link import AgentLink, Use, note
 from forgectl.controller.commands import Command, commands, last_commands
 from forgectl.controller.configs import agent_config
 from forgectl.controller.control_socket import ControlServer
-from forgectl.controller.log_fetcher import Mirror
+from forgectl.controller.host_claims import check_event, own_use
+from forgectl.controller.log_fetcher import LogFetcher
 from forgectl.controller.message_keys import MessageKeys
 from forgectl.controller.records import Added, AgentLost, Born, Happened, Moved, Record, StopAsked, Stranded
-from forgectl.controller.run import Run
-from forgectl.controller.run_dir import RunDir, Seat
-from forgectl.controller.state import FAILURE_GRACE, Mesh
-from forgectl.controller.status import run_document
+from forgectl.controller.run_dir import AgentPlace, RunDir
+from forgectl.controller.run_state import Run
+from forgectl.controller.state import FAILURE_GRACE, MeshState
+from forgectl.controller.status_document import run_document
 from forgectl.errors import ForgeError, NotOursError
 from forgectl.model.plan import Gpu, HostPlan, Unit
-from forgectl.protocol.agent import AgentConfig, Event, GetGpus, HostGpus, Stop
 from forgectl.protocol.control import MeshAdded, Report
+from forgectl.protocol.supervision import AgentConfig, Event, GetGpus, HostGpus, Stop
 from forgectl.system.processes import Identity, boot_id, identify, open_pidfd
 from forgectl.transport.ways import way_to
 from forgectl.wire.envelope import ProtocolError, Refusal
 from forgectl.wire.listener import LOOK_SECONDS
-from forgectl.wire.sockets import dial, private_folder
+from forgectl.wire.unix_sockets import dial, private_folder
 
 REPORT_SECONDS = 0.02
 """Between two reports to followers; the first change after a quiet time is reported at once."""
@@ -60,7 +60,7 @@ class Controller:
         self._secrets = secrets
         self._keys = MessageKeys(run_dir, self.run.plan)
         self.server = ControlServer(self, run_dir.control_socket)
-        self.mirror = Mirror(run_dir, self.run.plan.log_limit, self.server.followed)
+        self.mirror = LogFetcher(run_dir, self.run.plan.log_limit, self.server.followed)
         whole = not adopt or self._recall()
         self._journal = journal.Journal(run_dir.journal_file)
         self._over = asyncio.Event()
@@ -71,7 +71,7 @@ class Controller:
         self._tasks: set[asyncio.Task[None]] = set()
         seats = [run_dir.seat(i, host) for i, host in enumerate(self.run.plan.hosts)]
         self.links = {
-            name: Link(
+            name: AgentLink(
                 host,
                 self._config_of(host.plan, seat),
                 way_to(host.plan, seat.socket, handed.get(name, ())),
@@ -120,7 +120,7 @@ class Controller:
             note(f"left out of the journal: an event of host {record.host[:80]!r}: {str(e)[:200]}")
             return False
 
-    def _config_of(self, host: HostPlan, seat: Seat) -> Callable[[bool], AgentConfig]:
+    def _config_of(self, host: HostPlan, seat: AgentPlace) -> Callable[[bool], AgentConfig]:
         def config(sweep: bool) -> AgentConfig:
             plan, member = self.run.plan, self._keys.of(host)
             return agent_config(self.dir, plan, host, seat, self._secrets, first=not sweep, membership=member)
@@ -154,7 +154,7 @@ class Controller:
         self.record(Happened(host, event.seq, event.what))
         return True
 
-    async def _move(self, mesh: Mesh) -> None:
+    async def _move(self, mesh: MeshState) -> None:
         """Find other hosts for a mesh that has lost one."""
         try:
             record: Record = Moved(await self._additions.replace(self.run, mesh))
@@ -307,7 +307,7 @@ class Controller:
         loop.add_reader(pidfd, left, pidfd)
 
 
-def _may_answer(host: HostPlan, seat: Seat) -> bool:
+def _may_answer(host: HostPlan, seat: AgentPlace) -> bool:
     """Whether an agent listens on the host; of an ssh host that takes a while to learn (Link does)."""
     if not host.local:
         return True

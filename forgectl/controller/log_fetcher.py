@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forgectl.controller.agent_link import Link, note
-from forgectl.controller.checks import LOG_KEY, check_parts
+from forgectl.controller.agent_link import AgentLink, note
+from forgectl.controller.host_claims import LOG_KEY, check_parts
 from forgectl.controller.records import AgentLost, Happened
 from forgectl.controller.run_dir import RunDir
-from forgectl.protocol.agent import HAPPENINGS, LogAt, LogPart, LogParts, MeshGone, RankStarted, ReadLogs
+from forgectl.protocol.supervision import HAPPENINGS, LogAt, LogPart, LogParts, MeshGone, RankStarted, ReadLogs
 from forgectl.system.log_cap import LogCap
 from forgectl.wire.envelope import unpack
 
@@ -50,12 +50,12 @@ class _Log:
         return self.mesh, self.generation, self.rank
 
 
-class Mirror:
+class LogFetcher:
     """All remote logs of a run. Told of every record; wakes for what must come home."""
 
     def __init__(self, run_dir: RunDir, limit: int, follow: Callable[[], Collection[str] | None]) -> None:
         self._dir = run_dir
-        self._links: dict[str, Link] = {}
+        self._links: dict[str, AgentLink] = {}
         self._cap = LogCap(limit)
         self._followed = follow  # the meshes that somebody follows; None: all
         self._logs: dict[LOG_KEY, _Log] = {}
@@ -63,7 +63,7 @@ class Mirror:
         self._resting: set[str] = set()
         self.fetched = 0  # bytes
 
-    def attach(self, links: Iterable[Link]) -> None:
+    def attach(self, links: Iterable[AgentLink]) -> None:
         """Know the hosts that are reached by ssh."""
         self._links = {link.name: link for link in links if not link.host.plan.local}
 

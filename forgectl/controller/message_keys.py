@@ -10,7 +10,7 @@ from forgectl.controller.run_dir import RunDir, write_file
 from forgectl.model.plan import HostPlan, Plan
 from forgectl.names import DRIVER_KEY
 from forgectl.plan.links import direct, messengers
-from forgectl.protocol.agent import Membership
+from forgectl.protocol.supervision import Membership
 
 
 class MessageKeys:

@@ -6,8 +6,8 @@ from typing import Any, TypeAlias
 
 from forgectl.frozen import dataclass
 from forgectl.model.plan import MeshPlan
-from forgectl.protocol.agent import HAPPENINGS
 from forgectl.protocol.control import Report
+from forgectl.protocol.supervision import HAPPENINGS
 from forgectl.system.processes import Identity
 from forgectl.wire.envelope import pack, unpack
 

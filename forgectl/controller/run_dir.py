@@ -16,7 +16,7 @@ from forgectl.errors import BusyError, ForgeError, InternalError, NotOursError
 from forgectl.frozen import dataclass
 from forgectl.model.plan import HostPlan, Plan
 from forgectl.wire.codec import CodecError, from_json, to_json
-from forgectl.wire.sockets import check_private, private_folder
+from forgectl.wire.unix_sockets import check_private, private_folder
 
 RESERVE = 64 * 1024
 RESERVE_PER_RANK = 1024
@@ -50,7 +50,7 @@ def sockets_folder() -> Path:
 
 
 @dataclass(frozen=True)
-class Seat:
+class AgentPlace:
     """Where an agent listens, and its run directory, on its own host."""
 
     socket: Path
@@ -106,12 +106,12 @@ class RunDir:
         """The socket of the agent on the run's host number `index`, where that host is this machine."""
         return self.sockets / f"agent-{index}"
 
-    def seat(self, index: int, host: HostPlan) -> Seat:
+    def seat(self, index: int, host: HostPlan) -> AgentPlace:
         """Where the agent on the run's host number `index` keeps what is the run's."""
         if host.local:
-            return Seat(self.agent_socket(index), self.path)
+            return AgentPlace(self.agent_socket(index), self.path)
         folder = Path(host.root) / "runs" / self.run / host.name
-        return Seat(folder / "agent", folder)
+        return AgentPlace(folder / "agent", folder)
 
     def log(self, mesh: str, generation: int, rank: int) -> Path:
         """The log of a rank; of one on an ssh host as far as it has come home."""

@@ -16,7 +16,7 @@ from forgectl.errors import BusyError, ForgeError, InternalError, TimedOutError
 from forgectl.model.plan import MeshPlan, Plan, Unit
 from forgectl.names import free_name
 from forgectl.transport.early_agent import EarlyAgent
-from forgectl.wire.sockets import private_folder
+from forgectl.wire.unix_sockets import private_folder
 
 ENOUGH_CORES = 4
 """For a fork server, an agent, a controller and us. With fewer we go one after the other, beside the fork server: the

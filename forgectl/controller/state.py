@@ -16,8 +16,8 @@ from typing import Literal
 
 from forgectl.controller.records import StopAsked
 from forgectl.model.plan import HostPlan, MeshPlan, RankPlan
-from forgectl.protocol.agent import MeshNews, MessengerOpened, RankExited
 from forgectl.protocol.control import OVER
+from forgectl.protocol.supervision import MeshNews, MessengerOpened, RankExited
 from forgectl.wire.envelope import Refusal
 
 MeshStateName = Literal[
@@ -57,7 +57,7 @@ LEFTOVER_GRACE = 5.0
 
 
 @dataclass
-class Rank:
+class RankState:
     """One rank of the current generation. Times are unix times."""
 
     plan: RankPlan
@@ -81,7 +81,7 @@ class Rank:
 
 
 @dataclass
-class Mesh:
+class MeshState:
     """One mesh and its current generation."""
 
     plan: MeshPlan
@@ -92,7 +92,7 @@ class Mesh:
     before: int = 0  # generations that it had on others
     homeless: bool = False  # a host of its plan is lost: the next generation needs another plan
     left: dict[str, int] = field(default_factory=dict)  # host it was moved away from → first generation there
-    ranks: dict[int, Rank] = field(default_factory=dict)
+    ranks: dict[int, RankState] = field(default_factory=dict)
     prepared: set[str] = field(default_factory=set)
     gone: set[str] = field(default_factory=set)
     set_up: bool = False  # the driver has reported that the actors are
@@ -110,7 +110,7 @@ class Mesh:
     notices: list[str] = field(default_factory=list)
     told: dict[str, int] = field(default_factory=dict)  # host → what it has reported that it might report for ever
     last_failure: str | None = None  # what made the generation before this one end
-    fallen: Rank | None = None  # its first failed rank
+    fallen: RankState | None = None  # its first failed rank
     news: tuple[tuple[int, str], MeshNews] | None = None  # the last that was made, and of which generation and state
 
     @property
@@ -151,12 +151,12 @@ class Mesh:
         """Whether a host may report one more of what changes nothing, which it could go on with for ever."""
         return self.told.get(host, 0) < MOST_TOLD + MOST_TOLD_PER_RANK * len(self.plan.ranks_on(host))
 
-    def root_cause(self) -> Rank | None:
+    def root_cause(self) -> RankState | None:
         """The rank that failed first; the others of `collateral()` fell with it."""
         failed = [r for r in self.ranks.values() if r.failed]
         return min(failed, key=lambda r: (r.failed_at or 0.0, r.plan.rank), default=None)
 
-    def collateral(self) -> list[Rank]:
+    def collateral(self) -> list[RankState]:
         """Ranks that failed after the first, most likely because of it."""
         root = self.root_cause()
         return [r for r in self.ranks.values() if r.failed and r is not root]
@@ -180,7 +180,7 @@ class Mesh:
     def begin_generation(self, number: int) -> None:
         """Forget the processes of the generation before."""
         self.generation = number
-        self.ranks = {r.rank: Rank(r, self.plan.stays) for r in self.plan.ranks}
+        self.ranks = {r.rank: RankState(r, self.plan.stays) for r in self.plan.ranks}
         self.gone = set()
         self.told = {}
         self.set_up = False
@@ -192,7 +192,7 @@ class Mesh:
 
 
 @dataclass
-class Host:
+class HostState:
     """One host and its agent."""
 
     plan: HostPlan
@@ -206,7 +206,7 @@ class Host:
     last_seen: float | None = None
 
 
-def describe(rank: Rank) -> str:
+def describe(rank: RankState) -> str:
     """How a rank ended, in one sentence's length."""
     where = f"rank {rank.plan.rank} on {rank.plan.host}"
     report = rank.exit

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from forgectl.controller.records import StopAsked
-from forgectl.controller.state import Mesh, Rank, RunStateName
+from forgectl.controller.state import MeshState, RankState, RunStateName
 from forgectl.errors import UnreachableError
 from forgectl.model.plan import Plan
 from forgectl.wire.envelope import Refusal
@@ -15,7 +15,7 @@ class Outcome(Protocol):
     """What a verdict is read from: a `Run`."""
 
     plan: Plan
-    meshes: dict[str, Mesh]
+    meshes: dict[str, MeshState]
     state: RunStateName
     stop: StopAsked | None
     error: Refusal | None
@@ -55,7 +55,7 @@ def exit_code(run: Outcome) -> int:
     return 0 if run.state in ("succeeded", "starting", "running") else 143
 
 
-def _deciding(run: Outcome) -> list[Mesh]:
+def _deciding(run: Outcome) -> list[MeshState]:
     """The meshes whose end is the run's: its driver, else its scripts, else its actors."""
     if run.plan.open:
         return []
@@ -63,12 +63,12 @@ def _deciding(run: Outcome) -> list[Mesh]:
     return _drivers(run) or [m for m in meshes if m.plan.kind == "script"] or [m for m in meshes if m.plan.stays]
 
 
-def _drivers(run: Outcome) -> list[Mesh]:
+def _drivers(run: Outcome) -> list[MeshState]:
     """The mesh of the user's own driver script, where there is one."""
     return [m for m in run.meshes.values() if m.plan.kind == "driver" and m.plan.program.kind != "resident"]
 
 
-def _workload_code(rank: Rank | None) -> int:
+def _workload_code(rank: RankState | None) -> int:
     if rank is None or rank.exit is None:
         return 1
     if rank.exit.asked and rank.exit.error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from forgectl.hosts import reach
 from forgectl.hosts.gpus import NoSuchGpu, discover
 from forgectl.model.plan import Gpu
-from forgectl.protocol.relay import GetFacts, HostReport
+from forgectl.protocol.host_survey import GetFacts, HostReport
 from forgectl.system.processes import boot_id
 
 

@@ -21,7 +21,7 @@ _SHOWN_PROCESSES = 3
 
 
 @dataclass(frozen=True)
-class HostGpus:
+class FoundGpus:
     """What `discover` found. `declared`: they are there because the spec says so, NVML does not see them."""
 
     gpus: tuple[Gpu, ...]
@@ -72,7 +72,7 @@ def discover(
     machine: str = "",
     directory: Path | None = None,
     nvml: Callable[[], Any | None] = load_nvml,
-) -> HostGpus:
+) -> FoundGpus:
     """The GPUs of this machine that a host of the spec may use, in the order in which ranks should get them.
 
     `declared` is the host's `gpus`: "auto", "none", a number, or indices in PCI order; a number or indices
@@ -83,7 +83,7 @@ def discover(
     Raises NoSuchGpu, and UsageError for a folder of locks not to be trusted; nothing that NVML does raises.
     """
     if declared != "auto" and (declared == "none" or not declared):
-        return HostGpus(())
+        return FoundGpus(())
     with _session(nvml) as session:
         cards, complete = _cards(session) if session else ((), True)
         chosen = _choose(declared, cards, host, environ)
@@ -96,10 +96,10 @@ def discover(
             gpus = [Gpu(visible=str(index.get(d.uuid, d.uuid)), uuid=d.uuid, name=d.name) for d in chosen]
             foreign = {d.uuid: _foreign(session, d, run) for d in chosen}
     if not gpus:
-        return HostGpus(())
+        return FoundGpus(())
     leased = holders([g.uuid for g in gpus], directory or lock_dir(environ))
     found = tuple(Gpu(g.visible, g.uuid, g.name, holder=leased.get(g.uuid) or foreign.get(g.uuid)) for g in gpus)
-    return HostGpus(found, declared=chosen is None)
+    return FoundGpus(found, declared=chosen is None)
 
 
 def _choose(

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 
 import psutil
 
-from forgectl.protocol.relay import Target
+from forgectl.protocol.host_survey import DialTarget
 from forgectl.system.processes import boot_id
-from forgectl.wire.sockets import listen_tcp
+from forgectl.wire.unix_sockets import listen_tcp
 
 DIAL_SECONDS = 3.0
 CANDIDATES = 8
@@ -48,7 +48,7 @@ def listen_on(addresses: Sequence[str]) -> tuple[list[socket.socket], dict[str, 
     return listeners, ports
 
 
-def dial_all(targets: Sequence[Target]) -> dict[str, str | None]:
+def dial_all(targets: Sequence[DialTarget]) -> dict[str, str | None]:
     """Dial all targets at once; by `key` None for those that answer, else why not."""
     results: dict[str, str | None] = {}
     with selectors.DefaultSelector() as waiting:
@@ -73,7 +73,7 @@ def dial_all(targets: Sequence[Target]) -> dict[str, str | None]:
     return results
 
 
-def _begin(target: Target) -> socket.socket:
+def _begin(target: DialTarget) -> socket.socket:
     family, kind, protocol, _, where = socket.getaddrinfo(target.address, target.port, type=socket.SOCK_STREAM)[0]
     sock = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
     sock.setblocking(False)

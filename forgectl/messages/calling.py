@@ -41,9 +41,9 @@ from forgectl.messages.frames import (
     pack,
     unpack,
 )
-from forgectl.messages.reading import Readers, Watch, in_loop, running_loop
+from forgectl.messages.reading import LoopWatch, Readers, in_loop, running_loop
 from forgectl.messages.shared import Gone, opened, share
-from forgectl.messages.sockets import Source, ipc, new_socket, of_this_process, send, taken
+from forgectl.messages.sockets import SharedSocket, ipc, new_socket, of_this_process, send, taken
 from forgectl.system.private import check_private
 
 log = logging.getLogger("forgectl")
@@ -122,7 +122,7 @@ class _Part:
 
     __slots__ = ("call", "frames", "index", "kind", "line", "number", "shared", "size", "watch", "way")
 
-    def __init__(self, kind: int, body: _Body, line: _Line, watch: Watch, call: Call | None, index: int) -> None:
+    def __init__(self, kind: int, body: _Body, line: _Line, watch: LoopWatch, call: Call | None, index: int) -> None:
         shared = body.shared if line.far is None else None
         self.kind = kind if shared is None else kind + SHARED
         self.frames = body.frames if shared is None else [shared.reference]
@@ -132,7 +132,7 @@ class _Part:
         self.call = call
         self.index = index
         self.number = 0
-        self.way: Source | None = None  # that it was sent by
+        self.way: SharedSocket | None = None  # that it was sent by
         self.shared = shared
 
 
@@ -154,10 +154,10 @@ class _Line:
 
     __slots__ = ("bytes", "far", "peer", "rank", "to", "under_way", "waiting", "way")
 
-    def __init__(self, rank: Address, near: Source, peer: bytes, far: Far | None) -> None:
+    def __init__(self, rank: Address, near: SharedSocket, peer: bytes, far: Far | None) -> None:
         self.rank = rank
         self.to = rank.to() if far else b""
-        self.way: Source | None = near
+        self.way: SharedSocket | None = near
         self.peer = peer
         self.far = far
         self.waiting: deque[_Part] = deque()
@@ -168,7 +168,7 @@ class _Line:
     def has_room(self) -> bool:
         return self.under_way < WINDOW and self.bytes < WINDOW_BYTES and self.way is not None
 
-    def send(self, kind: int, number: int, body: Sequence[Any], way: Source) -> None:
+    def send(self, kind: int, number: int, body: Sequence[Any], way: SharedSocket) -> None:
         """Raises zmq.Again."""
         message = pack(kind, number, body, self.to)
         send(way.socket, message if self.far is not None and way is self.far.way else (self.peer, *message))
@@ -185,7 +185,7 @@ class Exchange:
         self._lock = threading.Lock()  # of all that follows
         near = new_socket(zmq.ROUTER)
         near.setsockopt(zmq.ROUTING_ID, of_this_process())
-        self._near = Source(near)  # to ranks of this machine, and to its messenger
+        self._near = SharedSocket(near)  # to ranks of this machine, and to its messenger
         self._connected: set[bytes] = set()
         self._far: dict[str, Far] = {}  # by place
         self._may_dial = here.driver == os.getpid()
@@ -228,7 +228,9 @@ class Exchange:
         near = sum(rank.place == self.here.place for rank in ranks)
         return _Body(what, near, len(ranks) - near)
 
-    def _post(self, kind: int, ranks: Sequence[Address], body: _Body, watch: Watch, call: Call | None) -> list[_Part]:
+    def _post(
+        self, kind: int, ranks: Sequence[Address], body: _Body, watch: LoopWatch, call: Call | None
+    ) -> list[_Part]:
         parts = [_Part(kind, body, self._line(rank), watch, call, i) for i, rank in enumerate(ranks)]
         watch.waits_for += len(parts)
         for part in parts:
@@ -361,10 +363,10 @@ class Exchange:
 
     # ------------------------------------------------------------ answers
 
-    def _ways(self) -> list[Source]:
+    def _ways(self) -> list[SharedSocket]:
         return [self._near, *(far.way for far in self._far.values() if far.way is not None)]
 
-    def _drain(self, way: Source, again: bool = False) -> int:
+    def _drain(self, way: SharedSocket, again: bool = False) -> int:
         """Take in what has come; how much it was. The first answer is given before the next is looked for."""
         here = running_loop()
         with self._lock:
@@ -379,7 +381,7 @@ class Exchange:
             self._readers.look()
         return len(messages)
 
-    def _sorted(self, way: Source, messages: list[list[Any]]) -> Answered:
+    def _sorted(self, way: SharedSocket, messages: list[list[Any]]) -> Answered:
         """Whose answers these are; what waited for room is sent."""
         answered: Answered = []
         for message in messages:

@@ -34,14 +34,14 @@ _numbers = itertools.count()
 
 
 @dataclass(frozen=True)
-class Identity:
+class CurveKeys:
     """A pair of CURVE keys (Z85)."""
 
     secret: str
     public: str
 
 
-def secure(made: Socket, identity: Identity) -> None:
+def secure(made: Socket, identity: CurveKeys) -> None:
     """Have a socket show who it is, and give up on machines that are gone."""
     made.curve_secretkey = identity.secret.encode()
     made.curve_publickey = identity.public.encode()
@@ -54,7 +54,7 @@ def secure(made: Socket, identity: Identity) -> None:
     made.setsockopt(zmq.TCP_MAXRT, GONE_S * 1000)
 
 
-def dial(dealer: Socket, identity: Identity, server: str, address: str) -> Socket:
+def dial(dealer: Socket, identity: CurveKeys, server: str, address: str) -> Socket:
     """Connect to the messenger whose public key is `server`: a socket that tells what becomes of it (`event_of`)."""
     secure(dealer, identity)
     dealer.curve_serverkey = server.encode()

@@ -13,8 +13,8 @@ from typing import Any
 
 import zmq
 
-from forgectl.messages.dialling import HELLO, REDIAL_MS, Identity, dial, event_of
-from forgectl.messages.sockets import Socket, Source, new_socket, send, taken
+from forgectl.messages.dialling import HELLO, REDIAL_MS, CurveKeys, dial, event_of
+from forgectl.messages.sockets import SharedSocket, Socket, new_socket, send, taken
 
 ASK_SECONDS = 1.0
 """Between two questions for the address of a machine that is not reached."""
@@ -25,9 +25,9 @@ class Far:
 
     def __init__(self, place: str) -> None:
         self.place = place
-        self.way: Source | None = None
+        self.way: SharedSocket | None = None
         """The connection, once there is one."""
-        self.told: Source | None = None
+        self.told: SharedSocket | None = None
         """What tells of the one that there is, or that is dialled."""
         self.broken = False
         """There was one, and there may be another."""
@@ -49,7 +49,7 @@ class Far:
         self.asked = number
         self._next = time.monotonic() + ASK_SECONDS
 
-    def dial(self, answer: Any) -> list[Source]:
+    def dial(self, answer: Any) -> list[SharedSocket]:
         """Dial what a messenger has answered, if that is anything new. What is no more, as `hang_up` has it."""
         self.asked = 0
         told = json.loads(bytes(answer))
@@ -60,8 +60,8 @@ class Far:
         self.broken = self.broken and bool(address)
         if address:
             self._address, self._dealer = address, new_socket(zmq.DEALER)
-            ours = Identity(told["secret"], told["public"])
-            self.told = Source(dial(self._dealer, ours, told["server"], address))
+            ours = CurveKeys(told["secret"], told["public"])
+            self.told = SharedSocket(dial(self._dealer, ours, told["server"], address))
         return retired
 
     def listen(self) -> bool | None:
@@ -75,16 +75,16 @@ class Far:
                 send(self._dealer, (HELLO,))
             except zmq.Again:
                 return False
-            self.way, self.broken = Source(self._dealer), False
+            self.way, self.broken = SharedSocket(self._dealer), False
             return True
         return None
 
-    def hang_up(self) -> list[Source]:
+    def hang_up(self) -> list[SharedSocket]:
         """It is no more: what nobody is to read any more, and then to be closed."""
         if self.told is None or self._dealer is None:
             return []
         self._dealer.disable_monitor()
-        retired = [self.told, self.way or Source(self._dealer)]
+        retired = [self.told, self.way or SharedSocket(self._dealer)]
         self.broken = self.broken or self.way is not None
         self.told = self.way = self._dealer = None
         self._address = ""

@@ -24,7 +24,7 @@ import zmq
 from zmq.utils import z85
 
 from forgectl.frozen import dataclass
-from forgectl.messages.dialling import FAILURES, HELLO, SLOWEST_REDIAL_MS, Identity, dial, event_of, monitor, secure
+from forgectl.messages.dialling import FAILURES, HELLO, SLOWEST_REDIAL_MS, CurveKeys, dial, event_of, monitor, secure
 from forgectl.messages.frames import (
     ANSWERS,
     BETWEEN_MESSENGERS,
@@ -39,7 +39,7 @@ from forgectl.messages.frames import (
 )
 from forgectl.messages.polling import Poll, Polled
 from forgectl.messages.sockets import Socket, bind_private, context, new_socket, receive
-from forgectl.messages.switch import MOST_IDLE, Link, Peer, Switch
+from forgectl.messages.switch import MOST_IDLE, MessengerLink, Peer, Switch
 from forgectl.names import DRIVER_KEY, NET_SOCKET
 from forgectl.system.processes import die_with_parent
 
@@ -78,7 +78,7 @@ class Messenger:
         self._orders = b""
         self._probing = False
         self._reports = (0.0, 0)
-        self._identity = Identity(config.secret, config.members[config.place])
+        self._identity = CurveKeys(config.secret, config.members[config.place])
         self._loop = Poll(self._failed)
         zap = context().socket(zmq.ROUTER)
         zap.bind("inproc://zeromq.zap.01")  # before there is anything to let in
@@ -190,7 +190,7 @@ class Messenger:
             peer = self._accept(link, name)
         self._from_link(peer, frames)
 
-    def _accept(self, link: Link, name: bytes) -> Peer:
+    def _accept(self, link: MessengerLink, name: bytes) -> Peer:
         if link.accepted is not None:
             self._switch.broken(link.accepted)
         peer = link.accepted = Peer(self._net, (name,), link)
@@ -225,13 +225,13 @@ class Messenger:
 
     # ------------------------------------------------------------ links that we dial
 
-    def _dial(self, link: Link) -> None:
+    def _dial(self, link: MessengerLink) -> None:
         dealer = _bounded(zmq.DEALER)
         told = dial(dealer, self._identity, self.config.members[link.place], link.address)
         link.monitor = Polled(self._loop, told, lambda event: self._on_event(link, event_of(event)))
         link.dealer = Polled(self._loop, dealer, lambda frames: self._from_dialled(link, frames))
 
-    def _on_event(self, link: Link, event: zmq.Event) -> None:
+    def _on_event(self, link: MessengerLink, event: zmq.Event) -> None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             assert link.dealer is not None
             link.dialled = Peer(link.dealer, (), link)
@@ -247,16 +247,16 @@ class Messenger:
         else:
             self.report(f"{named(link.place)} at {link.address}: {FAILURES.get(event, 'no connection')}; trying again")
 
-    def _redial(self, link: Link, dealer: Polled | None) -> None:
+    def _redial(self, link: MessengerLink, dealer: Polled | None) -> None:
         if link.dealer is dealer and link.dialled is None and link.address:
             self._hang_up(link)
             self._dial(link)
 
-    def _from_dialled(self, link: Link, frames: list[Any]) -> None:
+    def _from_dialled(self, link: MessengerLink, frames: list[Any]) -> None:
         if link.dialled is not None:
             self._from_link(link.dialled, frames)
 
-    def _hang_up(self, link: Link) -> None:
+    def _hang_up(self, link: MessengerLink) -> None:
         dealer, monitor, peer = link.dealer, link.monitor, link.dialled
         link.dealer = link.monitor = None
         if dealer is not None and monitor is not None:

@@ -8,10 +8,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from forgectl.messages.sockets import Source, has_come
+from forgectl.messages.sockets import SharedSocket, has_come
 
 
-class Watch:
+class LoopWatch:
     """One event loop's part in reading answers."""
 
     __slots__ = ("waits_for", "watching")
@@ -28,20 +28,20 @@ class Readers:
     """
 
     def __init__(self, lock: threading.Lock, drain: Callable[..., Any]) -> None:
-        self.used: set[Source] = set()
+        self.used: set[SharedSocket] = set()
         """Sockets that something was done with: it may have taken the sign of an answer away (`look`)."""
         self._lock = lock
         self._drain = drain
-        self._watches: dict[asyncio.AbstractEventLoop, Watch] = {}
+        self._watches: dict[asyncio.AbstractEventLoop, LoopWatch] = {}
         self._on: dict[int, Callable[[], Any]] = {}
 
-    def watch(self, loop: asyncio.AbstractEventLoop) -> Watch:
+    def watch(self, loop: asyncio.AbstractEventLoop) -> LoopWatch:
         """Have the loop read answers, as it is about to wait for some; others that wait for none read no more."""
         watch = self._watches.get(loop)
         if watch is None:
             for closed in [other for other in self._watches if other.is_closed()]:
                 del self._watches[closed]
-            watch = self._watches[loop] = Watch()
+            watch = self._watches[loop] = LoopWatch()
         if watch.watching:
             return watch
         watch.watching = True
@@ -63,14 +63,14 @@ class Readers:
     def _watching(self) -> list[asyncio.AbstractEventLoop]:
         return [loop for loop, watch in self._watches.items() if watch.watching and not loop.is_closed()]
 
-    def add(self, source: Source, read: Callable[[], Any] | None = None) -> None:
+    def add(self, source: SharedSocket, read: Callable[[], Any] | None = None) -> None:
         """Have a socket read from now on; answers, if nothing else is said."""
         do = self._on[source.fd] = read or (lambda: self._drain(source))
         for loop in self._watching():
             _now_or_soon(loop, loop.add_reader, source.fd, do)
             in_loop(loop, do)  # what has come before
 
-    def retire(self, sources: list[Source]) -> None:
+    def retire(self, sources: list[SharedSocket]) -> None:
         """Close sockets that nobody is to read any more, once no loop looks at their descriptors."""
         for source in sources:
             self._on.pop(source.fd, None)

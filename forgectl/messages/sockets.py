@@ -135,7 +135,7 @@ def _content(frame: zmq.Frame) -> bytes | memoryview:
     return frame.bytes if len(frame) < LONG else frame.buffer
 
 
-class Source:
+class SharedSocket:
     """A socket that several event loops may read, its descriptor, and the loop that is about to look at it anyway."""
 
     __slots__ = ("fd", "looked_at_in", "socket")

@@ -31,7 +31,7 @@ class Peer:
 
     __slots__ = ("link", "name", "socket", "under_way")
 
-    def __init__(self, socket: Polled, name: tuple[bytes, ...], link: Link | None = None) -> None:
+    def __init__(self, socket: Polled, name: tuple[bytes, ...], link: MessengerLink | None = None) -> None:
         """`name` is what the socket knows it by, if that has several peers."""
         self.socket = socket
         self.link = link
@@ -43,7 +43,7 @@ class Peer:
         self.socket.send((*self.name, *pack(kind, number, body, to if self.link else b"")))
 
 
-class Link:
+class MessengerLink:
     """The way to another messenger: a socket that dials it, or a connection by which it has dialled us."""
 
     def __init__(self, place: str) -> None:
@@ -61,7 +61,7 @@ class Link:
         return self.dialled if self.address else self.accepted
 
 
-class Call:
+class PassedCall:
     """A request that was passed on, or waits for a link: then `asked` is None."""
 
     __slots__ = ("asked", "caller", "link", "number", "to")
@@ -71,7 +71,7 @@ class Call:
         self.number = number
         self.to = to
         self.asked: Peer | None = None
-        self.link: Link | None = None
+        self.link: MessengerLink | None = None
 
 
 class Switch:
@@ -79,15 +79,15 @@ class Switch:
 
     def __init__(self, place: str, members: Iterable[str], direct: Iterable[str], folder: Path, back: Polled) -> None:
         """Of the machine `place`; `back` is to connect to the sockets of ranks in `folder`."""
-        self.links = {member: Link(member) for member in members if member != place}
+        self.links = {member: MessengerLink(member) for member in members if member != place}
         self._place = place
         self._direct = frozenset(direct)
         self._folder = folder
         self._back = back
-        self._calls: dict[int, Call] = {}
+        self._calls: dict[int, PassedCall] = {}
         # Not from 0: what a former messenger's calls are answered with must not be taken for answers to ours.
         self._first = self._last = random.getrandbits(62)
-        self._targets: dict[bytes, Peer | Link] = {}
+        self._targets: dict[bytes, Peer | MessengerLink] = {}
         self._ranks: dict[bytes, Peer] = {}
         self._ended: dict[str, int] = {}
 
@@ -114,13 +114,13 @@ class Switch:
                 raise
             return
         self._last += 1
-        call = self._calls[self._last] = Call(caller, number, to)
+        call = self._calls[self._last] = PassedCall(caller, number, to)
         caller.under_way[number] = self._last
         self._pass_on(self._last, call, target, kind, body)
 
-    def _find(self, to: bytes) -> Peer | Link:
+    def _find(self, to: bytes) -> Peer | MessengerLink:
         address = address_from(to)
-        target: Peer | Link
+        target: Peer | MessengerLink
         if address.place == self._place:
             target = self._ranks.get(address.name.encode()) or self._connect(address.name)
         else:
@@ -144,10 +144,10 @@ class Switch:
         self._ranks[name.encode()] = found = Peer(self._back, (name.encode(),))
         return found
 
-    def _pass_on(self, number: int, call: Call, target: Peer | Link, kind: int, body: list[Any]) -> None:
-        peer = target.peer if isinstance(target, Link) else target
+    def _pass_on(self, number: int, call: PassedCall, target: Peer | MessengerLink, kind: int, body: list[Any]) -> None:
+        peer = target.peer if isinstance(target, MessengerLink) else target
         if peer is None:
-            assert isinstance(target, Link)
+            assert isinstance(target, MessengerLink)
             call.link = target
             target.waiting[number] = kind, body
             return
@@ -157,7 +157,9 @@ class Switch:
         except zmq.ZMQError as e:
             self._could_not(number, call, peer, kind, body, e)
 
-    def _could_not(self, number: int, call: Call, peer: Peer, kind: int, body: list[Any], e: zmq.ZMQError) -> None:
+    def _could_not(
+        self, number: int, call: PassedCall, peer: Peer, kind: int, body: list[Any], e: zmq.ZMQError
+    ) -> None:
         if e.errno == zmq.EHOSTUNREACH and peer.link is not None:  # it has hung up, and nothing of this was sent
             call.asked, call.link = None, peer.link
             peer.link.waiting[number] = kind, body
@@ -202,7 +204,7 @@ class Switch:
             if caller.link is not None and e.errno == zmq.EHOSTUNREACH:
                 self.broken(caller)
 
-    def _take_off(self, number: int) -> Call:
+    def _take_off(self, number: int) -> PassedCall:
         call = self._calls.pop(number)
         call.caller.under_way.pop(call.number, None)
         if call.link is not None:
@@ -215,7 +217,7 @@ class Switch:
 
     # ------------------------------------------------------------ what comes and goes
 
-    def flush(self, link: Link) -> None:
+    def flush(self, link: MessengerLink) -> None:
         """Send what has waited for the link, now that there is one."""
         waiting, link.waiting = link.waiting, {}
         for number, (kind, body) in waiting.items():

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from forgectl.errors import BusyError, UsageError
 from forgectl.model.plan import Gpu, HostPlan, MeshPlan, Plan, Unit
-from forgectl.plan.allotment import Allotment, Pool, Request, allot
+from forgectl.plan.allotment import Allotment, Pool, RoomRequest, allot
 from forgectl.plan.placement import environments, mesh_plan
 from forgectl.plan.shortage import busy, never_fits
 from forgectl.plan.slots import Slots
@@ -102,7 +102,7 @@ def _gpus_for(
     given = Counter(host for mesh in living for host, gpus in mesh.gpus.items() for _ in gpus)
     caps = {h.name: max(0, h.slots - given[h.name]) for h in hosts if h.slots is not None}
     pool = Pool({h.name: tuple(gpus.get(h.name, ())) for h in hosts}, caps=caps)
-    request = Request(unit.mesh, unit.where, unit.procs, unit.hosts)
+    request = RoomRequest(unit.mesh, unit.where, unit.procs, unit.hosts)
     allotments = allot([request], pool.free())
     if isinstance(allotments, dict):
         return allotments[unit.mesh]
@@ -119,7 +119,7 @@ def _slots_for(
     taken = Counter(rank.host for mesh in without for rank in mesh.ranks)
     whole = {h.name: h.slots for h in hosts}
     left = Slots.of({name: None if slots is None else max(0, slots - taken[name]) for name, slots in whole.items()})
-    request = Request(unit.mesh, unit.where, unit.procs, unit.hosts)
+    request = RoomRequest(unit.mesh, unit.where, unit.procs, unit.hosts)
     allotments = allot([request], left)
     if isinstance(allotments, dict):
         return allotments[unit.mesh]

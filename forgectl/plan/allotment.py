@@ -17,7 +17,7 @@ TRIES = 2000
 
 
 @dataclass(frozen=True)
-class Request:
+class RoomRequest:
     """A mesh that wants, for each rank, a GPU or a slot.
 
     `hosts`: these, in this order; or so many; or None, as few as have room. `where` is its place in the spec.
@@ -54,7 +54,7 @@ class Stock(Protocol):
     def take(self, hosts: Sequence[str], each: int) -> Allotment | None:
         """`each` on each of `hosts`, or None where that is not there."""
 
-    def less(self: S, request: Request, allotment: Allotment) -> S:
+    def less(self: S, request: RoomRequest, allotment: Allotment) -> S:
         """What is left after a mesh took its share."""
 
     def fitting(self, count: int, each: int) -> Iterator[tuple[str, ...]]:
@@ -114,7 +114,7 @@ class Pool:
             got[host] = tuple(g for g in left if g.uuid in chosen)
         return Allotment(tuple(hosts), got)
 
-    def less(self, request: Request, allotment: Allotment) -> Pool:
+    def less(self, request: RoomRequest, allotment: Allotment) -> Pool:
         """The pool after a mesh took its GPUs."""
         taken = {g.uuid: request.mesh for gpus in allotment.gpus.values() for g in gpus}
         left = {h: tuple(g for g in gpus if g.uuid not in taken) for h, gpus in self.gpus.items()}
@@ -144,16 +144,16 @@ def in_sets(hosts: Sequence[str], preferred: Sequence[str], count: int) -> Itera
 class Misfit(Generic[S]):
     """A request that found no room, and the stock as it was then."""
 
-    request: Request
+    request: RoomRequest
     stock: S
 
 
-def in_order(requests: Iterable[Request]) -> list[Request]:
+def in_order(requests: Iterable[RoomRequest]) -> list[RoomRequest]:
     """Those tied to hosts first, then bigger ones first: what is hardest to place has the choice."""
     return sorted(requests, key=lambda r: (not isinstance(r.hosts, tuple), -r.procs))
 
 
-def allot(requests: Iterable[Request], stock: S) -> dict[str, Allotment] | list[Misfit[S]]:
+def allot(requests: Iterable[RoomRequest], stock: S) -> dict[str, Allotment] | list[Misfit[S]]:
     """Every mesh's allotment; or else what has no room when each takes what it likes best."""
     order = in_order(requests)
     got, lacking = _greedy(order, stock)
@@ -162,7 +162,7 @@ def allot(requests: Iterable[Request], stock: S) -> dict[str, Allotment] | list[
     return _search(order, stock.for_search()) or lacking
 
 
-def _greedy(order: Sequence[Request], stock: S) -> tuple[dict[str, Allotment], list[Misfit[S]]]:
+def _greedy(order: Sequence[RoomRequest], stock: S) -> tuple[dict[str, Allotment], list[Misfit[S]]]:
     got: dict[str, Allotment] = {}
     lacking: list[Misfit[S]] = []
     hopeless: set[tuple[object, int]] = set()  # the stock only shrinks: what failed once fails again
@@ -179,7 +179,7 @@ def _greedy(order: Sequence[Request], stock: S) -> tuple[dict[str, Allotment], l
     return got, lacking
 
 
-def _search(order: Sequence[Request], stock: S) -> dict[str, Allotment] | None:
+def _search(order: Sequence[RoomRequest], stock: S) -> dict[str, Allotment] | None:
     """Depth first along the preferences, with a stack of its own: meshes may outnumber Python's frames."""
     if sum(r.procs for r in order) > stock.size:
         return None
@@ -201,7 +201,7 @@ def _search(order: Sequence[Request], stock: S) -> dict[str, Allotment] | None:
     return {r.mesh: a for r, a in zip(order, chosen, strict=True)}
 
 
-def _candidates(request: Request, stock: Stock, tries: Iterator[int]) -> Iterator[Allotment]:
+def _candidates(request: RoomRequest, stock: Stock, tries: Iterator[int]) -> Iterator[Allotment]:
     """Where a request could go, best first. Takes one of `tries` for each look."""
     for _, (hosts, each) in zip(tries, _choices(request, stock), strict=False):
         allotment = stock.take(hosts, each)
@@ -209,7 +209,7 @@ def _candidates(request: Request, stock: Stock, tries: Iterator[int]) -> Iterato
             yield allotment
 
 
-def _choices(request: Request, stock: Stock) -> Iterator[tuple[tuple[str, ...], int]]:
+def _choices(request: RoomRequest, stock: Stock) -> Iterator[tuple[tuple[str, ...], int]]:
     if isinstance(request.hosts, tuple):
         yield request.hosts, request.procs // len(request.hosts)
         return

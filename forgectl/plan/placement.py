@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from forgectl.errors import SpecError, SpecProblem
 from forgectl.model.environment import host_environment, rank_environment
 from forgectl.model.plan import HostFacts, HostPlan, MeshPlan, Plan, RankPlan, Unit
-from forgectl.plan.allotment import Allotment, Pool, Request, allot
+from forgectl.plan.allotment import Allotment, Pool, RoomRequest, allot
 from forgectl.plan.shortage import busy, never_fits
 from forgectl.plan.slots import Slots
 from forgectl.plan.slots import never_fits as never_finds_room
@@ -35,7 +35,7 @@ def place(
 def _allot(spec: Spec, facts: Mapping[str, HostFacts], units: list[Unit]) -> dict[str, Allotment]:
     problems = _too_few_hosts(spec, units)
     hopeless = {p.where.removesuffix(".hosts") for p in problems}
-    requests = [(u, Request(u.mesh, u.where, u.procs, u.hosts)) for u in units if u.where not in hopeless]
+    requests = [(u, RoomRequest(u.mesh, u.where, u.procs, u.hosts)) for u in units if u.where not in hopeless]
     caps = {h.name: h.slots for h in spec.hosts if h.slots is not None}
     pool, hint = Pool({h.name: facts[h.name].gpus for h in spec.hosts}, caps=caps), None
     wanting_gpus = [request for unit, request in requests if unit.with_gpus]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from forgectl.errors import BusyError
-from forgectl.plan.allotment import Misfit, Pool, Request
+from forgectl.plan.allotment import Misfit, Pool, RoomRequest
 
 SHOWN = 8
 """Hosts or holders that one message lists before it only counts the rest."""
@@ -34,7 +34,7 @@ def busy(misfits: Sequence[Misfit[Pool]], whole: Pool) -> BusyError:
     )
 
 
-def wish(request: Request, hosts: int, many: Callable[[int], str]) -> str:
+def wish(request: RoomRequest, hosts: int, many: Callable[[int], str]) -> str:
     """What a mesh wants of so many hosts; `many` puts a number of it in words."""
     name = request.where.rpartition(".")[2]
     replica = f"replica {request.mesh} " if request.mesh != name else ""

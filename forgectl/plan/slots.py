@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 
 from forgectl.frozen import dataclass
-from forgectl.plan.allotment import Allotment, Misfit, Request, in_sets
+from forgectl.plan.allotment import Allotment, Misfit, RoomRequest, in_sets
 from forgectl.plan.shortage import listed, wish
 
 UNLIMITED = 1 << 40
@@ -41,7 +41,7 @@ class Slots:
             return None
         return Allotment(tuple(hosts), dict.fromkeys(hosts, ()))
 
-    def less(self, request: Request, allotment: Allotment) -> Slots:
+    def less(self, request: RoomRequest, allotment: Allotment) -> Slots:
         """What is left after a mesh came."""
         each = request.procs // len(allotment.hosts)
         room, takers = dict(self.room), dict(self.takers)

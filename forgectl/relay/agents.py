@@ -11,8 +11,8 @@ from pathlib import Path
 
 from forgectl.agent import start_command
 from forgectl.errors import UnreachableError
-from forgectl.protocol.agent import AgentConfig
-from forgectl.wire.sockets import dial, peer_pid, private_folder
+from forgectl.protocol.supervision import AgentConfig
+from forgectl.wire.unix_sockets import dial, peer_pid, private_folder
 
 START_SECONDS = 30.0
 

@@ -18,7 +18,7 @@ _MOST = ("max_slots", "max-slots")  # Open MPI's: how far `slots` may be exceede
 
 
 @dataclass(frozen=True)
-class Entry:
+class HostLine:
     """A host of a hostfile: where it stands, what to type after `ssh`, and how many ranks it takes."""
 
     line: int
@@ -38,7 +38,7 @@ class _Wrong(ValueError):
     """Why a line cannot be read."""
 
 
-def read_hostfile(text: bytes) -> Iterator[Entry | Complaint]:
+def read_hostfile(text: bytes) -> Iterator[HostLine | Complaint]:
     """What each line that says something says."""
     lines = text.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     for number, raw in enumerate(lines, start=1):
@@ -52,7 +52,7 @@ def read_hostfile(text: bytes) -> Iterator[Entry | Complaint]:
             yield Complaint(number, str(e))
 
 
-def _entry(number: int, line: str) -> Entry:
+def _entry(number: int, line: str) -> HostLine:
     name, *rest = line.split(None, 1)
     name, given = _with_count(name)
     slots = [] if given is None else [given]
@@ -70,7 +70,7 @@ def _entry(number: int, line: str) -> Entry:
     count = slots[0] if slots else most
     if most is not None and count is not None and most < count:
         raise _Wrong(f"has more slots ({count}) than max_slots ({most})")
-    return Entry(number, name, count)
+    return HostLine(number, name, count)
 
 
 def _with_count(name: str) -> tuple[str, int | None]:

@@ -15,7 +15,7 @@ from forgectl.spec import programs, sources
 from forgectl.spec.checks import Checks
 from forgectl.spec.document import MAX_BYTES, compose
 from forgectl.spec.model import Body, Document, Spec
-from forgectl.spec.problems import Place, Problems, Stop, one_line, show
+from forgectl.spec.problems import CannotGoOn, Place, Problems, one_line, show
 from forgectl.spec.read import Null, read
 from forgectl.spec.scalars import NAME_RULE
 from forgectl.spec.validate import validated
@@ -51,7 +51,7 @@ def parse(
     spec = None
     try:
         spec = _parse(text, source, folder, overrides, environ, name, problems)
-    except Stop:
+    except CannotGoOn:
         pass
     problems.check(source)
     assert spec is not None

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from forgectl.spec.document import Item, Mapping, Scalar, Sequence, compose
 from forgectl.spec.model import Document
-from forgectl.spec.problems import Place, Problems, Stop, did_you_mean, show, step
+from forgectl.spec.problems import CannotGoOn, Place, Problems, did_you_mean, show, step
 from forgectl.spec.shape import Keyed, Shape, keys, under
 
 _SET = Place(override=True)
@@ -32,7 +32,7 @@ def apply(root: Item, overrides: SequenceOf[str], problems: Problems) -> Item:
         try:
             value = _value(path, text, problems)
             root = _assign(root, path.split("."), Document, value, _ROOT)
-        except Stop:
+        except CannotGoOn:
             continue
         except _NamesNothing as e:
             problems.add(path, f"names nothing: {e}", place=_SET)

@@ -25,7 +25,7 @@ class Place:
     override: bool = False
 
 
-class Stop(Exception):
+class CannotGoOn(Exception):
     """The spec cannot be read any further; why is among the problems already."""
 
 
@@ -101,7 +101,7 @@ class Problems:
     def stop(self, where: str, message: str, *, place: Place | None = None) -> NoReturn:
         """Add one problem after which reading on makes no sense."""
         self.add(where, message, place=place)
-        raise Stop
+        raise CannotGoOn
 
     @property
     def full(self) -> bool:

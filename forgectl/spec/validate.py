@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 
 from forgectl.names import NAME
 from forgectl.spec.hosts import Model
-from forgectl.spec.problems import Problems, Stop, nearest, show, step
+from forgectl.spec.problems import CannotGoOn, Problems, nearest, show, step
 from forgectl.spec.shape import Keyed, at, keys
 
 M = TypeVar("M", bound=Model)
@@ -39,7 +39,7 @@ def validated(
             for error in sorted(errors, key=lambda error: error["type"] != "extra_forbidden"):
                 _report(error, (*under, *error["loc"]), problems, broken)
                 broken.add(".".join((*under, _leave_out(data, error))))
-    raise Stop
+    raise CannotGoOn
 
 
 def _report(error: ErrorDetails, loc: tuple[int | str, ...], problems: Problems, broken: set[str]) -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from forgectl.protocol.sync import Listing
+from forgectl.protocol.tree_sync import Listing
 from forgectl.wire.envelope import ProtocolError
 
 PIECE = 1 << 20

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from forgectl.names import NAME
-from forgectl.protocol.sync import GONE, Contents, Listing, SendListing, Sent, Sync, TreeSynced, Wanted
+from forgectl.protocol.tree_sync import GONE, Contents, Listing, SendListing, Sent, Sync, TreeSynced, Wanted
 from forgectl.sync.listing import MOST_ENTRIES, Entry, check_entries, digest_of, listed
 from forgectl.sync.staging import Staging
-from forgectl.sync.target import Site, hold
+from forgectl.sync.target import SyncTarget, hold
 from forgectl.wire.envelope import MAX_LINE, ProtocolError, Refusal
-from forgectl.wire.sockets import Line
+from forgectl.wire.unix_sockets import Connection
 
 LONGEST_SILENCE = 120.0
 """Seconds after which a launcher that says nothing has lost its turn: others may wait for the tree."""
@@ -24,7 +24,7 @@ WANTED_AT_ONCE = 100_000
 T = TypeVar("T")
 
 
-def receive(line: Line, request: Sync, root: Path) -> None:
+def receive(line: Connection, request: Sync, root: Path) -> None:
     """Serve one sync of a tree below `root`, to its last answer; what this host's disk refuses is answered, too.
 
     Raises ConnectionError or TimeoutError when the launcher is gone, and ProtocolError when it says what it must not:
@@ -61,7 +61,7 @@ def _check_key(key: str) -> None:
         raise ProtocolError(f"{key[:80]!r} is no name of a tree")
 
 
-def _sync(line: Line, request: Sync, site: Site) -> TreeSynced | None:
+def _sync(line: Connection, request: Sync, site: SyncTarget) -> TreeSynced | None:
     """The whole conversation; None where it ended with a Refusal."""
     entries = _entries(line, request.digest, site)
     wanted = site.examine(entries)
@@ -76,7 +76,7 @@ def _sync(line: Line, request: Sync, site: Site) -> TreeSynced | None:
     return TreeSynced(str(site.path), deleted, tuple(changed))
 
 
-def _entries(line: Line, digest: str, site: Site) -> Sequence[Entry]:
+def _entries(line: Connection, digest: str, site: SyncTarget) -> Sequence[Entry]:
     """What the workdir holds: as it was at the last sync, if that had this digest, else as the launcher tells."""
     if digest and site.index.digest == digest:
         return tuple(site.index.entries.values())
@@ -113,7 +113,7 @@ def as_received(entries: Sequence[Entry], received: dict[int, tuple[str, int] | 
 class _Receiving:
     """The content of the wanted files, as it comes in."""
 
-    def __init__(self, line: Line, staging: Staging, wanted: Sequence[int]) -> None:
+    def __init__(self, line: Connection, staging: Staging, wanted: Sequence[int]) -> None:
         self._line = line
         self._staging = staging
         self._wanted = frozenset(wanted)
@@ -170,7 +170,7 @@ class _Receiving:
                 self._received[number] = self._staging.finish()
 
 
-def _expect(line: Line, *kinds: type[T]) -> Any:
+def _expect(line: Connection, *kinds: type[T]) -> Any:
     """The next message, of one of these kinds; raises ProtocolError, ConnectionError, TimeoutError."""
     message = line.receive(LONGEST_SILENCE)
     if message is None:

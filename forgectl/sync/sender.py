@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from forgectl.errors import TimedOutError, UnreachableError, error_of
-from forgectl.protocol.sync import GONE, Contents, SendListing, Sent, Sync, TreeSynced, Wanted
+from forgectl.protocol.tree_sync import GONE, Contents, SendListing, Sent, Sync, TreeSynced, Wanted
 from forgectl.sync.hash_index import stamp_of
 from forgectl.sync.listing import PIECE
 from forgectl.sync.scan import Tree
 from forgectl.wire.envelope import ProtocolError, Refusal
-from forgectl.wire.sockets import Line
+from forgectl.wire.unix_sockets import Connection
 
 FILES_AT_ONCE = 1000
 TRIES = 3
@@ -42,7 +42,7 @@ class Pushed:
 
 
 def push(
-    line: Line,
+    line: Connection,
     tree: Tree,
     key: str,
     host: str,
@@ -84,7 +84,7 @@ class _Refused(Exception):
 class _Paced:
     """A line on which nothing takes longer than LONGEST_SILENCE, or goes on beyond a deadline."""
 
-    def __init__(self, line: Line, deadline: float | None) -> None:
+    def __init__(self, line: Connection, deadline: float | None) -> None:
         self._line = line
         self._deadline = deadline
 

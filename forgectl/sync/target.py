@@ -15,14 +15,14 @@ from forgectl.sync.hash_index import Index
 from forgectl.sync.listing import FOLDER, LINK, PROGRAM, Entry, hash_of
 from forgectl.sync.safe_paths import Folders
 from forgectl.sync.staging import MODES, Staging
-from forgectl.wire.sockets import private_folder
+from forgectl.wire.unix_sockets import private_folder
 
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_LOCK = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextlib.contextmanager
-def hold(root: Path, key: str) -> Iterator[Site]:
+def hold(root: Path, key: str) -> Iterator[SyncTarget]:
     """The tree ROOT/work/KEY, for this process alone in this block: others wait their turn. Raises OSError.
 
     What is kept beside it has names that begin with a dot, as no key does.
@@ -43,10 +43,10 @@ def hold(root: Path, key: str) -> Iterator[Site]:
         folders = stack.enter_context(Folders(key, work))
         staging = Staging(keep(os.open(f".staged.{key}", _OPEN_FOLDER, dir_fd=work)))
         stack.callback(staging.drop)
-        yield Site(path, work, folders, staging)
+        yield SyncTarget(path, work, folders, staging)
 
 
-class Site:
+class SyncTarget:
     """One tree. First `examine`, then `staging` gets what was found missing, then `settle`: till then it stays."""
 
     def __init__(self, path: Path, work: int, folders: Folders, staging: Staging) -> None:

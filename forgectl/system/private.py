@@ -1,6 +1,6 @@
 """Folders that are this user's alone: nobody else can have put, or can exchange, what lies in them.
 
-A host gets this text in front of `relay/bootstrap.py`, before it has any other code of ours: no imports of ours here,
+A host gets this text in front of `relay/unpack.py`, before it has any other code of ours: no imports of ours here,
 and syntax that an old Python understands.
 """
 

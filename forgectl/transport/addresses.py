@@ -10,7 +10,7 @@ from forgectl.errors import UnreachableError
 from forgectl.hosts import reach
 from forgectl.model.plan import HostPlan, Plan
 from forgectl.plan.links import messengers
-from forgectl.protocol.relay import Dialled, DialOut, Listening, ListenOn, Target
+from forgectl.protocol.host_survey import Dialled, DialOut, DialTarget, Listening, ListenOn
 from forgectl.transport.survey import Hosts, for_all, together
 
 Pairs = set[tuple[str, str]]
@@ -95,7 +95,7 @@ def dial_out(
 
     def ask(name: str) -> dict[str, str | None]:
         there = [to for start, to in sorted(pairs) if start == name]
-        targets = tuple(Target(f"{to} {a}", a, port) for to in there for a, port in ports[to].items())
+        targets = tuple(DialTarget(f"{to} {a}", a, port) for to in there for a, port in ports[to].items())
         connection = hosts.connections.get(name)
         if connection is None:
             return reach.dial_all(targets)

@@ -24,7 +24,7 @@ class Bundle:
 @functools.cache
 def stage() -> bytes:
     """What unpacks it on a host, as one text: it needs what checks folders before there is any other code of ours."""
-    return b"\n".join((PACKAGE / name).read_bytes() for name in ("system/private.py", "relay/bootstrap.py"))
+    return b"\n".join((PACKAGE / name).read_bytes() for name in ("system/private.py", "relay/unpack.py"))
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import signal
 import subprocess
 
 from forgectl.agent import start_command
-from forgectl.protocol.agent import AgentConfig
+from forgectl.protocol.supervision import AgentConfig
 
 START_SECONDS = 30.0
 

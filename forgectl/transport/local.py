@@ -11,7 +11,7 @@ from pathlib import Path
 
 from forgectl.agent import start_command
 from forgectl.errors import ForgeError, NotFoundError, UnreachableError
-from forgectl.protocol.agent import AGENT_TO_CONTROLLER, AgentConfig
+from forgectl.protocol.supervision import AGENT_TO_CONTROLLER, AgentConfig
 from forgectl.system.processes import boot_id, identify, open_pidfd, signal_exactly
 from forgectl.wire.stream import Stream
 

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from forgectl.errors import UnreachableError
-from forgectl.protocol.agent import AGENT_TO_CONTROLLER, AgentConfig
-from forgectl.protocol.relay import AgentReached, AgentStarted, NoAgent, ReachAgent, StartAgent
+from forgectl.protocol.host_survey import AgentReached, AgentStarted, NoAgent, ReachAgent, StartAgent
+from forgectl.protocol.supervision import AGENT_TO_CONTROLLER, AgentConfig
 from forgectl.transport.destination import Destination
-from forgectl.transport.ssh import Dialled, dial
+from forgectl.transport.ssh import RelayConnection, dial
 from forgectl.wire.envelope import MAX_LINE, ProtocolError
 from forgectl.wire.stream import Stream
 
@@ -31,11 +31,11 @@ class SshWay:
 
     may_drop = True
 
-    def __init__(self, to: Destination, socket: str, relay: Dialled | None) -> None:
+    def __init__(self, to: Destination, socket: str, relay: RelayConnection | None) -> None:
         self._to = to
         self._socket = socket
         self._relay = relay
-        self._current: Dialled | None = None  # what the agent is reached through
+        self._current: RelayConnection | None = None  # what the agent is reached through
         self._dialling: subprocess.Popen[bytes] | None = None
         self._closed = False
 
@@ -48,7 +48,7 @@ class SshWay:
                 return await self._reach(handed)
         return await self._reach(await _in_thread(self._dial))
 
-    async def _reach(self, relay: Dialled) -> Stream | None:
+    async def _reach(self, relay: RelayConnection) -> Stream | None:
         """Have a relay become a pipe to the agent; None where none lives."""
         try:
             answer = await _in_thread(relay.ask, ReachAgent(self._socket))
@@ -64,7 +64,7 @@ class SshWay:
         reader, writer = await asyncio.open_unix_connection(sock=relay.line.socket, limit=MAX_LINE)
         return Stream(reader, writer, AGENT_TO_CONTROLLER)
 
-    def _dial(self) -> Dialled:
+    def _dial(self) -> RelayConnection:
         def note(process: subprocess.Popen[bytes]) -> None:
             self._dialling = process
             if self._closed:

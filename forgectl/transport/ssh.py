@@ -17,15 +17,15 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from forgectl.errors import BY_EXIT_CODE, ForgeError, UnreachableError
-from forgectl.protocol.relay import RELAY_TO_LAUNCHER, RelayReady
-from forgectl.protocol.sync import RELAY_TO_SYNC
+from forgectl.protocol.host_survey import RELAY_TO_LAUNCHER, RelayReady
+from forgectl.protocol.tree_sync import RELAY_TO_SYNC
 from forgectl.transport import ssh_errors
 from forgectl.transport.bundle import bundle, stage
 from forgectl.transport.destination import Destination, program
 from forgectl.transport.ssh_errors import StageWord
 from forgectl.wire.codec import from_json
 from forgectl.wire.envelope import ProtocolError, Refusal, decode
-from forgectl.wire.sockets import Line
+from forgectl.wire.unix_sockets import Connection
 
 DIAL_SECONDS = 30.0
 """From the start of ssh to the relay's first word: with the shipping of our code over a slow link."""
@@ -96,11 +96,11 @@ class Said:
 
 
 @dataclass
-class Dialled:
+class RelayConnection:
     """A connection to the relay of a host, by an ssh that is our child or, with a `pidfd`, another process's."""
 
     to: Destination
-    line: Line
+    line: Connection
     process: subprocess.Popen[bytes] | None = None
     said: Said | None = field(default=None, repr=False)
     pidfd: int | None = None
@@ -183,7 +183,7 @@ def dial(
     tries: int = TRIES,
     seconds: int = 10,
     started: Callable[[subprocess.Popen[bytes]], None] = lambda _: None,
-) -> Dialled:
+) -> RelayConnection:
     """A connection to the relay of a host, tried again where sshd was too busy; raises ForgeError with what to do.
 
     `seconds` is what TCP and the login may take. `started` is told of each ssh, so that another thread can end a dial
@@ -200,7 +200,7 @@ def dial(
     raise AssertionError("the last try raises or returns")
 
 
-def _dial(to: Destination, seconds: int, started: Callable[[subprocess.Popen[bytes]], None]) -> Dialled:
+def _dial(to: Destination, seconds: int, started: Callable[[subprocess.Popen[bytes]], None]) -> RelayConnection:
     ours, theirs = socket.socketpair()
     said = Said()
     try:
@@ -218,7 +218,7 @@ def _dial(to: Destination, seconds: int, started: Callable[[subprocess.Popen[byt
         message = f"host {to.name}: cannot run {program()[0]!r}: {e.strerror}"
         raise UnreachableError(message, hint="install an ssh client, or set FORGECTL_SSH") from None
     said.close_writing()
-    dialled = Dialled(to, Line(ours, ANSWERS), process, said)
+    dialled = RelayConnection(to, Connection(ours, ANSWERS), process, said)
     started(process)
     try:
         _greet(dialled)
@@ -228,7 +228,7 @@ def _dial(to: Destination, seconds: int, started: Callable[[subprocess.Popen[byt
     return dialled
 
 
-def _greet(dialled: Dialled) -> None:
+def _greet(dialled: RelayConnection) -> None:
     """Have the relay run at the other end."""
     line, deadline = dialled.line, time.monotonic() + DIAL_SECONDS
     first, shipped = stage(), bundle()
@@ -250,7 +250,7 @@ def _greet(dialled: Dialled) -> None:
         raise _why_not(dialled, noise) from None
 
 
-def _word(line: Line, deadline: float, noise: list[str]) -> StageWord:
+def _word(line: Connection, deadline: float, noise: list[str]) -> StageWord:
     """The next word of the stage, after what login scripts print; raises EOFError, TimeoutError."""
     left = NOISE
     while left > 0:
@@ -263,7 +263,7 @@ def _word(line: Line, deadline: float, noise: list[str]) -> StageWord:
     raise EOFError
 
 
-def _line_by(line: Line, deadline: float) -> bytes:
+def _line_by(line: Connection, deadline: float) -> bytes:
     """The next line; raises EOFError, and TimeoutError once it is too late, however many lines there are."""
     left = deadline - time.monotonic()
     if left <= 0:
@@ -282,7 +282,7 @@ def _marked(text: bytes) -> StageWord | None:
     return None
 
 
-def _ready(line: Line, deadline: float) -> RelayReady | StageWord:
+def _ready(line: Connection, deadline: float) -> RelayReady | StageWord:
     """The relay's first message, or why the stage could not become the relay."""
     while not (text := _line_by(line, deadline)):
         pass
@@ -293,7 +293,7 @@ def _ready(line: Line, deadline: float) -> RelayReady | StageWord:
     return ready
 
 
-def _why_not(dialled: Dialled, noise: list[str]) -> Exception:
+def _why_not(dialled: RelayConnection, noise: list[str]) -> Exception:
     """What ssh, or the other end, had to say."""
     assert dialled.process is not None
     dialled.line.close()

@@ -18,7 +18,7 @@ BUSY = ("kex_exchange_identification", "Connection closed by", "Connection reset
 
 @dataclass(frozen=True)
 class StageWord:
-    """What our first program on a host (relay/bootstrap.py) says: whether our code is there, or what is in the way."""
+    """What our first program on a host (relay/unpack.py) says: whether our code is there, or what is in the way."""
 
     have: bool | None = None
     wrong: str = ""  # old, psutil, root

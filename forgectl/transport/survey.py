@@ -19,10 +19,10 @@ from forgectl.hosts import reach
 from forgectl.hosts.gpus import NoSuchGpu, discover
 from forgectl.model.plan import HostFacts
 from forgectl.names import name_of
-from forgectl.protocol.relay import GetFacts, HostReport
+from forgectl.protocol.host_survey import GetFacts, HostReport
 from forgectl.system.processes import boot_id
 from forgectl.transport.destination import Destination
-from forgectl.transport.ssh import Dialled, dial
+from forgectl.transport.ssh import RelayConnection, dial
 
 if TYPE_CHECKING:
     from forgectl.spec.model import Host, Spec
@@ -40,7 +40,7 @@ class Hosts:
     """The hosts of a spec: their facts by name, and connections to the relays of those that ssh reaches."""
 
     facts: dict[str, HostFacts] = field(default_factory=dict)
-    connections: dict[str, Dialled] = field(default_factory=dict)
+    connections: dict[str, RelayConnection] = field(default_factory=dict)
     missing: dict[str, tuple[str, ...]] = field(default_factory=dict)  # which of MODULES an ssh host has not
 
     listeners: list[socket.socket] = field(default_factory=list)  # of this machine, while others dial it

@@ -18,11 +18,11 @@ import time
 from pathlib import Path
 
 from forgectl.errors import ForgeError, UnreachableError
-from forgectl.protocol.relay import AgentReached, ReachAgent
+from forgectl.protocol.host_survey import AgentReached, ReachAgent
 from forgectl.system.processes import die_with_parent
 from forgectl.transport.destination import Destination
-from forgectl.transport.ssh import Dialled, dial
-from forgectl.wire.sockets import listen, peer_uid
+from forgectl.transport.ssh import RelayConnection, dial
+from forgectl.wire.unix_sockets import listen, peer_uid
 
 CHUNK = 1 << 18
 LONGEST_PAUSE = 5.0
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
             time.sleep(pause)
 
 
-def _reach(to: Destination, path: str) -> Dialled:
+def _reach(to: Destination, path: str) -> RelayConnection:
     """A connection to the Unix socket `path` of a host; raises ForgeError."""
     relay = dial(to)
     try:
@@ -68,7 +68,7 @@ def _reach(to: Destination, path: str) -> Dialled:
     return relay
 
 
-def through(near: socket.socket, far: Dialled) -> None:
+def through(near: socket.socket, far: RelayConnection) -> None:
     """Pass bytes both ways, in threads, until either side is gone."""
 
     def pass_on(source: socket.socket, target: socket.socket) -> None:

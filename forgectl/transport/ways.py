@@ -22,15 +22,15 @@ def way_to(host: HostPlan, agent_socket: Path, handed: Sequence[int]) -> LocalWa
     """
     if host.local:
         return LocalWay(agent_socket, host.python, *handed)
-    from forgectl.protocol.relay import RELAY_TO_LAUNCHER
+    from forgectl.protocol.host_survey import RELAY_TO_LAUNCHER
     from forgectl.transport.destination import Destination
     from forgectl.transport.remote import SshWay  # most runs have no ssh host, and begin a hundredth of a second sooner
-    from forgectl.transport.ssh import Dialled
-    from forgectl.wire.sockets import Line
+    from forgectl.transport.ssh import RelayConnection
+    from forgectl.wire.unix_sockets import Connection
 
     to = Destination(host.name, host.ssh or host.name, host.python, host.root)
     relay = None
     if handed:
         connection, ssh = handed
-        relay = Dialled(to, Line(socket.socket(fileno=connection), RELAY_TO_LAUNCHER), pidfd=ssh)
+        relay = RelayConnection(to, Connection(socket.socket(fileno=connection), RELAY_TO_LAUNCHER), pidfd=ssh)
     return SshWay(to, str(agent_socket), relay)

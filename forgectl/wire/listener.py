@@ -8,14 +8,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from forgectl.wire.envelope import MAX_LINE
-from forgectl.wire.sockets import listen, private_folder
+from forgectl.wire.unix_sockets import listen, private_folder
 
 LOOK_SECONDS = 2.0
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-class Doorway:
+class Listener:
     """Where a daemon is reached. Logging out empties $XDG_RUNTIME_DIR, a cleaner /var/tmp: a run must outlive that."""
 
     def __init__(self, path: Path, serve: Serve) -> None:

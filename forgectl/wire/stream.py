@@ -11,7 +11,7 @@ from typing import Any
 
 from forgectl.version import __version__
 from forgectl.wire.envelope import MAX_LINE, Hello, ProtocolError, decode, encode
-from forgectl.wire.sockets import HANDSHAKE_SECONDS, dial, peer_pid, peer_uid, wrong_version
+from forgectl.wire.unix_sockets import HANDSHAKE_SECONDS, dial, peer_pid, peer_uid, wrong_version
 
 _MAX_BACKLOG = 16 * MAX_LINE
 

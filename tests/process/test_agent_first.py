@@ -16,7 +16,7 @@ import pytest
 from forgectl import __version__
 from forgectl.agent import bootstrap, start_command
 from forgectl.model.plan import ForkServerPlan
-from forgectl.protocol.agent import AgentConfig
+from forgectl.protocol.supervision import AgentConfig
 from tests.conftest import processes_of, until
 
 RUN = f"first-{os.getpid()}"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from forgectl import __version__
-from forgectl.protocol.agent import AgentConfig
+from forgectl.protocol.supervision import AgentConfig
 from forgectl.transport.early_agent import EarlyAgent
 from tests.conftest import Forge, processes_of, until
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from forgectl.cli.log_output.stream import Chunk, LogStream, Source
-from forgectl.cli.log_output.writer import LogWriter
+from forgectl.cli.log_output.log_stream import Chunk, LogSource, LogStream
+from forgectl.cli.log_output.log_writer import LogWriter
 from forgectl.system.log_cap import LogCap, Trimmed, Uncapped
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "write_log.py"
@@ -19,7 +19,7 @@ COUNT, WIDTH = 2_000_000, 100  # 200 MB
 LIMIT = 20_000_000
 
 
-def writer_of(source: Source) -> subprocess.Popen[bytes]:
+def writer_of(source: LogSource) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, PROGRAM, source.path, str(COUNT), str(WIDTH)])
 
 
@@ -39,7 +39,7 @@ class Counted:
 
 
 def test_a_flood_is_followed_in_bounded_memory(tmp_path: Path) -> None:
-    source = Source("flood/0@local", tmp_path / "log")
+    source = LogSource("flood/0@local", tmp_path / "log")
     out = Counted()
     writer, stream = LogWriter(out, prefix=False), LogStream()
     stream.add(source)
@@ -62,7 +62,7 @@ def test_a_flood_is_followed_in_bounded_memory(tmp_path: Path) -> None:
 
 
 def test_a_flood_is_capped_while_it_is_followed_and_every_line_is_whole_or_marked(tmp_path: Path) -> None:
-    source = Source("flood/0@local", tmp_path / "log")
+    source = LogSource("flood/0@local", tmp_path / "log")
     cap, stream = LogCap(LIMIT), LogStream()
     stream.add(source)
     process = writer_of(source)
@@ -107,7 +107,7 @@ def _read_rows(chunk: Chunk, last: int) -> tuple[int, int]:
 def test_idle_logs_are_neither_opened_nor_read(tmp_path: Path) -> None:
     stream = LogStream()
     for n in range(64):
-        source = Source(f"m/{n}", tmp_path / str(n))
+        source = LogSource(f"m/{n}", tmp_path / str(n))
         source.path.write_bytes(b"line\n")
         stream.add(source)
     before = _reads(), len(os.listdir("/proc/self/fd"))

@@ -17,7 +17,7 @@ import pytest
 
 from forgectl.boot import BOOT
 from forgectl.errors import NotOursError
-from forgectl.wire.sockets import check_private, dial, private_folder
+from forgectl.wire.unix_sockets import check_private, dial, private_folder
 from tests.conftest import Forge, until
 from tests.process.actor_scripts import write
 from tests.process.other_user import NOBODY, as_another_user, listening

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from forgectl.agent.event_log import MAX_TEXT, WORDS, EventLog
-from forgectl.protocol.agent import HAPPENINGS, Notice, RankExited, StartFailed
+from forgectl.protocol.supervision import HAPPENINGS, Notice, RankExited, StartFailed
 from forgectl.redaction import Redaction
 from forgectl.wire.envelope import Refusal
 from tests.conftest import Forge

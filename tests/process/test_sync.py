@@ -16,17 +16,17 @@ from pathlib import Path
 import pytest
 
 from forgectl.errors import BusyError, UnreachableError
-from forgectl.protocol.relay import RelayReady
+from forgectl.protocol.host_survey import RelayReady
 from forgectl.sync.listing import PIECE
 from forgectl.sync.scan import Tree, scan
 from forgectl.sync.sender import Pushed, push
 from forgectl.transport.destination import Destination
-from forgectl.transport.ssh import ANSWERS, Dialled, dial
-from forgectl.wire.sockets import Line
+from forgectl.transport.ssh import ANSWERS, RelayConnection, dial
+from forgectl.wire.unix_sockets import Connection
 from tests.lab.lab import Lab
 from tests.unit.sync_cases import LIMIT, Snapshot, snapshot
 
-RELAY = "import sys; from forgectl.relay.main import main; main(sys.argv[1])"
+RELAY = "import sys; from forgectl.relay.relay import main; main(sys.argv[1])"
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can mount")
 
 
@@ -35,7 +35,7 @@ class Relay:
     """A relay on this machine, as ssh would run it."""
 
     process: subprocess.Popen[bytes]
-    line: Line
+    line: Connection
 
     def push(self, tree: Tree) -> Pushed:
         return push(self.line, tree, "key", "there")
@@ -49,7 +49,7 @@ def relay(root: Path) -> Iterator[Relay]:
     with theirs:
         process = subprocess.Popen([sys.executable, "-c", RELAY, str(root)], stdin=theirs, stdout=theirs)
     with ours:
-        line = Line(ours, ANSWERS)
+        line = Connection(ours, ANSWERS)
         assert isinstance(line.receive(), RelayReady)
         yield Relay(process, line)
     process.wait(30)
@@ -150,7 +150,7 @@ from pathlib import Path
 from forgectl.transport.ssh import ANSWERS
 from forgectl.sync.sender import push
 from forgectl.sync.scan import scan
-from forgectl.wire.sockets import Line
+from forgectl.wire.unix_sockets import Line
 line = Line(socket.socket(fileno=0), ANSWERS)
 line.receive()
 push(line, scan(Path(sys.argv[1]), 1 << 40), "key", "there")
@@ -190,7 +190,7 @@ def test_memory_does_not_grow_with_a_file(work: Path, tmp_path: Path) -> None:
 
 
 @contextlib.contextmanager
-def dialled(name: str) -> Iterator[Dialled]:
+def dialled(name: str) -> Iterator[RelayConnection]:
     there = dial(Destination(name, name, sys.executable))
     try:
         yield there

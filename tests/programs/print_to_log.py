@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from forgectl.agent.logs import open_log
+from forgectl.agent.rank_logs import open_log
 from forgectl.rank import stdio
 
 answers = os.fdopen(os.dup(1), "w")

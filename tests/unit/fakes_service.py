@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from forgectl.actor.endpoint import EndpointInfo
-from forgectl.actor.service.service import Service, ServiceConfig
+from forgectl.actor.service.service import ServiceConfig, ServiceCore
 from forgectl.errors import ActorDied
 
 ENDPOINTS = {
@@ -124,7 +124,7 @@ class Rig:
         self.answer = answer
         self.gate: asyncio.Event | None = None  # starts wait for it
         self.refuse: set[int] = set()  # indexes whose start fails
-        self.service = Service("fake", ServiceConfig(**config), endpoints or ENDPOINTS, self._start)
+        self.service = ServiceCore("fake", ServiceConfig(**config), endpoints or ENDPOINTS, self._start)
 
     async def _start(self, index: int) -> FakeMesh:
         if self.gate is not None:

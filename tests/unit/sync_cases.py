@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from forgectl.protocol.sync import RELAY_TO_SYNC, SYNC_TO_RELAY, Sync
+from forgectl.protocol.tree_sync import RELAY_TO_SYNC, SYNC_TO_RELAY, Sync
 from forgectl.sync.receiver import receive
 from forgectl.sync.scan import Tree, scan
 from forgectl.sync.sender import Pushed, push
-from forgectl.wire.sockets import Line
+from forgectl.wire.unix_sockets import Connection
 
 LIMIT = 1 << 30
 Node = tuple[str, bytes, bool]
@@ -76,19 +76,19 @@ class Host:
         return pushed
 
     @contextlib.contextmanager
-    def connected(self) -> Iterator[Line]:
+    def connected(self) -> Iterator[Connection]:
         """A line to a host that serves one sync; what that raises goes to `errors`."""
         ours, theirs = socket.socketpair()
         thread = threading.Thread(target=self._serve, args=[theirs], daemon=True)
         thread.start()
         with ours:
-            yield Line(ours, RELAY_TO_SYNC)
+            yield Connection(ours, RELAY_TO_SYNC)
         thread.join(60)
         assert not thread.is_alive()
 
     def _serve(self, sock: socket.socket) -> None:
         with sock:
-            line = Line(sock, SYNC_TO_RELAY)
+            line = Connection(sock, SYNC_TO_RELAY)
             try:
                 request = line.receive()
                 if request is not None:

@@ -89,14 +89,14 @@ def test_a_host_without_addresses_is_an_error() -> None:
 
 
 def test_dials_tell_apart_what_answers_and_what_does_not() -> None:
-    from forgectl.protocol.relay import Target
+    from forgectl.protocol.host_survey import DialTarget
 
     listeners, ports = reach.listen_on(("127.0.0.1", "203.0.113.9"))
     free = socket.create_server(("127.0.0.1", 0))
     closed = free.getsockname()[1]
     free.close()
-    targets = [Target("open", "127.0.0.1", ports["127.0.0.1"]), Target("closed", "127.0.0.1", closed)]
-    found = reach.dial_all([*targets, Target("nowhere", "no.such.name.invalid", 1)])
+    targets = [DialTarget("open", "127.0.0.1", ports["127.0.0.1"]), DialTarget("closed", "127.0.0.1", closed)]
+    found = reach.dial_all([*targets, DialTarget("nowhere", "no.such.name.invalid", 1)])
     assert list(ports) == ["127.0.0.1"]
     assert found["open"] is None
     assert found["closed"] == "Connection refused"

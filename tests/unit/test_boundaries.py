@@ -36,7 +36,7 @@ LAYERS = (
 TABLE = "boot"
 """The one module that names others as text: what our processes run first."""
 HEAVY = {"torch", "monarch", "numpy"}
-MAY_BE_HEAVY = {"agent/forkserver/rendezvous.py", "rank/main.py", "cli/templates/train.py", "messages/pickling.py"}
+MAY_BE_HEAVY = {"agent/forkserver/rendezvous.py", "rank/script.py", "cli/templates/train.py", "messages/pickling.py"}
 SHIPPED = ("system", "wire", "model", "protocol", "hosts", "sync", "rank", "agent", "relay", *BELOW_ALL)
 """What runs on hosts: standard library and psutil only (pynvml where there is one)."""
 
@@ -115,7 +115,7 @@ def test_what_is_shipped_to_hosts_needs_only_psutil(path: Path) -> None:
     assert outside <= {"psutil", "pynvml", "_typeshed"} | (HEAVY if path.as_posix() in MAY_BE_HEAVY else set())
 
 
-@pytest.mark.parametrize("module", ["", ".cli.app", ".controller.controller", ".agent.main", ".agent.agent"])
+@pytest.mark.parametrize("module", ["", ".cli.app", ".controller.controller", ".agent.start", ".agent.daemon"])
 def test_importing_it_imports_neither_torch_nor_zmq(module: str) -> None:
     code = f"import forgectl{module}, sys; print(sorted({{'torch', 'monarch', 'numpy', 'zmq'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -15,11 +15,11 @@ from forgectl.cli.check import check
 from forgectl.cli.host_check.findings import Finding, Target, exit_code, in_order, of_error, of_hosts, of_reach, of_spec
 from forgectl.cli.host_check.skew import facts_of, fold
 from forgectl.cli.host_check.wants import OWN, Wants, wants_of
-from forgectl.cli.views.check import check_json, check_table
+from forgectl.cli.views.check_view import check_json, check_table
 from forgectl.errors import BusyError, SpecError, SpecProblem, SshRefusedError, UnreachableError
 from forgectl.model.plan import Gpu
-from forgectl.protocol.relay import Examination, GpuMemory, Interpreter, Space
-from forgectl.transport.examine import Examined, clock
+from forgectl.protocol.host_survey import Examination, GpuMemory, Interpreter, Space
+from forgectl.transport.examinations import Examined, clock
 from tests.unit.plan_cases import spec_of
 
 GIB = 1 << 30

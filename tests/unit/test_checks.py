@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forgectl.controller.checks import MOST_TEXT, check_event, check_parts, own_use
+from forgectl.controller.host_claims import MOST_TEXT, check_event, check_parts, own_use
 from forgectl.controller.records import AgentLost, AgentUp, Happened, StopAsked
-from forgectl.controller.run import Run
 from forgectl.controller.run_dir import RunDir
-from forgectl.controller.status import run_document
+from forgectl.controller.run_state import Run
+from forgectl.controller.status_document import run_document
 from forgectl.model.plan import RestartPolicy
-from forgectl.protocol.agent import (
+from forgectl.protocol.control import Report, StatusReport
+from forgectl.protocol.supervision import (
     Event,
     LogAt,
     LogPart,
@@ -32,7 +33,6 @@ from forgectl.protocol.agent import (
     StartFailed,
     StoreOpened,
 )
-from forgectl.protocol.control import Report, StatusReport
 from forgectl.wire.envelope import MAX_LINE, ProtocolError, Refusal, encode, pack
 from tests.unit.test_state import History, mesh
 

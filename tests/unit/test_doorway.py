@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from forgectl.wire.listener import Doorway
-from forgectl.wire.sockets import private_folder
+from forgectl.wire.listener import Listener
+from forgectl.wire.unix_sockets import private_folder
 
 
 def test_a_connection_that_is_being_served_at_the_end_of_the_daemon_leaves_no_traceback(
@@ -30,7 +30,7 @@ def test_a_connection_that_is_being_served_at_the_end_of_the_daemon_leaves_no_tr
                 served.append("cancelled")
                 writer.close()
 
-        door = Doorway(folder / "door", serve)
+        door = Listener(folder / "door", serve)
         await door.open()
         await asyncio.open_unix_connection(folder / "door")
         await begun.wait()

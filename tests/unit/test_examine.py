@@ -17,10 +17,10 @@ from typing import Any
 import psutil
 import pytest
 
-from forgectl.hosts import examine as module
+from forgectl.hosts import examination as module
 from forgectl.hosts import packages
-from forgectl.hosts.examine import examine
-from forgectl.protocol.relay import Examination, Examine, GpuMemory
+from forgectl.hosts.examination import examine
+from forgectl.protocol.host_survey import Examination, Examine, GpuMemory
 from forgectl.system.processes import boot_id
 from forgectl.wire.codec import from_json, to_json
 from tests.unit.test_gpus import FakeNvml, cards

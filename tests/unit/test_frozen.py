@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from forgectl.frozen import dataclass
-from forgectl.protocol.agent import Event, RankExited
+from forgectl.protocol.supervision import Event, RankExited
 
 
 def shape(decorate: Any) -> Any:

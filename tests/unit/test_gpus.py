@@ -16,7 +16,7 @@ import pytest
 
 import forgectl
 from forgectl.hosts.gpu_leases import acquire
-from forgectl.hosts.gpus import HostGpus, NoSuchGpu, discover, load_nvml
+from forgectl.hosts.gpus import FoundGpus, NoSuchGpu, discover, load_nvml
 from forgectl.model.plan import Gpu
 
 GIB = 2**30
@@ -109,7 +109,7 @@ def cards(count: int) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def find(tmp_path: Path) -> Any:
-    def run(nvml: FakeNvml | None, declared: Any = "auto", run: str | None = None, **environ: str) -> HostGpus:
+    def run(nvml: FakeNvml | None, declared: Any = "auto", run: str | None = None, **environ: str) -> FoundGpus:
         found = discover(declared, host="here", environ=environ, run=run, directory=tmp_path, nvml=lambda: nvml)
         assert nvml is None or nvml.open == 0 or "nvmlShutdown" in nvml.broken
         return found
@@ -117,7 +117,7 @@ def find(tmp_path: Path) -> Any:
     return run
 
 
-def visible(found: HostGpus) -> list[str]:
+def visible(found: FoundGpus) -> list[str]:
     return [gpu.visible for gpu in found.gpus]
 
 
@@ -128,7 +128,7 @@ def test_the_fake_has_only_what_the_real_module_has() -> None:
 @pytest.mark.parametrize("count", [0, 1, 8])
 def test_auto_is_all_that_nvml_sees_by_index(find: Any, count: int) -> None:
     found = find(FakeNvml(*cards(count)))
-    assert found == HostGpus(
+    assert found == FoundGpus(
         tuple(Gpu(visible=str(i), uuid=f"GPU-{i}{i}{i}{i}-x", name="NVIDIA H100") for i in range(count))
     )
 
@@ -136,7 +136,7 @@ def test_auto_is_all_that_nvml_sees_by_index(find: Any, count: int) -> None:
 @pytest.mark.parametrize("declared", ["none", 0, (), []])
 def test_none_asks_nobody(find: Any, declared: Any) -> None:
     nvml = FakeNvml(*cards(8))
-    assert find(nvml, declared) == HostGpus(())
+    assert find(nvml, declared) == FoundGpus(())
     assert nvml.asked == []
 
 
@@ -148,7 +148,7 @@ def test_without_a_driver_there_are_no_gpus_and_pynvml_is_not_even_imported() ->
         "import sys\n"
         "from forgectl.hosts import gpus\n"
         "found = gpus.discover('auto', host='h', environ={}, nvml=lambda: gpus.load_nvml(['/absent']))\n"
-        "assert found == gpus.HostGpus(()), found\n"
+        "assert found == gpus.FoundGpus(()), found\n"
         "assert not {'pynvml', 'torch'} & set(sys.modules)\n"
     )
     env = {**os.environ, "PYTHONPATH": str(Path(forgectl.__file__).parents[1])}
@@ -167,7 +167,7 @@ def test_a_module_without_the_library_is_no_gpu(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(pynvml, "nvmlLib", None)
     monkeypatch.setattr(pynvml, "CDLL", absent)
     assert load_nvml([str(tmp_path)]) is pynvml
-    assert discover("auto", host="h", environ={}, nvml=lambda: load_nvml([str(tmp_path)])) == HostGpus(())
+    assert discover("auto", host="h", environ={}, nvml=lambda: load_nvml([str(tmp_path)])) == FoundGpus(())
 
 
 # NVML that fails.
@@ -234,8 +234,8 @@ def test_an_index_in_the_spec_means_all_mig_devices_of_that_card(find: Any) -> N
 
 def test_a_card_in_mig_mode_without_devices_has_no_gpu(find: Any) -> None:
     nvml = FakeNvml({"uuid": "GPU-e", "mig": [None]})
-    assert find(nvml) == HostGpus(())
-    assert find(nvml, CUDA_VISIBLE_DEVICES="0") == HostGpus(())
+    assert find(nvml) == FoundGpus(())
+    assert find(nvml, CUDA_VISIBLE_DEVICES="0") == FoundGpus(())
 
 
 # CUDA_VISIBLE_DEVICES.
@@ -299,7 +299,7 @@ def test_a_declared_number_means_the_first_that_nvml_sees(find: Any) -> None:
 @pytest.mark.parametrize("nvml", [None, FakeNvml(), FakeNvml(*cards(2))], ids=["absent", "0", "2"])
 def test_more_than_nvml_sees_are_made_up(find: Any, nvml: FakeNvml | None) -> None:
     found = find(nvml, 3)
-    assert found == HostGpus(tuple(Gpu(visible=str(i), uuid=f"declared:here:{i}") for i in range(3)), declared=True)
+    assert found == FoundGpus(tuple(Gpu(visible=str(i), uuid=f"declared:here:{i}") for i in range(3)), declared=True)
 
 
 def test_gpus_that_are_there_but_hidden_are_not_made_up(find: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 from forgectl.controller import journal
 from forgectl.controller.records import AgentLost, AgentUp, Born, Happened, Record, StopAsked
 from forgectl.controller.run_dir import seal, unseal
-from forgectl.protocol.agent import Prepared, RankStarted
+from forgectl.protocol.supervision import Prepared, RankStarted
 from forgectl.system.processes import Identity
 from forgectl.wire.envelope import pack
 

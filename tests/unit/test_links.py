@@ -12,13 +12,13 @@ import pytest
 
 from forgectl import __version__
 from forgectl.controller import agent_link
-from forgectl.controller.agent_link import Link
-from forgectl.controller.checks import check_event
+from forgectl.controller.agent_link import AgentLink
 from forgectl.controller.commands import Command
+from forgectl.controller.host_claims import check_event
 from forgectl.controller.records import AgentLost, AgentUp, Record
-from forgectl.controller.state import Host
+from forgectl.controller.state import HostState
 from forgectl.model.plan import HostPlan
-from forgectl.protocol.agent import (
+from forgectl.protocol.supervision import (
     AGENT_TO_CONTROLLER,
     CONTROLLER_TO_AGENT,
     AgentConfig,
@@ -79,7 +79,7 @@ class Owner:
 
     def __init__(self) -> None:
         self.history = two()
-        self.history.run.hosts["b"] = self.host = Host(HostPlan("b", False, "python3", ""))
+        self.history.run.hosts["b"] = self.host = HostState(HostPlan("b", False, "python3", ""))
         self.records: list[Record] = []
         self.commands: list[Command] = []
 
@@ -129,7 +129,7 @@ def lost(play: Callable[[Stream], Any], owner: Owner | None = None) -> str:
     owner = owner or Owner()
 
     async def go() -> None:
-        link = Link(owner.host, lambda sweep: CONFIG, Way(play), owner)
+        link = AgentLink(owner.host, lambda sweep: CONFIG, Way(play), owner)
         await asyncio.wait_for(link.run(), 60)
 
     asyncio.run(go())
@@ -256,7 +256,7 @@ def test_answers_that_come_too_late_are_no_breach() -> None:
                     stream.send(Stats({}))
 
     async def go() -> None:
-        link = Link(owner.host, lambda sweep: CONFIG, Way(play), owner)
+        link = AgentLink(owner.host, lambda sweep: CONFIG, Way(play), owner)
         task = asyncio.create_task(link.run())
         while owner.host.state != "up":
             await asyncio.sleep(0.005)
@@ -280,7 +280,7 @@ def test_an_answer_that_its_asker_refuses_ends_the_host() -> None:
         raise ProtocolError("it lied")
 
     async def go() -> None:
-        link = Link(owner.host, lambda sweep: CONFIG, Way(play), owner)
+        link = AgentLink(owner.host, lambda sweep: CONFIG, Way(play), owner)
         task = asyncio.create_task(link.run())
         while owner.host.state != "up":
             await asyncio.sleep(0.005)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from forgectl.agent.logs import open_log, tail
+from forgectl.agent.rank_logs import open_log, tail
 from forgectl.system.log_cap import LogCap, Trimmed, Uncapped, leading_hole
 
 MB = 1_000_000

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forgectl.cli.log_output.file import CHUNK
-from forgectl.cli.log_output.stream import LONGEST_LINE, PATIENCE, PROGRESS_EVERY, LogStream, Source, read_all
+from forgectl.cli.log_output.log_file import CHUNK
+from forgectl.cli.log_output.log_stream import LONGEST_LINE, PATIENCE, PROGRESS_EVERY, LogSource, LogStream, read_all
 from forgectl.system.log_cap import LogCap, Trimmed
 
 
@@ -30,11 +30,11 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Source:
-    return Source("mesh/0@local", tmp_path / "rank-0.log")
+def source(tmp_path: Path) -> LogSource:
+    return LogSource("mesh/0@local", tmp_path / "rank-0.log")
 
 
-def append(source: Source, data: bytes) -> None:
+def append(source: LogSource, data: bytes) -> None:
     with source.path.open("ab") as file:
         file.write(data)
 
@@ -43,11 +43,11 @@ def poll(stream: LogStream) -> bytes:
     return b"".join(chunk.data for chunk in stream.poll())
 
 
-def all_of(*sources: Source, last: int | None = None) -> bytes:
+def all_of(*sources: LogSource, last: int | None = None) -> bytes:
     return b"".join(chunk.data for chunk in read_all(sources, last))
 
 
-def punch(source: Source, limit: int) -> int:
+def punch(source: LogSource, limit: int) -> int:
     """Cap the log; the bytes that are gone. Skips, loudly, where the file system has no holes."""
     (result,) = LogCap(limit).check([source.path])
     if not isinstance(result, Trimmed):
@@ -55,7 +55,7 @@ def punch(source: Source, limit: int) -> int:
     return result.dropped
 
 
-def test_whole_lines_are_handed_on_as_they_come(source: Source, clock: Clock) -> None:
+def test_whole_lines_are_handed_on_as_they_come(source: LogSource, clock: Clock) -> None:
     stream = LogStream(clock=clock)
     stream.add(source)
     assert poll(stream) == b""
@@ -66,7 +66,7 @@ def test_whole_lines_are_handed_on_as_they_come(source: Source, clock: Clock) ->
     assert poll(stream) == b""
 
 
-def test_an_unfinished_line_waits_a_moment_then_shows(source: Source, clock: Clock) -> None:
+def test_an_unfinished_line_waits_a_moment_then_shows(source: LogSource, clock: Clock) -> None:
     stream = LogStream(clock=clock)
     stream.add(source)
     append(source, b"Continue? ")
@@ -77,7 +77,7 @@ def test_an_unfinished_line_waits_a_moment_then_shows(source: Source, clock: Clo
     assert poll(stream) == b"yes\n"
 
 
-def test_dots_written_slowly_are_live(source: Source, clock: Clock) -> None:
+def test_dots_written_slowly_are_live(source: LogSource, clock: Clock) -> None:
     stream = LogStream(clock=clock)
     stream.add(source)
     seen = b""
@@ -88,7 +88,7 @@ def test_dots_written_slowly_are_live(source: Source, clock: Clock) -> None:
     assert len(seen) >= 4
 
 
-def test_an_ended_log_is_read_to_its_end_and_forgotten(source: Source, clock: Clock) -> None:
+def test_an_ended_log_is_read_to_its_end_and_forgotten(source: LogSource, clock: Clock) -> None:
     stream = LogStream(clock=clock)
     stream.add(source)
     append(source, b"one\nlast words")
@@ -98,8 +98,8 @@ def test_an_ended_log_is_read_to_its_end_and_forgotten(source: Source, clock: Cl
     assert stream.done
 
 
-def test_the_next_log_of_a_rank_ends_the_one_before(source: Source, tmp_path: Path, clock: Clock) -> None:
-    later = Source(source.label, tmp_path / "generation-1.log")
+def test_the_next_log_of_a_rank_ends_the_one_before(source: LogSource, tmp_path: Path, clock: Clock) -> None:
+    later = LogSource(source.label, tmp_path / "generation-1.log")
     stream = LogStream(clock=clock)
     stream.add(source)
     append(source, b"one\nlast words")
@@ -114,7 +114,7 @@ def test_the_next_log_of_a_rank_ends_the_one_before(source: Source, tmp_path: Pa
     assert stream.done
 
 
-def test_a_log_that_never_came_ends_too(source: Source) -> None:
+def test_a_log_that_never_came_ends_too(source: LogSource) -> None:
     stream = LogStream()
     stream.add(source)
     stream.end()
@@ -122,7 +122,7 @@ def test_a_log_that_never_came_ends_too(source: Source) -> None:
     assert stream.done
 
 
-def test_a_long_line_is_handed_on_in_parts(source: Source, clock: Clock) -> None:
+def test_a_long_line_is_handed_on_in_parts(source: LogSource, clock: Clock) -> None:
     stream = LogStream(clock=clock)
     stream.add(source)
     append(source, b"x" * LONGEST_LINE)
@@ -132,7 +132,7 @@ def test_a_long_line_is_handed_on_in_parts(source: Source, clock: Clock) -> None
 
 
 def test_one_flood_does_not_keep_the_others_waiting(tmp_path: Path) -> None:
-    flood, quiet = Source("flood", tmp_path / "f"), Source("quiet", tmp_path / "q")
+    flood, quiet = LogSource("flood", tmp_path / "f"), LogSource("quiet", tmp_path / "q")
     append(flood, (b"x" * 99 + b"\n") * 100_000)
     append(quiet, b"hello\n")
     stream = LogStream()
@@ -147,7 +147,7 @@ def test_one_flood_does_not_keep_the_others_waiting(tmp_path: Path) -> None:
 def test_off_a_terminal_the_bytes_are_the_logs(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, cuts: list[int], waits: bool
 ) -> None:
-    source = Source("m/0", tmp_path_factory.mktemp("log") / "log")
+    source = LogSource("m/0", tmp_path_factory.mktemp("log") / "log")
     clock = Clock()
     stream = LogStream(clock=clock)
     stream.add(source)
@@ -177,20 +177,20 @@ def test_off_a_terminal_the_bytes_are_the_logs(
         (b"", 5, b""),
     ],
 )
-def test_the_last_lines_alone(source: Source, content: bytes, last: int, expected: bytes) -> None:
+def test_the_last_lines_alone(source: LogSource, content: bytes, last: int, expected: bytes) -> None:
     append(source, content)
     assert all_of(source, last=last) == expected
 
 
-def test_the_last_lines_of_a_log_longer_than_one_read(source: Source) -> None:
+def test_the_last_lines_of_a_log_longer_than_one_read(source: LogSource) -> None:
     rows = [b"%d " % n + b"x" * 90 + b"\n" for n in range(20_000)]
     append(source, b"".join(rows))
     assert all_of(source, last=7000) == b"".join(rows[-7000:])
     assert 2 * CHUNK < 7000 * 95
 
 
-def test_last_counts_for_logs_that_are_there_already(source: Source, tmp_path: Path) -> None:
-    later = Source("mesh/1@local", tmp_path / "later")
+def test_last_counts_for_logs_that_are_there_already(source: LogSource, tmp_path: Path) -> None:
+    later = LogSource("mesh/1@local", tmp_path / "later")
     append(source, b"1\n2\n")
     stream = LogStream()
     stream.add(source, last=1)
@@ -200,7 +200,7 @@ def test_last_counts_for_logs_that_are_there_already(source: Source, tmp_path: P
 
 
 def test_logs_of_an_ended_run_are_read_one_after_the_other(tmp_path: Path) -> None:
-    sources = [Source(f"m/{n}", tmp_path / str(n)) for n in range(3)]
+    sources = [LogSource(f"m/{n}", tmp_path / str(n)) for n in range(3)]
     for n, source in enumerate(sources):
         append(source, b"%d\n" % n * CHUNK)
     order = [c.source.label for c in read_all(sources)]
@@ -208,7 +208,7 @@ def test_logs_of_an_ended_run_are_read_one_after_the_other(tmp_path: Path) -> No
     assert all_of(*sources) == b"".join(b"%d\n" % n * CHUNK for n in range(3))
 
 
-def test_an_emptied_log_is_read_anew(source: Source) -> None:
+def test_an_emptied_log_is_read_anew(source: LogSource) -> None:
     append(source, b"before\n")
     stream = LogStream()
     stream.add(source)
@@ -221,13 +221,13 @@ def test_an_emptied_log_is_read_anew(source: Source) -> None:
 
 def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    assert all_of(Source("m/0", tmp_path / "fifo")) == b""
+    assert all_of(LogSource("m/0", tmp_path / "fifo")) == b""
 
 
 ROWS = b"".join(b"%06d " % n + b"x" * 92 + b"\n" for n in range(30_000))  # 100 bytes each, 3 MB
 
 
-def test_a_dropped_beginning_is_marked_once(source: Source) -> None:
+def test_a_dropped_beginning_is_marked_once(source: LogSource) -> None:
     append(source, ROWS)
     dropped = punch(source, 1_000_000)
     marker, text = all_of(source).split(b"\n", 1)
@@ -235,7 +235,7 @@ def test_a_dropped_beginning_is_marked_once(source: Source) -> None:
     assert text == ROWS[dropped:]
 
 
-def test_what_is_dropped_before_a_slow_reader_came_to_it_is_marked(source: Source) -> None:
+def test_what_is_dropped_before_a_slow_reader_came_to_it_is_marked(source: LogSource) -> None:
     append(source, ROWS)
     stream = LogStream()
     stream.add(source)
@@ -252,7 +252,7 @@ def test_what_is_dropped_before_a_slow_reader_came_to_it_is_marked(source: Sourc
     assert b"\0" not in seen
 
 
-def test_a_log_dropped_to_its_end_goes_on(source: Source) -> None:
+def test_a_log_dropped_to_its_end_goes_on(source: LogSource) -> None:
     append(source, b"x" * 8192)
     stream = LogStream()
     stream.add(source)
@@ -262,7 +262,7 @@ def test_a_log_dropped_to_its_end_goes_on(source: Source) -> None:
     assert poll(stream) == b"next\n"
 
 
-def test_the_last_lines_after_a_drop(source: Source) -> None:
+def test_the_last_lines_after_a_drop(source: LogSource) -> None:
     append(source, ROWS)
     dropped = punch(source, 1_000_000)
     assert all_of(source, last=3) == ROWS[-300:]
@@ -270,7 +270,7 @@ def test_the_last_lines_after_a_drop(source: Source) -> None:
     assert dropped > 0
 
 
-def test_zeros_that_a_rank_wrote_are_its_own(source: Source) -> None:
+def test_zeros_that_a_rank_wrote_are_its_own(source: LogSource) -> None:
     data = b"\0" * 5000 + b"a\0b\n"
     append(source, data)
     assert all_of(source) == data
@@ -280,7 +280,7 @@ def lines_on_a_terminal(stream: LogStream) -> list[bytes]:
     return [chunk.data for chunk in stream.poll()]
 
 
-def test_on_a_terminal_a_progress_bar_shows_its_state_now_and_then(source: Source, clock: Clock) -> None:
+def test_on_a_terminal_a_progress_bar_shows_its_state_now_and_then(source: LogSource, clock: Clock) -> None:
     stream = LogStream(terminal=True, clock=clock)
     stream.add(source)
     seen = []
@@ -295,7 +295,7 @@ def test_on_a_terminal_a_progress_bar_shows_its_state_now_and_then(source: Sourc
     assert end.endswith(b"\r100% |###\nnext\n")
 
 
-def test_on_a_terminal_a_bar_that_stands_still_is_not_repeated(source: Source, clock: Clock) -> None:
+def test_on_a_terminal_a_bar_that_stands_still_is_not_repeated(source: LogSource, clock: Clock) -> None:
     stream = LogStream(terminal=True, clock=clock)
     stream.add(source)
     append(source, b"\r10%")
@@ -307,7 +307,7 @@ def test_on_a_terminal_a_bar_that_stands_still_is_not_repeated(source: Source, c
 
 
 @pytest.mark.parametrize("states", [b"10%\r20%\r", b"\r10%\r20%", b"10%\r20%\r    \r"])
-def test_on_a_terminal_only_the_last_state_is_kept(source: Source, clock: Clock, states: bytes) -> None:
+def test_on_a_terminal_only_the_last_state_is_kept(source: LogSource, clock: Clock, states: bytes) -> None:
     stream = LogStream(terminal=True, clock=clock)
     stream.add(source)
     append(source, states)

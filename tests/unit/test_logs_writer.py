@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from forgectl.cli.log_output.stream import Chunk, Source
-from forgectl.cli.log_output.writer import PALETTE, WIDEST_LABEL, LogWriter
+from forgectl.cli.log_output.log_stream import Chunk, LogSource
+from forgectl.cli.log_output.log_writer import PALETTE, WIDEST_LABEL, LogWriter
 
-A = Source("trainer/0@local", Path("a"))
-B = Source("trainer/10@local", Path("b"))
-C = Source("driver/0@local", Path("c"))
+A = LogSource("trainer/0@local", Path("a"))
+B = LogSource("trainer/10@local", Path("b"))
+C = LogSource("driver/0@local", Path("c"))
 
 
-def written(*chunks: tuple[Source, bytes], terminal: bool = False, color: bool = False, prefix: bool = True) -> str:
+def written(*chunks: tuple[LogSource, bytes], terminal: bool = False, color: bool = False, prefix: bool = True) -> str:
     out = io.BytesIO()
     writer = LogWriter(out, terminal=terminal, color=color, prefix=prefix)
     for source, data in chunks:
@@ -50,7 +50,7 @@ def test_on_a_terminal_lines_are_harmless_and_always_end() -> None:
 
 
 def test_on_a_terminal_labels_are_padded_to_the_longest_so_far() -> None:
-    long = Source("x" * 200, Path("x"))
+    long = LogSource("x" * 200, Path("x"))
     rows = written((C, b"a\n"), (B, b"b\n"), (C, b"c\n"), (long, b"d\n"), (C, b"e\n"), terminal=True).splitlines()
     assert rows == [
         "driver/0@local │ a",
@@ -80,7 +80,7 @@ def test_a_pipe_gets_no_color_of_ours() -> None:
 
 
 def test_a_label_cannot_act_on_the_terminal() -> None:
-    assert "\x1b" not in written((Source("m/0@\x1b]0;x\x07h", Path("x")), b"a\n"), terminal=True)
+    assert "\x1b" not in written((LogSource("m/0@\x1b]0;x\x07h", Path("x")), b"a\n"), terminal=True)
 
 
 def test_a_closed_pipe_is_the_callers_to_know_of() -> None:

@@ -13,12 +13,12 @@ import pytest
 
 from forgectl.agent import log_parts
 from forgectl.agent.log_parts import read_logs
-from forgectl.controller.log_fetcher import Mirror
+from forgectl.controller.log_fetcher import LogFetcher
 from forgectl.controller.records import AgentLost, Happened
 from forgectl.controller.run_dir import RunDir
-from forgectl.controller.state import Host
+from forgectl.controller.state import HostState
 from forgectl.model.plan import HostPlan
-from forgectl.protocol.agent import LogAt, LogParts, MeshGone, RankStarted, ReadLogs
+from forgectl.protocol.supervision import LogAt, LogParts, MeshGone, RankStarted, ReadLogs
 from forgectl.system.log_cap import LogCap, leading_hole
 from forgectl.wire.envelope import ProtocolError, decode, encode, pack
 
@@ -28,7 +28,7 @@ class Link:
 
     def __init__(self, folder: Path) -> None:
         self.name = "b"
-        self.host = Host(HostPlan("b", False, "python3", "10.0.0.2"))
+        self.host = HostState(HostPlan("b", False, "python3", "10.0.0.2"))
         self.up = True
         self.pushed = 0
         self.distort: Callable[[LogParts], LogParts] = lambda answer: answer
@@ -58,7 +58,7 @@ class Case:
         self.dir = RunDir(home)
         self.followed: set[str] | None = set()
         self.link = Link(self.there)
-        self.mirror = Mirror(self.dir, 1 << 30, lambda: self.followed)
+        self.mirror = LogFetcher(self.dir, 1 << 30, lambda: self.followed)
         self.mirror.attach([self.link])  # type: ignore[list-item]
         self._seq = 0
 

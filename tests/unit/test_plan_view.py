@@ -6,7 +6,7 @@ import json
 
 from rich.console import Console
 
-from forgectl.cli.views.plan import plan_json, plan_table
+from forgectl.cli.views.plan_view import plan_json, plan_table
 from forgectl.model.environment import AT_LAUNCH
 from forgectl.model.plan import Plan
 from forgectl.wire.codec import from_json

@@ -9,7 +9,7 @@ import tracemalloc
 
 import pytest
 
-from forgectl.actor.service.metrics import SAMPLES, Stats
+from forgectl.actor.service.metrics import SAMPLES, AnswerCounts
 from forgectl.errors import ActorDied, ServiceOverloaded, ServiceStopped, ServiceUnavailable
 from tests.unit.fakes_service import Rig, UserError, finish_all, outcome, settle
 
@@ -174,7 +174,7 @@ def test_settings_that_make_no_sense(wrong):
 
 def test_metrics_are_plain_and_right():
     now = [100.0]
-    stats = Stats(clock=lambda: now[0])
+    stats = AnswerCounts(clock=lambda: now[0])
     for n in range(2 * SAMPLES):
         now[0] += 0.01
         stats.succeeded(now[0] - (0.5 if n >= SAMPLES else 9.0))

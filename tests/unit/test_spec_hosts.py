@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from forgectl.errors import SpecError
 from forgectl.names import NAME
-from forgectl.spec.hostfile import Complaint, Entry, read_hostfile
+from forgectl.spec.hostfile import Complaint, HostLine, read_hostfile
 from forgectl.spec.model import Host
 from forgectl.spec.nodelist import NodelistError, compress, counts, expand
 from tests.unit.spec_cases import ENVIRON, problems, read
@@ -99,12 +99,12 @@ gpu06 slots=0
 
 def test_a_hostfile_of_each_kind() -> None:
     assert list(read_hostfile(HOSTFILE)) == [
-        Entry(2, "gpu01", 4),
-        Entry(3, "gpu02", 8),
-        Entry(4, "u@gpu03", 4),
-        Entry(6, "gpu04", 3),
-        Entry(7, "gpu05", None),
-        Entry(8, "gpu06", 0),
+        HostLine(2, "gpu01", 4),
+        HostLine(3, "gpu02", 8),
+        HostLine(4, "u@gpu03", 4),
+        HostLine(6, "gpu04", 3),
+        HostLine(7, "gpu05", None),
+        HostLine(8, "gpu06", 0),
     ]
 
 

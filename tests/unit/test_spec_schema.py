@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from forgectl.spec.schema import json_schema
+from forgectl.spec.json_schema import json_schema
 from tests.unit.spec_cases import problems, read
 from tests.unit.test_spec import FULL, SFT
 

@@ -6,11 +6,12 @@ import pytest
 
 from forgectl.controller.commands import commands
 from forgectl.controller.records import AgentLost, AgentUp, Born, Happened, Record, StopAsked, from_line, to_line
-from forgectl.controller.run import Run
-from forgectl.controller.state import MESH_TRANSITIONS, Mesh, describe
-from forgectl.controller.status import reason
+from forgectl.controller.run_state import Run
+from forgectl.controller.state import MESH_TRANSITIONS, MeshState, describe
+from forgectl.controller.status_document import reason
 from forgectl.model.plan import HostPlan, MeshPlan, Plan, Program, RankPlan, RestartPolicy
-from forgectl.protocol.agent import (
+from forgectl.protocol.control import OVER
+from forgectl.protocol.supervision import (
     Happening,
     MeshGone,
     OpenStore,
@@ -26,7 +27,6 @@ from forgectl.protocol.agent import (
     Stop,
     StoreOpened,
 )
-from forgectl.protocol.control import OVER
 from forgectl.wire.envelope import Refusal, pack
 
 
@@ -59,7 +59,7 @@ class History:
         self.seq[host] += 1
         self.record(Happened(host, self.seq[host], pack(what)))
 
-    def mesh(self, name: str = "m") -> Mesh:
+    def mesh(self, name: str = "m") -> MeshState:
         return self.run.meshes[name]
 
     def told(self, host: str = "a") -> list[type]:
@@ -303,7 +303,7 @@ def test_nothing_follows_an_end(state: str) -> None:
 
 
 def test_a_transition_that_is_not_in_the_table_is_a_fault_of_ours() -> None:
-    m = Mesh(mesh())
+    m = MeshState(mesh())
     with pytest.raises(AssertionError, match="pending cannot become running"):
         m.become("running", 0.0)
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from forgectl.errors import BusyError, UnreachableError
-from forgectl.protocol.sync import RELAY_TO_SYNC, Sync, TreeSynced
+from forgectl.protocol.tree_sync import RELAY_TO_SYNC, Sync, TreeSynced
 from forgectl.sync import sender
 from forgectl.sync.listing import PIECE
 from forgectl.sync.scan import Tree, scan
 from forgectl.sync.sender import push, read_pieces
 from forgectl.wire.envelope import Refusal
-from forgectl.wire.sockets import Line
+from forgectl.wire.unix_sockets import Connection
 from tests.unit.sync_cases import LIMIT, Host, snapshot
 
 
@@ -266,15 +266,15 @@ def test_what_was_staged_and_then_spoilt_is_not_believed(work: Path, host: Host)
     assert snapshot(host.tree()) == snapshot(work)
 
 
-def answering(*messages: object) -> Line:
+def answering(*messages: object) -> Connection:
     """A line to a host that says only this, whatever it is told."""
     ours, theirs = socket.socketpair()
-    line = Line(theirs, [Sync])
+    line = Connection(theirs, [Sync])
     for message in messages:
         line.send(message)
     theirs.shutdown(socket.SHUT_WR)
     keep.append(theirs)
-    return Line(ours, RELAY_TO_SYNC)
+    return Connection(ours, RELAY_TO_SYNC)
 
 
 keep: list[socket.socket] = []

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from forgectl.protocol.sync import GONE, Contents, Listing, SendListing, Sent, Sync, TreeSynced, Wanted
+from forgectl.protocol.tree_sync import GONE, Contents, Listing, SendListing, Sent, Sync, TreeSynced, Wanted
 from forgectl.sync.listing import Entry, digest_of, listings, new_hash
 from forgectl.wire.envelope import ProtocolError, Refusal
-from forgectl.wire.sockets import Line
+from forgectl.wire.unix_sockets import Connection
 from tests.unit.sync_cases import Host, snapshot
 
 HASH = new_hash().hexdigest()
@@ -29,7 +29,7 @@ def host(tmp_path: Path) -> Host:
     return host
 
 
-def tell(line: Line, *messages: Any) -> None:
+def tell(line: Connection, *messages: Any) -> None:
     """Send messages, as far as the host still listens."""
     for message in messages:
         try:
@@ -38,7 +38,7 @@ def tell(line: Line, *messages: Any) -> None:
             return
 
 
-def answers(line: Line) -> list[Any]:
+def answers(line: Connection) -> list[Any]:
     """All that the host says until it hangs up."""
     found = []
     while (message := line.receive(30)) is not None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forgectl.protocol.sync import Listing
+from forgectl.protocol.tree_sync import Listing
 from forgectl.sync import hash_index as indexes
 from forgectl.sync.hash_index import TICK_NS, Index
 from forgectl.sync.listing import Entry, digest_of, listed, listings

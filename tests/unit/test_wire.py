@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forgectl.protocol.agent import AGENT_TO_CONTROLLER, HAPPENINGS
-from forgectl.protocol.relay import RELAY_TO_LAUNCHER
+from forgectl.protocol.host_survey import RELAY_TO_LAUNCHER
+from forgectl.protocol.supervision import AGENT_TO_CONTROLLER, HAPPENINGS
 from forgectl.transport.ssh import NOISE, Said
 from forgectl.wire.envelope import ProtocolError, decode
-from forgectl.wire.sockets import Line
+from forgectl.wire.unix_sockets import Connection
 
 ALL = (*AGENT_TO_CONTROLLER, *RELAY_TO_LAUNCHER, *HAPPENINGS)
 VALUES = st.recursive(
@@ -61,7 +61,7 @@ def test_a_line_that_drips_is_too_late_though_each_byte_is_in_time() -> None:
     thread.start()
     try:
         with pytest.raises(TimeoutError):
-            Line(ours, ALL).receive_line(0.5)
+            Connection(ours, ALL).receive_line(0.5)
     finally:
         over.set()
         thread.join()

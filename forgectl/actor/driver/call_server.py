@@ -8,26 +8,26 @@ from typing import Any, Protocol
 from forgectl.actor.plain_calls import check, plain
 from forgectl.controller.run_dir import RunDir
 from forgectl.errors import ForgeError, NotFoundError, TimedOutError
-from forgectl.protocol.driver import CLI_TO_DRIVER, Call, GetMetrics, Metrics, Values
+from forgectl.protocol.endpoint_calls import CLI_TO_DRIVER, CallEndpoint, GetMetrics, Metrics, Values
 from forgectl.redaction import of_process
 from forgectl.wire.envelope import ProtocolError, Refusal
-from forgectl.wire.listener import Doorway
+from forgectl.wire.listener import Listener
 from forgectl.wire.stream import Stream
 
 
-class Driver(Protocol):
+class Served(Protocol):
     """What answers: the run that this process drives."""
 
     run: RunDir
     services: dict[str, Any]
 
 
-class Door:
+class CallServer:
     """Where the driver is asked: a Unix socket beside the controller's."""
 
-    def __init__(self, home: Driver) -> None:
+    def __init__(self, home: Served) -> None:
         self._home = home
-        self._door = Doorway(home.run.driver_socket, self._serve)
+        self._door = Listener(home.run.driver_socket, self._serve)
 
     async def keep(self) -> None:
         """Answer until the process ends."""
@@ -60,7 +60,7 @@ class Door:
             what = f"{request.target}.{request.endpoint} raised {type(e).__name__}: {e}{remote}"
             return Refusal(1, of_process()(what))
 
-    async def _call(self, call: Call) -> Any:
+    async def _call(self, call: CallEndpoint) -> Any:
         service = self._home.services.get(call.target)
         if service is None:
             there = ", ".join(self._home.services) or "none yet"

@@ -7,7 +7,7 @@ import importlib
 import signal
 from typing import Any
 
-from forgectl.actor.driver import run as homes
+from forgectl.actor.driver.run_client import RunClient, run_client
 from forgectl.actor.forge_actor import ForgeActor
 from forgectl.errors import NotFoundError, UsageError
 from forgectl.model.plan import Declaration
@@ -25,11 +25,11 @@ def get(name: str) -> Any:
 
 def bring_up() -> None:
     """Launch every actor and service that the spec declares, all at once; raises what the first failure raised."""
-    home = homes.home()
+    home = run_client()
     asyncio.run(_bring_up(home))
 
 
-async def _bring_up(home: homes.Home) -> None:
+async def _bring_up(home: RunClient) -> None:
     classes = [_class_of(d) for d in home.plan.declared]
     launches = [_launch(home, d, cls) for d, cls in zip(home.plan.declared, classes, strict=True)]
     for declaration, handle in zip(home.plan.declared, await asyncio.gather(*launches), strict=True):
@@ -48,7 +48,7 @@ def _class_of(declaration: Declaration) -> Any:
     return found
 
 
-async def _launch(home: homes.Home, declaration: Declaration, cls: Any) -> Any:
+async def _launch(home: RunClient, declaration: Declaration, cls: Any) -> Any:
     plan = home.plan.mesh(declaration.meshes[0])
     configured = cls.options(mesh_name=declaration.name, procs=plan.procs, **declaration.settings)
     if declaration.kind == "actor":

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from forgectl.actor.deaths import again, died
-from forgectl.actor.driver.run import Document, Home
+from forgectl.actor.driver.run_client import Document, RunClient
 from forgectl.actor.endpoint import endpoints_of, interface_of
 from forgectl.actor.handle import ActorHandle
 from forgectl.actor.ranks import Ranks
@@ -46,7 +46,7 @@ class Making:
 class LiveMesh:
     """One mesh, from its first generation to its end. Lives in the home's loop; may be called from any."""
 
-    def __init__(self, home: Home, name: str, making: Making) -> None:
+    def __init__(self, home: RunClient, name: str, making: Making) -> None:
         self.name = name
         self.cls = making.cls
         self.interface = interface_of(making.cls)
@@ -112,7 +112,7 @@ class LiveMesh:
     # ------------------------------------------------------------ what happens to it
 
     @classmethod
-    def begun(cls, home: Home, name: str, making: Making) -> LiveMesh:
+    def begun(cls, home: RunClient, name: str, making: Making) -> LiveMesh:
         """One that follows its mesh from now on. In the home's loop."""
         mesh = home.meshes[name] = cls(home, name, making)
         home.watch(name, mesh._take)

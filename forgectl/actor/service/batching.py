@@ -16,7 +16,7 @@ HOMELESS = -1
 """In place of the replica's index, for sessions that come while no replica is healthy."""
 
 
-class Item:
+class BatchItem:
     """One caller's part of a batch. `began`: when it came, in seconds of the service's clock."""
 
     def __init__(self, batch: Batch, args: tuple[Any, ...], kwargs: dict[str, Any], session: str | None, began: float):
@@ -43,7 +43,7 @@ class Batch(Request):
         super().__init__(endpoint)
         self.info = info
         self.key = key
-        self.items: list[Item] = []
+        self.items: list[BatchItem] = []
         self.timer: asyncio.TimerHandle | None = None
         self._batcher = batcher
         self._in_sessions = in_sessions
@@ -55,7 +55,7 @@ class Batch(Request):
     def weight(self) -> int:
         return len(self.items)
 
-    def drop(self, item: Item) -> None:
+    def drop(self, item: BatchItem) -> None:
         """Its caller is gone: leave it out, if there is still time."""
         if self._started or item not in self.items:
             return
@@ -71,12 +71,12 @@ class Batch(Request):
         """Itself, or a batch for each replica where sessions that shared one do so no longer."""
         if not self._in_sessions:
             return [(self, choose(self.endpoint, None))]
-        groups: dict[Replica | None, list[Item]] = {}
+        groups: dict[Replica | None, list[BatchItem]] = {}
         for item in self.items:
             groups.setdefault(choose(self.endpoint, item.session), []).append(item)
         return [(self._part(items, n), replica) for n, (replica, items) in enumerate(groups.items())]
 
-    def _part(self, items: list[Item], number: int) -> Batch:
+    def _part(self, items: list[BatchItem], number: int) -> Batch:
         part = self if number == 0 else Batch(self._batcher, self.endpoint, self.info, self.key, True)
         part.items = items
         part._attempts = self._attempts
@@ -177,7 +177,7 @@ class Batcher:
         if batch is None:
             batch = self._open[key] = Batch(self, endpoint, info, key, session is not None)
             batch.timer = asyncio.get_running_loop().call_later(info.batch_timeout, self.close, batch)
-        item = Item(batch, args, kwargs, session, began)
+        item = BatchItem(batch, args, kwargs, session, began)
         batch.items.append(item)
         if len(batch.items) >= info.batch_size or not (args or kwargs):
             self.close(batch)

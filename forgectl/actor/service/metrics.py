@@ -14,7 +14,7 @@ WINDOW = 60  # seconds that the rate looks back
 SAMPLES = 1000  # requests that the latency looks back
 
 
-class Stats:
+class AnswerCounts:
     """Counts of answered requests. `clock` gives seconds, as `time.monotonic`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

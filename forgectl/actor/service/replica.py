@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from forgectl.actor.service.metrics import Stats
+from forgectl.actor.service.metrics import AnswerCounts
 from forgectl.errors import ActorDied, ServiceStopped
 
 ATTEMPTS = 3
@@ -47,7 +47,7 @@ class Request:
         self.endpoint = endpoint
         self.session = session
         self.pinned = pinned
-        self.line: Line | None = None
+        self.line: RequestQueue | None = None
         self.replica: Replica | None = None
         self.deadline = 0.0  # in the loop's time, while it waits for any replica to be healthy
 
@@ -73,7 +73,7 @@ class Request:
         return [(self, choose(self.endpoint, self.session))]
 
 
-class Call(Request):
+class SingleCall(Request):
     """A single call, whose caller awaits `turn()`."""
 
     def __init__(self, endpoint: str, session: str | None = None, pinned: bool = False) -> None:
@@ -112,7 +112,7 @@ class Call(Request):
             self._turn.set_exception(error)
 
 
-class Line:
+class RequestQueue:
     """Requests in order of arrival; one may leave from the middle at no more cost than from the front."""
 
     def __init__(self) -> None:
@@ -157,8 +157,8 @@ class Replica:
         self.mesh = mesh
         self.limit = limit
         self.running = 0
-        self.line = Line()
-        self.stats = Stats()
+        self.line = RequestQueue()
+        self.stats = AnswerCounts()
         self.up = False  # routed to; `check` keeps it
         self.epoch = 0
         self.retiring = False

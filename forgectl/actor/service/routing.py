@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from forgectl.actor.service.replica import Line, Replica, Request
+from forgectl.actor.service.replica import Replica, Request, RequestQueue
 from forgectl.actor.service.session import SessionTable
 from forgectl.errors import ServiceStopped, ServiceUnavailable
 from forgectl.names import nearest
@@ -97,7 +97,7 @@ class Placement:
     ) -> None:
         self.replicas: dict[int, Replica] = {}  # by index, ascending
         self.up: tuple[Replica, ...] = ()
-        self.held = Line()
+        self.held = RequestQueue()
         self.coming = 0  # replicas that are being started
         self.stopped = False
         self._service = service

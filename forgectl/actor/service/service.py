@@ -10,8 +10,8 @@ from typing import Any
 
 from forgectl.actor.endpoint import EndpointInfo
 from forgectl.actor.service.batching import HOMELESS, Batcher, checked
-from forgectl.actor.service.metrics import Stats
-from forgectl.actor.service.replica import ATTEMPTS, Call, Replica, ReplicaMesh
+from forgectl.actor.service.metrics import AnswerCounts
+from forgectl.actor.service.replica import ATTEMPTS, Replica, ReplicaMesh, SingleCall
 from forgectl.actor.service.routing import Placement, make_router
 from forgectl.actor.service.session import Session, SessionTable
 from forgectl.errors import ActorDied, NotFoundError, ServiceOverloaded
@@ -45,7 +45,7 @@ class ServiceConfig:
             raise ValueError(f"health_poll_rate is {self.health_poll_rate}; it must be more than 0 seconds")
 
 
-class Service:
+class ServiceCore:
     """Routes calls to replicas that `start` brings up, one for each index it is given. All within one event loop.
 
     `start` cleans up after itself when it is cancelled. An index is given once: a replica that is added later gets a
@@ -69,7 +69,7 @@ class Service:
             name, make_router(config.router), routers, self._sessions, config.unavailable_timeout, self._changed
         )
         self._batcher = Batcher(self._placement.place)
-        self._stats = Stats()
+        self._stats = AnswerCounts()
         self._next_index = 0
         self._sizing = asyncio.Lock()  # start and scale take turns
         self._starting: set[asyncio.Future[ReplicaMesh]] = set()
@@ -111,7 +111,7 @@ class Service:
             if replica is None or not replica.take_slot():
                 if not attempts:
                     self._check_room()
-                replica = await self._turn(Call(endpoint, session), replica)
+                replica = await self._turn(SingleCall(endpoint, session), replica)
             try:
                 return await replica.call(endpoint, args, kwargs, (began,))
             except ActorDied as error:
@@ -120,7 +120,7 @@ class Service:
                 if not again or self._placement.stopped:
                     raise
 
-    async def _turn(self, call: Call, replica: Replica | None) -> Replica:
+    async def _turn(self, call: SingleCall, replica: Replica | None) -> Replica:
         """In line at this replica, or until one is healthy."""
         if replica is None:
             self._placement.hold(call)
@@ -158,7 +158,7 @@ class Service:
         info = self._checked(endpoint)
         while not self._placement.up:
             self._check_room()
-            replica = await self._turn(Call(endpoint), None)
+            replica = await self._turn(SingleCall(endpoint), None)
             replica.release()
         replicas = self._placement.up
         busy = sum(not replica.free for replica in replicas)
@@ -187,7 +187,7 @@ class Service:
         """This replica's part of a fanout."""
         self._check_running()
         if not replica.take_slot():
-            await self._turn(Call(endpoint, pinned=True), replica)
+            await self._turn(SingleCall(endpoint, pinned=True), replica)
         if info.batch_size == 1:
             return await replica.call(endpoint, args, kwargs, (began,))
         lists = tuple([arg] for arg in args), {name: [arg] for name, arg in kwargs.items()}

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from forgectl.agent.forkserver.client import ForkServer
-from forgectl.agent.forkserver.spawn import Warming, begin, log_of
+from forgectl.agent.forkserver.forks import ForkServer
+from forgectl.agent.forkserver.spawn import StartedForkServer, begin, log_of
 from forgectl.agent.reaper import Reaper
 from forgectl.model.plan import ForkServerPlan, MeshPlan
-from forgectl.protocol.agent import AgentConfig
+from forgectl.protocol.supervision import AgentConfig
 
 
 class ForkServers:
     """Started when a mesh first needs one, or ahead of it (`warming`); ended when none does."""
 
-    def __init__(self, config: AgentConfig, reaper: Reaper, warming: Iterable[Warming] = ()) -> None:
+    def __init__(self, config: AgentConfig, reaper: Reaper, warming: Iterable[StartedForkServer] = ()) -> None:
         self._config = config
         self._reaper = reaper
         self._servers = {w.plan: ForkServer(w, reaper) for w in warming}

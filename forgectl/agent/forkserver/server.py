@@ -60,7 +60,7 @@ def _preload(workdir: str, modules: list[str]) -> None:
     os.chdir(workdir)
     sys.path.insert(0, workdir)
     # Last what every rank needs of ours. `__import__`, for the interpreter leaves its own frames out of tracebacks.
-    for name in (*modules, "forgectl.rank.main", "forgectl.rank.stdio"):
+    for name in (*modules, "forgectl.rank.script", "forgectl.rank.stdio"):
         try:
             __import__(name)
         except BaseException as e:
@@ -145,7 +145,7 @@ class _Server:
             from forgectl.agent.forkserver.rendezvous import serve_store
 
             return lambda: serve_store(self.pid, fds[0], request["address"], request["world_size"])
-        from forgectl.rank.main import begin
+        from forgectl.rank.script import begin
 
         return begin(self.pid, request, fds)
 

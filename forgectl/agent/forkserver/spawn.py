@@ -13,7 +13,7 @@ from forgectl.model.plan import ForkServerPlan
 
 
 @dataclass(frozen=True)
-class Warming:
+class StartedForkServer:
     """A fork server that has been started, with our end of what it is spoken to through."""
 
     plan: ForkServerPlan
@@ -22,11 +22,11 @@ class Warming:
     socket: socket.socket
 
 
-def begin(plan: ForkServerPlan, log: Path) -> Warming:
+def begin(plan: ForkServerPlan, log: Path) -> StartedForkServer:
     """Start a fork server, a child that dies with this process; raises OSError."""
     python, _, setup, _, *variables = fields(plan, log)
     pid, ours = bootstrap.spawn(python, os.fsencode(log), setup, variables)
-    return Warming(plan, log, pid, socket.socket(fileno=ours.detach()))
+    return StartedForkServer(plan, log, pid, socket.socket(fileno=ours.detach()))
 
 
 def fields(plan: ForkServerPlan, log: Path) -> list[bytes]:

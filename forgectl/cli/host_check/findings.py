@@ -11,10 +11,10 @@ from forgectl.cli.host_check.skew import gib, skews
 from forgectl.cli.host_check.wants import Wants
 from forgectl.errors import ForgeError, SpecError
 from forgectl.model.plan import Gpu
-from forgectl.protocol.relay import Examination
+from forgectl.protocol.host_survey import Examination
 
 if TYPE_CHECKING:
-    from forgectl.transport.examine import Examined
+    from forgectl.transport.examinations import Examined
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from forgectl.cli.host_check.wants import Wants
-from forgectl.protocol.relay import Examination, Interpreter
+from forgectl.protocol.host_survey import Examination, Interpreter
 
 if TYPE_CHECKING:
-    from forgectl.transport.examine import Examined
+    from forgectl.transport.examinations import Examined
 
 ROOMY = 100 << 30
 """Bytes of free disk from which on the number does not matter."""

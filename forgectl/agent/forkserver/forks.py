@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from forgectl.agent import logs
+from forgectl.agent import rank_logs
 from forgectl.agent.forkserver.server import PACKET
-from forgectl.agent.forkserver.spawn import Warming
+from forgectl.agent.forkserver.spawn import StartedForkServer
 from forgectl.agent.reaper import Reaper
 from forgectl.system.processes import Identity, boot_id
 
@@ -30,7 +30,7 @@ class ForkServerError(Exception):
 
 
 @dataclass
-class Child:
+class ForkedProcess:
     """A process that a fork server forked. `exited` resolves to (wait status, unix time).
 
     `orphaned` says how its server ended before it, where it did.
@@ -45,7 +45,7 @@ class Child:
 class ForkServer:
     """One running fork server. Its children live no longer than it does."""
 
-    def __init__(self, warming: Warming, reaper: Reaper) -> None:
+    def __init__(self, warming: StartedForkServer, reaper: Reaper) -> None:
         self._log = warming.log
         self._pid = warming.pid
         self._code: int | None = None  # its exit code, or the number of its signal, negative
@@ -53,8 +53,8 @@ class ForkServer:
         self._reaper = reaper
         self._loop = asyncio.get_running_loop()
         self._tokens = 0
-        self._asked: dict[int, asyncio.Future[Child]] = {}
-        self._children: dict[int, Child] = {}
+        self._asked: dict[int, asyncio.Future[ForkedProcess]] = {}
+        self._children: dict[int, ForkedProcess] = {}
         self._outbox: list[tuple[bytes, list[int]]] = []
         self._asked_for = False
         self.warm: asyncio.Future[None] = self._loop.create_future()
@@ -78,14 +78,14 @@ class ForkServer:
         self._asked_for = True
         self.warm.result()
 
-    async def fork(self, request: dict[str, Any], fds: Sequence[int]) -> Child:
+    async def fork(self, request: dict[str, Any], fds: Sequence[int]) -> ForkedProcess:
         """Have a child forked once the server is warm; raises ForkServerError."""
         await asyncio.shield(self.warm)
         if not self.alive:
             raise ForkServerError("the fork server is gone")
         self._tokens += 1
         token = self._tokens
-        asked: asyncio.Future[Child] = self._loop.create_future()
+        asked: asyncio.Future[ForkedProcess] = self._loop.create_future()
         self._asked[token] = asked
         data = json.dumps({"fork": token, **request}).encode()
         if len(data) > PACKET:
@@ -137,7 +137,7 @@ class ForkServer:
         return True
 
     def _on_forked(self, token: int, identity: Identity, pidfd: int) -> None:
-        child = self._children[identity.pid] = Child(identity, pidfd, self._loop.create_future())
+        child = self._children[identity.pid] = ForkedProcess(identity, pidfd, self._loop.create_future())
         self._reaper.claim(identity.pid, functools.partial(self._on_orphan, child))
         self._asked.pop(token).set_result(child)
 
@@ -161,7 +161,7 @@ class ForkServer:
             asked.set_exception(error)
         self._asked.clear()
 
-    def _on_orphan(self, child: Child, status: int) -> None:
+    def _on_orphan(self, child: ForkedProcess, status: int) -> None:
         self._children.pop(child.identity.pid, None)
         if not child.exited.done():
             child.orphaned = self._how_ended()
@@ -172,7 +172,7 @@ class ForkServer:
         return f"the fork server ended by {f'signal {-code}' if code and code < 0 else f'exit code {code}'}"
 
     def _log_end(self) -> str:
-        return "\n".join(logs.tail(self._log, lines=100, limit_bytes=4000))
+        return "\n".join(rank_logs.tail(self._log, lines=100, limit_bytes=4000))
 
     def stop(self) -> None:
         """End the server at once; it holds nothing worth a farewell."""

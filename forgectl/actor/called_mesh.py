@@ -8,7 +8,7 @@ from forgectl.actor.endpoint import Interface
 from forgectl.actor.ranks import Ranks
 
 
-class Mesh(Protocol):
+class CalledMesh(Protocol):
     """What a handle needs of its mesh."""
 
     name: str

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forgectl.errors import ForgeError
-from forgectl.hosts.examine import PYTHON_SECONDS, examine
+from forgectl.hosts.examination import PYTHON_SECONDS, examine
 from forgectl.model.plan import HostFacts
-from forgectl.protocol.relay import Examination, Examine
+from forgectl.protocol.host_survey import Examination, Examine
 from forgectl.transport.addresses import Pairs, dial_out, listen
 from forgectl.transport.ssh import ANSWER_SECONDS, dial
 from forgectl.transport.survey import Hosts, Slow, destination, for_all

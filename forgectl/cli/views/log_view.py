@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from forgectl.cli.find import mesh_of
-from forgectl.cli.log_output.stream import LogStream, Source, read_all
-from forgectl.cli.log_output.writer import LogWriter
+from forgectl.cli.log_output.log_stream import LogSource, LogStream, read_all
+from forgectl.cli.log_output.log_writer import LogWriter
 from forgectl.cli.views import render
 from forgectl.controller import client
 from forgectl.controller.run_dir import RunDir
 from forgectl.errors import NotFoundError
 from forgectl.protocol.control import OVER, BringLogs, FollowLogs, LogsHome
-from forgectl.wire.sockets import Line
+from forgectl.wire.unix_sockets import Connection
 
 IDLE_SECONDS = 0.05
 """How long to wait before looking again after nothing new was found; a look is one system call a log."""
@@ -87,7 +87,7 @@ class _Follower:
         self._run = run
         self._wish = FollowLogs(meshes)
         self._remote = any(not host.local for host in run.read_plan().hosts)
-        self._line: Line | None = None
+        self._line: Connection | None = None
 
     def keep(self) -> None:
         """Follow, again where the controller is another one."""
@@ -101,16 +101,16 @@ class _Follower:
                     self._line.send(self._wish)
 
 
-def _sources(run: dict[str, Any], meshes: tuple[str, ...], ranks: frozenset[int] | None) -> list[Source]:
+def _sources(run: dict[str, Any], meshes: tuple[str, ...], ranks: frozenset[int] | None) -> list[LogSource]:
     return [source for name in meshes for source in _sources_of(mesh_of(run, name), ranks)]
 
 
-def _sources_of(mesh: dict[str, Any], ranks: frozenset[int] | None) -> list[Source]:
+def _sources_of(mesh: dict[str, Any], ranks: frozenset[int] | None) -> list[LogSource]:
     known = {r["rank"] for r in mesh["ranks"]}
     if ranks is not None and (missing := sorted(ranks - known)):
         raise NotFoundError(f"mesh {mesh['mesh']!r} has no rank {missing[0]}", hint=f"it has ranks 0 to {max(known)}")
     return [
-        Source(f"{mesh['mesh']}/{r['rank']}@{r['host']}", Path(r["log"]))
+        LogSource(f"{mesh['mesh']}/{r['rank']}@{r['host']}", Path(r["log"]))
         for r in mesh["ranks"]
         if r["log"] and (ranks is None or r["rank"] in ranks)
     ]

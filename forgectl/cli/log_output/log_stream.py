@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from forgectl.cli.log_output.file import LogFile
+from forgectl.cli.log_output.log_file import LogFile
 
 LONGEST_LINE = 64 * 1024
 """Bytes of an unfinished line that are kept; a longer one is handed on in parts."""
@@ -20,7 +20,7 @@ PROGRESS_EVERY = 5.0
 
 
 @dataclass(frozen=True)
-class Source:
+class LogSource:
     """A log and what to call it, such as "trainer/3@gpu01"."""
 
     label: str
@@ -31,7 +31,7 @@ class Source:
 class Chunk:
     """Bytes of one log: whole lines, but for a last one that is too long or has not ended for a while."""
 
-    source: Source
+    source: LogSource
     data: bytes
 
 
@@ -45,10 +45,10 @@ class LogStream:
     def __init__(self, *, terminal: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self._terminal = terminal
         self._clock = clock
-        self._logs: dict[Source, _Log] = {}
-        self._newest: dict[str, Source] = {}
+        self._logs: dict[LogSource, _FollowedLog] = {}
+        self._newest: dict[str, LogSource] = {}
 
-    def add(self, source: Source, last: int | None = None) -> None:
+    def add(self, source: LogSource, last: int | None = None) -> None:
         """Follow one more log, from the beginning or from its `last` lines; it need not exist yet.
 
         It ends the log that had its label: a rank's next generation begins when the one before is gone.
@@ -59,7 +59,7 @@ class LogStream:
         if before in self._logs:
             self._logs[before].file.stop_here()
         self._newest[source.label] = source
-        log = self._logs[source] = _Log(LogFile(source.path), self._terminal, self._clock)
+        log = self._logs[source] = _FollowedLog(LogFile(source.path), self._terminal, self._clock)
         if last is not None:
             log.file.start_at_last(last)
 
@@ -82,7 +82,7 @@ class LogStream:
                 self._logs.pop(source, None)
 
 
-def read_all(sources: Iterable[Source], last: int | None = None, *, terminal: bool = False) -> Iterator[Chunk]:
+def read_all(sources: Iterable[LogSource], last: int | None = None, *, terminal: bool = False) -> Iterator[Chunk]:
     """What the logs hold now, one after the other."""
     for source in sources:
         stream = LogStream(terminal=terminal)
@@ -92,7 +92,7 @@ def read_all(sources: Iterable[Source], last: int | None = None, *, terminal: bo
             yield from stream.poll()
 
 
-class _Log:
+class _FollowedLog:
     """One log, and its line that has not ended yet."""
 
     def __init__(self, file: LogFile, terminal: bool, clock: Callable[[], float]) -> None:

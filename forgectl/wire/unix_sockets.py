@@ -120,7 +120,7 @@ def wrong_version(version: str) -> Refusal | None:
     )
 
 
-class Line:
+class Connection:
     """One connection in a blocking program (the CLI): typed messages in and out."""
 
     def __init__(self, sock: socket.socket, incoming: Sequence[type]) -> None:

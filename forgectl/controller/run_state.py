@@ -6,9 +6,18 @@ from dataclasses import dataclass, field
 
 from forgectl.controller import verdict
 from forgectl.controller.records import Added, AgentLost, AgentUp, Born, Happened, Moved, Record, StopAsked, Stranded
-from forgectl.controller.state import FAILURE_GRACE, MOST_SAID, MOST_UNKILLABLE, Host, Mesh, RunStateName, describe
+from forgectl.controller.state import (
+    FAILURE_GRACE,
+    MOST_SAID,
+    MOST_UNKILLABLE,
+    HostState,
+    MeshState,
+    RunStateName,
+    describe,
+)
 from forgectl.model.plan import Plan
-from forgectl.protocol.agent import (
+from forgectl.protocol.control import OVER, Report
+from forgectl.protocol.supervision import (
     HAPPENINGS,
     MeshGone,
     MessengerGone,
@@ -21,7 +30,6 @@ from forgectl.protocol.agent import (
     StartFailed,
     StoreOpened,
 )
-from forgectl.protocol.control import OVER, Report
 from forgectl.system.processes import Identity
 from forgectl.wire.envelope import Refusal, unpack
 
@@ -37,8 +45,8 @@ class Run:
     ended_at: float | None = None
     controller_pid: int = 0
     owner: Identity | None = None  # the launch in the foreground that the run ends with
-    hosts: dict[str, Host] = field(default_factory=dict)
-    meshes: dict[str, Mesh] = field(default_factory=dict)
+    hosts: dict[str, HostState] = field(default_factory=dict)
+    meshes: dict[str, MeshState] = field(default_factory=dict)
     leased: bool = False  # every mesh has its GPUs: from here on ranks may start
     was_up: bool = False
     stop: StopAsked | None = None
@@ -47,8 +55,8 @@ class Run:
     @classmethod
     def new(cls, run_id: str, plan: Plan) -> Run:
         run = cls(run_id, plan)
-        run.hosts = {h.name: Host(h) for h in plan.hosts}
-        run.meshes = {m.mesh: Mesh(m) for m in plan.meshes}
+        run.hosts = {h.name: HostState(h) for h in plan.hosts}
+        run.meshes = {m.mesh: MeshState(m) for m in plan.meshes}
         for mesh in run.meshes.values():
             mesh.begin_generation(0)
         return run
@@ -124,7 +132,7 @@ class Run:
     def _added(self, record: Added) -> None:
         name = record.plan.mesh
         before = self.meshes.pop(name, None)  # the end of the order: it is the newest
-        mesh = self.meshes[name] = Mesh(record.plan, added=True, stop=self.stop)
+        mesh = self.meshes[name] = MeshState(record.plan, added=True, stop=self.stop)
         # Of a mesh that ended under the same name the logs stay, and the agents know its generations to be over.
         mesh.begin_generation(before.generation + 1 if before else 0)
         mesh.first = mesh.generation
@@ -159,7 +167,7 @@ class Run:
         else:
             self._cannot_start(now, mesh, record.error, record.traceback, Refusal(1, record.error))
 
-    def _cannot_start(self, now: float, mesh: Mesh, why: str, detail: str, error: Refusal) -> None:
+    def _cannot_start(self, now: float, mesh: MeshState, why: str, detail: str, error: Refusal) -> None:
         """A generation did not come up. Without the first one there is no launch."""
         mesh.failed, mesh.cannot_start, mesh.detail, mesh.error = True, why, detail, error
         first = mesh.generation == mesh.first and not mesh.set_up
@@ -205,7 +213,7 @@ class Run:
                 mesh.begin_generation(what.generation)
             self._generation_event(now, record.host, mesh, what)
 
-    def _messenger_event(self, now: float, host: Host, what: MessengerOpened | MessengerGone) -> None:
+    def _messenger_event(self, now: float, host: HostState, what: MessengerOpened | MessengerGone) -> None:
         if isinstance(what, MessengerOpened):
             host.messenger = what
             host.messengers_lost = max(host.messengers_lost, what.generation)  # the journal may have lost their ends
@@ -222,7 +230,7 @@ class Run:
         self,
         now: float,
         host: str,
-        mesh: Mesh,
+        mesh: MeshState,
         what: StoreOpened | StartFailed | RankStarted | RankExited | MeshGone,
     ) -> None:
         if isinstance(what, StoreOpened):
@@ -256,7 +264,7 @@ class Run:
 
     # ------------------------------------------------------------ what follows
 
-    def _settle(self, mesh: Mesh, now: float) -> None:
+    def _settle(self, mesh: MeshState, now: float) -> None:
         """Move one mesh along as far as it goes."""
         if mesh.ended:
             return
@@ -280,7 +288,7 @@ class Run:
         """Whether a generation could be placed anywhere; where is found out when it is to begin."""
         return not all(host.given_up for host in self.hosts.values())
 
-    def _end_generation(self, mesh: Mesh, now: float) -> None:
+    def _end_generation(self, mesh: MeshState, now: float) -> None:
         if mesh.state == "restarting":
             mesh.restarts.append(now)
             root = mesh.fallen = mesh.root_cause()

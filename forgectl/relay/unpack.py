@@ -101,7 +101,7 @@ def main() -> None:
         say(wrong="root", why=e.strerror or str(e), cure=cure(e), **here)
         sys.exit(1)
     sys.path.insert(0, folder)
-    from forgectl.relay.main import main as relay
+    from forgectl.relay.relay import main as relay
 
     sys.path.remove(folder)
     relay(root)

@@ -12,12 +12,12 @@ import math
 from collections.abc import Container
 from typing import Any
 
-from forgectl.controller.run import Run
-from forgectl.controller.state import Host, Mesh
+from forgectl.controller.run_state import Run
+from forgectl.controller.state import HostState, MeshState
 from forgectl.model.plan import MAX_RANKS
 from forgectl.names import NAME
 from forgectl.plan.links import messengers
-from forgectl.protocol.agent import (
+from forgectl.protocol.supervision import (
     HAPPENINGS,
     Event,
     Happening,
@@ -76,7 +76,7 @@ def check_event(run: Run, name: str, event: Event, *, catching_up: bool = False)
 # ---------------------------------------------------------------- of a mesh
 
 
-def _mesh_news(run: Run, host: Host, what: Any, catching_up: bool) -> bool:
+def _mesh_news(run: Run, host: HostState, what: Any, catching_up: bool) -> bool:
     name = host.plan.name
     if not NAME.fullmatch(what.mesh):
         raise ProtocolError(f"it speaks of a mesh {what.mesh[:80]!r}, which is no name")
@@ -103,7 +103,7 @@ def _mesh_news(run: Run, host: Host, what: Any, catching_up: bool) -> bool:
     return ahead > 0 or _is_generation_news(mesh, name, what)
 
 
-def _is_news(mesh: Mesh, host: str, what: Prepared | Refused | Notice) -> bool:
+def _is_news(mesh: MeshState, host: str, what: Prepared | Refused | Notice) -> bool:
     """Whether it changes anything of a mesh that has ranks on the host."""
     if isinstance(what, Prepared):
         return not mesh.ended and host not in mesh.prepared
@@ -114,7 +114,7 @@ def _is_news(mesh: Mesh, host: str, what: Prepared | Refused | Notice) -> bool:
     return mesh.may_tell(host)
 
 
-def _check_place(mesh: Mesh, host: str, number: int) -> None:
+def _check_place(mesh: MeshState, host: str, number: int) -> None:
     rank = mesh.ranks.get(number)
     if rank is None:
         raise ProtocolError(f"it speaks of rank {str(number)[:20]} of mesh {mesh.name}, which has {mesh.plan.procs}")
@@ -122,18 +122,18 @@ def _check_place(mesh: Mesh, host: str, number: int) -> None:
         raise ProtocolError(f"it speaks of rank {number} of mesh {mesh.name}, which is on host {rank.plan.host}")
 
 
-def _check_store(mesh: Mesh, host: str, what: StoreOpened) -> None:
+def _check_store(mesh: MeshState, host: str, what: StoreOpened) -> None:
     _number("port", what.port, 1, 65535)
     if host != mesh.plan.hosts[0]:
         raise ProtocolError(f"it opened a store for mesh {mesh.name}, which has its store on {mesh.plan.hosts[0]}")
 
 
-def _check_started(mesh: Mesh, host: str, what: RankStarted) -> None:
+def _check_started(mesh: MeshState, host: str, what: RankStarted) -> None:
     _number("pid", what.pid, 1)
     _number("start_time", what.start_time, 0)
 
 
-def _check_exited(mesh: Mesh, host: str, what: RankExited) -> None:
+def _check_exited(mesh: MeshState, host: str, what: RankExited) -> None:
     if what.exit_code is not None:
         _number("exit_code", what.exit_code, 0, 255)
     if what.signal is not None:
@@ -144,7 +144,7 @@ def _check_exited(mesh: Mesh, host: str, what: RankExited) -> None:
         raise ProtocolError(f"it says that rank {what.rank} of mesh {mesh.name} failed {what.failed_ago} s ago")
 
 
-def _check_gone(mesh: Mesh, host: str, what: MeshGone) -> None:
+def _check_gone(mesh: MeshState, host: str, what: MeshGone) -> None:
     _number("killed", what.killed, 0)
 
 
@@ -157,7 +157,7 @@ _CHECKS: dict[type, Any] = {
 }
 
 
-def _is_generation_news(mesh: Mesh, host: str, what: Any) -> bool:
+def _is_generation_news(mesh: MeshState, host: str, what: Any) -> bool:
     """Whether it changes anything of the present generation."""
     if isinstance(what, StoreOpened):
         return mesh.port is None
@@ -173,7 +173,7 @@ def _is_generation_news(mesh: Mesh, host: str, what: Any) -> bool:
 # ---------------------------------------------------------------- of a host's messenger
 
 
-def _messenger_news(run: Run, host: Host, what: MessengerOpened | MessengerGone, catching_up: bool) -> bool:
+def _messenger_news(run: Run, host: HostState, what: MessengerOpened | MessengerGone, catching_up: bool) -> bool:
     _number("generation", what.generation, 0)
     if what.mesh or host.plan not in messengers(run.plan):
         raise ProtocolError("it speaks of a messenger, and has none in this run")

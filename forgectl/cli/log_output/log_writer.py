@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from forgectl.cli.log_output.stream import Chunk, Source
+from forgectl.cli.log_output.log_stream import Chunk, LogSource
 from forgectl.cli.views.terminal_text import RESET, harmless
 
 WIDEST_LABEL = 32
@@ -36,7 +36,7 @@ class LogWriter:
         self._prefix = prefix
         self._colors: dict[str, int] = {}
         self._width = 0
-        self._open: Source | None = None  # whose line was left unfinished
+        self._open: LogSource | None = None  # whose line was left unfinished
 
     def write(self, chunk: Chunk) -> None:
         """Write and flush one chunk."""

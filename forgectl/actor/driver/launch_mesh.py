@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from forgectl.actor.driver import run as homes
-from forgectl.actor.driver.run import Home
+from forgectl.actor.driver.run_client import RunClient, run_client
 from forgectl.errors import ForgeError
 from forgectl.model.plan import Unit
 
@@ -26,14 +25,14 @@ def _import_the_rest() -> None:
 async def launch_mesh(cls: Any, made: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ActorHandle:
     """Bring up one mesh as `cls` is configured, with `made(*args, **kwargs)` in each rank."""
     unit = cls._unit()
-    home = await asyncio.to_thread(homes.home, unit, _import_the_rest)
+    home = await asyncio.to_thread(run_client, unit, _import_the_rest)
     from forgectl.actor.driver.live_mesh import Making
 
     making = Making(made, args, kwargs, unit.procs, backoff=cls._kind == "service")
     return await home.in_loop(_launch(home, unit, making, named=cls.mesh_name is not None))
 
 
-async def _launch(home: Home, unit: Unit, making: Making, *, named: bool) -> ActorHandle:
+async def _launch(home: RunClient, unit: Unit, making: Making, *, named: bool) -> ActorHandle:
     from forgectl.actor.driver.live_mesh import LiveMesh
     from forgectl.actor.handle import ActorHandle
 

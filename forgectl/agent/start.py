@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from forgectl.agent.forkserver.spawn import Warming, lock_of, log_of
+from forgectl.agent.forkserver.spawn import StartedForkServer, lock_of, log_of
 from forgectl.errors import NotOursError
-from forgectl.protocol.agent import AgentConfig
+from forgectl.protocol.supervision import AgentConfig
 from forgectl.system.processes import become_subreaper
 from forgectl.wire.codec import CodecError, from_json
-from forgectl.wire.sockets import dial, peer_pid, wrong_version
+from forgectl.wire.unix_sockets import dial, peer_pid, wrong_version
 
 
 def main(arguments: list[str]) -> None:
@@ -68,7 +68,7 @@ def _become_the_one(config: AgentConfig) -> int | None:
             time.sleep(0.02)
 
 
-def _take_over(config: AgentConfig, started: Sequence[str]) -> list[Warming]:
+def _take_over(config: AgentConfig, started: Sequence[str]) -> list[StartedForkServer]:
     """The fork servers that this process has as children already: "PID:DESCRIPTOR", "" for one that could not start."""
     found = []
     for number, (plan, told) in enumerate(zip(config.ahead, started)):  # noqa: B905 (none, without the lock)
@@ -76,14 +76,14 @@ def _take_over(config: AgentConfig, started: Sequence[str]) -> list[Warming]:
             pid, fd = map(int, told.split(":"))
             os.set_inheritable(fd, False)
             log = log_of(Path(config.run_dir), config.host, number)
-            found.append(Warming(plan, log, pid, socket.socket(fileno=fd)))
+            found.append(StartedForkServer(plan, log, pid, socket.socket(fileno=fd)))
     return found
 
 
-def _serve(config: AgentConfig, warming: list[Warming]) -> None:
+def _serve(config: AgentConfig, warming: list[StartedForkServer]) -> None:
     import asyncio
 
-    from forgectl.agent.agent import Agent, log
+    from forgectl.agent.daemon import Agent, log
     from forgectl.agent.enclosure.enclosure import sweep_run
 
     announce = _let_go_of_streams(Path(config.run_dir) / "agents" / f"{config.host}.log")

@@ -6,7 +6,7 @@ from dataclasses import field
 
 from forgectl.frozen import dataclass
 from forgectl.model.plan import Gpu
-from forgectl.protocol.agent import AgentConfig
+from forgectl.protocol.supervision import AgentConfig
 from forgectl.wire.envelope import Refusal
 
 
@@ -62,7 +62,7 @@ class Listening:
 
 
 @dataclass(frozen=True)
-class Target:
+class DialTarget:
     """Where to dial; `key` names it in the answer."""
 
     key: str
@@ -74,7 +74,7 @@ class Target:
 class DialOut:
     """Dial all of these at once."""
 
-    targets: tuple[Target, ...]
+    targets: tuple[DialTarget, ...]
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,15 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from forgectl.agent import logs
+from forgectl.agent import rank_logs
 from forgectl.agent.enclosure.enclosure import Enclosure
 from forgectl.agent.enclosure.oom import OomWitness
-from forgectl.agent.forkserver.client import Child, ForkServer, ForkServerError
+from forgectl.agent.forkserver.forks import ForkedProcess, ForkServer, ForkServerError
 from forgectl.agent.reports import exit_report
 from forgectl.hosts import gpu_leases, interface
 from forgectl.model.environment import launch_environment
 from forgectl.model.plan import Gpu, MeshPlan, RankPlan
-from forgectl.protocol.agent import (
+from forgectl.protocol.supervision import (
     Happening,
     MeshGone,
     Notice,
@@ -34,7 +34,7 @@ from forgectl.protocol.agent import (
 )
 from forgectl.system.processes import Identity
 from forgectl.wire.envelope import Refusal
-from forgectl.wire.sockets import listen_tcp, private_folder
+from forgectl.wire.unix_sockets import listen_tcp, private_folder
 
 HUNG_SECONDS = 10.0
 """A fork server that takes longer to answer, when all it still has to tell is who has ended, is hung."""
@@ -50,11 +50,11 @@ class Generation:
         self.oom.note()
         self.listener: socket.socket | None = None
         self.server: ForkServer | None = None
-        self.store: Child | None = None
+        self.store: ForkedProcess | None = None
         self.starting: asyncio.Task[None] | None = None
         self.ending: asyncio.Task[None] | None = None
         self.stopping = asyncio.Event()
-        self.ranks: dict[int, Child] = {}
+        self.ranks: dict[int, ForkedProcess] = {}
         self.watchers: list[asyncio.Task[None]] = []
         self.log_files: list[Path] = []
 
@@ -240,13 +240,15 @@ class HostMesh:
         generation.store = await server.fork(request, [listener.fileno()])
         listener.close()
 
-    async def _start_rank(self, server: ForkServer, generation: Generation, order: Start, rank: RankPlan) -> Child:
+    async def _start_rank(
+        self, server: ForkServer, generation: Generation, order: Start, rank: RankPlan
+    ) -> ForkedProcess:
         if generation.stopping.is_set():
             raise ForkServerError("stopped before it began")
         folder = self._logs / str(generation.number)
         log_path = folder / f"rank-{rank.rank}.log"
         error_path = folder / f"rank-{rank.rank}.error.json"
-        log = logs.open_log(log_path)
+        log = rank_logs.open_log(log_path)
         try:
             launch = launch_environment(
                 self.run,
@@ -304,7 +306,7 @@ class HostMesh:
             "FORGE_AGENT": self._agent,
         }
 
-    async def _watch(self, generation: Generation, rank: int, child: Child, log: Path, error: Path) -> None:
+    async def _watch(self, generation: Generation, rank: int, child: ForkedProcess, log: Path, error: Path) -> None:
         status, when = await child.exited
         os.close(child.pidfd)
         if generation.enclosure.cgroup is None:
@@ -322,7 +324,7 @@ class HostMesh:
         )
         if child.orphaned and report.signal == signal.SIGKILL and not (report.asked or report.error):
             report = dataclasses.replace(report, error=f"{child.orphaned}, and its ranks with it")
-        if logs.disk_is_full(log):
+        if rank_logs.disk_is_full(log):
             self._emit(Notice(self.plan.mesh, f"{log.name}: its last lines may be lost, since the disk is full"))
         self._emit(report)
 

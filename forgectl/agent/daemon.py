@@ -15,16 +15,17 @@ from typing import Any
 from forgectl.agent.enclosure.enclosure import sweep_run
 from forgectl.agent.event_log import EventLog
 from forgectl.agent.forkserver.pool import ForkServers
-from forgectl.agent.forkserver.spawn import Warming
+from forgectl.agent.forkserver.spawn import StartedForkServer
 from forgectl.agent.log_parts import read_logs
-from forgectl.agent.mesh import HostMesh
+from forgectl.agent.mesh_share import HostMesh
 from forgectl.agent.messengers import Messengers
 from forgectl.agent.reaper import Reaper
 from forgectl.agent.usage import UseMeter
 from forgectl.errors import ForgeError
 from forgectl.hosts.gpus import NoSuchGpu, discover
 from forgectl.names import NAME, socket_prefix
-from forgectl.protocol.agent import (
+from forgectl.protocol.control import OVER
+from forgectl.protocol.supervision import (
     CONTROLLER_TO_AGENT,
     FOLLOWER_TO_AGENT,
     Ack,
@@ -53,15 +54,14 @@ from forgectl.protocol.agent import (
     Synced,
     Welcome,
 )
-from forgectl.protocol.control import OVER
 from forgectl.redaction import Redaction
 from forgectl.system.log_cap import LogCap
 from forgectl.system.processes import boot_id
 from forgectl.version import __version__
 from forgectl.wire.envelope import Hello, ProtocolError
-from forgectl.wire.listener import Doorway
-from forgectl.wire.sockets import HANDSHAKE_SECONDS, private_folder, wrong_version
+from forgectl.wire.listener import Listener
 from forgectl.wire.stream import Stream
+from forgectl.wire.unix_sockets import HANDSHAKE_SECONDS, private_folder, wrong_version
 
 LOG_CHECK_SECONDS = 1.0
 
@@ -69,7 +69,7 @@ LOG_CHECK_SECONDS = 1.0
 class Agent:
     """Everything of one run on one host."""
 
-    def __init__(self, config: AgentConfig, warming: Iterable[Warming] = ()) -> None:
+    def __init__(self, config: AgentConfig, warming: Iterable[StartedForkServer] = ()) -> None:
         self.config = config
         self.run_dir = Path(config.run_dir)
         self.events = EventLog(Redaction(config.secrets.values()))
@@ -93,7 +93,7 @@ class Agent:
     async def serve(self) -> None:
         """Serve controllers until told to quit or fenced."""
         path = Path(self.config.socket)
-        door = Doorway(path, self._on_connection)
+        door = Listener(path, self._on_connection)
         await door.open()
         keepers = [asyncio.create_task(k) for k in (self._keep_lease(), self._keep_logs(), door.keep_open())]
         await self.done.wait()

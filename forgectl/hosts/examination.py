@@ -23,7 +23,7 @@ import psutil
 from forgectl.hosts import packages, reach
 from forgectl.hosts.gpus import DRIVER_MARKS, NoSuchGpu, discover, load_nvml
 from forgectl.model.plan import Gpu
-from forgectl.protocol.relay import Examination, Examine, GpuMemory, Interpreter, Space
+from forgectl.protocol.host_survey import Examination, Examine, GpuMemory, Interpreter, Space
 from forgectl.system import cgroups
 from forgectl.system.processes import boot_id
 from forgectl.wire.codec import CodecError, from_json

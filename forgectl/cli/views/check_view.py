@@ -17,7 +17,7 @@ from forgectl.spec.nodelist import compress
 from forgectl.wire.codec import to_json
 
 if TYPE_CHECKING:
-    from forgectl.transport.examine import Examined, Reach
+    from forgectl.transport.examinations import Examined, Reach
 
 STYLE = {"error": "bold red", "warning": "yellow", "note": "dim"}
 

@@ -12,8 +12,8 @@ from typing import Any, cast
 
 from forgectl.errors import ForgeError
 from forgectl.hosts import facts, reach
-from forgectl.hosts.examine import examine
-from forgectl.protocol.relay import (
+from forgectl.hosts.examination import examine
+from forgectl.protocol.host_survey import (
     LAUNCHER_TO_RELAY,
     AgentReached,
     AgentStarted,
@@ -28,13 +28,13 @@ from forgectl.protocol.relay import (
     RelayReady,
     StartAgent,
 )
-from forgectl.protocol.sync import SYNC_TO_RELAY, Sync
+from forgectl.protocol.tree_sync import SYNC_TO_RELAY, Sync
 from forgectl.relay import agents
 from forgectl.sync import receiver
 from forgectl.system.processes import boot_id
 from forgectl.version import __version__
 from forgectl.wire.envelope import ProtocolError, Refusal
-from forgectl.wire.sockets import Line, peer_pid
+from forgectl.wire.unix_sockets import Connection, peer_pid
 
 GONE_SECONDS = 5.0
 LONGEST_SILENCE = 600.0
@@ -42,7 +42,7 @@ LONGEST_SILENCE = 600.0
 
 
 class Streams:
-    """Standard input and output as the one thing that `Line` takes for a socket."""
+    """Standard input and output as the one thing that `Connection` takes for a socket."""
 
     def __init__(self) -> None:
         self._timeout: float | None = None
@@ -69,7 +69,7 @@ class Relay:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self.line = Line(cast(socket.socket, Streams()), (*LAUNCHER_TO_RELAY, *SYNC_TO_RELAY))
+        self.line = Connection(cast(socket.socket, Streams()), (*LAUNCHER_TO_RELAY, *SYNC_TO_RELAY))
         self._listeners: list[socket.socket] = []
         self._answers: dict[type, Callable[[Any], Any]] = {
             GetFacts: lambda r: facts.gather(self._root, r),

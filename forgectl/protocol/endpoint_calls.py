@@ -9,7 +9,7 @@ from forgectl.wire.envelope import Hello, Refusal
 
 
 @dataclass(frozen=True)
-class Call:
+class CallEndpoint:
     """Call an endpoint of a service, routed; `timeout` in seconds."""
 
     target: str
@@ -38,7 +38,7 @@ class Metrics:
     services: dict[str, Any]
 
 
-CLI_TO_DRIVER = (Hello, Call, GetMetrics)
+CLI_TO_DRIVER = (Hello, CallEndpoint, GetMetrics)
 
 
 DRIVER_TO_CLI = (Hello, Refusal, Values, Metrics)

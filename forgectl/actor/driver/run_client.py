@@ -30,7 +30,7 @@ from forgectl.rank import driver
 from forgectl.redaction import of_process
 from forgectl.system.processes import boot_id
 from forgectl.wire.envelope import Refusal
-from forgectl.wire.sockets import private_folder
+from forgectl.wire.unix_sockets import private_folder
 
 if TYPE_CHECKING:
     from forgectl.messages.calling import Here
@@ -44,7 +44,7 @@ END_GRACE = 10.0
 """Seconds that ranks have to end in, once their driver has."""
 
 
-class Home:
+class RunClient:
     """The run of this process. Get it by `home()`."""
 
     def __init__(self, run: RunDir, plan: Plan, *, own: bool) -> None:
@@ -275,11 +275,11 @@ def _hand_over(task: asyncio.Task[T], answer: asyncio.Future[T]) -> None:
         answer.set_result(task.result())
 
 
-_home: Home | None = None
+_home: RunClient | None = None
 _lock = threading.Lock()
 
 
-def home(coming: Unit | None = None, meanwhile: Callable[[], None] = lambda: None) -> Home:
+def run_client(coming: Unit | None = None, meanwhile: Callable[[], None] = lambda: None) -> RunClient:
     """The run that this process drives; begun now where there is none, for the mesh `coming`. Raises ForgeError.
 
     `meanwhile` is called while the processes of a run that is begun start.
@@ -298,7 +298,7 @@ def _launched(run: str, mesh: str) -> Any:
     return ours and ours.meshes.get(mesh)
 
 
-def _find_or_begin(coming: Unit | None, meanwhile: Callable[[], None]) -> Home:
+def _find_or_begin(coming: Unit | None, meanwhile: Callable[[], None]) -> RunClient:
     if (run_dir := driver.run_dir()) is not None:
         run, own = RunDir.existing(Path(run_dir)), False
     elif "FORGE_RUN_DIR" in os.environ:
@@ -310,10 +310,10 @@ def _find_or_begin(coming: Unit | None, meanwhile: Callable[[], None]) -> Home:
         plan = _own_plan()
         run = begin_run(plan, b"", name_is_given=False, own=True, coming=coming, meanwhile=meanwhile)
         own = True
-    from forgectl.actor.driver.call_server import Door  # not before: time counts until the run has begun
+    from forgectl.actor.driver.call_server import CallServer  # not before: time counts until the run has begun
 
-    found = Home(run, run.read_plan(), own=own)
-    found.keep_reachable(Door(found).keep())
+    found = RunClient(run, run.read_plan(), own=own)
+    found.keep_reachable(CallServer(found).keep())
     return found
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from forgectl.controller.run import Run
 from forgectl.controller.run_dir import RunDir
-from forgectl.controller.state import Host, Mesh, Rank, describe
-from forgectl.protocol.agent import RankStats
+from forgectl.controller.run_state import Run
+from forgectl.controller.state import HostState, MeshState, RankState, describe
+from forgectl.protocol.supervision import RankStats
 from forgectl.wire.envelope import MAX_LINE, Refusal
 
 Use = dict[str, dict[int, RankStats]]
@@ -67,11 +67,11 @@ def _cut(value: Any, most: int, end: bool = False) -> Any:
     return [_cut(v, most, end) for v in value] if isinstance(value, list) else value
 
 
-def _in_order(run: Run) -> list[Mesh]:
+def _in_order(run: Run) -> list[MeshState]:
     """Meshes as they came, but a service's replicas, which code adds in any order, together and by number."""
     places: dict[str, int] = {}
 
-    def place(mesh: Mesh) -> tuple[int, int]:
+    def place(mesh: MeshState) -> tuple[int, int]:
         service, _, number = mesh.name.rpartition(".")
         if mesh.plan.kind != "service" or not number.isdigit():
             service, number = mesh.name, "0"
@@ -80,7 +80,7 @@ def _in_order(run: Run) -> list[Mesh]:
     return sorted(run.meshes.values(), key=place)
 
 
-def _host(host: Host) -> dict[str, Any]:
+def _host(host: HostState) -> dict[str, Any]:
     return {
         "name": host.plan.name,
         "state": host.state,
@@ -90,7 +90,7 @@ def _host(host: Host) -> dict[str, Any]:
     }
 
 
-def _mesh(mesh: Mesh, hosts: dict[str, Host], run_dir: RunDir, use: dict[int, RankStats]) -> dict[str, Any]:
+def _mesh(mesh: MeshState, hosts: dict[str, HostState], run_dir: RunDir, use: dict[int, RankStats]) -> dict[str, Any]:
     return {
         "mesh": mesh.name,
         "kind": mesh.plan.kind,
@@ -117,7 +117,7 @@ def error(refusal: Refusal | None) -> dict[str, Any] | None:
     return {"code": refusal.code, "message": refusal.message, "hint": refusal.hint} if refusal else None
 
 
-def reason(mesh: Mesh) -> str | None:
+def reason(mesh: MeshState) -> str | None:
     """Why the mesh is in its state, in one line; None where there is nothing to say."""
     if mesh.cannot_start:
         return mesh.cannot_start
@@ -133,7 +133,7 @@ def reason(mesh: Mesh) -> str | None:
     return mesh.notices[-1] if mesh.notices else None
 
 
-def failure(mesh: Mesh, run_dir: RunDir) -> dict[str, Any] | None:
+def failure(mesh: MeshState, run_dir: RunDir) -> dict[str, Any] | None:
     """The first cause of a failed mesh, with its traceback and last log lines; collateral ranks apart."""
     if mesh.cannot_start:
         return {"rank": None, "host": None, "message": mesh.cannot_start, "traceback": mesh.detail or None,
@@ -145,7 +145,7 @@ def failure(mesh: Mesh, run_dir: RunDir) -> dict[str, Any] | None:
     return {**_fallen(root, mesh, mesh.generation, run_dir), "collateral": collateral}
 
 
-def _fallen(rank: Rank, mesh: Mesh, generation: int, run_dir: RunDir) -> dict[str, Any]:
+def _fallen(rank: RankState, mesh: MeshState, generation: int, run_dir: RunDir) -> dict[str, Any]:
     return {
         "rank": rank.plan.rank,
         "host": rank.plan.host,
@@ -158,12 +158,12 @@ def _fallen(rank: Rank, mesh: Mesh, generation: int, run_dir: RunDir) -> dict[st
     }
 
 
-def _log(rank: Rank, mesh: Mesh, generation: int, run_dir: RunDir) -> str | None:
+def _log(rank: RankState, mesh: MeshState, generation: int, run_dir: RunDir) -> str | None:
     """Where its log is, or comes to, on this machine."""
     return str(run_dir.log(mesh.name, generation, rank.plan.rank)) if rank.log else None
 
 
-def _rank(rank: Rank, mesh: Mesh, run_dir: RunDir, use: RankStats | None) -> dict[str, Any]:
+def _rank(rank: RankState, mesh: MeshState, run_dir: RunDir, use: RankStats | None) -> dict[str, Any]:
     return {
         "rank": rank.plan.rank,
         "local_rank": rank.plan.local_rank,
