@@ -44,7 +44,6 @@ def launch(
     from forgectl.spec.load import load
 
     loaded = load(spec, overrides=overrides or (), environ=os.environ, name=name)
-    text = spec.read_bytes()
     with planned(loaded) as (plan, hosts):
         how = LaunchOptions(detach=detach, timeout=timeout, as_json=as_json)
-        raise typer.Exit(launch_plan(plan, hosts, text, how, name_is_given=True))
+        raise typer.Exit(launch_plan(plan, hosts, loaded.text, how, name_is_given=True))

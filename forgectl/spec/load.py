@@ -94,6 +94,7 @@ def _parse(
     run_name = name or document.name or _stem(source)
     spec = Spec(name=run_name, source=source, folder=folder, workdir=workdir, **fields)
     spec._places.update(problems.places)
+    spec._text = text
     return spec
 
 

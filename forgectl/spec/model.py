@@ -176,6 +176,12 @@ class Spec(Body):
     folder: Path
     workdir: Path
     _places: dict[str, Place] = PrivateAttr(default_factory=dict)
+    _text: bytes = PrivateAttr(default=b"")
+
+    @property
+    def text(self) -> bytes:
+        """What was read and checked, which a run keeps: the file may have changed since."""
+        return self._text
 
     def problem(self, where: str, message: str) -> SpecProblem:
         """A problem with the value at a dotted path, or else at the nearest thing around it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 from tests.conftest import Forge, until
@@ -58,3 +59,16 @@ def test_a_second_ctrl_c_hurries(forge: Forge) -> None:
     launch.send_signal(signal.SIGINT)
     launch.communicate(timeout=9)  # the grace is 10 s
     assert launch.returncode == 130
+
+
+def test_a_spec_is_read_once_and_kept_as_it_was_checked(forge: Forge) -> None:
+    """As from `launch <(make-spec)`: what a pipe gives can be read once."""
+    pipe = forge.folder / "made"
+    os.mkfifo(pipe)
+    launch = forge.start("launch", str(pipe), "--name", "piped")
+    spec = f"scripts: {{say: {{command: [echo, hello]}}}}  # {forge.folder}\n"
+    pipe.write_text(spec)
+    out, err = launch.communicate(timeout=60)
+    assert (launch.returncode, "hello" in out) == (0, True), err
+    [run] = forge.runs()
+    assert (forge.home / "runs" / run / "spec.yaml").read_text() == spec

@@ -220,12 +220,12 @@ class RunClient:
         await self._say(Shutdown((mesh,), grace, "its driver"))
 
     async def _say(self, request: Any) -> None:
+        ask = functools.partial(self._ask, request, answer=False)
         try:
-            await asyncio.to_thread(self._ask, request, answer=False)
-        except RuntimeError as e:
-            if "shutdown" not in str(e):
-                raise
-            # The interpreter is ending and takes no more work for threads: the run ends with it.
+            asking = asyncio.get_running_loop().run_in_executor(None, ask)
+        except RuntimeError:  # the interpreter is ending and takes no more work for threads: the run ends with it
+            return
+        await asking
 
     def _ask(self, request: Any, *, answer: bool = True) -> Any:
         line = client.connect(self.run)
