@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +20,7 @@ from forgectl.boot import BOOT
 from forgectl.controller.run_dir import RunDir
 from forgectl.errors import ForgeError, InternalError, TimedOutError
 from forgectl.protocol.control import CONTROLLER_TO_CLI, GetStatus, StatusReport
+from forgectl.system.daemons import let_go
 from forgectl.version import __version__
 from forgectl.wire.envelope import Hello, ProtocolError, Refusal
 from forgectl.wire.unix_sockets import Connection, dial
@@ -85,8 +87,8 @@ def start_controller(
             f"the controller of run {run.run} did not start: {_last_line(run.path / 'controller.log')}",
             hint=f"see {run.path / 'controller.log'}",
         )
-    process.returncode = 0  # a daemon from here on: not ours to wait for
     process.stdout.close()
+    let_go(process)
 
 
 def connect(run: RunDir) -> Connection | None:
@@ -98,12 +100,26 @@ def connect(run: RunDir) -> Connection | None:
             return _greet(run, Connection(dial(run.control_socket, ANSWER_SECONDS), CONTROLLER_TO_CLI))
         except (FileNotFoundError, ConnectionError):
             run.read_plan()  # without it no controller can be
-            if attempt < CONTROLLERS:
+            if run.has_controller():
+                _wait_until_it_listens(run)
+            elif attempt < CONTROLLERS:
                 with contextlib.suppress(_Killed):
                     start_controller(run, adopt=True)
         except (TimeoutError, ProtocolError) as e:
             raise _no_answer(run, e) from None
     raise InternalError(f"no controller of run {run.run} stays alive", hint=f"see {run.path / 'controller.log'}")
+
+
+def _wait_until_it_listens(run: RunDir) -> None:
+    """A controller that begins, as of a launch just now, or that ends: to start another one would be in vain."""
+    end = time.monotonic() + START_SECONDS
+    while run.has_controller() and run.read_final() is None:
+        with contextlib.suppress(FileNotFoundError, ConnectionError, TimeoutError):
+            dial(run.control_socket, ANSWER_SECONDS).close()
+            return
+        if time.monotonic() > end:
+            raise _no_answer(run, TimeoutError(f"it does not listen after {START_SECONDS:g} s"))
+        time.sleep(0.01)
 
 
 def _greet(run: RunDir, line: Connection) -> Connection:

@@ -177,6 +177,20 @@ class RunDir:
             set_aside(self.final_file)
             return None
 
+    def has_controller(self) -> bool:
+        """Whether there is one, or one that begins or ends."""
+        try:
+            fd = os.open(self.path / "controller.lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: others who look are not in the way
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
     def lock_controller(self) -> int | None:
         """A descriptor that makes its holder the one controller of the run, or None where there is one."""
         fd = os.open(self.path / "controller.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

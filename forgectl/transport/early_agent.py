@@ -11,6 +11,7 @@ import subprocess
 
 from forgectl.agent import start_command
 from forgectl.protocol.supervision import AgentConfig
+from forgectl.system.daemons import let_go
 
 START_SECONDS = 30.0
 
@@ -57,5 +58,4 @@ class EarlyAgent:
     def let_go(self) -> None:
         """Its controller has the pipe now, and it is a daemon: not ours to wait for."""
         os.close(self.pipe)
-        if self._process.poll() is None:
-            self._process.returncode = 0
+        let_go(self._process)

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from forgectl.errors import BY_EXIT_CODE, ForgeError, UnreachableError
 from forgectl.protocol.host_survey import RELAY_TO_LAUNCHER, RelayReady
 from forgectl.protocol.tree_sync import RELAY_TO_SYNC
+from forgectl.system.daemons import let_go
 from forgectl.transport import ssh_errors
 from forgectl.transport.bundle import bundle, stage
 from forgectl.transport.destination import Destination, program
@@ -168,7 +169,7 @@ class RelayConnection:
             os.close(self.pidfd)
             self.pidfd = None
         if self.process is not None:
-            self.process.returncode = 0  # not ours to wait for
+            let_go(self.process)
             self.process = None
         if self.said is not None:
             self.said.close()
