@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ from forgectl.protocol.supervision import (
 from forgectl.redaction import Redaction
 from forgectl.system.log_cap import LogCap
 from forgectl.system.processes import boot_id
+from forgectl.system.tasks import Background
 from forgectl.version import __version__
 from forgectl.wire.envelope import Hello, ProtocolError
 from forgectl.wire.listener import Listener
@@ -86,7 +87,7 @@ class Agent:
         self._news: dict[str, MeshNews] = {}
         self._followers: set[Stream] = set()
         self._stream: Stream | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Background()
         self._quitting: asyncio.Task[None] | None = None
         self.events.listener = self._pass_on
 
@@ -186,9 +187,9 @@ class Agent:
             ranks = {name: mesh.rank_identities() for name, mesh in self.meshes.items()}
             self._answer(Stats(self.use.measure(ranks)))
         elif isinstance(command, ReadLogs):
-            self._later(self._read_logs(command))
+            self._tasks.begin(self._read_logs(command))
         elif isinstance(command, GetGpus):
-            self._later(self._look_for_gpus(command))
+            self._tasks.begin(self._look_for_gpus(command))
         elif isinstance(command, Prepare):
             if not NAME.fullmatch(command.mesh.mesh):
                 raise ProtocolError(f"{command.mesh.mesh[:80]!r} is no name of a mesh")  # it becomes part of paths
@@ -256,11 +257,7 @@ class Agent:
             mesh.stop(command.generation, command.grace)
 
     def _release_soon(self, mesh: HostMesh) -> None:
-        self._later(self._release(mesh))
-
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        self._tasks.add(task := asyncio.create_task(work))
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.begin(self._release(mesh))
 
     async def _release(self, mesh: HostMesh) -> None:
         await mesh.release()

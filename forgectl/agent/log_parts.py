@@ -11,6 +11,7 @@ from pathlib import Path
 
 from forgectl.names import NAME
 from forgectl.protocol.supervision import LogAt, LogPart, LogParts, ReadLogs
+from forgectl.system.files import open_to_read
 from forgectl.system.log_cap import next_data
 from forgectl.wire.envelope import ProtocolError
 
@@ -51,7 +52,7 @@ def _part(logs: Path, at: LogAt, most: int) -> LogPart:
         raise ProtocolError(f"{at.mesh[:80]!r} is no name of a mesh")  # it becomes part of a path
     path = logs / at.mesh / str(at.generation) / f"rank-{at.rank}.log"
     with contextlib.suppress(OSError):
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = open_to_read(path)
         try:
             size = os.fstat(fd).st_size
             offset = next_data(fd, at.offset, size) if at.offset < size else at.offset

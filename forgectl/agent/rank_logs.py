@@ -6,6 +6,8 @@ import contextlib
 import os
 from pathlib import Path
 
+from forgectl.system.files import create, open_to_read
+
 
 def open_log(path: Path) -> int:
     """Create the log at `path`, with private parent folders, and return a descriptor that appends to it.
@@ -13,8 +15,7 @@ def open_log(path: Path) -> int:
     Raises FileExistsError where there is one already: each generation of a rank has a log of its own.
     """
     _make_private(path.parent)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.open(path, flags, 0o600)
+    return create(path, append=True)
 
 
 def _make_private(folder: Path) -> None:
@@ -33,7 +34,7 @@ def tail(path: Path, lines: int = 20, limit_bytes: int = 16384) -> list[str]:
     Progress bars show their last state; blank lines at the end, and the holes of a trimmed log, are left out.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = open_to_read(path)
     except OSError:
         return []
     try:

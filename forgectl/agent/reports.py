@@ -11,6 +11,7 @@ from typing import Any
 
 from forgectl.agent import rank_logs
 from forgectl.protocol.supervision import RankExited
+from forgectl.system.files import open_to_read
 
 MAX_ERROR_FILE = 1 << 20
 TAIL_LINES = 20
@@ -60,9 +61,8 @@ def read_error_file(path: Path) -> tuple[str | None, str | None, float | None]:
     The file is a rank's own, so nothing in it is trusted to have the right form or length.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, "rb") as file:
-            info = os.fstat(fd)
+        with open(open_to_read(path), "rb") as file:
+            info = os.fstat(file.fileno())
             if not stat.S_ISREG(info.st_mode):
                 return None, None, None
             document = json.loads(file.read(MAX_ERROR_FILE))

@@ -19,6 +19,7 @@ from pathlib import Path
 from forgectl.agent.forkserver.spawn import StartedForkServer, lock_of, log_of
 from forgectl.errors import NotOursError
 from forgectl.protocol.supervision import AgentConfig
+from forgectl.system.files import open_lock, open_to_append
 from forgectl.system.processes import become_subreaper
 from forgectl.wire.codec import CodecError, from_json
 from forgectl.wire.unix_sockets import dial, peer_pid, wrong_version
@@ -51,8 +52,7 @@ def _become_the_one(config: AgentConfig) -> int | None:
     """Become the host's one agent of the run; where another is alive, wait until it listens or ends: its pid."""
     path = lock_of(Path(config.run_dir), config.host)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    lock = os.open(path, flags, 0o600)  # held until the agent ends
+    lock = open_lock(path)  # held until the agent ends
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,7 +105,7 @@ def _let_go_of_streams(log_file: Path) -> Callable[[], None]:
     """Write to a log from here on; what tells our pid to who started us."""
     started_by = os.dup(1)
     null = os.open(os.devnull, os.O_RDONLY)
-    out = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    out = open_to_append(log_file)
     for source, target in ((null, 0), (out, 1), (out, 2)):
         os.dup2(source, target)
 

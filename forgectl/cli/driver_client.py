@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from forgectl.controller import client
 from forgectl.controller.run_dir import RunDir
-from forgectl.errors import InternalError, NotFoundError, NotOursError, TimedOutError, error_of
+from forgectl.errors import InternalError, NotFoundError, NotOursError, TimedOutError
 from forgectl.protocol.endpoint_calls import DRIVER_TO_CLI
 from forgectl.version import __version__
 from forgectl.wire.envelope import Hello, ProtocolError, Refusal
@@ -39,7 +39,7 @@ def ask_driver(run: RunDir, request: Any, answer: type[T], seconds: float | None
         except (OSError, ProtocolError) as e:
             raise InternalError(f"the driver of run {run.run}: {e}") from None
     if isinstance(said, Refusal):
-        raise error_of(said.code, said.message, said.hint)
+        raise said.error()
     if not isinstance(said, answer):
         raise NotFoundError(f"the driver of run {run.run} ended before it answered", hint="see `forgectl status -a`")
     return said

@@ -21,6 +21,7 @@ from forgectl.controller.run_dir import RunDir
 from forgectl.errors import ForgeError, InternalError, TimedOutError
 from forgectl.protocol.control import CONTROLLER_TO_CLI, GetStatus, StatusReport
 from forgectl.system.daemons import let_go
+from forgectl.system.files import open_to_append
 from forgectl.version import __version__
 from forgectl.wire.envelope import Hello, ProtocolError, Refusal
 from forgectl.wire.unix_sockets import Connection, dial
@@ -56,11 +57,7 @@ def start_controller(
     options += [f"--lock={lock}"] if lock is not None else []
     options += [f"--owner={os.getpid()}"] if own else []
     options += [f"--handed={json.dumps(dict(handed))}"] if handed else []
-    log = os.open(
-        run.path / "controller.log",
-        os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC,
-        0o600,
-    )
+    log = open_to_append(run.path / "controller.log")
     try:
         process = subprocess.Popen(
             [sys.executable, BOOT, "controller", str(run.path), *options],

@@ -33,6 +33,7 @@ from forgectl.model.plan import Gpu, HostPlan, Unit
 from forgectl.protocol.control import MeshAdded, Report
 from forgectl.protocol.supervision import AgentConfig, Event, GetGpus, HostGpus, Stop
 from forgectl.system.processes import Identity, boot_id, identify, open_pidfd
+from forgectl.system.tasks import Background
 from forgectl.transport.ways import way_to
 from forgectl.wire.envelope import ProtocolError, Refusal
 from forgectl.wire.listener import LOOK_SECONDS
@@ -68,7 +69,7 @@ class Controller:
         self._reported = 0.0
         self._additions = Additions(self._look_for_gpus)
         self._moving: set[str] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Background()
         seats = [run_dir.seat(i, host) for i, host in enumerate(self.run.plan.hosts)]
         self.links = {
             name: AgentLink(
@@ -143,8 +144,7 @@ class Controller:
         for mesh in self.run.meshes.values():
             if mesh.homeless and mesh.name not in self._moving:
                 self._moving.add(mesh.name)
-                self._tasks.add(task := asyncio.ensure_future(self._move(mesh)))
-                task.add_done_callback(self._tasks.discard)
+                self._tasks.begin(self._move(mesh))
         self._report_soon()
 
     def take_event(self, host: str, event: Event, *, catching_up: bool) -> bool:
@@ -200,7 +200,7 @@ class Controller:
         try:
             plan = await self._additions.place(self.run, unit, named=named)
         except ForgeError as e:
-            return Refusal(e.exit_code, e.message, e.hint)
+            return Refusal.of(e)
         self.record(Added(plan))
         return MeshAdded(plan.mesh, self.run.meshes[plan.mesh].first)
 

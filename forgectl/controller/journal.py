@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 
 from forgectl.controller.records import Record, from_line, to_line
-from forgectl.controller.run_dir import keep_copy, seal, unseal, write_file
+from forgectl.controller.run_dir import keep_copy, seal, unseal
+from forgectl.system.files import open_to_append, write_whole
 from forgectl.wire.envelope import ProtocolError
 
 
@@ -17,7 +18,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._fd = _open(path)
+        self._fd = open_to_append(path)
         self.lost = 0
 
     def append(self, time: float, record: Record) -> None:
@@ -62,13 +63,8 @@ def repair(path: Path, records: list[tuple[float, Record]]) -> None:
     """Keep a damaged journal under another name, and put what could be read of it in its place."""
     keep_copy(path)
     with contextlib.suppress(OSError):  # a full disk: the state in memory is what counts
-        write_file(path, b"".join(_line(time, record) for time, record in records))
+        write_whole(path, b"".join(_line(time, record) for time, record in records))
 
 
 def _line(time: float, record: Record) -> bytes:
     return seal(json.dumps(to_line(time, record), separators=(",", ":")).encode()) + b"\n"
-
-
-def _open(path: Path) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.open(path, flags, 0o600)

@@ -17,6 +17,7 @@ from forgectl.controller.host_claims import LOG_KEY, check_parts
 from forgectl.controller.records import AgentLost, Happened
 from forgectl.controller.run_dir import RunDir
 from forgectl.protocol.supervision import HAPPENINGS, LogAt, LogPart, LogParts, MeshGone, RankStarted, ReadLogs
+from forgectl.system.files import open_to_write
 from forgectl.system.log_cap import LogCap
 from forgectl.wire.envelope import unpack
 
@@ -197,7 +198,7 @@ def _store(log: _Log, part: LogPart, *, is_final: bool) -> None:
         return
     with contextlib.suppress(OSError):
         log.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(log.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = open_to_write(log.path)
         try:
             view, at = memoryview(data), part.offset
             while view:

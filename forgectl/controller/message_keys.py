@@ -6,11 +6,12 @@ import contextlib
 import importlib
 from typing import Any
 
-from forgectl.controller.run_dir import RunDir, write_file
+from forgectl.controller.run_dir import RunDir
 from forgectl.model.plan import HostPlan, Plan
 from forgectl.names import DRIVER_KEY
 from forgectl.plan.links import direct, messengers
 from forgectl.protocol.supervision import Membership
+from forgectl.system.files import write_whole
 
 
 class MessageKeys:
@@ -40,7 +41,7 @@ class MessageKeys:
             except (OSError, ValueError):
                 self._keys = kind.new()
                 with contextlib.suppress(OSError):  # a full disk: later controllers cannot replace a host's agent
-                    write_file(self._dir.keys_file, self._keys.text.encode())
+                    write_whole(self._dir.keys_file, self._keys.text.encode())
         return self._keys
 
     def forget(self) -> None:

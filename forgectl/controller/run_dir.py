@@ -15,6 +15,7 @@ from typing import Any
 from forgectl.errors import BusyError, ForgeError, InternalError, NotOursError
 from forgectl.frozen import dataclass
 from forgectl.model.plan import HostPlan, Plan
+from forgectl.system.files import open_lock, open_to_read, write_whole
 from forgectl.wire.codec import CodecError, from_json, to_json
 from forgectl.wire.unix_sockets import check_private, private_folder
 
@@ -149,10 +150,10 @@ class RunDir:
         """Leave the status document of the ended run; raises OSError where even the reserve does not suffice."""
         data = seal(json.dumps(document).encode())
         try:
-            write_file(self.final_file, data)
+            write_whole(self.final_file, data)
         except OSError:
             self.reserve_file.unlink(missing_ok=True)
-            write_file(self.final_file, data)
+            write_whole(self.final_file, data)
         self.reserve_file.unlink(missing_ok=True)
 
     def read_plan(self) -> Plan:
@@ -180,7 +181,7 @@ class RunDir:
     def has_controller(self) -> bool:
         """Whether there is one, or one that begins or ends."""
         try:
-            fd = os.open(self.path / "controller.lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = open_to_read(self.path / "controller.lock")
         except FileNotFoundError:
             return False
         try:
@@ -193,7 +194,7 @@ class RunDir:
 
     def lock_controller(self) -> int | None:
         """A descriptor that makes its holder the one controller of the run, or None where there is one."""
-        fd = os.open(self.path / "controller.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = open_lock(self.path / "controller.lock")
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -246,7 +247,7 @@ def _ours(path: Path) -> Path:
 def launch_lock() -> Iterator[None]:
     """Held while a run's name is checked and its directory is made, so that names are not taken twice."""
     folder = _writable(runs_folder())
-    fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    fd = open_lock(folder / ".lock")
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
@@ -274,15 +275,17 @@ def create(plan: Plan, spec_text: bytes, *, own: bool) -> tuple[RunDir, int]:
         (run.path / "sockets").symlink_to(sockets / run.run)
         for part in ("agents", "logs"):
             (run.path / part).mkdir(mode=0o700)
-        write_file(run.path / "spec.yaml", spec_text)
+        write_whole(run.path / "spec.yaml", spec_text)
         if own:
             run.owned_file.touch()
         ranks = sum(m.procs for m in plan.meshes)
-        write_file(run.reserve_file, os.urandom(max(RESERVE, ranks * RESERVE_PER_RANK)))  # noise: no disk compresses it
+        write_whole(
+            run.reserve_file, os.urandom(max(RESERVE, ranks * RESERVE_PER_RANK))
+        )  # noise: no disk compresses it
         lock = run.lock_controller()
         assert lock is not None, "nobody else knows of this run yet"
         # The plan comes last: a folder without one is no run.
-        write_file(run.plan_file, json.dumps(to_json(plan)).encode())
+        write_whole(run.plan_file, json.dumps(to_json(plan)).encode())
     except OSError as e:
         discard(run)
         raise _cannot_write(run.path, e) from None
@@ -295,20 +298,6 @@ def discard(run: RunDir) -> None:
 
     shutil.rmtree(sockets_folder() / run.run, ignore_errors=True)
     shutil.rmtree(run.path, ignore_errors=True)
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file (0600) so that it is there whole or not at all; raises OSError."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with open(fd, "wb") as file:
-            file.write(data)
-        draft.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        raise
 
 
 def set_aside(path: Path) -> None:

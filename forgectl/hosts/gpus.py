@@ -15,6 +15,7 @@ from forgectl.frozen import dataclass
 from forgectl.hosts.gpu_holders import process_words
 from forgectl.hosts.gpu_leases import holders, lock_dir
 from forgectl.model.plan import Gpu
+from forgectl.system.sizes import show_bytes
 
 DRIVER_MARKS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")  # the last one: WSL
 _SHOWN_PROCESSES = 3
@@ -280,4 +281,4 @@ def _is_of(pid: int, run: str | None) -> bool:
 
 def _foreign_words(pid: int, used: int) -> str:
     words = (process_words(pid) if pid > 0 else None) or "a process that this container cannot see"
-    return f"{words}, {used / 2**30:.1f} GiB" if used else words
+    return f"{words}, {show_bytes(used)}" if used else words

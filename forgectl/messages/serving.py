@@ -16,6 +16,7 @@ from forgectl.messages import pickling
 from forgectl.messages.frames import CAST, ERROR, LOST, SHARED, TAKEN, TO_RANKS, VALUE, BadFrames, pack, unpack
 from forgectl.messages.shared import LEAST, Gone, Shared, opened, share
 from forgectl.messages.sockets import LoopSocket, bind_private, new_socket, process_of
+from forgectl.system.tasks import Background
 
 log = logging.getLogger("forgectl")
 
@@ -37,7 +38,7 @@ class Server:
         self._perform = perform
         self._carry = carry
         self._cast_failed = cast_failed
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Background()
         self._loop = asyncio.get_running_loop()
         self._shared = _SharedAnswers(self._loop)
         made = new_socket(zmq.ROUTER)
@@ -61,9 +62,7 @@ class Server:
         except (BadFrames, ValueError) as e:
             log.warning("what is no request was dropped: %s", e)
             return
-        task = self._loop.create_task(self._serve(caller, kind, number, body))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.begin(self._serve(caller, kind, number, body))
 
     async def _serve(self, caller: bytes, kind: int, number: int, body: list[Any]) -> None:
         what: Any = None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 import traceback
 from types import TracebackType
 
 from forgectl.redaction import of_process
+from forgectl.system.files import create
 
 MAX_TEXT = 32 * 1024
 
@@ -29,8 +29,7 @@ def write_error_file(path: str, error: BaseException) -> None:
         },
     }
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with open(fd, "w") as file:
+        with open(create(path), "w") as file:
             json.dump(document, file)
     except OSError:
         pass  # there already, or the disk is full: the exit code and the log still tell

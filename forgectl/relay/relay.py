@@ -97,7 +97,7 @@ class Relay:
             try:
                 self.line.send(self._answers[type(request)](request))
             except ForgeError as e:
-                self.line.send(Refusal(e.exit_code, e.message, e.hint))
+                self.line.send(Refusal.of(e))
 
     def _listen(self, request: ListenOn) -> Listening:
         self._listeners, ports = reach.listen_on(request.addresses)

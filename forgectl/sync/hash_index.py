@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from forgectl.sync.listing import Entry, is_path
+from forgectl.system.files import open_to_read
 
 VERSION = 1
 TICK_NS = 20_000_000
@@ -51,7 +52,7 @@ class Index:
 def load(name: str, folder: int | None = None) -> Index:
     """The index in a file (of an open folder); an empty one where there is none that can be read."""
     try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        descriptor = open_to_read(name, folder)
         with open(descriptor, "rb") as file:
             return _parse(json.loads(file.read(LONGEST)))
     except (OSError, ValueError, TypeError, KeyError, RecursionError):

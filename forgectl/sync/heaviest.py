@@ -8,7 +8,6 @@ from collections.abc import Mapping
 MOST = 5
 SHARE = 0.9
 """Of a folder's bytes: one child with so much of them is named in its place."""
-_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 def heaviest(sizes: Mapping[str, int]) -> list[tuple[str, int]]:
@@ -32,13 +31,3 @@ def _narrowed(children: Mapping[str, Counter[str]], path: str, size: int) -> tup
             break
         path, size = inner, amount
     return path, size
-
-
-def show_bytes(count: int) -> str:
-    """Such as `1.5 GiB`."""
-    amount = float(count)
-    for unit in _UNITS[:-1]:
-        if amount < 1024:
-            return f"{amount:.3g} {unit}"
-        amount /= 1024
-    return f"{amount:.3g} {_UNITS[-1]}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+from forgectl.system.files import open_folder, open_to_read
 
 
 class Folders:
@@ -16,7 +16,7 @@ class Folders:
 
     def __init__(self, name: str, parent: int) -> None:
         self._names: list[str] = []
-        self._descriptors = [os.open(name, _FOLDER, dir_fd=parent)]
+        self._descriptors = [open_folder(name, parent)]
 
     def __enter__(self) -> Folders:
         return self
@@ -33,7 +33,7 @@ class Folders:
             depth += 1
         self._close_below(depth)
         for part in parts[depth:]:
-            self._descriptors.append(os.open(part, _FOLDER, dir_fd=self._descriptors[-1]))
+            self._descriptors.append(open_folder(part, self._descriptors[-1]))
             self._names.append(part)
         return self._descriptors[-1], name
 
@@ -53,7 +53,7 @@ class Folders:
     def open_file(self, path: str) -> int:
         """A descriptor to read a file by; raises OSError, also where a link or a pipe has taken its place."""
         folder, name = self.open_parent(path)
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        descriptor = open_to_read(name, folder)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise FileNotFoundError(f"{path} is no file any more")
@@ -123,7 +123,7 @@ def remove(name: str, folder: int) -> None:
     if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
         os.unlink(name, dir_fd=folder)
         return
-    inner = os.open(name, _FOLDER, dir_fd=folder)
+    inner = open_folder(name, folder)
     try:
         for child in os.listdir(inner):  # noqa: PTH208 (a descriptor)
             remove(child, inner)

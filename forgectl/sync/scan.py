@@ -15,7 +15,7 @@ from forgectl.errors import ForgeError, NotFoundError
 from forgectl.sync import hash_index as indexes
 from forgectl.sync.gitignore import ALWAYS, Ignored
 from forgectl.sync.hash_index import Index
-from forgectl.sync.heaviest import heaviest, show_bytes
+from forgectl.sync.heaviest import heaviest
 from forgectl.sync.listing import (
     DEEPEST,
     FILE,
@@ -29,12 +29,13 @@ from forgectl.sync.listing import (
     leads_outside,
     listings,
 )
+from forgectl.system.files import open_to_read
+from forgectl.system.sizes import show_bytes
 from forgectl.wire.envelope import encode
 
 SHOWN = 20
 """Links that an error names; their targets make its lines long."""
 LEAVE_OUT = "leave it out by a line in .forgeignore (written like a .gitignore)"
-_OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class WorkdirError(ForgeError):
@@ -230,7 +231,7 @@ def _hashed(top: Path, walk: _Walk, cache: Path | None) -> tuple[Entry, ...]:
 
 
 def _hash(path: Path) -> tuple[str, int]:
-    descriptor = os.open(path, _OPEN_FILE)
+    descriptor = open_to_read(path)
     try:
         return hash_of(descriptor)
     finally:

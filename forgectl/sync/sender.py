@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from forgectl.errors import TimedOutError, UnreachableError, error_of
+from forgectl.errors import TimedOutError, UnreachableError
 from forgectl.protocol.tree_sync import GONE, Contents, SendListing, Sent, Sync, TreeSynced, Wanted
 from forgectl.sync.hash_index import stamp_of
 from forgectl.sync.listing import PIECE
 from forgectl.sync.scan import Tree
+from forgectl.system.files import open_to_read
 from forgectl.wire.envelope import ProtocolError, Refusal
 from forgectl.wire.unix_sockets import Connection
 
@@ -57,7 +58,7 @@ def push(
     try:
         return _push(_Paced(line, deadline), tree, key, progress)
     except _Refused as e:
-        raise error_of(e.refusal.code, f"host {host}: {e.refusal.message}", e.refusal.hint) from None
+        raise e.refusal.error(f"host {host}: ") from None
     except ProtocolError as e:
         hint = "what answers there is not forgectl's relay, or is broken: look at that host"
         why = f"host {host}: the sync of the workdir went out of step: {str(e)[:500]}"
@@ -233,7 +234,7 @@ def read_pieces(path: os.PathLike[str]) -> Iterator[tuple[bytes | None, bool]]:
     """
     for _ in range(TRIES):
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = open_to_read(path)
         except OSError:
             yield None, False
             return

@@ -8,11 +8,11 @@ from collections.abc import Container
 
 from forgectl.sync.listing import FILE, PIECE, PROGRAM, Entry, hash_of, new_hash
 from forgectl.sync.safe_paths import remove
+from forgectl.system.files import create, open_to_read
 
 MODES = {FILE: 0o644, PROGRAM: 0o755}
 """Permissions of what is synced; the folder around all trees is its owner's alone."""
 _DRAFT = "draft"
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Staging:
@@ -30,7 +30,7 @@ class Staging:
         """Whether the content of a file is here, whole."""
         if entry.mark not in self._kept:
             return False
-        descriptor = os.open(entry.mark, _READ, dir_fd=self._folder)
+        descriptor = open_to_read(entry.mark, self._folder)
         try:
             return hash_of(descriptor) == (entry.mark, entry.size)
         finally:
@@ -41,8 +41,7 @@ class Staging:
         if self._writing is None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(_DRAFT, dir_fd=self._folder)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._writing = os.open(_DRAFT, flags, 0o644, dir_fd=self._folder)
+            self._writing = create(_DRAFT, self._folder, mode=0o644)
             self._hash, self._size = new_hash(), 0
         self._hash.update(data)
         self._size += len(data)
@@ -80,7 +79,7 @@ class Staging:
 
     def _double(self, name: str) -> str:
         """The name of a copy."""
-        descriptor = os.open(name, _READ, dir_fd=self._folder)
+        descriptor = open_to_read(name, self._folder)
         try:
             self._fill(descriptor)
         finally:

@@ -15,10 +15,8 @@ from forgectl.sync.hash_index import Index
 from forgectl.sync.listing import FOLDER, LINK, PROGRAM, Entry, hash_of
 from forgectl.sync.safe_paths import Folders
 from forgectl.sync.staging import MODES, Staging
+from forgectl.system.files import open_folder, open_lock
 from forgectl.wire.unix_sockets import private_folder
-
-_OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_OPEN_LOCK = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextlib.contextmanager
@@ -34,14 +32,14 @@ def hold(root: Path, key: str) -> Iterator[SyncTarget]:
             stack.callback(os.close, descriptor)
             return descriptor
 
-        work = keep(os.open(path.parent, _OPEN_FOLDER))
-        lock = keep(os.open(f".lock.{key}", _OPEN_LOCK, 0o600, dir_fd=work))
+        work = keep(open_folder(path.parent))
+        lock = keep(open_lock(f".lock.{key}", work))
         fcntl.flock(lock, fcntl.LOCK_EX)
         for name in (key, f".staged.{key}"):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, 0o700, dir_fd=work)
         folders = stack.enter_context(Folders(key, work))
-        staging = Staging(keep(os.open(f".staged.{key}", _OPEN_FOLDER, dir_fd=work)))
+        staging = Staging(keep(open_folder(f".staged.{key}", work)))
         stack.callback(staging.drop)
         yield SyncTarget(path, work, folders, staging)
 

@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from forgectl.errors import ForgeError, error_of
 from forgectl.frozen import dataclass
 from forgectl.wire.codec import CodecError, from_json, to_json
 
@@ -37,6 +38,15 @@ class Refusal:
     code: int
     message: str
     hint: str | None = None
+
+    @classmethod
+    def of(cls, error: ForgeError) -> Refusal:
+        """An error as it is sent."""
+        return cls(error.exit_code, error.message, error.hint)
+
+    def error(self, where: str = "") -> ForgeError:
+        """The error that was sent, as an exception again; `where` comes before its message."""
+        return error_of(self.code, where + self.message, self.hint)
 
 
 def pack(message: Any) -> dict[str, Any]:

@@ -377,7 +377,7 @@ def test_a_foreign_process_is_named_with_its_memory_but_not_its_arguments(find: 
 
 def test_an_unknown_pid_is_said_to_be_out_of_sight(find: Any) -> None:
     unseen = "a process that this container cannot see"
-    assert holder_of(find, compute=[process(0, GIB), process(0)]) == f"{unseen}, 1.0 GiB"
+    assert holder_of(find, compute=[process(0, GIB), process(0)]) == f"{unseen}, 1 GiB"
     assert holder_of(find, compute=[process(2**22 + 1)]) == unseen
 
 
@@ -385,9 +385,9 @@ def test_of_many_processes_the_largest_are_named(find: Any) -> None:
     words = holder_of(find, compute=[process(2**22 + i, i * GIB) for i in range(1, 6)])
     assert words is not None
     assert [part.split(", ")[-1] for part in words.split(" and ")] == [
-        "5.0 GiB",
-        "4.0 GiB",
-        "3.0 GiB",
+        "5 GiB",
+        "4 GiB",
+        "3 GiB",
         "2 more",
     ]
 

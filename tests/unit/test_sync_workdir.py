@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from forgectl.errors import ForgeError, NotFoundError
-from forgectl.sync.heaviest import heaviest, show_bytes
+from forgectl.sync.heaviest import heaviest
 from forgectl.sync.listing import DEEPEST, leads_outside
 from forgectl.sync.scan import Tree, WorkdirError, scan
+from forgectl.system.sizes import show_bytes
 
 LIMIT = 1 << 30
 NOBODY = 65534
@@ -200,7 +201,7 @@ def test_of_a_workdir_that_is_too_large_the_links_do_not_matter_yet(tmp_path: Pa
 def test_the_heaviest_entries() -> None:
     sizes = {f"many/{i}": 10 for i in range(20)} | {f"top{i}": i for i in range(1, 6)} | {"a/b/c/d": 95, "a/x": 5}
     assert heaviest(sizes) == [("many/", 200), ("a/b/c/d", 95), ("top5", 5), ("top4", 4), ("top3", 3)]
-    assert [show_bytes(n) for n in (5, 1536, 1 << 30, 1 << 50)] == ["5 bytes", "1.5 KiB", "1 GiB", "1.02e+03 TiB"]
+    assert [show_bytes(n) for n in (5, 1536, 1 << 30, 1 << 50)] == ["5 B", "1.5 KiB", "1 GiB", "1024 TiB"]
 
 
 def test_folders_without_end(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ class CallServer:
             return Refusal(e.exit_code, of_process()(e.message), e.hint)
         except (asyncio.TimeoutError, TimeoutError):
             late = TimedOutError(f"{request.target}.{request.endpoint} did not answer within {request.timeout:g} s")
-            return Refusal(late.exit_code, late.message)
+            return Refusal.of(late)
         except Exception as e:
             remote = f"\n{str(e.__cause__).strip()}" if e.__cause__ else ""
             what = f"{request.target}.{request.endpoint} raised {type(e).__name__}: {e}{remote}"

@@ -20,6 +20,7 @@ from forgectl.errors import ActorDied, ForgeError, error_of
 from forgectl.frozen import dataclass
 from forgectl.messages import pickling
 from forgectl.protocol.control import OVER, Report
+from forgectl.system.tasks import Background
 
 if TYPE_CHECKING:
     from forgectl.actor.foreign_mesh import ForeignMesh
@@ -62,7 +63,7 @@ class LiveMesh:
         self._up: concurrent.futures.Future[Ranks] = concurrent.futures.Future()
         self._over: concurrent.futures.Future[Document] = concurrent.futures.Future()
         self._listeners: list[Callable[[], None]] = []
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Background()
 
     # ------------------------------------------------------------ what callers see
 
@@ -128,9 +129,9 @@ class LiveMesh:
             self._end(document)
         elif document["open"] and generation > self._attempted:
             self._attempted = generation
-            self._soon(self._fill(document))
+            self._tasks.begin(self._fill(document))
         elif state == "starting" and self._ranks is not None and generation == self._ranks.generation:
-            self._soon(self._tell(generation))  # a new controller may not have heard
+            self._tasks.begin(self._tell(generation))  # a new controller may not have heard
 
     def _lose(self, ranks: Ranks, document: Document) -> None:
         was_up = ranks is self._ranks
@@ -154,10 +155,6 @@ class LiveMesh:
     def _tell_listeners(self) -> None:
         for listener in self._listeners:
             listener()
-
-    def _soon(self, work: Any) -> None:
-        self._tasks.add(task := asyncio.get_running_loop().create_task(work))
-        task.add_done_callback(self._tasks.discard)
 
     # ------------------------------------------------------------ a generation
 

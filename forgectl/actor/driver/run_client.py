@@ -22,7 +22,7 @@ from forgectl.actor.origin import Origin, find_launched_by
 from forgectl.controller import client
 from forgectl.controller.run_dir import RunDir
 from forgectl.controller.start_run import begin_run
-from forgectl.errors import BusyError, ForgeError, UsageError, error_of
+from forgectl.errors import BusyError, ForgeError, UsageError
 from forgectl.model.plan import LEASE, LOG_LIMIT, HostPlan, Plan, Unit
 from forgectl.names import free_name, name_of
 from forgectl.protocol.control import AddMesh, Attach, MeshAdded, Report, Shutdown, StatusReport
@@ -196,7 +196,7 @@ class RunClient:
             return unit.mesh
         answer = await asyncio.to_thread(self._ask, AddMesh(unit, named))
         if isinstance(answer, Refusal):
-            raise error_of(answer.code, answer.message, answer.hint)
+            raise answer.error()
         if not isinstance(answer, MeshAdded):
             raise ForgeError(f"run {self.run.run} has ended; no mesh can be added to it")
         self._firsts[answer.mesh] = answer.generation

@@ -9,6 +9,7 @@ from typing import Any
 from forgectl.actor.endpoint import EndpointInfo
 from forgectl.actor.service.replica import ATTEMPTS, Replica, Request
 from forgectl.errors import ActorDied
+from forgectl.system.tasks import Background
 
 Key = tuple[str, int | None, int, frozenset[str]]
 """What calls must agree in to share a batch: endpoint, home, number of positional arguments, names of the others."""
@@ -86,9 +87,7 @@ class Batch(Request):
 
     def granted(self) -> None:
         assert self.replica is not None
-        self._task = asyncio.get_running_loop().create_task(self._run(self.replica))
-        self._batcher.tasks.add(self._task)
-        self._task.add_done_callback(self._batcher.tasks.discard)
+        self._task = self._batcher.tasks.begin(self._run(self.replica))
 
     def revoked(self) -> None:
         assert self._task is not None
@@ -151,7 +150,7 @@ class Batcher:
 
     def __init__(self, place: Callable[[Request], None]) -> None:
         self.place = place
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks = Background()
         self._open: dict[Key, Batch] = {}
 
     def gathering(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from forgectl.actor.service.routing import Placement, make_router
 from forgectl.actor.service.session import Session, SessionTable
 from forgectl.errors import ActorDied, NotFoundError, ServiceOverloaded
 from forgectl.names import nearest
+from forgectl.system.tasks import Background
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class ServiceCore:
         self._next_index = 0
         self._sizing = asyncio.Lock()  # start and scale take turns
         self._starting: set[asyncio.Future[ReplicaMesh]] = set()
-        self._background: set[asyncio.Task[Any]] = set()  # it goes on when the caller that began it is cancelled
+        self._background = Background()  # it goes on when the caller that began it is cancelled
         self._poll_timer: asyncio.TimerHandle | None = None
         self._grace_over = asyncio.Event()
         self._stopping: asyncio.Task[None] | None = None
@@ -277,7 +278,7 @@ class ServiceCore:
                 limit = self.config.max_concurrent_requests
                 self._placement.add(Replica(index, mesh, limit, self._placement.look))
         except BaseException:
-            await asyncio.shield(self._go_on(self._abandon(starts)))
+            await asyncio.shield(self._background.begin(self._abandon(starts)))
             raise
         finally:
             self._starting.difference_update(starts)
@@ -296,7 +297,7 @@ class ServiceCore:
             replica.retiring = True
         for replica in replicas:
             self._placement.look(replica)
-        endings = [self._go_on(self._end(replica)) for replica in replicas]
+        endings = [self._background.begin(self._end(replica)) for replica in replicas]
         for result in await asyncio.shield(asyncio.gather(*endings, return_exceptions=True)):
             if isinstance(result, BaseException):
                 raise result
@@ -307,12 +308,6 @@ class ServiceCore:
             await replica.shutdown()
         finally:
             self._placement.remove(replica)
-
-    def _go_on(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-        return task
 
     def _poll(self) -> None:
         if not self._placement.stopped:
@@ -348,8 +343,8 @@ class ServiceCore:
 
     async def _stop(self) -> None:
         replicas = list(self._placement.replicas.values())
-        idle = self._go_on(_all_idle(replicas))
-        grace = self._go_on(self._grace_over.wait())
+        idle = self._background.begin(_all_idle(replicas))
+        grace = self._background.begin(self._grace_over.wait())
         await asyncio.wait([idle, grace], return_when=asyncio.FIRST_COMPLETED)
         idle.cancel()
         grace.cancel()

@@ -7,11 +7,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from forgectl.cli.host_check.skew import gib, skews
+from forgectl.cli.host_check.skew import skews
 from forgectl.cli.host_check.wants import Wants
 from forgectl.errors import ForgeError, SpecError
 from forgectl.model.plan import Gpu
 from forgectl.protocol.host_survey import Examination
+from forgectl.system.sizes import show_bytes
 
 if TYPE_CHECKING:
     from forgectl.transport.examinations import Examined
@@ -152,13 +153,13 @@ def _of_files(name: str, found: Examination, wants: Wants) -> Iterator[Finding]:
             yield Finding("error", (name,), message, "`sync: content` would copy it there", UNFIT)
     for space in {(s.total, s.free): s for s in reversed(found.disks)}.values():  # one of each file system
         if space.total and space.free < max(LEAST_DISK, LEAST_DISK_SHARE * space.total):
-            yield Finding("warning", (name,), f"only {gib(space.free)} are free where {space.path} is")
+            yield Finding("warning", (name,), f"only {show_bytes(space.free)} are free where {space.path} is")
     if not wants.ranks:
         return
     if found.shm is None:
         yield Finding("warning", (name,), "no /dev/shm, which NCCL and torch's data loaders need")
     elif found.shm.free < LEAST_SHM:
-        message = f"only {gib(found.shm.free)} of /dev/shm are free; NCCL and torch's data loaders need more"
+        message = f"only {show_bytes(found.shm.free)} of /dev/shm are free; NCCL and torch's data loaders need more"
         yield Finding("warning", (name,), message, "make it larger (in a container: --shm-size=8g), or clear it")
 
 
@@ -169,7 +170,7 @@ def _of_limits(name: str, found: Examination, wants: Wants) -> Iterator[Finding]
         yield Finding("warning", (name,), f"a process may open {files} files only", hint)
     locked = found.limits["memlock"][0]
     if wants.gpus and found.gpus and locked >= 0:
-        message = f"a process may lock {gib(locked)} of memory only; NCCL over InfiniBand needs more"
+        message = f"a process may lock {show_bytes(locked)} of memory only; NCCL over InfiniBand needs more"
         yield Finding("note", (name,), message, "`memlock unlimited` in /etc/security/limits.conf")
     if wants.ranks and not found.cgroup:
         yield Finding("note", (name,), "no cgroup can be made; what ranks leave behind is found by a search instead")

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 from forgectl.cli.host_check.wants import Wants
 from forgectl.protocol.host_survey import Examination, Interpreter
+from forgectl.system.sizes import show_bytes
 
 if TYPE_CHECKING:
     from forgectl.transport.examinations import Examined
 
-ROOMY = 100 << 30
+GIB = 1 << 30
+ROOMY = 100 * GIB
 """Bytes of free disk from which on the number does not matter."""
 IN_STEP = 1.0
 """Seconds that a clock may be off."""
@@ -57,29 +59,21 @@ def facts_of(examined: Examined) -> dict[str, str]:
     if gpus := _gpus(found):
         facts["GPUs"] = gpus
     facts["cores"] = str(found.cores)
-    facts["memory"] = f"{found.memory / 2**30:.0f} GiB"
+    facts["memory"] = show_bytes(round(found.memory / GIB) * GIB)
     free = min((space.free for space in found.disks if space.total), default=0)
-    facts["free disk"] = f"over {ROOMY >> 30} GiB" if free >= ROOMY else f"{free / 2**30:.2g} GiB"
-    facts["/dev/shm"] = gib(found.shm.total) if found.shm else _NONE
+    facts["free disk"] = f"over {show_bytes(ROOMY)}" if free >= ROOMY else show_bytes(free)
+    facts["/dev/shm"] = show_bytes(found.shm.total) if found.shm else _NONE
     files, locked = found.limits["nofile"][0], found.limits["memlock"][0]
     facts["ulimit nofile"] = str(files) if files >= 0 else _UNLIMITED
-    facts["ulimit memlock"] = gib(locked) if locked >= 0 else _UNLIMITED
+    facts["ulimit memlock"] = show_bytes(locked) if locked >= 0 else _UNLIMITED
     facts["cgroups"] = "yes" if found.cgroup else "no"
     facts["clock"] = "in step" if abs(examined.ahead) <= max(IN_STEP, examined.within) else f"{examined.ahead:+.1f} s"
     return facts
 
 
-def gib(size: int) -> str:
-    """Bytes as `1.5 GiB`."""
-    for unit, length in (("GiB", 1 << 30), ("MiB", 1 << 20)):
-        if size >= length:
-            return f"{size / length:.3g} {unit}"
-    return f"{size / 1024:.3g} KiB"
-
-
 def _gpus(found: Examination) -> str:
     """`8 × NVIDIA H100 (80 GiB), 2 taken`."""
-    memory = {m.uuid: f" ({m.total / 2**30:.0f} GiB)" for m in found.gpu_memory}
+    memory = {m.uuid: f" ({show_bytes(round(m.total / GIB) * GIB)})" for m in found.gpu_memory}
     kinds = Counter((g.name or "declared") + memory.get(g.uuid, "") for g in found.gpus)
     taken = sum(g.holder is not None for g in found.gpus)
     return ", ".join(f"{n} × {kind}" for kind, n in kinds.items()) + (f", {taken} taken" if taken else "")

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from forgectl.cli.views.terminal_text import harmless
+from forgectl.system.sizes import show_bytes
 
 STATE_STYLE = {
     "running": "green", "ready": "green", "succeeded": "green", "up": "green",
@@ -170,7 +171,7 @@ def _run_details(run: dict[str, Any]) -> Iterator[RenderableType]:
                 state_text(rank["state"]),
                 Text(",".join(rank["gpus"]) or "-"),
                 Text("-" if rank["cpu_percent"] is None else f"{rank['cpu_percent']:.0f}", justify="right"),
-                Text(size(rank["rss_bytes"]), justify="right"),
+                Text("-" if rank["rss_bytes"] is None else show_bytes(rank["rss_bytes"]), justify="right"),
                 Text(how_ended(rank)),
             )
     yield table
@@ -262,16 +263,6 @@ def age(start: str | None, end: str | None = None) -> str:
 
 def _time(text: str) -> datetime.datetime:
     return datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=datetime.timezone.utc)
-
-
-def size(count: int | None) -> str:
-    """Bytes as `812 MB`."""
-    if count is None:
-        return "-"
-    for unit, length in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= length:
-            return f"{count / length:.3g} {unit}"
-    return f"{count} B"
 
 
 # ---------------------------------------------------------------- failures

@@ -1,0 +1,55 @@
+"""Files of ours: no link is followed to them, no child inherits them, and what is written is there whole or not at all.
+
+All raise OSError. `folder` is the descriptor of an open folder, which `path` then starts from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+_OURS = os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def open_to_read(path: str | os.PathLike[str], folder: int | None = None) -> int:
+    """A descriptor to read by; a pipe in the file's place is opened, too, but nothing waits for its writer."""
+    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | _OURS, dir_fd=folder)
+
+
+def open_to_append(path: str | os.PathLike[str]) -> int:
+    """A descriptor that writes at the end of a file (0600), which is made if need be."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _OURS, 0o600)
+
+
+def open_to_write(path: str | os.PathLike[str]) -> int:
+    """A descriptor to write anywhere in a file (0600) by, which is made if need be and keeps what is in it."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | _OURS, 0o600)
+
+
+def create(path: str | os.PathLike[str], folder: int | None = None, *, mode: int = 0o600, append: bool = False) -> int:
+    """A descriptor to write by to a new file; raises FileExistsError where anything has that name."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | append * os.O_APPEND | _OURS, mode, dir_fd=folder)
+
+
+def open_lock(path: str | os.PathLike[str], folder: int | None = None) -> int:
+    """A descriptor of a file (0600) to be locked, which is made if need be."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | _OURS, 0o600, dir_fd=folder)
+
+
+def open_folder(path: str | os.PathLike[str], folder: int | None = None) -> int:
+    """A descriptor of a folder."""
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | _OURS, dir_fd=folder)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file (0600) so that it is there whole or not at all."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(create(draft), "wb") as file:
+            file.write(data)
+        draft.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise
