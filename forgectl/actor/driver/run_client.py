@@ -293,9 +293,14 @@ def run_client(coming: Unit | None = None, meanwhile: Callable[[], None] = lambd
         return _home
 
 
+def living_run_client() -> RunClient | None:
+    """That of the run that this process drives, if it does already."""
+    return _home if _home is not None and not _home.is_of_a_parent else None
+
+
 def _launched(run: str, mesh: str) -> Any:
-    ours = _home if _home is not None and not _home.is_of_a_parent and _home.run.run == run else None
-    return ours and ours.meshes.get(mesh)
+    ours = living_run_client()
+    return ours.meshes.get(mesh) if ours is not None and ours.run.run == run else None
 
 
 def _find_or_begin(coming: Unit | None, meanwhile: Callable[[], None]) -> RunClient:
