@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import zmq
 
 from forgectl.messages import frames, pickling
-from forgectl.messages.dialling import REDIAL_MS
+from forgectl.messages.dialling import HELLO, REDIAL_MS
 from forgectl.messages.far import Far
 from forgectl.messages.frames import (
     CALL,
@@ -308,7 +308,8 @@ class Exchange:
         told = far.told
         self._readers.retire(far.dial(body[0]))
         if far.told is not None and far.told is not told:
-            self._readers.add(far.told, lambda: self._listen(far))
+            for source in far.sources:
+                self._readers.add(source, lambda: self._listen(far))
         self._resume(far)
         return True
 
@@ -385,6 +386,8 @@ class Exchange:
                         continue
                     raise BadFrames(f"an answer to number {number}, which was not asked there")
             except (BadFrames, LookupError, ValueError) as e:
+                if message == [HELLO]:
+                    continue  # so a messenger sees whether we are still connected
                 log.warning("an answer that nobody waits for was dropped: %r", e)
                 continue
             del self._under_way[number]

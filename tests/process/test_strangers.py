@@ -1,0 +1,122 @@
+"""More connections from the network than a messenger has descriptors, and members all the same."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import zmq
+
+from forgectl.messages.dialling import HELLO, Identity, dial, event_of
+from forgectl.messages.frames import VALUE, head, request_head
+from forgectl.messages.sockets import new_socket
+from tests.conftest import PROGRAMS, until
+from tests.process.test_messengers import B_RANK, LOCAL, WAIT_MS, Host, Lab, Wire, check_calls_get_through, lab
+
+__all__ = ["lab"]
+
+FEW = 256
+MANY, FOR_MANY = 100, 140
+MEMBERS = [f"m{k}" for k in range(MANY)]
+
+
+@contextlib.contextmanager
+def flood(to: Host, *sources: str) -> Iterator[subprocess.Popen[str]]:
+    """A program that keeps connecting; it tells of each 1,000 connections."""
+    argv = [sys.executable, str(PROGRAMS / "intruder.py"), "flood", LOCAL, str(to.port), *sources]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+        try:
+            yield program
+        finally:
+            program.communicate()
+
+
+def hears(program: subprocess.Popen[str]) -> tuple[int, int]:
+    """Connections that were made so far, and those that were ended."""
+    assert program.stdout is not None
+    made, ended = json.loads(program.stdout.readline())
+    return made, ended
+
+
+@pytest.mark.parametrize("sources", [["127.0.0.2"], [f"127.0.1.{n}" for n in range(1, 17)]], ids=["one", "several"])
+def test_members_call_and_come_while_strangers_take_all_that_they_can(lab: Lab, sources: list[str]) -> None:
+    a, b = lab.host("a", ("b",)), lab.host("b", ("a", "c"), descriptors=FEW)
+    a.tell(links={"b": b.tcp()})
+    rank = b.rank()
+    check_calls_get_through(a, b, rank)
+    before = b.descriptors()
+    with flood(b, *sources) as strangers:
+        for _ in range(5):
+            made, ended = hears(strangers)
+            check_calls_get_through(a, b, rank)
+            member = lab.posing("c", b)
+            member.send(b"hello")
+            member.send(B_RANK.to(), head(1, made), b"new")
+            rank.reply()
+            assert member.take() == [b"", head(VALUE, made), b"new"]
+            member.socket.close()
+        assert made >= 5000 and ended > made - 2000
+    check_calls_get_through(a, b, rank)
+    until(lambda: b.descriptors() <= before, f"{before} descriptors, now {b.descriptors()}", seconds=20)
+    assert b.said_so_far().count("show no key") == 1 and b.is_well()
+
+
+def test_more_members_at_once_from_one_address_than_may_be_strangers(lab: Lab) -> None:
+    """They are all let in some time: those that are hung up on dial again by themselves."""
+    lab.members = lab.keys.members(["", "b", *MEMBERS])
+    b = lab.host("b", (), descriptors=FOR_MANY)
+    b.process.send_signal(signal.SIGSTOP)
+    poller, dealers = zmq.Poller(), {}
+    for name in MEMBERS:
+        made = new_socket(zmq.DEALER)
+        told = dial(made, Identity(lab.keys.secret(name), lab.keys.public(name)), lab.members["b"], b.tcp())
+        dealers[told] = made
+        poller.register(told, zmq.POLLIN)
+        poller.register(made, zmq.POLLIN)
+    b.process.send_signal(signal.SIGCONT)
+    greeted = set[Any]()
+    while len(greeted) < MANY:
+        ready = poller.poll(WAIT_MS)
+        assert ready, f"{len(greeted)} were greeted"
+        for found, _ in ready:
+            frames = found.recv_multipart()
+            if found not in dealers:
+                greeted.add(found)
+            elif event_of(frames) == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                dealers[found].send(HELLO)
+    for told, made in dealers.items():
+        made.disable_monitor()
+        told.close()
+        made.close()
+
+
+def test_nothing_is_sent_before_a_greeting_and_so_nothing_is_lost(lab: Lab) -> None:
+    """Whoever is hung up on between its handshake and that dials again, and calls wait."""
+    a = lab.host("a", ("b",))
+    caller, port = a.caller(), 0
+    for greets in (False, True):
+        b = Wire(lab.context.socket(zmq.ROUTER))
+        b.socket.curve_server, b.socket.curve_secretkey = True, lab.keys.secret("b").encode()
+        b.socket.bind(f"tcp://{LOCAL}:{port or '*'}")
+        if not port:
+            port = int(b.socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
+            caller.call(B_RANK, 1, b"x")
+            a.tell(links={"b": f"tcp://{LOCAL}:{port}"})
+        assert b.socket.poll(WAIT_MS)
+        name, hello = b.socket.recv_multipart()
+        a.until_holds("waiting=1")
+        assert hello == HELLO and b.has_nothing()
+        if greets:
+            b.send(name, HELLO)
+            _, to, first, body = b.take()
+            assert (to, body) == (B_RANK.to(), b"x")
+            b.send(name, b"", head(VALUE, request_head(first)[1]), b"done")
+        else:
+            b.socket.close()
+    assert caller.answer() == (VALUE, 1, [b"done"])
