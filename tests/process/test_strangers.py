@@ -96,6 +96,14 @@ def test_more_members_at_once_from_one_address_than_may_be_strangers(lab: Lab) -
         made.close()
 
 
+def bound(wire: Wire, port: int) -> bool:
+    try:
+        wire.socket.bind(f"tcp://{LOCAL}:{port or '*'}")
+    except zmq.ZMQError:
+        return False
+    return True
+
+
 def test_nothing_is_sent_before_a_greeting_and_so_nothing_is_lost(lab: Lab) -> None:
     """Whoever is hung up on between its handshake and that dials again, and calls wait."""
     a = lab.host("a", ("b",))
@@ -103,7 +111,7 @@ def test_nothing_is_sent_before_a_greeting_and_so_nothing_is_lost(lab: Lab) -> N
     for greets in (False, True):
         b = Wire(lab.context.socket(zmq.ROUTER))
         b.socket.curve_server, b.socket.curve_secretkey = True, lab.keys.secret("b").encode()
-        b.socket.bind(f"tcp://{LOCAL}:{port or '*'}")
+        until(lambda b=b, port=port: bound(b, port), "the port, which its last user closes soon")
         if not port:
             port = int(b.socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
             caller.call(B_RANK, 1, b"x")
