@@ -53,6 +53,8 @@ REPORTS = 10
 """Lines a second about what is dropped."""
 COMPLAINT_S = 60.0
 """Between two lines about strangers."""
+LOOK_S = 0.2
+"""Between two looks at how much strangers have sent."""
 LONGEST_ORDER = 16 << 20
 PROBES_S = (0.02, 0.5)
 """After a connection has ended: when to see whose it was. ZeroMQ says so only once its own thread has cleaned up."""
@@ -92,6 +94,7 @@ class Messenger:
         self._net = Polled(self._loop, self._new_net(), self._from_net, named=True)
         told = monitor(self._net.socket, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self._comings = Polled(self._loop, told, self._on_coming)
+        self._looking = False
         self._complained = -COMPLAINT_S
         self._switch = Switch(config.place, config.members, config.direct, self._folder, self._back)
         self._by_key = {config.members[place]: link for place, link in self._switch.links.items()}
@@ -232,6 +235,9 @@ class Messenger:
         if event_of(frames) == zmq.EVENT_ACCEPTED:
             if self._strangers.come(connection):
                 self._loop.do_later(0, self._hang_up_on_strangers)  # by then those are known that have shown a key
+            if not self._looking:
+                self._looking = True
+                self._loop.do_later(LOOK_S, self._look_at_strangers)
         elif not self._strangers.go(connection):
             self._look_for_ends()
 
@@ -240,6 +246,11 @@ class Messenger:
         if hit and now - self._complained > COMPLAINT_S:
             self._complained = now
             self.report(f"too many connections show no key, most of them from {hit}: the oldest are ended")
+
+    def _look_at_strangers(self) -> None:
+        self._looking = self._strangers.end_greedy()
+        if self._looking:
+            self._loop.do_later(LOOK_S, self._look_at_strangers)
 
     def _look_for_ends(self) -> None:
         """Some connection of a member has ended; which, only sending shows."""

@@ -4,6 +4,8 @@ ZeroMQ takes in whoever comes and gives each HANDSHAKE_MS. Who keeps connecting 
 where too many wait, those end that came first from where most come from. Nobody crowds out others but those that share
 its address, and these only if it connects MOST times while they shake hands. Whoever is hit dials again, and has lost
 nothing: members send calls only once they were greeted, and then they are no strangers.
+
+ZeroMQ also takes in a message of any length before it knows who sends it: so whoever sends more than a handshake ends.
 """
 
 from __future__ import annotations
@@ -11,12 +13,17 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from typing import Any
 
 MOST = 2048
 SHARE = 4
 """Of the descriptors that a process may have, one in so many is for strangers."""
+MOST_BYTES = 4096
+"""Several times what a handshake and a hello take."""
+_RECEIVED = struct.Struct("=128xQ")
+"""tcpi_bytes_received in Linux's struct tcp_info."""
 
 Peer = tuple[Any, ...]
 """Address and port, and for IPv6 what else belongs to them."""
@@ -47,6 +54,9 @@ class Crowd:
 
     def __len__(self) -> int:
         return len(self._network)
+
+    def __iter__(self) -> Iterator[tuple[int, Peer]]:
+        return (one for network in self._waiting.values() for one in network.items())
 
     def come(self, descriptor: int, peer: Peer | None) -> bool:
         """There is one, which does not count without a peer: whether they are too many now."""
@@ -96,6 +106,14 @@ class Door:
             return self._peer(copy)
         return None
 
+    def received(self, descriptor: int, peer: Peer) -> int:
+        """How many bytes have come, if it is still that connection."""
+        with contextlib.suppress(OSError, struct.error), self._copy(descriptor) as copy:
+            if self._peer(copy) == peer:
+                info = copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED.size)
+                return int(_RECEIVED.unpack(info)[0])
+        return 0
+
     def hang_up(self, descriptor: int, peer: Peer) -> None:
         """End a connection, if it is still that one: ZeroMQ sees its end and closes it."""
         with contextlib.suppress(OSError), self._copy(descriptor) as copy:
@@ -143,3 +161,11 @@ class Strangers:
             self._door.hang_up(connection, peer)
             hit = str(peer[0])
         return hit
+
+    def end_greedy(self) -> bool:
+        """Hang up on those that have sent too much: whether any strangers are left."""
+        for connection, peer in list(self._crowd):
+            if self._door.received(connection, peer) > MOST_BYTES:
+                self._crowd.come(connection, None)
+                self._door.hang_up(connection, peer)
+        return len(self._crowd) > 0

@@ -704,6 +704,7 @@ def test_memory_stays_bounded_under_a_flood(lab: Lab) -> None:
     member.socket.sndhwm = 100
     member.socket.connect(a.tcp())
     member.send(b"hello")
+    assert member.socket.recv_multipart() == [HELLO]
     before = psutil.Process(a.process.pid).memory_info().rss
     body = bytes(4096)
     for _ in range(30_000):

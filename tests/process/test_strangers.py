@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -94,6 +95,21 @@ def test_more_members_at_once_from_one_address_than_may_be_strangers(lab: Lab) -
         made.disable_monitor()
         told.close()
         made.close()
+
+
+def test_a_stranger_that_sends_more_than_a_handshake_is_ended(lab: Lab) -> None:
+    """ZeroMQ keeps a message of whatever length it is told, until the handshake has taken too long."""
+    b = lab.host("b", ("a",))
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01CURVE" + bytes(47)
+    with socket.create_connection((LOCAL, b.port)) as silent, socket.create_connection((LOCAL, b.port), 10) as greedy:
+        silent.setblocking(False)
+        greedy.sendall(greeting + b"\x06" + (8 << 30).to_bytes(8, "big") + bytes(5000))
+        while greedy.recv(100):
+            pass
+        with pytest.raises(BlockingIOError):  # the first to come is still there, it has time left
+            while silent.recv(100):
+                pass
+    assert b.is_well()
 
 
 def bound(wire: Wire, port: int) -> bool:

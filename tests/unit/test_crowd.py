@@ -136,6 +136,17 @@ def test_what_is_none_of_its_connections_has_no_peer(listening: socket.socket) -
     assert door.peer(ends[0]) is None
 
 
+def test_how_much_has_come(listening: socket.socket) -> None:
+    door = Door(listening.getsockname()[1])
+    with socket.create_connection(listening.getsockname()[:2], 10) as near, listening.accept()[0] as accepted:
+        peer = near.getsockname()
+        assert door.received(accepted.fileno(), peer) == 0
+        near.sendall(bytes(5000))
+        assert len(accepted.recv(5000, socket.MSG_WAITALL)) == 5000
+        assert door.received(accepted.fileno(), peer) == 5000
+        assert door.received(accepted.fileno(), accepted.getsockname()) == 0 == door.received(near.fileno(), peer)
+
+
 def test_a_connection_that_was_looked_at_can_end(listening: socket.socket) -> None:
     door = Door(listening.getsockname()[1])
     with socket.create_connection(listening.getsockname()[:2], 10) as near:
