@@ -12,6 +12,7 @@ A request is sent once at most: what was sent over a link that breaks is answere
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -277,8 +278,16 @@ class Messenger:
     # ------------------------------------------------------------ links that we dial
 
     def _dial(self, link: Link) -> None:
-        dealer = _bounded(zmq.DEALER)
-        told = dial(dealer, self._identity, self.config.members[link.place], link.address)
+        dealer = None
+        try:
+            dealer = _bounded(zmq.DEALER)
+            told = dial(dealer, self._identity, self.config.members[link.place], link.address)
+        except zmq.ZMQError as e:
+            if dealer is not None:
+                dealer.close()
+            if e.errno in (errno.EMFILE, errno.ENFILE):  # others may let go of some
+                self._loop.do_later(SLOWEST_REDIAL_MS / 1000, lambda: self._redial(link, None))
+            raise
         link.monitor = Polled(self._loop, told, lambda event: self._on_event(link, event_of(event)))
         link.dealer = Polled(self._loop, dealer, lambda frames: self._from_dialled(link, frames))
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import os
+import resource
 import signal
 import socket
 import subprocess
@@ -95,6 +98,18 @@ def test_more_members_at_once_from_one_address_than_may_be_strangers(lab: Lab) -
         made.disable_monitor()
         told.close()
         made.close()
+
+
+def test_who_cannot_be_dialled_for_want_of_descriptors_is_dialled_later(lab: Lab) -> None:
+    a, b = lab.host("a", ("b",)), lab.host("b", ("a",))
+    used = {int(name) for name in os.listdir(f"/proc/{a.process.pid}/fd")}
+    none_left = next(n for n in itertools.count() if n not in used)
+    soft, hard = resource.prlimit(a.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(a.process.pid, resource.RLIMIT_NOFILE, (none_left, hard))
+    a.tell(links={"b": b.tcp()})
+    a.until_said("Too many open files")
+    resource.prlimit(a.process.pid, resource.RLIMIT_NOFILE, (soft, hard))
+    check_calls_get_through(a, b)
 
 
 def test_a_stranger_that_sends_more_than_a_handshake_is_ended(lab: Lab) -> None:
