@@ -95,7 +95,7 @@ class Messenger:
         self._net = Polled(self._loop, self._new_net(), self._from_net, named=True)
         told = monitor(self._net.socket, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self._comings = Polled(self._loop, told, self._on_coming)
-        self._looking = False
+        self._crowded = self._looking = False
         self._complained = -COMPLAINT_S
         self._switch = Switch(config.place, config.members, config.direct, self._folder, self._back)
         self._by_key = {config.members[place]: link for place, link in self._switch.links.items()}
@@ -234,7 +234,8 @@ class Messenger:
         """A connection has come or gone."""
         connection = connection_in(frames)
         if event_of(frames) == zmq.EVENT_ACCEPTED:
-            if self._strangers.come(connection):
+            if self._strangers.come(connection) and not self._crowded:
+                self._crowded = True
                 self._loop.do_later(0, self._hang_up_on_strangers)  # by then those are known that have shown a key
             if not self._looking:
                 self._looking = True
@@ -243,6 +244,8 @@ class Messenger:
             self._look_for_ends()
 
     def _hang_up_on_strangers(self) -> None:
+        self._comings.drain_all()
+        self._crowded = False
         hit, now = self._strangers.end_surplus(), time.monotonic()
         if hit and now - self._complained > COMPLAINT_S:
             self._complained = now
