@@ -316,7 +316,8 @@ class Exchange:
         told = far.told
         self._readers.retire(far.dial(body[0]))
         if far.told is not None and far.told is not told:
-            self._readers.add(far.told, lambda: self._listen(far))
+            for source in far.sources:
+                self._readers.add(source, lambda: self._listen(far))
         self._resume(far)
         return True
 
@@ -385,8 +386,6 @@ class Exchange:
         """Whose answers these are; what waited for room is sent."""
         answered: Answered = []
         for message in messages:
-            if message == [HELLO]:
-                continue  # of a messenger, to see whether we are still there
             try:
                 near = way is self._near
                 kind, number, _, body = unpack(message[near:], TO_CALLERS)
@@ -396,6 +395,8 @@ class Exchange:
                         continue
                     raise BadFrames(f"an answer to number {number}, which was not asked there")
             except (BadFrames, LookupError, ValueError) as e:
+                if message == [HELLO]:
+                    continue  # so a messenger sees whether we are still connected
                 log.warning("an answer that nobody waits for was dropped: %r", e)
                 continue
             del self._under_way[number]

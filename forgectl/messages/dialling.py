@@ -2,7 +2,9 @@
 
     on a connection     TO HEAD BODY BUFFER…    a request          "" HEAD BODY BUFFER…    an answer          "hello"
 
-Whoever has dialled says hello first. Of two connections with the same key only the later one counts.
+Whoever has dialled says hello first, and more only once it was greeted in turn: until then it may be hung up on, as one
+of too many (strangers.py), and nothing is lost. Later hellos mean nothing.
+Of two connections with the same key only the later one counts.
 """
 
 from __future__ import annotations
@@ -78,3 +80,9 @@ def monitor(watched: Socket, events: int) -> Socket:
 def event_of(frames: list[bytes]) -> zmq.Event:
     """Which event a monitor tells of."""
     return zmq.Event(_EVENT.unpack(frames[0])[0])
+
+
+def connection_in(frames: list[bytes]) -> int:
+    """The descriptor of the connection that has come, or gone."""
+    descriptor: int = _EVENT.unpack(frames[0])[1]
+    return descriptor

@@ -7,6 +7,7 @@ way meanwhile, they might overtake what is still on its way. Lines change over w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import zmq
 
 from forgectl.messages.dialling import HELLO, REDIAL_MS, CurveKeys, dial, event_of
-from forgectl.messages.sockets import SharedSocket, Socket, new_socket, send, taken
+from forgectl.messages.sockets import SharedSocket, new_socket, send, taken
 
 ASK_SECONDS = 1.0
 """Between two questions for the address of a machine that is not reached."""
@@ -36,7 +37,7 @@ class Far:
         self.trying = False
         """Somebody asks again from time to time."""
         self._address = ""
-        self._dealer: Socket | None = None
+        self._dealer: SharedSocket | None = None
         self._next = 0.0
 
     @property
@@ -59,10 +60,15 @@ class Far:
         retired = self.hang_up()
         self.broken = self.broken and bool(address)
         if address:
-            self._address, self._dealer = address, new_socket(zmq.DEALER)
-            ours = CurveKeys(told["secret"], told["public"])
-            self.told = SharedSocket(dial(self._dealer, ours, told["server"], address))
+            made, ours = new_socket(zmq.DEALER), CurveKeys(told["secret"], told["public"])
+            self.told = SharedSocket(dial(made, ours, told["server"], address))
+            self._address, self._dealer = address, SharedSocket(made)
         return retired
+
+    @property
+    def sources(self) -> list[SharedSocket]:
+        """What is to be read until there is a connection (`listen`)."""
+        return [self.told, self._dealer] if self.told is not None and self._dealer is not None else []
 
     def listen(self) -> bool | None:
         """What has become of it: True, there is a connection; False, there is none any more; None: nothing new."""
@@ -71,11 +77,10 @@ class Far:
         for event in map(event_of, taken(self.told.socket, all_=True)):
             if event != zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 return False
-            try:
-                send(self._dealer, (HELLO,))
-            except zmq.Again:
-                return False
-            self.way, self.broken = SharedSocket(self._dealer), False
+            with contextlib.suppress(zmq.Again):  # its end will be told
+                send(self._dealer.socket, (HELLO,))
+        if self.way is None and taken(self._dealer.socket, all_=False):  # we were greeted
+            self.way, self.broken = self._dealer, False
             return True
         return None
 
@@ -83,8 +88,8 @@ class Far:
         """It is no more: what nobody is to read any more, and then to be closed."""
         if self.told is None or self._dealer is None:
             return []
-        self._dealer.disable_monitor()
-        retired = [self.told, self.way or SharedSocket(self._dealer)]
+        self._dealer.socket.disable_monitor()
+        retired = self.sources
         self.broken = self.broken or self.way is not None
         self.told = self.way = self._dealer = None
         self._address = ""

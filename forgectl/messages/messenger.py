@@ -12,6 +12,7 @@ A request is sent once at most: what was sent over a link that breaks is answere
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -24,7 +25,18 @@ import zmq
 from zmq.utils import z85
 
 from forgectl.frozen import dataclass
-from forgectl.messages.dialling import FAILURES, HELLO, SLOWEST_REDIAL_MS, CurveKeys, dial, event_of, monitor, secure
+from forgectl.messages.dialling import (
+    FAILURES,
+    HELLO,
+    REDIAL_MS,
+    SLOWEST_REDIAL_MS,
+    CurveKeys,
+    connection_in,
+    dial,
+    event_of,
+    monitor,
+    secure,
+)
 from forgectl.messages.frames import (
     ANSWERS,
     BETWEEN_MESSENGERS,
@@ -38,7 +50,8 @@ from forgectl.messages.frames import (
     unpack,
 )
 from forgectl.messages.polling import Poll, Polled
-from forgectl.messages.sockets import Socket, bind_private, context, new_socket, receive
+from forgectl.messages.sockets import Socket, bind_private, connection_of, context, key_of, new_socket, receive
+from forgectl.messages.strangers import Strangers, most_with
 from forgectl.messages.switch import MOST_IDLE, MessengerLink, Peer, Switch
 from forgectl.names import DRIVER_KEY, NET_SOCKET
 from forgectl.system.processes import die_with_parent
@@ -50,6 +63,10 @@ MOST_UNSENT = 1 << 18
 """Messages that wait to be read by one peer."""
 REPORTS = 10
 """Lines a second about what is dropped."""
+COMPLAINT_S = 60.0
+"""Between two lines about strangers."""
+LOOK_S = 0.2
+"""Between two looks at how much strangers have sent."""
 LONGEST_ORDER = 16 << 20
 PROBES_S = (0.02, 0.5)
 """After a connection has ended: when to see whose it was. ZeroMQ says so only once its own thread has cleaned up."""
@@ -87,12 +104,16 @@ class Messenger:
         self._back = Polled(self._loop, _bounded(zmq.ROUTER), self._from_rank)
         self._back.socket.reconnect_ivl_max = SLOWEST_REDIAL_MS // 10
         self._net = Polled(self._loop, self._new_net(), self._from_net, named=True)
-        Polled(self._loop, monitor(self._net.socket, zmq.EVENT_DISCONNECTED), self._on_hung_up)
+        told = monitor(self._net.socket, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        self._comings = Polled(self._loop, told, self._on_coming)
+        self._crowded = self._looking = False
+        self._complained = -COMPLAINT_S
         self._switch = Switch(config.place, config.members, config.direct, self._folder, self._back)
         self._by_key = {config.members[place]: link for place, link in self._switch.links.items()}
         self._callers: dict[bytes, Peer] = {}
         bind_private(self._front.socket, self._folder / MESSENGER)
         self.port = self._bind_net(self._net.socket)
+        self._strangers = Strangers(self.port, most_with(resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
         self._loop.watch(0, self._read_orders)
         self._take_orders(orders)
 
@@ -181,19 +202,21 @@ class Messenger:
         self._zap.send((who, b"", b"1.0", request, *status, b""))
 
     def _from_net(self, frames: list[Any]) -> None:
-        key, name, *frames = frames
-        link = self._by_key[key]  # that it was let in with, whatever it says of itself
+        sign, name, *frames = frames
+        link = self._by_key[key_of(sign)]  # that it was let in with, whatever it says of itself
         peer = link.accepted
         if peer is None or peer.name[0] != name:
             if peer is not None and frames != [HELLO]:
                 return  # what was left of a connection that has ended: its calls were given up on both sides
             peer = self._accept(link, name)
+            self._let_in(peer, connection_of(sign))
         self._from_link(peer, frames)
 
     def _accept(self, link: MessengerLink, name: bytes) -> Peer:
         if link.accepted is not None:
             self._switch.broken(link.accepted)
         peer = link.accepted = Peer(self._net, (name,), link)
+        self._greet(peer)
         if not link.address:
             self._switch.flush(link)
         return peer
@@ -207,8 +230,39 @@ class Messenger:
         else:
             self._switch.request(peer, kind, number, to, body)
 
-    def _on_hung_up(self, _: list[Any]) -> None:
-        """Some connection has ended; which, only sending shows."""
+    def _let_in(self, peer: Peer, connection: int) -> None:
+        self._comings.drain_all()  # it has come before its first message
+        self._strangers.go(connection)
+        self._loop.do_later(PROBES_S[-1], lambda: self._greet(peer))  # it may have gone before that was read, too
+
+    def _on_coming(self, frames: list[bytes]) -> None:
+        """A connection has come or gone."""
+        connection = connection_in(frames)
+        if event_of(frames) == zmq.EVENT_ACCEPTED:
+            if self._strangers.come(connection) and not self._crowded:
+                self._crowded = True
+                self._loop.do_later(0, self._hang_up_on_strangers)  # by then those are known that have shown a key
+            if not self._looking:
+                self._looking = True
+                self._loop.do_later(LOOK_S, self._look_at_strangers)
+        elif not self._strangers.go(connection):
+            self._look_for_ends()
+
+    def _hang_up_on_strangers(self) -> None:
+        self._comings.drain_all()
+        self._crowded = False
+        hit, now = self._strangers.end_surplus(), time.monotonic()
+        if hit and now - self._complained > COMPLAINT_S:
+            self._complained = now
+            self.report(f"too many connections show no key, most of them from {hit}: the oldest are ended")
+
+    def _look_at_strangers(self) -> None:
+        self._looking = self._strangers.end_greedy()
+        if self._looking:
+            self._loop.do_later(LOOK_S, self._look_at_strangers)
+
+    def _look_for_ends(self) -> None:
+        """Some connection of a member has ended; which, only sending shows."""
         if not self._probing:
             self._probing = True
             for after in PROBES_S:
@@ -217,33 +271,48 @@ class Messenger:
     def _probe(self) -> None:
         self._probing = False
         for peer in [link.accepted for link in self._switch.links.values() if link.accepted]:
-            try:
-                peer.socket.send((*peer.name, HELLO))
-            except zmq.ZMQError as e:
-                if e.errno == zmq.EHOSTUNREACH:
-                    self._switch.broken(peer)
+            self._greet(peer)
+
+    def _greet(self, peer: Peer) -> None:
+        """Say hello, which shows whether it is still connected."""
+        if peer.link is None or peer.link.accepted is not peer:
+            return
+        try:
+            peer.socket.send((*peer.name, HELLO))
+        except zmq.ZMQError as e:
+            if e.errno == zmq.EHOSTUNREACH:
+                self._switch.broken(peer)
 
     # ------------------------------------------------------------ links that we dial
 
     def _dial(self, link: MessengerLink) -> None:
-        dealer = _bounded(zmq.DEALER)
-        told = dial(dealer, self._identity, self.config.members[link.place], link.address)
+        dealer = None
+        try:
+            dealer = _bounded(zmq.DEALER)
+            told = dial(dealer, self._identity, self.config.members[link.place], link.address)
+        except zmq.ZMQError as e:
+            if dealer is not None:
+                dealer.close()
+            if e.errno in (errno.EMFILE, errno.ENFILE):  # others may let go of some
+                self._loop.do_later(SLOWEST_REDIAL_MS / 1000, lambda: self._redial(link, None))
+            raise
         link.monitor = Polled(self._loop, told, lambda event: self._on_event(link, event_of(event)))
         link.dealer = Polled(self._loop, dealer, lambda frames: self._from_dialled(link, frames))
 
     def _on_event(self, link: MessengerLink, event: zmq.Event) -> None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             assert link.dealer is not None
-            link.dialled = Peer(link.dealer, (), link)
+            link.said_hello = True
             link.dealer.send((HELLO,))
-            self._switch.flush(link)
         elif event == zmq.EVENT_DISCONNECTED:
-            if link.dialled is not None:
+            said_hello, had = link.said_hello, link.dialled is not None
+            if said_hello:  # a greeting that is read after this would be of a connection that is no more
                 self._hang_up(link)
+            if had:
                 self._dial(link)
             else:  # ZeroMQ tries again by itself, but not after an answer in another protocol, or a refusal
-                dealer = link.dealer
-                self._loop.do_later(SLOWEST_REDIAL_MS / 1000, lambda: self._redial(link, dealer))
+                dealer, pause = link.dealer, REDIAL_MS if said_hello else SLOWEST_REDIAL_MS
+                self._loop.do_later(pause / 1000, lambda: self._redial(link, dealer))
         else:
             self.report(f"{named(link.place)} at {link.address}: {FAILURES.get(event, 'no connection')}; trying again")
 
@@ -255,10 +324,14 @@ class Messenger:
     def _from_dialled(self, link: MessengerLink, frames: list[Any]) -> None:
         if link.dialled is not None:
             self._from_link(link.dialled, frames)
+        elif link.dealer is not None and link.said_hello and frames == [HELLO]:
+            link.dialled = Peer(link.dealer, (), link)
+            self._switch.flush(link)
 
     def _hang_up(self, link: MessengerLink) -> None:
         dealer, monitor, peer = link.dealer, link.monitor, link.dialled
         link.dealer = link.monitor = None
+        link.said_hello = False
         if dealer is not None and monitor is not None:
             while peer is not None and (frames := receive(dealer.socket)) is not None:  # what came before the end
                 self._loop.guarded(self._from_link, peer, frames)

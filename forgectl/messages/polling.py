@@ -15,13 +15,13 @@ from typing import Any
 
 import zmq
 
-from forgectl.messages.sockets import Socket, send, taken
+from forgectl.messages.sockets import Socket, receive, send, taken
 
 
 class Polled:
     """A socket in a loop: `on_message` gets the frames of each message, in order.
 
-    If `named`, after the name of the key that their sender was let in with.
+    If `named`, after ZeroMQ's first frame itself, as `receive` has it.
     """
 
     def __init__(
@@ -53,6 +53,12 @@ class Polled:
             self._loop.guarded(self._on_message, frames)
         if messages:
             self.touched()
+
+    def drain_all(self) -> None:
+        """Take in all that has come, before anything else is."""
+        while (frames := receive(self.socket, self._named)) is not None:
+            self._loop.guarded(self._on_message, frames)
+        self.touched()
 
     def close(self) -> None:
         """Take in no more."""

@@ -99,8 +99,7 @@ def send(to: Socket, parts: Sequence[Any]) -> None:
 def taken(from_: Socket, *, all_: bool, named: bool = False) -> list[list[Any]]:
     """The next message that has come, or all, at most TURN; none: nothing will, before a sign of it.
 
-    `all_` only where several are likely: to look in vain takes longer than a message. If `named`, the user id of their
-    sender comes before their frames.
+    `all_` only where several are likely: to look in vain takes longer than a message. `named`: as `receive` has it.
     """
     if from_.closed or not has_come(from_):
         return []
@@ -118,17 +117,30 @@ def has_come(from_: Socket) -> bool:
 
 
 def receive(from_: Socket, named: bool = False) -> list[Any] | None:
-    """The frames of the next message that has arrived: bytes, and memoryviews of those that are long; None: no more."""
+    """The frames of the next message that has arrived: bytes, and memoryviews of those that are long; None: no more.
+
+    If `named`, ZeroMQ's first frame comes before them, which tells by what key and connection they came.
+    """
     try:
         frame = from_.recv(_NOW, copy=False)
     except zmq.Again:
         return None
-    frames: list[Any] = [str(frame.get("User-Id"))] if named else []
+    frames: list[Any] = [frame] if named else []
     frames.append(_content(frame))
     while frame.more:
         frame = from_.recv(_NOW, copy=False)
         frames.append(_content(frame))
     return frames
+
+
+def key_of(frame: zmq.Frame) -> str:
+    """What whoever sent it was let in with."""
+    return str(frame.get("User-Id"))
+
+
+def connection_of(frame: zmq.Frame) -> int:
+    """The descriptor of the connection that it came by."""
+    return int(frame.get(zmq.SRCFD))
 
 
 def _content(frame: zmq.Frame) -> bytes | memoryview:

@@ -51,6 +51,7 @@ class MessengerLink:
         self.address = ""
         self.dealer: Polled | None = None
         self.monitor: Polled | None = None
+        self.said_hello = False
         self.dialled: Peer | None = None
         self.accepted: Peer | None = None
         self.waiting: dict[int, tuple[int, list[Any]]] = {}  # number → kind and body of what came before the link

@@ -23,6 +23,7 @@ import pytest
 import zmq
 
 from forgectl.boot import BOOT
+from forgectl.messages.dialling import HELLO
 from forgectl.messages.frames import (
     ANSWERS,
     BETWEEN_MESSENGERS,
@@ -72,12 +73,18 @@ class Wire:
         self.socket.send_multipart(frames)
 
     def take(self) -> list[bytes]:
-        assert self.socket.poll(WAIT_MS), "nothing has come"
-        return self.socket.recv_multipart()
+        """The next message; a hello, by which a messenger sees whether a link is still there, is none."""
+        while True:
+            assert self.socket.poll(WAIT_MS), "nothing has come"
+            if (frames := self.socket.recv_multipart()) != [HELLO]:
+                return frames
 
     def has_nothing(self) -> bool:
         """To be asked once something that was sent later has arrived."""
-        return not self.socket.poll(0)
+        while self.socket.poll(0):
+            if self.socket.recv_multipart() != [HELLO]:
+                return False
+        return True
 
 
 class Caller(Wire):
@@ -132,8 +139,18 @@ class Rank(Wire):
 class Host:
     """A machine: the folder of its sockets, and its messenger."""
 
-    def __init__(self, lab: Lab, place: str, direct: tuple[str, ...], address: str = LOCAL, driver: str = "") -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        place: str,
+        direct: tuple[str, ...],
+        address: str = LOCAL,
+        driver: str = "",
+        descriptors: int | None = None,
+    ) -> None:
+        """`descriptors`: how many its messenger may have."""
         self.lab, self.place, self.direct, self.address, self.driver = lab, place, direct, address, driver
+        self.limit = ["prlimit", f"--nofile={descriptors}"] if descriptors else []
         self.folder = lab.folder / f"{len(lab.hosts)}"
         self.folder.mkdir(0o700, exist_ok=True)
         self.log = lab.folder / f"{len(lab.hosts)}.log"
@@ -144,7 +161,7 @@ class Host:
         report, theirs = os.pipe()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, BOOT, "messenger", str(os.getpid()), str(theirs)],
+                [*self.limit, sys.executable, BOOT, "messenger", str(os.getpid()), str(theirs)],
                 stdin=subprocess.PIPE,
                 stderr=log,
                 pass_fds=[theirs],
@@ -213,6 +230,9 @@ class Host:
 
         until(holds, f"{text!r} of {self.place}", seconds=20)
 
+    def descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
     def is_well(self) -> bool:
         return self.process.poll() is None and "Traceback" not in self.said_so_far()
 
@@ -228,8 +248,8 @@ class Lab:
         self.hosts: list[Host] = []
         self.started: list[subprocess.Popen[bytes]] = []
 
-    def host(self, place: str, direct: tuple[str, ...], address: str = LOCAL, driver: str = "") -> Host:
-        self.hosts.append(made := Host(self, place, direct, address, driver))
+    def host(self, place: str, direct: tuple[str, ...], address: str = LOCAL, driver: str = "", **options: int) -> Host:
+        self.hosts.append(made := Host(self, place, direct, address, driver, **options))
         return made
 
     def pair(self, way: str = "tcp") -> tuple[Host, Host]:
@@ -702,6 +722,7 @@ def test_memory_stays_bounded_under_a_flood(lab: Lab) -> None:
     member.socket.sndhwm = 100
     member.socket.connect(a.tcp())
     member.send(b"hello")
+    assert member.socket.recv_multipart() == [HELLO]
     before = psutil.Process(a.process.pid).memory_info().rss
     body = bytes(4096)
     for _ in range(30_000):

@@ -3,16 +3,20 @@
 intruder.py unix PATH…               connects to these sockets, raw and by ZeroMQ, and calls
 intruder.py net HOST PORT KEYS       dials a messenger: without a key, with another run's, with garbage, by halves;
                                      KEYS: the server's public key
+intruder.py flood HOST PORT FROM…    keeps connecting, from these addresses in turn, to say nothing or half a greeting,
+                                     and holds what it can; a line each 1,000 connections, until standard input ends
 intruder.py plant FOLDER             makes what the JSON on standard input says there: {path: text, or {"link": target}}
 intruder.py listen PATH…             listens at these paths until standard input ends; how many bytes it was told
 """
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
 import pickle
 import random
+import resource
 import selectors
 import socket
 import sys
@@ -21,8 +25,11 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 CALL = bytes([1]) + (1).to_bytes(8, "big")
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01CURVE" + bytes(47)
 LET_IN = pickle.dumps(("invoke", "add", (1000,), {}, ()))
 HALVES = 1000
+HELD = 4000
+AT_ONCE = 16
 
 
 def unix(paths):
@@ -80,15 +87,56 @@ def net(host, port, server):
     found = {"no key": call(url), "another key": call(url, **keyed)}
     chance = random.Random(1)
     held = []
-    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01CURVE" + bytes(47)
     for k in range(HALVES):
         peer = socket.create_connection((host, int(port)), 10)
         with contextlib.suppress(OSError):
-            peer.sendall(greeting[: chance.randint(0, 64)] if k % 2 else chance.randbytes(200))
+            peer.sendall(GREETING[: chance.randint(0, 64)] if k % 2 else chance.randbytes(200))
         held.append(peer)
     found["halves"] = len(held)
     print(json.dumps(found), flush=True)
     sys.stdin.read()  # they are held open until we are told to end
+
+
+def flood(host, port, *sources):
+    """Numbers so far of connections that were made, and of those that the other side has ended."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    ready, held = selectors.DefaultSelector(), {}  # in the order of their coming
+    made = ended = 0
+    ready.register(sys.stdin, selectors.EVENT_READ)
+
+    def drop(peer):
+        held.pop(peer)
+        ready.unregister(peer)
+        peer.close()
+
+    for turn in itertools.count():
+        for _ in range(AT_ONCE):
+            peer = socket.socket()
+            peer.setblocking(False)
+            peer.bind((sources[turn % len(sources)], 0))
+            peer.connect_ex((host, int(port)))
+            ready.register(peer, selectors.EVENT_WRITE)
+            held[peer] = None
+        for key, events in ready.select(0):
+            peer = key.fileobj
+            if peer is sys.stdin:
+                print(json.dumps([made, ended]), flush=True)
+                return
+            try:
+                if events & selectors.EVENT_WRITE:
+                    peer.sendall(GREETING[: made % 2 * 12])
+                    ready.modify(peer, selectors.EVENT_READ)
+                    made += 1
+                    if made % 1000 == 0:
+                        print(json.dumps([made, ended]), flush=True)
+                elif not peer.recv(4096):
+                    raise ConnectionResetError
+            except OSError:
+                ended += 1
+                drop(peer)
+        while len(held) > min(HELD, most - 50):
+            drop(next(iter(held)))
 
 
 def plant(folder):
@@ -135,6 +183,8 @@ if __name__ == "__main__":
         print(json.dumps(unix(sys.argv[2:])), flush=True)
     elif sys.argv[1] == "plant":
         plant(sys.argv[2])
+    elif sys.argv[1] == "flood":
+        flood(*sys.argv[2:])
     elif sys.argv[1] == "listen":
         listen(sys.argv[2:])
     else:

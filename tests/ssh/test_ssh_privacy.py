@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import subprocess
 import sys
 
 from forgectl.messages.keys import RunKeys
+from tests.conftest import listening_ports, processes_of, until
 from tests.ssh.conftest import Far
 
 ACTORS = "actors: {counter: {class: far_players:Counter, hosts: [host1, host2], procs: 2, preload: []}}"
@@ -25,6 +28,46 @@ def test_a_stranger_on_the_network_is_refused_and_the_run_goes_on(far: Far) -> N
     assert json.loads(far.forge.ok("call", "counter", "add", "1", "--json")) == [1, 1]  # they are held open
     peer.communicate()
     assert json.loads(far.forge.ok("call", "counter", "add", "1", "--json")) == [2, 2]
+    far.forge.ok("shutdown", "--run", run)
+
+
+FEW = 1024
+"""Descriptors of a process on a host, of which there are fewer than strangers."""
+
+
+def test_more_strangers_than_descriptors_keep_nobody_out(far: Far) -> None:
+    python = far.lab.shared / "few.sh"
+    python.write_text(f'#!/bin/sh\nulimit -n {FEW}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    run = far.forge.launch(far.spec(ACTORS).replace(f"python: {sys.executable}", f"python: {python}"))
+    call = functools.partial(far.forge.ok, "call", "counter", "add", "1", "--json")
+    assert json.loads(call()) == [1, 1]
+    [messenger] = [pid for pid, command in far.processes(run)["host1"].items() if " messenger " in command]
+
+    def descriptors() -> int:
+        return len(far.lab.run("host1", ["ls", f"/proc/{messenger}/fd"]).stdout.split())
+
+    before = descriptors()
+    [(address, port)] = {p for p in far.lab.listening("host1") if p[0] == far.lab.address("host1")} - stores(far, run)
+    argv = [sys.executable, far.programs / "intruder.py", "flood", address, port, far.lab.address("host3")]
+    flood = far.lab.popen("host3", argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert flood.stdout is not None
+    for turn in range(2, 5):
+        made, _ = json.loads(flood.stdout.readline())
+        assert json.loads(call()) == [turn, turn]
+    made, ended = json.loads(flood.communicate()[0].splitlines()[-1])
+    assert made > 3 * FEW and ended > made - 2 * FEW
+    until(lambda: descriptors() <= before, f"{before} descriptors, now {descriptors()}")
+    far.forge.ok("shutdown", "--run", run)
+
+
+def test_only_stores_listen_on_the_launching_machine_and_there_on_the_loopback_address(far: Far) -> None:
+    run = far.launch(ACTORS)
+    far.forge.ok("call", "counter", "add", "1")
+    namespace = os.readlink("/proc/self/ns/net")
+    here = {pid for pid in processes_of(run) if os.readlink(f"/proc/{pid}/ns/net") == namespace}
+    assert len(here) >= 3  # controller, agent, messenger
+    assert listening_ports(here) <= {("127.0.0.1", port) for _, port in stores(far, run)}
     far.forge.ok("shutdown", "--run", run)
 
 
