@@ -14,7 +14,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import platform
 import queue
 import socket
 import struct
@@ -68,9 +67,9 @@ class _Program(ctypes.Structure):
 
 def _hand_over_accepts() -> int:
     """The descriptor at which this thread's accepts are to be answered; raises OSError."""
-    if platform.machine() not in _CALLS:
-        raise OSError(errno.EOPNOTSUPP, f"seccomp's numbers on {platform.machine()} are not known")
-    seccomp, accept, accept4 = _CALLS[platform.machine()]
+    if os.uname().machine not in _CALLS:
+        raise OSError(errno.EOPNOTSUPP, f"seccomp's numbers on {os.uname().machine} are not known")
+    seccomp, accept, accept4 = _CALLS[os.uname().machine]
     instructions = (
         (_LOAD_NUMBER, 0, 0, 0),
         (_IF_EQUAL, 4, 0, accept),
