@@ -90,6 +90,7 @@ class HostMesh:
         self._emit = emit
         self._fork_server = fork_server
         self._lease: gpu_leases.GpuLease | None = None
+        self._unguarded = False  # said already: other users can reach the store
         self.preparing: asyncio.Task[None] | None = None
         self.generation: Generation | None = None
 
@@ -237,8 +238,21 @@ class HostMesh:
             return
         listener.setblocking(True)
         request = {"what": "store", "address": address, "world_size": self.plan.procs}
-        generation.store = await server.fork(request, [listener.fileno()])
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        generation.watchers.append(asyncio.create_task(self._tell_unguarded(ours)))
+        with theirs:
+            generation.store = await server.fork(request, [listener.fileno(), theirs.fileno()])
         listener.close()
+
+    async def _tell_unguarded(self, report: socket.socket) -> None:
+        """Say once why other users can reach the store, where they can and should not."""
+        with report:
+            why = await asyncio.get_running_loop().sock_recv(report, 1000)
+        if why and not self._unguarded:
+            self._unguarded = True
+            what = f"other users of host {self.host} can reach the rendezvous store of this mesh: {why.decode()}"
+            self._emit(Notice(self.plan.mesh, what))
 
     async def _start_rank(
         self, server: ForkServer, generation: Generation, order: Start, rank: RankPlan

@@ -20,6 +20,11 @@ from tests.conftest import PROGRAMS
 NOBODY = 65534
 
 
+def as_user(uid: int) -> list[str]:
+    """What goes before a command that this user is to run."""
+    return ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+
+
 @contextlib.contextmanager
 def another_user(*arguments: object) -> Iterator[subprocess.Popen[str]]:
     """intruder.py, run by nobody; it is over when this block is."""
@@ -29,7 +34,7 @@ def another_user(*arguments: object) -> Iterator[subprocess.Popen[str]]:
         Path(folder).chmod(0o755)
         program = Path(shutil.copy(PROGRAMS / "intruder.py", folder))
         program.chmod(0o644)
-        argv = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", sys.executable, program]
+        argv = [*as_user(NOBODY), sys.executable, program]
         pipe = subprocess.PIPE
         with subprocess.Popen(
             [*argv, *map(str, arguments)], stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd="/"

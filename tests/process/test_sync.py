@@ -150,8 +150,8 @@ from pathlib import Path
 from forgectl.transport.ssh import ANSWERS
 from forgectl.sync.sender import push
 from forgectl.sync.scan import scan
-from forgectl.wire.unix_sockets import Line
-line = Line(socket.socket(fileno=0), ANSWERS)
+from forgectl.wire.unix_sockets import Connection
+line = Connection(socket.socket(fileno=0), ANSWERS)
 line.receive()
 push(line, scan(Path(sys.argv[1]), 1 << 40), "key", "there")
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -5,6 +5,8 @@ intruder.py net HOST PORT KEYS       dials a messenger: without a key, with anot
                                      KEYS: the server's public key
 intruder.py flood HOST PORT FROM…    keeps connecting, from these addresses in turn, to say nothing or half a greeting,
                                      and holds what it can; a line each 1,000 connections, until standard input ends
+intruder.py store PORT              tries to use the rendezvous store at this port of the loopback address, in each way
+intruder.py fill PORT COUNT          holds so many connections to it until standard input ends
 intruder.py plant FOLDER             makes what the JSON on standard input says there: {path: text, or {"link": target}}
 intruder.py listen PATH…             listens at these paths until standard input ends; how many bytes it was told
 """
@@ -19,6 +21,7 @@ import random
 import resource
 import selectors
 import socket
+import struct
 import sys
 
 import zmq
@@ -139,6 +142,57 @@ def flood(host, port, *sources):
             drop(next(iter(held)))
 
 
+VALIDATE, SET, COUNT = b"\0" + struct.pack("=I", 0x3C85F7CE), b"\1", b"\7"
+"""Of torch's TCPStore: the greeting, and two requests, of which the second is answered."""
+
+
+def set_raw(port, key, how):
+    """Set a key as the store's own clients do, and be gone before an answer or stay for it; this needs no accept."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", int(port)), 10) as peer:
+        texts = (struct.pack("=Q", len(text)) + text for text in (b"/" + key.encode(), b"x"))
+        peer.sendall(VALIDATE + SET + b"".join(texts) + COUNT)
+        if how == "reset":
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        elif how == "half":
+            peer.shutdown(socket.SHUT_WR)
+        if how in ("stay", "half"):
+            peer.recv(1)
+
+
+def store(port):
+    """How torch's own client ends; keys are set raw as well, many times, by connections that end in each way."""
+    for how in ("stay", "half", "reset", "close"):
+        for _ in range(20 if how in ("stay", "half") else 200):
+            set_raw(port, f"raw/{how}", how)
+    from datetime import timedelta
+
+    from torch.distributed import TCPStore
+
+    try:
+        client = TCPStore("127.0.0.1", int(port), is_master=False, timeout=timedelta(seconds=2))
+        client.set("client", "x")
+        client.delete_key("ours")
+        print(json.dumps(client.get("secret").decode()))
+    except RuntimeError as e:
+        print(json.dumps(type(e).__name__))
+
+
+def fill(port, count):
+    """How many connections were turned away; those and all others are held until we are told to end."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    held = [socket.create_connection(("127.0.0.1", int(port)), 60) for _ in range(int(count))]
+    turned_away = 0
+    for peer in held:
+        with contextlib.suppress(TimeoutError):
+            try:
+                turned_away += peer.recv(1) == b""
+            except ConnectionResetError:
+                turned_away += 1
+    print(json.dumps(turned_away), flush=True)
+    sys.stdin.read()
+
+
 def plant(folder):
     """Make files, programs and links, open to all, and the folders that they are in."""
     os.umask(0)
@@ -181,6 +235,10 @@ def listen(paths):
 if __name__ == "__main__":
     if sys.argv[1] == "unix":
         print(json.dumps(unix(sys.argv[2:])), flush=True)
+    elif sys.argv[1] == "store":
+        store(sys.argv[2])
+    elif sys.argv[1] == "fill":
+        fill(*sys.argv[2:])
     elif sys.argv[1] == "plant":
         plant(sys.argv[2])
     elif sys.argv[1] == "flood":

@@ -144,7 +144,7 @@ class _Server:
         if request["what"] == "store":
             from forgectl.agent.forkserver.rendezvous import serve_store
 
-            return lambda: serve_store(self.pid, fds[0], request["address"], request["world_size"])
+            return lambda: serve_store(self.pid, fds[0], fds[1], request["address"], request["world_size"])
         from forgectl.rank.script import begin
 
         return begin(self.pid, request, fds)
