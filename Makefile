@@ -1,18 +1,24 @@
-# `make demo` trains actors on real text, `make test` runs every check. Both set up .venv first; only Python is needed.
+# `make demo` trains actors on real text, `make check` runs the quick checks and `make test` runs all of them. Each sets up
+# .venv first; only Python is needed.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test bench clean
+.PHONY: demo lint check test bench clean
 
 demo: $(READY)
 	$(BIN)/forgectl launch sample_configs/story.yaml
 
-test: $(READY)
-	@tests/lab/install.sh
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+check: lint
+	$(BIN)/python -m pytest -q tests/unit -n auto
+
+test: lint
+	@tests/lab/install.sh
 	$(BIN)/python -m pytest -q -n 4 --dist loadgroup
 
 bench: $(READY)
