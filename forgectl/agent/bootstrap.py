@@ -1,7 +1,7 @@
 """The first process of an agent: starts the fork servers that it will need, then becomes the agent, with their pids.
 
-Run as `python -S -I first.py`, a bare interpreter, and of it what is built in: everybody waits for the import of torch
-in those servers, which so begins a tenth of a second sooner. Standard input starts with what opening.py wrote, fields
+Run as `python -S -I bootstrap.py`, a bare interpreter, and of it what is built in: everybody waits for the import of torch
+in those servers, which so begins a tenth of a second sooner. Standard input starts with what start_command.py wrote, fields
 with a NUL after each: the agent's folder, its lock in there, then of each server python, log, setup, the number of
 variables, and those. The rest is for the agent.
 """

@@ -1,6 +1,6 @@
 """An agent: a daemon per host and run, the only one of its kind there.
 
-Its fork servers were started first (first.py): they import torch while it imports what it is made of itself.
+Its fork servers were started first (bootstrap.py): they import torch while it imports what it is made of itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from forgectl.wire.unix_sockets import dial, peer_pid, wrong_version
 
 
 def main(arguments: list[str]) -> None:
-    """Read an AgentConfig from standard input, print its pid once it listens; `arguments` are first.py's.
+    """Read an AgentConfig from standard input, print its pid once it listens; `arguments` are bootstrap.py's.
 
     The standard streams are whose who started it until then, so that all it says before is heard there.
     """

@@ -308,7 +308,7 @@ class Controller:
 
 
 def _may_answer(host: HostPlan, seat: AgentPlace) -> bool:
-    """Whether an agent listens on the host; of an ssh host that takes a while to learn (Link does)."""
+    """Whether an agent listens on the host; of an ssh host that takes a while to learn (AgentLink does)."""
     if not host.local:
         return True
     try:

@@ -1,7 +1,7 @@
 """What a host may say: its events and parts of logs, checked against the plan before anything is done with them. Pure.
 
 A host is trusted with its own ranks alone. What it says about anything else, or what no agent of ours would say, is a
-breach of the protocol: `Link` ends the host for it.
+breach of the protocol: `AgentLink` ends the host for it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The first process of an agent (first.py): real processes, started as a controller starts them."""
+"""The first process of an agent (bootstrap.py): real processes, started as a controller starts them."""
 
 from __future__ import annotations
 
