@@ -1,7 +1,7 @@
 """The first process of an agent: starts the fork servers that it will need, then becomes the agent, with their pids.
 
-Run as `python -S -I bootstrap.py`: a bare interpreter that uses only what is built in. Everybody waits for the import of
-torch in the fork servers, which starts a tenth of a second sooner this way. Standard input starts with fields that
+Run as `python -S -I bootstrap.py`: a bare interpreter that uses only what is built in. Everybody waits for the import
+of torch in the fork servers, which starts a tenth of a second sooner this way. Standard input starts with fields that
 start_command.py wrote, a NUL after each: the agent's folder, its lock in it, then for each server python, log, setup,
 the number of variables, and the variables. The rest is for the agent.
 """
