@@ -9,7 +9,6 @@ from pathlib import Path
 
 from forgectl.controller.records import Record, from_line, to_line
 from forgectl.controller.run_dir import keep_copy, seal, unseal, write_file
-from forgectl.wire.envelope import ProtocolError
 
 
 class Journal:
@@ -53,7 +52,7 @@ def read(path: Path) -> tuple[list[tuple[float, Record]], bool]:
     for line in data.split(b"\n")[:-1]:
         try:
             records.append(from_line(json.loads(unseal(line))))
-        except (ProtocolError, KeyError, TypeError, ValueError, RecursionError):
+        except (KeyError, TypeError, ValueError, RecursionError):
             whole = False
     return records, whole
 

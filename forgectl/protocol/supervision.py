@@ -378,7 +378,7 @@ class Event:
     """Something that happened on a host. Numbered from 1 by its agent, kept and replayed until acknowledged."""
 
     seq: int
-    what: dict[str, Any]  # a Happening, packed: its type is among HAPPENINGS
+    what: Happening
 
 
 @dataclass(frozen=True)
@@ -402,9 +402,3 @@ FOLLOWER_TO_AGENT = (Follow,)
 
 
 AGENT_TO_FOLLOWER = (MeshNews, Synced)
-
-
-HAPPENINGS = (
-    *(Prepared, Refused, StoreOpened, StartFailed, RankStarted, RankExited, MeshGone, Notice),
-    *(MessengerOpened, MessengerGone),
-)
