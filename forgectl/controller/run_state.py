@@ -12,11 +12,11 @@ from forgectl.controller.state import (
     MOST_UNKILLABLE,
     HostState,
     MeshState,
-    RunStateName,
     describe,
 )
 from forgectl.model.plan import Plan
-from forgectl.protocol.control import OVER, Report
+from forgectl.model.status import OVER, RunStateName
+from forgectl.protocol.control import Report
 from forgectl.protocol.supervision import (
     MeshGone,
     MessengerGone,

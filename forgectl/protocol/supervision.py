@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from forgectl.frozen import dataclass
 from forgectl.model.plan import ForkServerPlan, Gpu, MeshPlan
+from forgectl.model.status import FailureStatus, MeshStateName
 from forgectl.wire.envelope import Hello, Refusal
 
 
@@ -133,14 +134,10 @@ class MeshNews:
 
     mesh: str
     generation: int
-    state: str
+    state: MeshStateName
     places: tuple[str, ...] = ()
     reason: str | None = None
-    failure: dict[str, Any] | None = None
-
-    def document(self) -> dict[str, Any]:
-        """The same in the form of a mesh's state in `status --json`."""
-        return {"state": self.state, "reason": self.reason, "failure": self.failure}
+    failure: FailureStatus | None = None
 
 
 @dataclass(frozen=True)

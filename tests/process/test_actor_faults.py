@@ -354,7 +354,7 @@ def test_a_fork_of_the_script_does_not_end_its_run(forge: Forge) -> None:
         import multiprocessing
 
         def forked():
-            assert forgectl.actor.driver.run_client.living_home() is None
+            assert forgectl.actor.driver.run_client._home is None
             forgectl.actor.driver.run_client._home.close()
 
         c = await Fast.as_actor()

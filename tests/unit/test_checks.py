@@ -308,4 +308,4 @@ def test_the_status_of_a_run_fits_a_message_whatever_hosts_sent(letter: str, tmp
     (tmp_path / "sockets").symlink_to(tmp_path)
     document = run_document(h.run, RunDir(tmp_path))
     assert len(encode(StatusReport(document))) < MAX_LINE
-    assert all(m["failure"]["traceback"] and m["failure"]["log_tail"] for m in document["meshes"])
+    assert all(m.failure and m.failure.traceback and m.failure.log_tail for m in document.meshes)

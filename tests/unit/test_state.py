@@ -10,7 +10,7 @@ from forgectl.controller.run_state import Run
 from forgectl.controller.state import MESH_TRANSITIONS, MeshState, describe
 from forgectl.controller.status_document import reason
 from forgectl.model.plan import HostPlan, MeshPlan, Plan, Program, RankPlan, RestartPolicy
-from forgectl.protocol.control import OVER
+from forgectl.model.status import OVER
 from forgectl.protocol.supervision import (
     Happening,
     MeshGone,
