@@ -115,10 +115,11 @@ def _dataclass(cls: type) -> Reader:
 
     def read(value: Any) -> Any:
         data = _expect(dict, value)
-        if not data.keys() <= readers.keys():
-            raise CodecError(f"unknown field {min(data.keys() - readers.keys())!r}")
-        if not required <= data.keys():
-            raise CodecError(f"field {min(required - data.keys())!r} is missing")
+        if data.keys() != readers.keys():
+            if unknown := data.keys() - readers.keys():
+                raise CodecError(f"unknown field {min(unknown)!r}")
+            if missing := required - data.keys():
+                raise CodecError(f"field {min(missing)!r} is missing")
         found = {}
         name = ""
         try:
