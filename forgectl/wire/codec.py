@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -68,8 +69,42 @@ def _written(kind: type) -> tuple[tuple[str, bool], ...] | None:
     """The fields of a dataclass, and whether their values are tagged; None for another type."""
     if not dataclasses.is_dataclass(kind):
         return None
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     return tuple((f.name, len(_choice(hints[f.name])) > 1) for f in dataclasses.fields(kind))
+
+
+# ---------------------------------------------------------------- annotations
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    """Field → its annotation."""
+    return {
+        f.name: _annotation(f.type, cls.__module__) if isinstance(f.type, str) else f.type
+        for f in dataclasses.fields(cls)
+    }
+
+
+@functools.cache
+def _annotation(text: str, module: str) -> Any:
+    """What an annotation of a module stands for. Looked up by its text: most are `str` or `int | None` again."""
+    holder = types.SimpleNamespace(__annotations__={"it": text})
+    return typing.get_type_hints(holder, vars(sys.modules[module]))["it"]
+
+
+def _is_union(kind: Any) -> bool:
+    return typing.get_origin(kind) in (typing.Union, types.UnionType)
+
+
+def _choice(kind: Any) -> tuple[type, ...]:
+    """The dataclasses of a union."""
+    return tuple(filter(dataclasses.is_dataclass, typing.get_args(kind))) if _is_union(kind) else ()
+
+
+def _plain(kind: Any) -> frozenset[Any]:
+    """The types of which a value is taken as it is."""
+    if _is_union(kind):
+        return frozenset[Any]().union(*map(_plain, typing.get_args(kind)))
+    return frozenset({kind}) & PLAIN if isinstance(kind, type) else frozenset()
 
 
 # ---------------------------------------------------------------- from JSON
@@ -107,7 +142,7 @@ def _by_name(table: tuple[type, ...]) -> dict[str, type]:
 @functools.cache
 def _dataclass(cls: type) -> Reader:
     """The reader of a dataclass. Annotations are looked at once: programs read thousands of ranks and events."""
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     fields = dataclasses.fields(cls)
     plain = {f.name: _plain(hints[f.name]) for f in fields}
     readers = {f.name: _reader(hints[f.name]) for f in fields}
@@ -132,19 +167,12 @@ def _dataclass(cls: type) -> Reader:
     return read
 
 
-def _plain(kind: Any) -> frozenset[Any]:
-    """The types of which a value is taken as it is."""
-    if _is_union(kind):
-        return frozenset[Any]().union(*map(_plain, typing.get_args(kind)))
-    return frozenset({kind}) & PLAIN if isinstance(kind, type) else frozenset()
-
-
 def _reader(kind: Any) -> Reader:
     """What reads the JSON of an annotation."""
     if kind is Any:
         return lambda value: value
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return _dataclass(kind)
+        return lambda value: _dataclass(kind)(value)  # not before there is one: most commands see no failure
     if _is_union(kind):
         return _union(kind)
     origin = typing.get_origin(kind)
@@ -160,15 +188,6 @@ def _reader(kind: Any) -> Reader:
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return _enum(kind)
     return _float if kind is float else lambda value: _expect(kind, value)
-
-
-def _is_union(kind: Any) -> bool:
-    return typing.get_origin(kind) in (typing.Union, types.UnionType)
-
-
-def _choice(kind: Any) -> tuple[type, ...]:
-    """The dataclasses of a union."""
-    return tuple(filter(dataclasses.is_dataclass, typing.get_args(kind))) if _is_union(kind) else ()
 
 
 def _union(kind: Any) -> Reader:
