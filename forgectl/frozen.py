@@ -33,6 +33,9 @@ class _Methods:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         fields = type(self).__dataclass_fields__
+        if not args and kwargs.keys() == fields.keys():  # as the codec makes them, by the thousand
+            self.__dict__.update(kwargs)
+            return
         values = dict(zip(fields, args))  # noqa: B905  (said next, more clearly)
         if len(args) > len(fields):
             raise TypeError(f"{type(self).__name__} takes {len(fields)} arguments, not {len(args)}")

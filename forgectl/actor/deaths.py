@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from forgectl.errors import ActorDied
+from forgectl.model.status import MeshStatus
+from forgectl.protocol.supervision import MeshNews
 
 
 def again(died: ActorDied) -> ActorDied:
@@ -15,20 +15,20 @@ def again(died: ActorDied) -> ActorDied:
     return copy
 
 
-def died(document: dict[str, Any], *, mesh: str) -> ActorDied:
-    """What a mesh's state in `status` says of its death."""
-    failure = document.get("failure") or document.get("last_failure") or {}
-    what = failure.get("message") or document.get("reason") or f"it is {document['state']}"
-    tail = tuple(failure.get("log_tail") or ())
-    text = f"mesh {mesh}: {what}"
-    if tail:
-        text += "\nthe last lines of its log:\n" + "\n".join(f"  {line}" for line in tail[-10:])
+def died(of: MeshStatus | MeshNews) -> ActorDied:
+    """What is known of a mesh, as the error that its callers get."""
+    failure = of.failure or (of.last_failure if isinstance(of, MeshStatus) else None)
+    text = f"mesh {of.mesh}: {failure.message if failure else of.reason or f'it is {of.state}'}"
+    if failure is None:
+        return ActorDied(text, mesh=of.mesh)
+    if failure.log_tail:
+        text += "\nthe last lines of its log:\n" + "\n".join(f"  {line}" for line in failure.log_tail[-10:])
     return ActorDied(
         text,
-        mesh=mesh,
-        rank=failure.get("rank"),
-        host=failure.get("host"),
-        rank_exit_code=failure.get("exit_code"),
-        signal=failure.get("signal"),
-        log_tail=tail,
+        mesh=of.mesh,
+        rank=failure.rank,
+        host=failure.host,
+        rank_exit_code=failure.exit_code,
+        signal=failure.signal,
+        log_tail=failure.log_tail,
     )

@@ -16,7 +16,7 @@ from forgectl.actor.origin import Origin
 from forgectl.actor.ranks import Ranks
 from forgectl.errors import ActorDied, ForgeError, UnreachableError
 from forgectl.messages.calling import Here
-from forgectl.protocol.control import OVER
+from forgectl.model.status import OVER
 from forgectl.protocol.supervision import MeshNews
 from forgectl.system.processes import boot_id
 
@@ -86,10 +86,10 @@ class ForeignMesh:
         if ranks is not None and (not alive or now.generation != ranks.generation):
             self._ranks = None
             self._up = concurrent.futures.Future()
-            ranks.die(died(now.document(), mesh=self.name))
+            ranks.die(died(now))
         if now.state in OVER:
             if not self._up.done():
-                self._up.set_exception(died(now.document(), mesh=self.name))
+                self._up.set_exception(died(now))
         elif self._ranks is None and (now.state == "ready" or (alive and now.generation == least)):
             self._ranks = Ranks(self.name, now.generation, now.places, self._here)
             self._up.set_result(self._ranks)

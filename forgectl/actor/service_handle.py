@@ -13,6 +13,7 @@ from forgectl.actor.handle import ActorHandle
 from forgectl.actor.service.service import ServiceCore
 from forgectl.actor.service.session import Session, current_session
 from forgectl.errors import ForgeError
+from forgectl.wire.codec import to_json
 
 
 class _Replica:
@@ -86,7 +87,8 @@ class ServiceHandle:
 
     def metrics(self) -> dict[str, Any]:
         """Totals, successes, failures, rates per second, latencies in seconds, queues and sessions; by replica too."""
-        return self._core.metrics()
+        found: dict[str, Any] = to_json(self._core.metrics())
+        return found
 
     async def shutdown(self, timeout: float = 10.0) -> None:
         """End it: running requests have `timeout` seconds, queued ones raise ServiceStopped. Again: nothing."""

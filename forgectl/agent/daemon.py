@@ -23,8 +23,8 @@ from forgectl.agent.reaper import Reaper
 from forgectl.agent.usage import UseMeter
 from forgectl.errors import ForgeError
 from forgectl.hosts.gpus import NoSuchGpu, discover
+from forgectl.model.status import OVER
 from forgectl.names import NAME, socket_prefix
-from forgectl.protocol.control import OVER
 from forgectl.protocol.supervision import (
     CONTROLLER_TO_AGENT,
     FOLLOWER_TO_AGENT,

@@ -8,7 +8,7 @@ from typing import Any
 
 from forgectl.protocol.supervision import Event, Happening, MessengerGone, Notice, RankExited, Refused, StartFailed
 from forgectl.redaction import Redaction
-from forgectl.wire.envelope import Refusal, pack
+from forgectl.wire.envelope import Refusal
 
 WORDS: dict[type, tuple[str, ...]] = {
     Refused: ("error",),
@@ -42,7 +42,7 @@ class EventLog:
     def emit(self, happening: Happening) -> None:
         """Number, keep and pass on what happened."""
         self._last += 1
-        event = Event(self._last, pack(_without_secrets(happening, self._redaction)))
+        event = Event(self._last, _without_secrets(happening, self._redaction))
         generation = getattr(happening, "generation", -1)
         if generation > self._current.get(happening.mesh, -1):
             self._current[happening.mesh] = generation

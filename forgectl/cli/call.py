@@ -51,25 +51,25 @@ def call(
 def _values(name: str, endpoint: str, args: list[Any], kwargs: dict[str, Any], timeout: float | None) -> list[Any]:
     """What is answered: by the ranks of a mesh themselves, or by a service's driver, which routes."""
     from forgectl.cli.driver_client import ask_driver
-    from forgectl.cli.find import find_mesh, mesh_of
+    from forgectl.cli.find import find_mesh
     from forgectl.controller import client
     from forgectl.errors import NotFoundError
     from forgectl.protocol.endpoint_calls import CallEndpoint, Values
 
-    run, found = find_mesh(name)
+    run, names = find_mesh(name)
     target = name.rpartition("/")[2]
-    if found != (target,):
+    if names != (target,):
         values: list[Any] = ask_driver(run, CallEndpoint(target, endpoint, args, kwargs, timeout), Values, None).values
         return values
-    document = client.document(run)
-    mesh = mesh_of(document, target)
-    if mesh["kind"] not in CALLED:
-        there = ", ".join(m["mesh"] for m in document["meshes"] if m["kind"] in CALLED) or "none"
-        message = f"mesh {target} is a {mesh['kind']}; actors and services have endpoints: there is {there}"
+    found = client.document(run)
+    mesh = found.mesh(target)
+    if mesh.kind not in CALLED:
+        there = ", ".join(m.mesh for m in found.meshes if m.kind in CALLED) or "none"
+        message = f"mesh {target} is a {mesh.kind}; actors and services have endpoints: there is {there}"
         raise NotFoundError(message)
     from forgectl.actor.asking import ask
 
-    return ask(run, target, mesh["desired"], endpoint, args, kwargs, timeout)
+    return ask(run, target, mesh.desired, endpoint, args, kwargs, timeout)
 
 
 def _value(word: str) -> Any:

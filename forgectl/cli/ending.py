@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from typing import Any
 
-from forgectl.cli.find import mesh_of
 from forgectl.cli.views import render
 from forgectl.cli.views.host_news import HostNews
 from forgectl.controller import client, run_dir
 from forgectl.controller.run_dir import RunDir
 from forgectl.errors import ForgeError, InternalError
-from forgectl.protocol.control import OVER, Attach, Shutdown, StatusReport
+from forgectl.model.status import RunStatus
+from forgectl.protocol.control import Attach, Shutdown, StatusReport
 from forgectl.wire.envelope import ProtocolError
 from forgectl.wire.unix_sockets import Connection
 
@@ -33,11 +32,11 @@ def end_all(targets: dict[str, tuple[str, ...] | None], grace: float) -> int:
         if run.run not in lines:
             continue
         try:
-            document = _wait(run, lines[run.run], targets[run.run], grace)
+            status = _wait(run, lines[run.run], targets[run.run], grace)
         except ForgeError as e:
             trouble = trouble or e
         else:
-            worst = max(worst, _tell(document, targets[run.run]))
+            worst = max(worst, _tell(status, targets[run.run]))
     if trouble is not None:
         sys.stdout.flush()
         raise trouble
@@ -56,7 +55,7 @@ def _ask(run: RunDir, meshes: tuple[str, ...] | None, grace: float) -> Connectio
     return line
 
 
-def _wait(run: RunDir, line: Connection | None, meshes: tuple[str, ...] | None, grace: float) -> dict[str, Any]:
+def _wait(run: RunDir, line: Connection | None, meshes: tuple[str, ...] | None, grace: float) -> RunStatus:
     """Follow a run until what was asked for is over; a controller that dies meanwhile is replaced."""
     news = HostNews()
     while line is not None:
@@ -70,7 +69,8 @@ def _wait(run: RunDir, line: Connection | None, meshes: tuple[str, ...] | None, 
         if isinstance(report, StatusReport):
             for sentence in news.of(report.run):
                 render.stderr().print(render.plain(f"forgectl: {sentence}"), style="dim")
-            if report.ended or (meshes is not None and _over(report.run, meshes) and not _ends(run, report.run)):
+            over = meshes is not None and all(report.run.mesh(name).ended for name in meshes)
+            if report.ended or (over and not _ends(run, report.run)):
                 return report.run
             continue
         line.close()
@@ -82,32 +82,28 @@ def _wait(run: RunDir, line: Connection | None, meshes: tuple[str, ...] | None, 
     return final
 
 
-def _over(document: dict[str, Any], meshes: tuple[str, ...]) -> bool:
-    return all(mesh_of(document, name)["state"] in OVER for name in meshes)
-
-
-def _ends(run: RunDir, document: dict[str, Any]) -> bool:
+def _ends(run: RunDir, status: RunStatus) -> bool:
     """The run itself is ending too: wait for its last word. A script's own run goes on without meshes."""
-    ends = all(m["state"] in OVER for m in document["meshes"])
-    return ends and (document["state"] == "stopping" or not run.read_plan().open)
+    ends = all(m.ended for m in status.meshes)
+    return ends and (status.state == "stopping" or not run.read_plan().open)
 
 
-def _tell(document: dict[str, Any], meshes: tuple[str, ...] | None) -> int:
-    if document["state"] in OVER:
-        client.wait_gone(document)
+def _tell(status: RunStatus, meshes: tuple[str, ...] | None) -> int:
+    if status.ended:
+        client.wait_gone(status)
     worst = 0
-    for mesh in document["meshes"]:
-        if meshes is not None and mesh["mesh"] not in meshes:
+    for mesh in status.meshes:
+        if meshes is not None and mesh.mesh not in meshes:
             continue
         ends: dict[str, int] = {}
-        for rank in mesh["ranks"]:
-            how = "never started" if rank["pid"] is None else render.how_ended(rank)
-            how = how if how != "-" else rank["state"]
+        for rank in mesh.ranks:
+            how = "never started" if rank.pid is None else render.how_ended(rank)
+            how = how if how != "-" else rank.state
             ends[how] = ends.get(how, 0) + 1
         how_many = ", ".join(f"{count} × {how}" for how, count in ends.items())
-        render.show(render.plain(f"{document['run']}/{mesh['mesh']} {mesh['state']}: {how_many}"))
-        if mesh["unkillable"]:
-            unkillable = ", ".join(mesh["unkillable"])
+        render.show(render.plain(f"{status.run}/{mesh.mesh} {mesh.state}: {how_many}"))
+        if mesh.unkillable:
+            unkillable = ", ".join(mesh.unkillable)
             render.show(render.plain(f"  not even SIGKILL ended {unkillable}; its GPUs stay leased"))
             worst = 70
     return worst

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from forgectl.controller import client, run_dir
 from forgectl.controller.run_dir import RunDir
 from forgectl.errors import ForgeError, NotFoundError, UsageError
@@ -12,7 +10,7 @@ from forgectl.names import nearest
 
 def all_living() -> list[RunDir]:
     """Runs that have not ended, oldest first."""
-    return [run for run in run_dir.all_runs() if run.read_final() is None]
+    return [run for run in run_dir.all_runs() if not run.has_ended]
 
 
 def raise_refused() -> None:
@@ -25,7 +23,7 @@ def find_run(name: str, *, ended: bool = False) -> RunDir:
     """The run of that id or name: a living one, else with `ended` the latest that has ended."""
     runs = run_dir.all_runs()
     exact = [r for r in runs if r.run == name]
-    living = [r for r in runs if r.name == name and r.read_final() is None]
+    living = [r for r in runs if r.name == name and not r.has_ended]
     over = [r for r in runs if r.name == name] if ended else []
     if exact:
         return exact[-1]
@@ -35,7 +33,7 @@ def find_run(name: str, *, ended: bool = False) -> RunDir:
         return (living or over)[-1]
     if (refusal := run_dir.refused_runs().get(name)) is not None:
         raise refusal
-    known = [r.run for r in runs if ended or r.read_final() is None]
+    known = [r.run for r in runs if ended or not r.has_ended]
     raise NotFoundError(f"no run {name!r}", hint=_nearest(name, [*known, *(r.rpartition("-")[0] for r in known)]))
 
 
@@ -52,7 +50,7 @@ def find_mesh(name: str, *, ended: bool = False) -> tuple[RunDir, tuple[str, ...
         return run, found
     runs = run_dir.all_runs()
     having = [(r, found) for r in runs if (found := _called(r, name))]
-    living = [(r, found) for r, found in having if r.read_final() is None]
+    living = [(r, found) for r, found in having if not r.has_ended]
     if len(living) > 1:
         choices = ", ".join(f"{r.run}/{name}" for r, _ in living)
         raise UsageError(f"several runs have a mesh {name!r}", hint=f"say which: {choices}")
@@ -65,11 +63,11 @@ def find_mesh(name: str, *, ended: bool = False) -> tuple[RunDir, tuple[str, ...
 
 
 def _hint(name: str, runs: list[RunDir], ended: bool) -> str:
-    if any(name in (r.run, r.name) for r in runs if ended or r.read_final() is None):
+    if any(name in (r.run, r.name) for r in runs if ended or not r.has_ended):
         return (
             f"that is a run; use `--run {name}`" if not ended else f"that is a run; name one of its meshes: {name}/MESH"
         )
-    names = [m for r in runs if ended or r.read_final() is None for m in _meshes(r)]
+    names = [m for r in runs if ended or not r.has_ended for m in _meshes(r)]
     return _nearest(name, names)
 
 
@@ -87,7 +85,7 @@ def _meshes(run: RunDir) -> dict[str, str]:
         plan = run.read_plan()
         if not plan.may_grow:
             return {m.mesh: m.kind for m in plan.meshes}
-        return {m["mesh"]: m["kind"] for m in client.document(run)["meshes"]}
+        return {m.mesh: m.kind for m in client.document(run).meshes}
     except ForgeError:  # no reason not to find another run's; `forgectl status` tells of it
         return {}
 
@@ -97,9 +95,3 @@ def _nearest(name: str, known: list[str]) -> str:
     if near:
         return f"did you mean {near!r}?"
     return "`forgectl status` shows what runs" + ("" if not known else f": {', '.join(sorted(set(known))[:8])}")
-
-
-def mesh_of(document: dict[str, Any], name: str) -> dict[str, Any]:
-    """One mesh of a status document."""
-    found: dict[str, Any] = next(m for m in document["meshes"] if m["mesh"] == name)
-    return found

@@ -7,18 +7,19 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from forgectl.cli.log_output.log_stream import LogSource, LogStream
 from forgectl.cli.log_output.log_writer import LogWriter
 from forgectl.cli.views import render
 from forgectl.cli.views.host_news import HostNews, only_waits_for
+from forgectl.cli.views.status_json import status_json
 from forgectl.cli.watch import RunWatch, Signals
 from forgectl.controller import client
 from forgectl.controller.run_dir import RunDir
 from forgectl.controller.start_run import begin_run
 from forgectl.errors import TimedOutError, error_of
 from forgectl.model.plan import Plan
+from forgectl.model.status import RunStatus
 from forgectl.transport.survey import Hosts
 
 
@@ -73,15 +74,18 @@ class _Launch:
 
     def until_up(self) -> int:
         """`-d`: return when everything is up, or has been rolled back."""
-        for document in self._watch.steps(self._next_deadline):
-            self._take(document)
-            if self._was_up and not self._watch.stopping and not self._watch.document["stopped_by"]:
+        for status in self._watch.steps(self._next_deadline):
+            self._take(status)
+            now = self._watch.status
+            if self._was_up and not self._watch.stopping and not (now and now.stopped_by):
                 break
             self._leave_if_hurried()
-        if self._watch.ended and (not self._was_up or self._watch.document["exit_code"]):
+        now = self._watch.status
+        assert now is not None, "it was up, or has ended"
+        if self._watch.ended and (not self._was_up or now.exit_code):
             return self._finish()
         if self._json:
-            self._print_json()
+            _print_json(now)
         else:
             sys.stdout.write(f"{self._run.run}\n")
             sys.stdout.flush()
@@ -89,8 +93,8 @@ class _Launch:
 
     def until_ended(self) -> int:
         """In the foreground: show the logs until the run has ended."""
-        for document in self._watch.steps(self._next_deadline):
-            self._take(document)
+        for status in self._watch.steps(self._next_deadline):
+            self._take(status)
             self._show_logs()
             self._leave_if_hurried()
         self._logs.end()
@@ -100,46 +104,43 @@ class _Launch:
 
     def _leave_if_hurried(self) -> None:
         """After a second Ctrl-C nobody waits for hosts that are not reached: their agents end alone, by their lease."""
-        if self._watch.hurried and (away := only_waits_for(self._watch.document)):
+        now = self._watch.status
+        if self._watch.hurried and now is not None and (away := only_waits_for(now)):
             message = f"not waited for: {', '.join(away)}, not reached; what runs there ends by itself with its lease"
             raise error_of(self._watch.exit_code, message, f"run {self._run.run} ends then; see forgectl status")
 
     def _finish(self) -> int:
-        document = self._watch.document
-        client.wait_gone(document)
-        for mesh in document["meshes"]:
-            report = render.failure_report(mesh) if mesh["state"] in ("failed", "lost") else None
+        status = self._watch.status
+        assert status is not None, "a run that has ended has left its state"
+        client.wait_gone(status)
+        for mesh in status.meshes:
+            report = render.failure_report(mesh) if mesh.state in ("failed", "lost") else None
             if report is not None:
                 self._say.print(report)
         if self._json:
-            self._print_json()
-        if error := client.error_of(document):
+            _print_json(status)
+        if error := client.error_of(status):
             raise error
-        if document["stopped_by"] == _TOO_LATE and document["exit_code"] == TimedOutError.exit_code:
+        if status.stopped_by == _TOO_LATE and status.exit_code == TimedOutError.exit_code:
             raise TimedOutError(
                 "not everything was up in time; the run was shut down",
-                hint=f"see what the ranks said: forgectl logs {document['meshes'][0]['mesh']}",
+                hint=f"see what the ranks said: forgectl logs {status.meshes[0].mesh}",
             )
-        return int(document["exit_code"])
-
-    def _print_json(self) -> None:
-        sys.stdout.write(json.dumps({"schema_version": 1, "runs": [self._watch.document]}, indent=2) + "\n")
-        sys.stdout.flush()
+        return status.exit_code or 0
 
     # ------------------------------------------------------------ one step
 
     def _next_deadline(self) -> float | None:
         return None if self._was_up else self._deadline
 
-    def _take(self, document: dict[str, Any] | None) -> None:
-        if document is not None:
-            self._was_up = self._was_up or document["was_up"]
-            self._tell(document)
-            for mesh in document["meshes"]:
-                for rank in mesh["ranks"]:
-                    if rank["log"] and self._with_logs:
-                        label = f"{mesh['mesh']}/{rank['rank']}@{rank['host']}"
-                        self._logs.add(LogSource(label, Path(rank["log"])))
+    def _take(self, status: RunStatus | None) -> None:
+        if status is not None:
+            self._was_up = self._was_up or status.was_up
+            self._tell(status)
+            for mesh in status.meshes:
+                for rank in mesh.ranks:
+                    if rank.log and self._with_logs:
+                        self._logs.add(LogSource(f"{mesh.mesh}/{rank.rank}@{rank.host}", Path(rank.log)))
         late = self._next_deadline()
         if late is not None and time.monotonic() >= late:
             self._deadline = None
@@ -149,26 +150,31 @@ class _Launch:
         for chunk in self._logs.poll():
             self._writer.write(chunk)
 
-    def _tell(self, document: dict[str, Any]) -> None:
+    def _tell(self, status: RunStatus) -> None:
         """Say on stderr what has changed of the states of meshes and hosts."""
-        for sentence in self._news.of(document):
+        for sentence in self._news.of(status):
             self._say.print(render.plain(f"forgectl: {sentence}"), style="dim")
-        for mesh in document["meshes"]:
-            now = (mesh["state"], mesh["generation"])
-            if self._told.get(mesh["mesh"]) == now or mesh["state"] == "pending":
+        for mesh in status.meshes:
+            now = (mesh.state, mesh.generation)
+            if self._told.get(mesh.mesh) == now or mesh.state == "pending":
                 continue
-            self._told[mesh["mesh"]] = now
+            self._told[mesh.mesh] = now
             self._show_logs()
-            if document["ended_at"] and mesh["failure"]:
+            if status.ended and mesh.failure:
                 continue  # its report follows, after the logs
-            if mesh["state"] == "stopping" and not mesh["reason"]:
+            if mesh.state == "stopping" and not mesh.reason:
                 continue  # of itself, as it is done: how it ended follows
-            line = f"{mesh['mesh']} {mesh['state']}"
-            if mesh["state"] in ("running", "ready"):
-                line += f" ({mesh['desired']} {'rank' if mesh['desired'] == 1 else 'ranks'}, run {document['run']})"
-            elif mesh["reason"] and mesh["state"] in ("restarting", "stopping", "stopped", "failed", "lost"):
-                line += f": {mesh['reason']}"
-            self._say.print(render.plain(f"forgectl: {line}"), style="dim" if mesh["state"] != "failed" else "")
+            line = f"{mesh.mesh} {mesh.state}"
+            if mesh.up:
+                line += f" ({mesh.desired} {'rank' if mesh.desired == 1 else 'ranks'}, run {status.run})"
+            elif mesh.reason and mesh.state in ("restarting", "stopping", "stopped", "failed", "lost"):
+                line += f": {mesh.reason}"
+            self._say.print(render.plain(f"forgectl: {line}"), style="dim" if mesh.state != "failed" else "")
+
+
+def _print_json(status: RunStatus) -> None:
+    sys.stdout.write(json.dumps(status_json([status]), indent=2) + "\n")
+    sys.stdout.flush()
 
 
 _TOO_LATE = "its --timeout"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,7 @@ from forgectl.errors import ForgeError
 
 if TYPE_CHECKING:
     from forgectl.controller.run_dir import RunDir
+    from forgectl.model.status import RunStatus
 
 DRIVER_SECONDS = 1.0
 """How long a driver may take to tell the metrics of its services."""
@@ -39,7 +40,9 @@ def status(
         return
     runs, troubles = collect(mesh, everything, stats=verbose or bool(mesh) or as_json)
     if as_json:
-        sys.stdout.write(json.dumps({"schema_version": 1, "runs": runs}, indent=2) + "\n")
+        from forgectl.cli.views.status_json import status_json
+
+        sys.stdout.write(json.dumps(status_json(runs), indent=2) + "\n")
     else:
         from forgectl.cli.views import render
 
@@ -49,42 +52,47 @@ def status(
         raise troubles[0]
 
 
-def collect(mesh: str | None, everything: bool, *, stats: bool) -> tuple[list[dict[str, Any]], list[ForgeError]]:
-    """The status documents that were asked for, one run with one mesh if `mesh` is given; and of whom there is none."""
+def collect(mesh: str | None, everything: bool, *, stats: bool) -> tuple[list[RunStatus], list[ForgeError]]:
+    """The runs that were asked for, one with one mesh if `mesh` is given; and why others cannot be shown."""
+    import dataclasses
+
     from forgectl.cli.find import find_mesh
     from forgectl.controller import run_dir
 
     if mesh is not None:
         run, names = find_mesh(mesh, ended=True)
-        document = _document(run, stats=stats)
-        return [{**document, "meshes": [m for m in document["meshes"] if m["mesh"] in names]}], []
-    found: list[dict[str, Any]] = []
+        found = _status(run, stats=stats)
+        return [dataclasses.replace(found, meshes=tuple(m for m in found.meshes if m.mesh in names))], []
+    runs: list[RunStatus] = []
     troubles: list[ForgeError] = [*run_dir.refused_runs().values()]
     for run in run_dir.all_runs():
-        if not everything and run.read_final() is not None:
+        if not everything and run.has_ended:
             continue
         try:
-            document = _document(run, stats=stats)
+            found = _status(run, stats=stats)
         except (ForgeError, FileNotFoundError) as e:  # no reason to keep quiet about the others
             if isinstance(e, ForgeError) and run.plan_file.exists():
                 troubles.append(e)
             continue  # without a plan it was a launch that has just been given up
-        if everything or document["ended_at"] is None or document["state"] == "lost":
-            found.append(document)
-    return found, troubles
+        if everything or not found.ended or found.state == "lost":
+            runs.append(found)
+    return runs, troubles
 
 
-def _document(run: RunDir, *, stats: bool) -> dict[str, Any]:
+def _status(run: RunDir, *, stats: bool) -> RunStatus:
     """A run's state, with `stats` also what its ranks use and what its services have done."""
+    import dataclasses
+
     from forgectl.controller import client
 
-    document = client.document(run, stats=stats)
-    if stats and document["ended_at"] is None and any(m["kind"] == "service" for m in document["meshes"]):
+    found = client.document(run, stats=stats)
+    if stats and not found.ended and any(m.kind == "service" for m in found.meshes):
         from forgectl.cli.driver_client import ask_driver
         from forgectl.protocol.endpoint_calls import GetMetrics, Metrics
 
         try:
-            document["services"] = ask_driver(run, GetMetrics(), Metrics, DRIVER_SECONDS).services
+            services = ask_driver(run, GetMetrics(), Metrics, DRIVER_SECONDS).services
         except ForgeError:  # it is starting, ending or busy: the rest is worth showing without
-            document["services"] = {}
-    return document
+            services = {}
+        return dataclasses.replace(found, services=services)
+    return found

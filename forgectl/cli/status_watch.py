@@ -7,13 +7,14 @@ import json
 import select
 import sys
 from collections.abc import Callable
-from typing import Any
 
 from rich.live import Live
 
 from forgectl.cli.views import render
+from forgectl.cli.views.status_json import status_json
 from forgectl.controller import client, run_dir
 from forgectl.errors import ForgeError
+from forgectl.model.status import RunStatus
 from forgectl.protocol.control import Attach
 from forgectl.wire.envelope import ProtocolError
 from forgectl.wire.unix_sockets import Connection
@@ -21,7 +22,7 @@ from forgectl.wire.unix_sockets import Connection
 EVERY = 1.0
 
 
-def keep_showing(collect: Callable[[], list[dict[str, Any]]], *, as_json: bool, ranks: bool) -> None:
+def keep_showing(collect: Callable[[], list[RunStatus]], *, as_json: bool, ranks: bool) -> None:
     """Show what `collect` gives until Ctrl-C."""
     bell = Bell()
     console = render.stdout()
@@ -33,7 +34,7 @@ def keep_showing(collect: Callable[[], list[dict[str, Any]]], *, as_json: bool, 
             if live is not None:
                 live.update(render.status_view(runs, ranks=ranks), refresh=True)
             elif as_json:
-                sys.stdout.write(json.dumps({"schema_version": 1, "runs": runs}) + "\n")
+                sys.stdout.write(json.dumps(status_json(runs)) + "\n")
             else:
                 render.show(render.status_view(runs, ranks=ranks))
             sys.stdout.flush()
@@ -59,7 +60,7 @@ class Bell:
         """Listen to runs that are new to us; whether there were any."""
         before = len(self._lines)
         for run in run_dir.all_runs():
-            if run.run not in self._lines and run.read_final() is None:
+            if run.run not in self._lines and not run.has_ended:
                 with contextlib.suppress(ForgeError, OSError):
                     line = client.connect(run)
                     if line is not None:

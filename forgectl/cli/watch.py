@@ -14,6 +14,7 @@ from typing import Any
 from forgectl.controller import client
 from forgectl.controller.run_dir import RunDir
 from forgectl.errors import InternalError
+from forgectl.model.status import RunStatus
 from forgectl.protocol.control import Attach, FollowLogs, Shutdown, StatusReport
 from forgectl.wire.unix_sockets import Connection
 
@@ -57,7 +58,7 @@ class RunWatch:
 
     def __init__(self, run: RunDir, signals: Signals, *, owner: bool, with_logs: bool, grace: float = 10.0) -> None:
         self.run = run
-        self.document: dict[str, Any] = {}
+        self.status: RunStatus | None = None  # the last that was reported
         self._signals = signals
         self._answered = 0
         self._owner = owner
@@ -69,7 +70,7 @@ class RunWatch:
 
     @property
     def ended(self) -> bool:
-        """Whether the last document is the final one."""
+        """Whether the last state is the final one."""
         return self._seen_end
 
     @property
@@ -93,8 +94,8 @@ class RunWatch:
         self._shutdown = Shutdown(None, wait, by, exit_code)
         self._send_shutdown()
 
-    def steps(self, deadline: Callable[[], float | None] = lambda: None) -> Iterator[dict[str, Any] | None]:
-        """The run's documents as they change, and None when nothing did for a moment or the deadline passed."""
+    def steps(self, deadline: Callable[[], float | None] = lambda: None) -> Iterator[RunStatus | None]:
+        """The run's states as they change, and None when nothing did for a moment or the deadline passed."""
         while not self._seen_end:
             self._obey_signals()
             line = self._line or self._connect()
@@ -105,7 +106,7 @@ class RunWatch:
             final = self.run.read_final()
             if final is None:
                 raise InternalError(f"run {self.run.run} ended without a trace", hint=f"see {self.run.path}")
-            self.document, self._seen_end = final, True
+            self.status, self._seen_end = final, True
             yield final
 
     def _connect(self) -> Connection | None:
@@ -117,7 +118,7 @@ class RunWatch:
             self._send_shutdown()
         return self._line
 
-    def _next(self, line: Connection, deadline: float | None) -> dict[str, Any] | None:
+    def _next(self, line: Connection, deadline: float | None) -> RunStatus | None:
         if not line.pending:
             wait = LOG_SECONDS if deadline is None else max(0.0, min(LOG_SECONDS, deadline - time.monotonic()))
             ready, _, _ = select.select([line.socket.fileno(), self._signals.wakeup], [], [], wait)
@@ -131,7 +132,7 @@ class RunWatch:
             self._line = None  # its controller died: the next step brings up another
             line.close()
             return None
-        self.document, self._seen_end = report.run, report.ended
+        self.status, self._seen_end = report.run, report.ended
         return report.run
 
     def _obey_signals(self) -> None:

@@ -19,6 +19,7 @@ from forgectl import errors
 from forgectl.boot import BOOT
 from forgectl.controller.run_dir import RunDir
 from forgectl.errors import ForgeError, InternalError, TimedOutError
+from forgectl.model.status import RunStatus
 from forgectl.protocol.control import CONTROLLER_TO_CLI, GetStatus, StatusReport
 from forgectl.system.daemons import let_go
 from forgectl.system.files import open_to_append
@@ -129,8 +130,8 @@ def _greet(run: RunDir, line: Connection) -> Connection:
     return line
 
 
-def document(run: RunDir, *, stats: bool = False) -> dict[str, Any]:
-    """The run's present or final state, in the form of `status --json`."""
+def document(run: RunDir, *, stats: bool = False) -> RunStatus:
+    """The run's present or final state."""
     while True:
         line = connect(run)
         if line is None:
@@ -164,17 +165,17 @@ def _no_answer(run: RunDir, why: Exception) -> TimedOutError:
     )
 
 
-def error_of(document: dict[str, Any]) -> ForgeError | None:
+def error_of(status: RunStatus) -> ForgeError | None:
     """The error that ended a launch, as an exception again."""
-    error = document.get("error")
-    return errors.error_of(error["code"], error["message"], error["hint"]) if error else None
+    error = status.error
+    return errors.error_of(error.code, error.message, error.hint) if error else None
 
 
-def wait_gone(document: dict[str, Any], seconds: float = 5.0) -> None:
+def wait_gone(status: RunStatus, seconds: float = 5.0) -> None:
     """Wait until the controller process of an ended run has exited."""
     try:
-        pidfd = os.pidfd_open(document["controller"]["pid"])
-    except (OSError, TypeError):
+        pidfd = os.pidfd_open(status.controller.pid)
+    except OSError:
         return
     try:
         poll = select.poll()

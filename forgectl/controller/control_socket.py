@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from forgectl.controller.agent_link import Use
 from forgectl.controller.log_fetcher import LogFetcher
 from forgectl.controller.run_state import Run
 from forgectl.model.plan import Unit
+from forgectl.model.status import RunStatus
 from forgectl.protocol.control import (
     CLI_TO_CONTROLLER,
     AddMesh,
@@ -35,7 +36,7 @@ class Subject(Protocol):
     run: Run
     mirror: LogFetcher
 
-    def document(self, use: Use | None = None) -> dict[str, Any]: ...
+    def document(self, use: Use | None = None) -> RunStatus: ...
 
     async def use(self) -> Use: ...
 
@@ -58,7 +59,7 @@ class ControlServer:
         self._readers: dict[Stream, FollowLogs] = {}
         self.door = Listener(path, self._serve)
 
-    def broadcast(self, document: dict[str, Any]) -> bool:
+    def broadcast(self, document: RunStatus) -> bool:
         """Send the state to all followers; False if one was too congested to take it."""
         slow = False
         report = StatusReport(document)
@@ -78,7 +79,7 @@ class ControlServer:
             wanted |= set(request.meshes)
         return wanted
 
-    async def farewell(self, document: dict[str, Any]) -> None:
+    async def farewell(self, document: RunStatus) -> None:
         """Send the last state and hang up on everybody."""
         self.door.close()
         self._owners.clear()

@@ -30,6 +30,7 @@ from forgectl.controller.state import FAILURE_GRACE, MeshState
 from forgectl.controller.status_document import run_document
 from forgectl.errors import ForgeError, NotOursError
 from forgectl.model.plan import Gpu, HostPlan, Unit
+from forgectl.model.status import RunStatus
 from forgectl.protocol.control import MeshAdded, Report
 from forgectl.protocol.supervision import AgentConfig, Event, GetGpus, HostGpus, Stop
 from forgectl.system.processes import Identity, boot_id, identify, open_pidfd
@@ -222,8 +223,8 @@ class Controller:
                 found.setdefault(mesh, {}).update(ranks)
         return found
 
-    def document(self, use: Use | None = None) -> dict[str, Any]:
-        """The run as `forgectl status --json` shows it."""
+    def document(self, use: Use | None = None) -> RunStatus:
+        """The run as `forgectl status` shows it."""
         return run_document(self.run, self.dir, use=use)
 
     def _report_soon(self) -> None:

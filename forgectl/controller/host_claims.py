@@ -18,7 +18,6 @@ from forgectl.model.plan import MAX_RANKS
 from forgectl.names import NAME
 from forgectl.plan.links import messengers
 from forgectl.protocol.supervision import (
-    HAPPENINGS,
     Event,
     Happening,
     LogParts,
@@ -35,7 +34,7 @@ from forgectl.protocol.supervision import (
     StoreOpened,
     Welcome,
 )
-from forgectl.wire.envelope import ProtocolError, unpack
+from forgectl.wire.envelope import ProtocolError
 
 LARGEST = 1 << 53
 """Beyond it a number is not the same in every JSON reader."""
@@ -64,7 +63,7 @@ def check_event(run: Run, name: str, event: Event, *, catching_up: bool = False)
     _number("seq", event.seq, 1)
     if event.seq <= host.last_seq:
         return None  # replayed after a reconnection
-    what: Any = unpack(event.what, HAPPENINGS)
+    what = event.what
     _check_size(what)
     if isinstance(what, (MessengerOpened, MessengerGone)):
         news = _messenger_news(run, host, what, catching_up)

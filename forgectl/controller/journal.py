@@ -10,7 +10,6 @@ from pathlib import Path
 from forgectl.controller.records import Record, from_line, to_line
 from forgectl.controller.run_dir import keep_copy, seal, unseal
 from forgectl.system.files import open_to_append, write_whole
-from forgectl.wire.envelope import ProtocolError
 
 
 class Journal:
@@ -54,7 +53,7 @@ def read(path: Path) -> tuple[list[tuple[float, Record]], bool]:
     for line in data.split(b"\n")[:-1]:
         try:
             records.append(from_line(json.loads(unseal(line))))
-        except (ProtocolError, KeyError, TypeError, ValueError, RecursionError):
+        except (KeyError, TypeError, ValueError, RecursionError):
             whole = False
     return records, whole
 

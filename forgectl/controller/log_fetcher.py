@@ -10,16 +10,14 @@ import traceback
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from forgectl.controller.agent_link import AgentLink, note
 from forgectl.controller.host_claims import LOG_KEY, check_parts
 from forgectl.controller.records import AgentLost, Happened
 from forgectl.controller.run_dir import RunDir
-from forgectl.protocol.supervision import HAPPENINGS, LogAt, LogPart, LogParts, MeshGone, RankStarted, ReadLogs
+from forgectl.protocol.supervision import LogAt, LogPart, LogParts, MeshGone, RankStarted, ReadLogs
 from forgectl.system.files import open_to_write
 from forgectl.system.log_cap import LogCap
-from forgectl.wire.envelope import unpack
 
 ANSWER_SECONDS = 30.0
 WAIT_SECONDS = 1.0
@@ -73,7 +71,7 @@ class LogFetcher:
         if isinstance(record, AgentLost):  # its ranks ended with it; the next agent finds their logs
             self._end(log for log in self._logs.values() if log.host == record.host)
             return
-        what: Any = unpack(record.what, HAPPENINGS)
+        what = record.what
         if isinstance(what, RankStarted):
             path = self._dir.log(what.mesh, what.generation, what.rank)
             key = (what.mesh, what.generation, what.rank)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
-from forgectl.controller.state import HostState, MeshState, RankState, describe
-from forgectl.controller.status_document import reason
+from forgectl.controller.state import HostState, MeshState
+from forgectl.controller.status_document import failure_of, reason
 from forgectl.protocol.supervision import MeshNews
 
 
@@ -20,16 +21,7 @@ def news(mesh: MeshState, hosts: Mapping[str, HostState]) -> MeshNews:
 def _news(mesh: MeshState, hosts: Mapping[str, HostState]) -> MeshNews:
     places = tuple(hosts[r.host].plan.place for r in mesh.plan.ranks)
     fallen = mesh.root_cause() if mesh.failed and not mesh.cannot_start else mesh.fallen
-    failure = _failure(fallen) if fallen is not None else None
+    failure = None
+    if fallen is not None:
+        failure = dataclasses.replace(failure_of(fallen), traceback=None)  # callers are shown the log's last lines
     return MeshNews(mesh.name, mesh.generation, mesh.state, places, reason(mesh), failure)
-
-
-def _failure(rank: RankState) -> dict[str, object]:
-    return {
-        "message": describe(rank),
-        "rank": rank.plan.rank,
-        "host": rank.plan.host,
-        "log_tail": list(rank.exit.log_tail) if rank.exit else [],
-        "exit_code": rank.exit.exit_code if rank.exit else None,
-        "signal": rank.exit.signal if rank.exit else None,
-    }

@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 from forgectl.frozen import dataclass
 from forgectl.model.plan import MeshPlan
 from forgectl.protocol.control import Report
-from forgectl.protocol.supervision import HAPPENINGS
+from forgectl.protocol.supervision import Happening
 from forgectl.system.processes import Identity
-from forgectl.wire.envelope import pack, unpack
+from forgectl.wire.codec import from_tagged, to_tagged
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Happened:
 
     host: str
     seq: int
-    what: dict[str, Any]
+    what: Happening
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,11 @@ RECORDS = (Born, AgentUp, AgentLost, Happened, StopAsked, Added, Moved, Stranded
 
 def to_line(time: float, record: Record) -> dict[str, Any]:
     """A record as a line of the journal; `time` is unix time."""
-    return {"time": round(time, 6), **pack(record)}
+    return {"time": round(time, 6), **to_tagged(record)}
 
 
 def from_line(line: Any) -> tuple[float, Record]:
-    """The record in a line of the journal; raises ProtocolError, KeyError, TypeError or ValueError."""
+    """The record in a line of the journal; raises KeyError, TypeError or ValueError."""
     data = dict(line)
     time = float(data.pop("time"))
-    record = unpack(data, RECORDS)
-    if isinstance(record, Happened):
-        unpack(record.what, HAPPENINGS)
-    return time, record
+    return time, from_tagged(RECORDS, data)

@@ -10,11 +10,11 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from forgectl.errors import BusyError, ForgeError, InternalError, NotOursError
 from forgectl.frozen import dataclass
 from forgectl.model.plan import HostPlan, Plan
+from forgectl.model.status import RunStatus
 from forgectl.system.files import open_lock, open_to_read, write_whole
 from forgectl.wire.codec import CodecError, from_json, to_json
 from forgectl.wire.unix_sockets import check_private, private_folder
@@ -138,7 +138,7 @@ class RunDir:
 
     @property
     def final_file(self) -> Path:
-        """The status document of a run that has ended; there is none before."""
+        """The state of a run that has ended; there is none before."""
         return self.path / "status.json"
 
     @property
@@ -146,9 +146,9 @@ class RunDir:
         """Space that is given up for the final state where the disk is full by then."""
         return self.path / ".reserve"
 
-    def write_final(self, document: dict[str, Any]) -> None:
-        """Leave the status document of the ended run; raises OSError where even the reserve does not suffice."""
-        data = seal(json.dumps(document).encode())
+    def write_final(self, status: RunStatus) -> None:
+        """Leave the state of the ended run; raises OSError where even the reserve does not suffice."""
+        data = seal(json.dumps(to_json(status)).encode())
         try:
             write_whole(self.final_file, data)
         except OSError:
@@ -165,13 +165,25 @@ class RunDir:
             message = f"the plan of run {self.run} cannot be read: {self.plan_file}: {e}"
             raise InternalError(message, hint=hint) from None
 
-    def read_final(self) -> dict[str, Any] | None:
-        """The status document of an ended run; a corrupt one is set aside, and the run counts as not ended."""
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is a final state, and whole. Every command asks this of every run: most have ended."""
         try:
-            document = json.loads(unseal(self.final_file.read_bytes()))
-            if not isinstance(document, dict) or document.get("run") != self.run:
+            unseal(self.final_file.read_bytes())
+            return True
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError):
+            set_aside(self.final_file)
+            return False
+
+    def read_final(self) -> RunStatus | None:
+        """The state of an ended run; a corrupt one is set aside, and the run counts as not ended."""
+        try:
+            status = from_json(RunStatus, json.loads(unseal(self.final_file.read_bytes())))
+            if status.run != self.run:
                 raise ValueError("not the status of this run")
-            return document
+            return status
         except FileNotFoundError:
             return None
         except (OSError, ValueError):

@@ -12,13 +12,12 @@ from forgectl.controller.state import (
     MOST_UNKILLABLE,
     HostState,
     MeshState,
-    RunStateName,
     describe,
 )
 from forgectl.model.plan import Plan
-from forgectl.protocol.control import OVER, Report
+from forgectl.model.status import OVER, RunStateName
+from forgectl.protocol.control import Report
 from forgectl.protocol.supervision import (
-    HAPPENINGS,
     MeshGone,
     MessengerGone,
     MessengerOpened,
@@ -31,7 +30,7 @@ from forgectl.protocol.supervision import (
     StoreOpened,
 )
 from forgectl.system.processes import Identity
-from forgectl.wire.envelope import Refusal, unpack
+from forgectl.wire.envelope import Refusal
 
 
 @dataclass
@@ -186,7 +185,7 @@ class Run:
         if record.seq <= host.last_seq:
             return  # replayed
         host.last_seq = record.seq
-        what = unpack(record.what, HAPPENINGS)
+        what = record.what
         if isinstance(what, (MessengerOpened, MessengerGone)):
             self._messenger_event(now, host, what)
             return

@@ -113,7 +113,7 @@ def _living_names() -> dict[str, str]:
     found = {}
     for run in run_dir.all_runs():
         try:
-            if run.read_final() is None and client.document(run)["state"] in ("starting", "running", "stopping"):
+            if not run.has_ended and not client.document(run).ended:
                 found[run.name] = run.run
         except InternalError:
             pass  # it cannot be brought up: nothing of it outlives its lease

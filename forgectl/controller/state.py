@@ -12,21 +12,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from signal import Signals
-from typing import Literal
 
 from forgectl.controller.records import StopAsked
 from forgectl.model.plan import HostPlan, MeshPlan, RankPlan
-from forgectl.protocol.control import OVER
+from forgectl.model.status import OVER, HostStateName, MeshStateName, RankStateName
 from forgectl.protocol.supervision import MeshNews, MessengerOpened, RankExited
 from forgectl.wire.envelope import Refusal
-
-MeshStateName = Literal[
-    "pending", "starting", "running", "ready", "restarting",
-    "stopping", "succeeded", "failed", "stopped", "lost",
-]  # fmt: skip
-RunStateName = Literal["starting", "running", "stopping", "succeeded", "failed", "stopped", "lost"]
-RankStateName = Literal["starting", "running", "exited", "killed", "lost"]
-HostStateName = Literal["starting", "up", "reconnecting", "lost", "gone"]
 
 MESH_TRANSITIONS: dict[MeshStateName, tuple[MeshStateName, ...]] = {
     "pending": ("starting", "restarting", "stopping", "failed", "stopped", "lost"),

@@ -1,15 +1,25 @@
-"""A run's state as the document that `forgectl status --json` prints."""
+"""A run's state as `forgectl status` shows it."""
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from typing import Any
 
 from forgectl.controller.run_dir import RunDir
 from forgectl.controller.run_state import Run
 from forgectl.controller.state import HostState, MeshState, RankState, describe
+from forgectl.model.status import (
+    CollateralStatus,
+    ControllerStatus,
+    FailureStatus,
+    HostStatus,
+    MeshStatus,
+    RankStatus,
+    RunStatus,
+)
 from forgectl.protocol.supervision import RankStats
-from forgectl.wire.envelope import MAX_LINE, Refusal
+from forgectl.wire.envelope import MAX_LINE
 
 Use = dict[str, dict[int, RankStats]]
 TEXT_ROOM = MAX_LINE // 2
@@ -18,53 +28,63 @@ _TEXTS = ("reason", "error", "failure", "last_failure", "notices", "unkillable")
 _CUTS = (32 * 1024, 8 * 1024, 2048, 512, 128, 32)
 
 
-def run_document(run: Run, run_dir: RunDir, *, alive: bool = True, use: Use | None = None) -> dict[str, Any]:
-    """One entry of `runs`; `alive`: whether a controller stands behind it, `use`: mesh → rank → its use."""
-    return {
-        "run": run.id,
-        "name": run.plan.name,
-        "state": run.state,
-        "spec": run.plan.spec,
-        "started_at": timestamp(run.started_at),
-        "ended_at": timestamp(run.ended_at),
-        "exit_code": run.exit_code if run.ended else None,
-        "error": error(run.error),
-        "stopped_by": run.stop.by if run.stop else None,
-        "was_up": run.was_up,
-        "controller": {"pid": run.controller_pid, "alive": alive},
-        "run_dir": str(run_dir.path),
-        "lease": run.plan.lease,
-        "hosts": [_host(h) for h in run.hosts.values()],
-        "meshes": _fitting([_mesh(m, run.hosts, run_dir, (use or {}).get(m.name, {})) for m in _in_order(run)]),
-    }
+def run_document(run: Run, run_dir: RunDir, *, alive: bool = True, use: Use | None = None) -> RunStatus:
+    """The state of a run; `alive`: whether a controller stands behind it, `use`: mesh → rank → its use."""
+    return RunStatus(
+        run=run.id,
+        name=run.plan.name,
+        state=run.state,
+        spec=run.plan.spec,
+        started_at=timestamp(run.started_at),
+        ended_at=None if run.ended_at is None else timestamp(run.ended_at),
+        exit_code=run.exit_code if run.ended else None,
+        error=run.error,
+        stopped_by=run.stop.by if run.stop else None,
+        was_up=run.was_up,
+        controller=ControllerStatus(run.controller_pid, alive),
+        run_dir=str(run_dir.path),
+        lease=run.plan.lease,
+        hosts=tuple(_host(h) for h in run.hosts.values()),
+        meshes=_fitting([_mesh(m, run.hosts, run_dir, (use or {}).get(m.name, {})) for m in _in_order(run)]),
+    )
 
 
-def _fitting(meshes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _fitting(meshes: list[MeshStatus]) -> tuple[MeshStatus, ...]:
     """The meshes with their texts cut as far as it takes: a document must fit one message, whatever hosts sent."""
-    texts = [{name: mesh[name] for name in _TEXTS} for mesh in meshes]
+    texts = [{name: getattr(mesh, name) for name in _TEXTS} for mesh in meshes]
+    if _weight(texts) <= TEXT_ROOM:
+        return tuple(meshes)
     for most in _CUTS:
+        texts = _cut(texts, most)
         if _weight(texts) <= TEXT_ROOM:
             break
-        texts = _cut(texts, most)
-    return [mesh | text for mesh, text in zip(meshes, texts, strict=True)]
+    return tuple(dataclasses.replace(mesh, **text) for mesh, text in zip(meshes, texts, strict=True))
 
 
 def _weight(value: Any) -> int:
     """About as many bytes as its texts take in JSON."""
     if isinstance(value, str):
         return len(value) if value.isascii() else 12 * len(value)
-    if isinstance(value, dict):
-        return sum(map(_weight, value.values()))
-    return sum(map(_weight, value)) if isinstance(value, list) else 0
+    if isinstance(value, (list, tuple)):
+        return sum(map(_weight, value))
+    return sum(map(_weight, _parts(value).values()))
 
 
 def _cut(value: Any, most: int, end: bool = False) -> Any:
     """The same with at most so many characters of each text: the first, or of tracebacks and logs the last."""
     if isinstance(value, str):
         return value[-most:] if end else value[:most]
+    if isinstance(value, (list, tuple)):
+        return type(value)(_cut(v, most, end) for v in value)
+    parts = {name: _cut(v, most, name in ("traceback", "log_tail")) for name, v in _parts(value).items()}
+    return parts if isinstance(value, dict) else dataclasses.replace(value, **parts) if parts else value
+
+
+def _parts(value: Any) -> dict[str, Any]:
+    """What a dataclass or dict has, by name; of a number nothing."""
     if isinstance(value, dict):
-        return {k: _cut(v, most, k in ("traceback", "log_tail")) for k, v in value.items()}
-    return [_cut(v, most, end) for v in value] if isinstance(value, list) else value
+        return value
+    return vars(value) if dataclasses.is_dataclass(value) else {}
 
 
 def _in_order(run: Run) -> list[MeshState]:
@@ -80,41 +100,31 @@ def _in_order(run: Run) -> list[MeshState]:
     return sorted(run.meshes.values(), key=place)
 
 
-def _host(host: HostState) -> dict[str, Any]:
-    return {
-        "name": host.plan.name,
-        "state": host.state,
-        "address": host.plan.address,
-        "last_seen": timestamp(host.last_seen),
-        "agent_pid": host.pid,
-    }
+def _host(host: HostState) -> HostStatus:
+    seen = None if host.last_seen is None else timestamp(host.last_seen)
+    return HostStatus(host.plan.name, host.state, host.plan.address, seen, host.pid)
 
 
-def _mesh(mesh: MeshState, hosts: dict[str, HostState], run_dir: RunDir, use: dict[int, RankStats]) -> dict[str, Any]:
-    return {
-        "mesh": mesh.name,
-        "kind": mesh.plan.kind,
-        "state": mesh.state,
-        "since": timestamp(mesh.since or None),
-        "desired": mesh.plan.procs,
-        "ready": sum(r.state == "running" for r in mesh.ranks.values()) if mesh.set_up or not mesh.plan.stays else 0,
-        "generation": mesh.generation,
-        "restarts": len(mesh.restarts),
-        "max_restarts": mesh.plan.restart.max,
-        "reason": reason(mesh),
-        "open": mesh.open and all(hosts[h].plan.local or hosts[h].messenger for h in mesh.plan.hosts),
-        "error": error(mesh.error),
-        "failure": failure(mesh, run_dir),
-        "last_failure": _fallen(mesh.fallen, mesh, mesh.generation - 1, run_dir) if mesh.fallen else None,
-        "notices": mesh.notices,
-        "unkillable": mesh.unkillable,
-        "ranks": [_rank(r, mesh, run_dir, use.get(r.plan.rank)) for r in mesh.ranks.values()],
-    }
-
-
-def error(refusal: Refusal | None) -> dict[str, Any] | None:
-    """An error that a user can meet, as data."""
-    return {"code": refusal.code, "message": refusal.message, "hint": refusal.hint} if refusal else None
+def _mesh(mesh: MeshState, hosts: dict[str, HostState], run_dir: RunDir, use: dict[int, RankStats]) -> MeshStatus:
+    return MeshStatus(
+        mesh=mesh.name,
+        kind=mesh.plan.kind,
+        state=mesh.state,
+        since=timestamp(mesh.since) if mesh.since else None,
+        desired=mesh.plan.procs,
+        ready=sum(r.state == "running" for r in mesh.ranks.values()) if mesh.set_up or not mesh.plan.stays else 0,
+        generation=mesh.generation,
+        restarts=len(mesh.restarts),
+        max_restarts=mesh.plan.restart.max,
+        reason=reason(mesh),
+        open=mesh.open and all(hosts[h].plan.local or bool(hosts[h].messenger) for h in mesh.plan.hosts),
+        error=mesh.error,
+        failure=_failure(mesh, run_dir),
+        last_failure=_fallen(mesh.fallen, mesh, mesh.generation - 1, run_dir) if mesh.fallen else None,
+        notices=tuple(mesh.notices),
+        unkillable=tuple(mesh.unkillable),
+        ranks=tuple(_rank(r, mesh, run_dir, use.get(r.plan.rank)) for r in mesh.ranks.values()),
+    )
 
 
 def reason(mesh: MeshState) -> str | None:
@@ -133,29 +143,33 @@ def reason(mesh: MeshState) -> str | None:
     return mesh.notices[-1] if mesh.notices else None
 
 
-def failure(mesh: MeshState, run_dir: RunDir) -> dict[str, Any] | None:
+def _failure(mesh: MeshState, run_dir: RunDir) -> FailureStatus | None:
     """The first cause of a failed mesh, with its traceback and last log lines; collateral ranks apart."""
     if mesh.cannot_start:
-        return {"rank": None, "host": None, "message": mesh.cannot_start, "traceback": mesh.detail or None,
-                "log_tail": [], "log": None, "collateral": []}  # fmt: skip
+        return FailureStatus(None, None, mesh.cannot_start, mesh.detail or None)
     root = mesh.root_cause() if mesh.failed else None
     if root is None:
         return None
-    collateral = [{"rank": r.plan.rank, "message": describe(r)[:200]} for r in mesh.collateral()]
-    return {**_fallen(root, mesh, mesh.generation, run_dir), "collateral": collateral}
+    collateral = tuple(CollateralStatus(r.plan.rank, describe(r)[:200]) for r in mesh.collateral())
+    return dataclasses.replace(_fallen(root, mesh, mesh.generation, run_dir), collateral=collateral)
 
 
-def _fallen(rank: RankState, mesh: MeshState, generation: int, run_dir: RunDir) -> dict[str, Any]:
-    return {
-        "rank": rank.plan.rank,
-        "host": rank.plan.host,
-        "message": describe(rank),
-        "traceback": rank.exit.traceback if rank.exit else None,
-        "log_tail": list(rank.exit.log_tail) if rank.exit else [],
-        "log": _log(rank, mesh, generation, run_dir),
-        "exit_code": rank.exit.exit_code if rank.exit else None,
-        "signal": rank.exit.signal if rank.exit else None,
-    }
+def _fallen(rank: RankState, mesh: MeshState, generation: int, run_dir: RunDir) -> FailureStatus:
+    return dataclasses.replace(failure_of(rank), log=_log(rank, mesh, generation, run_dir))
+
+
+def failure_of(rank: RankState) -> FailureStatus:
+    """How a rank failed; not where its log is."""
+    end = rank.exit
+    return FailureStatus(
+        rank=rank.plan.rank,
+        host=rank.plan.host,
+        message=describe(rank),
+        traceback=end.traceback if end else None,
+        log_tail=end.log_tail if end else (),
+        exit_code=end.exit_code if end else None,
+        signal=end.signal if end else None,
+    )
 
 
 def _log(rank: RankState, mesh: MeshState, generation: int, run_dir: RunDir) -> str | None:
@@ -163,24 +177,22 @@ def _log(rank: RankState, mesh: MeshState, generation: int, run_dir: RunDir) -> 
     return str(run_dir.log(mesh.name, generation, rank.plan.rank)) if rank.log else None
 
 
-def _rank(rank: RankState, mesh: MeshState, run_dir: RunDir, use: RankStats | None) -> dict[str, Any]:
-    return {
-        "rank": rank.plan.rank,
-        "local_rank": rank.plan.local_rank,
-        "host": rank.plan.host,
-        "pid": rank.pid,
-        "state": rank.state,
-        "exit_code": rank.exit.exit_code if rank.exit else None,
-        "signal": rank.exit.signal if rank.exit else None,
-        "gpus": list(rank.plan.gpus),
-        "cpu_percent": use.cpu_percent if use else None,
-        "rss_bytes": use.rss_bytes if use else None,
-        "log": _log(rank, mesh, mesh.generation, run_dir),
-    }
+def _rank(rank: RankState, mesh: MeshState, run_dir: RunDir, use: RankStats | None) -> RankStatus:
+    return RankStatus(
+        rank=rank.plan.rank,
+        local_rank=rank.plan.local_rank,
+        host=rank.plan.host,
+        pid=rank.pid,
+        state=rank.state,
+        exit_code=rank.exit.exit_code if rank.exit else None,
+        signal=rank.exit.signal if rank.exit else None,
+        gpus=rank.plan.gpus,
+        cpu_percent=use.cpu_percent if use else None,
+        rss_bytes=use.rss_bytes if use else None,
+        log=_log(rank, mesh, mesh.generation, run_dir),
+    )
 
 
-def timestamp(unix: float | None) -> str | None:
+def timestamp(unix: float) -> str:
     """Unix seconds as `2026-11-22T20:00:00Z`."""
-    if unix is None:
-        return None
     return datetime.datetime.fromtimestamp(unix, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

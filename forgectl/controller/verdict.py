@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Protocol
 
 from forgectl.controller.records import StopAsked
-from forgectl.controller.state import MeshState, RankState, RunStateName
+from forgectl.controller.state import MeshState, RankState
 from forgectl.errors import UnreachableError
 from forgectl.model.plan import Plan
+from forgectl.model.status import RunStateName
 from forgectl.wire.envelope import Refusal
 
 

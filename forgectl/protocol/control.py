@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from forgectl.frozen import dataclass
 from forgectl.model.plan import Unit
+from forgectl.model.status import RunStatus
 from forgectl.wire.envelope import Hello, Refusal
 
 
@@ -80,15 +79,11 @@ class LogsHome:
     without: tuple[str, ...] = ()
 
 
-OVER = frozenset({"succeeded", "failed", "stopped", "lost"})
-"""States of a mesh or run in a StatusReport that nothing follows."""
-
-
 @dataclass(frozen=True)
 class StatusReport:
-    """One run, in the form that `forgectl status --json` prints."""
+    """One run; the last report if it has `ended`."""
 
-    run: dict[str, Any]
+    run: RunStatus
     ended: bool = False
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from forgectl.frozen import dataclass
+from forgectl.model.status import ServiceStatus
 from forgectl.wire.envelope import Hello, Refusal
 
 
@@ -35,7 +36,7 @@ class Values:
 class Metrics:
     """Service → its metrics."""
 
-    services: dict[str, Any]
+    services: dict[str, ServiceStatus]
 
 
 CLI_TO_DRIVER = (Hello, CallEndpoint, GetMetrics)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from forgectl.frozen import dataclass
 from forgectl.model.plan import ForkServerPlan, Gpu, MeshPlan
+from forgectl.model.status import FailureStatus, MeshStateName
 from forgectl.wire.envelope import Hello, Refusal
 
 
@@ -133,14 +134,10 @@ class MeshNews:
 
     mesh: str
     generation: int
-    state: str
+    state: MeshStateName
     places: tuple[str, ...] = ()
     reason: str | None = None
-    failure: dict[str, Any] | None = None
-
-    def document(self) -> dict[str, Any]:
-        """The same in the form of a mesh's state in `status --json`."""
-        return {"state": self.state, "reason": self.reason, "failure": self.failure}
+    failure: FailureStatus | None = None
 
 
 @dataclass(frozen=True)
@@ -378,7 +375,7 @@ class Event:
     """Something that happened on a host. Numbered from 1 by its agent, kept and replayed until acknowledged."""
 
     seq: int
-    what: dict[str, Any]  # a Happening, packed: its type is among HAPPENINGS
+    what: Happening
 
 
 @dataclass(frozen=True)
@@ -402,9 +399,3 @@ FOLLOWER_TO_AGENT = (Follow,)
 
 
 AGENT_TO_FOLLOWER = (MeshNews, Synced)
-
-
-HAPPENINGS = (
-    *(Prepared, Refused, StoreOpened, StartFailed, RankStarted, RankExited, MeshGone, Notice),
-    *(MessengerOpened, MessengerGone),
-)

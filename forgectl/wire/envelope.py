@@ -6,12 +6,11 @@ Nothing is ever unpickled.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from forgectl.errors import ForgeError, error_of
 from forgectl.frozen import dataclass
-from forgectl.wire.codec import CodecError, from_json, to_json
+from forgectl.wire.codec import CodecError, from_tagged, to_tagged
 
 MAX_LINE = 4 * 1024 * 1024
 """Bytes that one message may take; a longer one ends the connection."""
@@ -49,36 +48,16 @@ class Refusal:
         return error_of(self.code, where + self.message, self.hint)
 
 
-def pack(message: Any) -> dict[str, Any]:
-    """A message as a JSON object that names its type."""
-    return {"type": type(message).__name__, **to_json(message)}
-
-
-def unpack(data: Any, table: Sequence[type]) -> Any:
-    """The message in a JSON object, if its type is in `table`; raises ProtocolError."""
-    if not isinstance(data, dict):
-        raise ProtocolError("a message is a JSON object")
-    name = data.get("type")
-    if not isinstance(name, str):
-        raise ProtocolError("a message names its type")
-    for kind in table:
-        if kind.__name__ == name:
-            try:
-                return from_json(kind, {k: v for k, v in data.items() if k != "type"})
-            except CodecError as e:
-                raise ProtocolError(str(e)) from None
-    raise ProtocolError(f"unknown message {name[:60]!r}")
-
-
 def encode(message: Any) -> bytes:
     """A message as one line."""
-    return json.dumps(pack(message), separators=(",", ":")).encode() + b"\n"
+    return json.dumps(to_tagged(message), separators=(",", ":")).encode() + b"\n"
 
 
-def decode(line: bytes, table: Sequence[type]) -> Any:
+def decode(line: bytes, table: tuple[type, ...]) -> Any:
     """The message on one line; raises ProtocolError."""
     try:
-        data = json.loads(line)
+        return from_tagged(table, json.loads(line))
+    except CodecError as e:
+        raise ProtocolError(str(e)) from None
     except (ValueError, RecursionError) as e:
         raise ProtocolError(f"not JSON: {e}") from None
-    return unpack(data, table)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ _MAX_BACKLOG = 16 * MAX_LINE
 class Stream:
     """One connection in an asyncio program: typed messages in and out, bounded both ways."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, incoming: Sequence[type]) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, incoming: tuple[type, ...]) -> None:
         self._reader = reader
         self._writer = writer
         self._incoming = incoming
@@ -27,7 +26,7 @@ class Stream:
         self.received = 0  # bytes
 
     @classmethod
-    async def connect(cls, path: Path, incoming: Sequence[type]) -> Stream:
+    async def connect(cls, path: Path, incoming: tuple[type, ...]) -> Stream:
         """Connect to the socket at `path`; raises OSError."""
         reader, writer = await asyncio.open_unix_connection(sock=dial(path, 5.0), limit=MAX_LINE)
         return cls(reader, writer, incoming)

@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ def wrong_version(version: str) -> Refusal | None:
 class Connection:
     """One connection in a blocking program (the CLI): typed messages in and out."""
 
-    def __init__(self, sock: socket.socket, incoming: Sequence[type]) -> None:
+    def __init__(self, sock: socket.socket, incoming: tuple[type, ...]) -> None:
         self.socket = sock
         self._incoming = incoming
         self._buffer = bytearray()

@@ -386,8 +386,8 @@ def test_an_actor_that_holds_a_handle_learns_of_a_death_and_follows_the_restart(
         waiting = asyncio.ensure_future(b.died.call_one("hang", str(HERE / "hangs")))
         await exists("hangs-0", "hangs-1")
         told = asyncio.ensure_future(raised(ActorDied, a.hang.call()))
-        pids = forgectl.actor.driver.run_client.living_run_client()._documents["a"]["ranks"]
-        os.kill(pids[1]["pid"], signal.SIGKILL)
+        ranks = forgectl.actor.driver.run_client.living_run_client()._latest["a"].ranks
+        os.kill(ranks[1].pid, signal.SIGKILL)
         mesh, rank, number, text = await waiting
         assert (mesh, rank, number) == ("a", 1, signal.SIGKILL), text
         await told
@@ -484,7 +484,7 @@ def test_launch_and_shutdown_can_be_overridden_together(forge: Forge) -> None:
         assert await pair.ask_kept.call_one("add", 2) == [2]
         await P.shutdown(pair)
         home = forgectl.actor.driver.run_client.living_run_client()
-        assert all(d["state"] == "stopped" for d in home._documents.values())
+        assert all(mesh.state == "stopped" for mesh in home._latest.values())
         """,
     )
 

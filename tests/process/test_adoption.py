@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from forgectl.controller.records import AgentUp, Happened, Record
+from forgectl.protocol.supervision import RankStarted
 from tests.conftest import Forge, processes_of, until
 from tests.process.deaths import (
     RANKS,
@@ -391,8 +392,8 @@ def test_after_a_reboot_ranks_are_lost_and_their_pids_are_strangers(forge: Forge
     def rebooted(record: Record) -> Record:
         if isinstance(record, AgentUp):
             return dataclasses.replace(record, boot_id="00000000-another-boot", pid=strangers[0].pid)
-        if isinstance(record, Happened) and record.what["type"] == "RankStarted":
-            return dataclasses.replace(record, what={**record.what, "pid": strangers[1 + record.what["rank"]].pid})
+        if isinstance(record, Happened) and isinstance(what := record.what, RankStarted):
+            return dataclasses.replace(record, what=dataclasses.replace(what, pid=strangers[1 + what.rank].pid))
         return record
 
     try:

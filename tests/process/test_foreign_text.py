@@ -10,6 +10,8 @@ import subprocess
 from typing import Any
 
 from forgectl.controller.run_dir import RunDir
+from forgectl.model.status import RunStatus
+from forgectl.wire.codec import from_json
 from tests.conftest import Forge
 
 EVIL = {
@@ -22,14 +24,15 @@ EVIL = {
     "markup": "[red]owned[/red][/]",
     "bidi": "\u202eowned\u2066",
 }
-TIMES = {"started_at", "ended_at", "since", "last_seen"}
+OURS = {"started_at", "ended_at", "since", "last_seen", "state", "kind"}
+"""Of these texts it is known what they may be; a final state with others is none."""
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def spoilt(value: Any, evil: str) -> Any:
-    """A document with `evil` at the end of every text in it but for times."""
+    """A document with `evil` at the end of every text in it but for `OURS`."""
     if isinstance(value, dict):
-        return {k: v if k in TIMES else spoilt(v, evil) for k, v in value.items()}
+        return {k: v if k in OURS else spoilt(v, evil) for k, v in value.items()}
     if isinstance(value, list):
         return [spoilt(v, evil) for v in value]
     return value + evil if isinstance(value, str) else value
@@ -66,7 +69,7 @@ def test_no_text_of_a_run_acts_on_a_terminal(forge: Forge) -> None:
     for evil in EVIL.values():
         bad = spoilt(document, evil)
         bad["hosts"] += [{**bad["hosts"][0], "state": "lost"}]
-        run.write_final({**bad, "run": run.run, "state": "failed"})
+        run.write_final(from_json(RunStatus, {**bad, "run": run.run, "state": "failed"}))
         for command in (["status", "-a"], ["status", "-a", "-v"]):
             shown = forge.ok(*command)
             assert_harmless(shown)

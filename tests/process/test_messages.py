@@ -121,7 +121,7 @@ def test_a_flood_of_broadcasts_blocks_until_there_is_room(forge: Forge) -> None:
 
         waiting = asyncio.ensure_future(c.hang.call(str(HERE / "hangs")))
         await exists("hangs-0", "hangs-1")
-        pids = [r["pid"] for r in forgectl.actor.driver.run_client.living_run_client()._documents["counter"]["ranks"]]
+        pids = [r.pid for r in forgectl.actor.driver.run_client.living_run_client()._latest["counter"].ranks]
         sent = []
 
         def flood():

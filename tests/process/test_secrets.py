@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from forgectl.agent.event_log import MAX_TEXT, WORDS, EventLog
-from forgectl.protocol.supervision import HAPPENINGS, Notice, RankExited, StartFailed
+from forgectl.protocol.supervision import Happening, Notice, RankExited, StartFailed
 from forgectl.redaction import Redaction
 from forgectl.wire.envelope import Refusal
 from tests.conftest import Forge
@@ -90,7 +90,7 @@ def words_of(message: type) -> set[str]:
 def test_every_text_for_people_is_among_those_that_secrets_are_taken_out_of() -> None:
     """A new message, or field, is to be thought of: what is no name or place belongs to WORDS."""
     names = {"mesh", "log", "socket", "unkillable"}
-    for message in (*HAPPENINGS, Refusal):
+    for message in (*typing.get_args(Happening), Refusal):
         assert words_of(message) - names == set(WORDS.get(message, ())), message
 
 
@@ -102,9 +102,9 @@ def test_what_an_agent_tells_is_redacted_before_it_is_cut() -> None:
     log.emit(Notice("m", border + "hunter2"))
     log.emit(StartFailed("m", 0, "hunter2", "hunter2" + border))
     log.emit(RankExited("m", 0, 0, 1, None, log_tail=("a", *SECRET.split("\n"), "} hunter2")))
-    assert events[0]["message"] == border + "***"
-    assert (events[1]["message"], events[1]["detail"]) == ("***", "***" + border)
-    assert events[2]["log_tail"] == ["a", "***", "} ***"]
+    assert events[0].message == border + "***"
+    assert (events[1].message, events[1].detail) == ("***", "***" + border)
+    assert events[2].log_tail == ("a", "***", "} ***")
 
 
 def test_a_short_line_of_a_secret_is_no_secret() -> None:

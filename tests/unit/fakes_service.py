@@ -148,7 +148,7 @@ class Rig:
         await settle()
         assert asyncio.all_tasks() == {asyncio.current_task()}
         numbers = self.service.metrics()
-        assert (numbers["active"], numbers["queued"]) == (0, 0)
+        assert (numbers.active, numbers.queued) == (0, 0)
         assert all(mesh.shutdowns == 1 for mesh in self.meshes.values())
 
 

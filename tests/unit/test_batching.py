@@ -103,17 +103,17 @@ def test_a_cancelled_call_is_left_out_unless_the_batch_runs():
             queued = [rig.call(n, "gathered") for n in (4, 5, 6)]
             alone = [rig.call(n, "batched") for n in (7, 8)]
             await settle()
-            assert rig.service.metrics()["queued"] == 5
+            assert rig.service.metrics().queued == 5
             for task in (gathering[1], queued[1], *alone):
                 task.cancel()
             await settle()
-            assert rig.service.metrics()["queued"] == 2
+            assert rig.service.metrics().queued == 2
             for _ in range(2):
                 rig.meshes[0].running[0].finish()
                 await settle()
             assert rig.meshes[0].values() == [[1, 2, 3], [4, 6]]
             assert [await gathering[2], await gathering[3], await queued[0], await queued[2]] == [2, 3, 4, 6]
-            assert rig.service.metrics()["cancelled"] == 5
+            assert rig.service.metrics().cancelled == 5
 
     asyncio.run(main())
 
@@ -133,7 +133,7 @@ def test_results_that_fit_nobody_are_an_error_for_all(answer, error, says):
         async with Rig(answer=answer) as rig:
             for got in await asyncio.gather(*(rig.call(n, "batched") for n in range(3)), return_exceptions=True):
                 assert isinstance(got, error) and says in str(got) and "batched" in str(got)
-            assert rig.service.metrics()["failures"] == 3
+            assert rig.service.metrics().failures == 3
 
     asyncio.run(main())
 
@@ -242,7 +242,7 @@ def test_a_batch_about_to_start_when_its_replica_or_all_its_callers_go(event):
             assert rig.meshes[0].values() == [0]
             assert [await task for task in tasks] == [0, 1]
             assert all(task.cancelled() if event == "cancel" else task.result() for task in batch)
-            assert rig.service.metrics()["active"] == 0
+            assert rig.service.metrics().active == 0
         gc.collect()
         assert not complaints
 

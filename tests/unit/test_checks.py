@@ -19,6 +19,7 @@ from forgectl.controller.status_document import run_document
 from forgectl.model.plan import RestartPolicy
 from forgectl.protocol.control import Report, StatusReport
 from forgectl.protocol.supervision import (
+    AGENT_TO_CONTROLLER,
     Event,
     LogAt,
     LogPart,
@@ -33,7 +34,8 @@ from forgectl.protocol.supervision import (
     StartFailed,
     StoreOpened,
 )
-from forgectl.wire.envelope import MAX_LINE, ProtocolError, Refusal, encode, pack
+from forgectl.wire.codec import to_tagged
+from forgectl.wire.envelope import MAX_LINE, ProtocolError, Refusal, decode, encode
 from tests.unit.test_state import History, mesh
 
 BOTH = ("a", "b")
@@ -45,8 +47,28 @@ def two() -> History:
 
 
 def said(h: History, host: str, what: Any, *, seq: int = 0, catching_up: bool = False) -> Any:
-    event = Event(seq or h.seq[host] + 1, what if isinstance(what, dict) else pack(what))
-    return check_event(h.run, host, event, catching_up=catching_up)
+    return check_event(h.run, host, Event(seq or h.seq[host] + 1, what), catching_up=catching_up)
+
+
+def received(seq: int, what: Any) -> Any:
+    """An event as a host sends it, of whatever JSON value."""
+    return decode(json.dumps({"type": "Event", "seq": seq, "what": what}).encode(), AGENT_TO_CONTROLLER)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ({"type": "Prepared", "mesh": "m", "more": 1}, "Event.what/Prepared: unknown field 'more'"),
+        ({"type": "Prepared", "mesh": 1}, "Event.what/Prepared.mesh: expected str, got int"),
+        ({"type": "MeshGone", "mesh": "m", "generation": 0, "unkillable": ["x", 1]}, r"Gone.unkillable\[1\]: expected"),
+        ({"type": "Event", "seq": 1, "what": {}}, "Event.what: unknown message 'Event'"),
+        ({"mesh": "m"}, "Event.what: a message names its type"),
+        (None, "Event.what: a message is a JSON object"),
+    ],
+)
+def test_what_is_no_happening_is_refused_as_it_arrives(what: Any, words: str) -> None:
+    with pytest.raises(ProtocolError, match=words):
+        received(1, what)
 
 
 def test_every_event_of_a_run_from_its_beginning_to_its_end_is_news_once() -> None:
@@ -104,7 +126,6 @@ def test_late_news_of_an_old_generation_is_no_breach() -> None:
         ("b", MeshGone("m", 0, unkillable=("x",) * 10_000), "of more than"),
         ("b", Refused("m", Refusal(0, "x")), "no exit code"),
         ("c", Prepared("m"), "not a host of this run"),
-        ("b", {"type": "Prepared", "mesh": "m", "more": 1}, "unknown field"),
     ],
 )
 def test_breaches_say_what_the_host_did(host: str, what: Any, words: str) -> None:
@@ -169,7 +190,7 @@ HAPPENED = st.one_of(
     st.builds(RankStarted, MESHES, GENERATIONS, NUMBERS, st.one_of(st.just(5), NUMBERS), st.just(1), TEXTS),
     st.builds(RankExited, MESHES, GENERATIONS, NUMBERS, MAYBE, MAYBE, st.booleans()),
     st.builds(MeshGone, MESHES, GENERATIONS, NUMBERS, st.lists(TEXTS, max_size=3).map(tuple)),
-).map(pack)
+).map(to_tagged)
 JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), NUMBERS, st.floats(), TEXTS),
     lambda inner: st.one_of(
@@ -200,17 +221,16 @@ def test_whatever_hosts_say_the_run_is_sound_and_the_same_after_a_replay(events:
                 h.seq[each.host] = h.run.hosts[each.host].last_seq
             continue
         host, seq, what = each
-        if not isinstance(what, dict):
-            what = {"what": what}
         seq = seq or h.seq[host] + 1
         try:
-            news = check_event(h.run, host, Event(seq, what), catching_up=catching_up)
+            event = received(seq, what)
+            news = check_event(h.run, host, event, catching_up=catching_up)
         except ProtocolError as e:
             assert str(e)
             continue
         if news is not None:
             h.seq[host] = seq
-            h.record(Happened(host, seq, what))
+            h.record(Happened(host, seq, event.what))
     for found in h.run.meshes.values():
         assert {n: r.plan.host for n, r in found.ranks.items()} == {r.rank: r.host for r in found.plan.ranks}
         assert found.prepared <= set(found.plan.hosts) and found.gone <= set(found.plan.hosts)
@@ -288,4 +308,4 @@ def test_the_status_of_a_run_fits_a_message_whatever_hosts_sent(letter: str, tmp
     (tmp_path / "sockets").symlink_to(tmp_path)
     document = run_document(h.run, RunDir(tmp_path))
     assert len(encode(StatusReport(document))) < MAX_LINE
-    assert all(m["failure"]["traceback"] and m["failure"]["log_tail"] for m in document["meshes"])
+    assert all(m.failure and m.failure.traceback and m.failure.log_tail for m in document.meshes)

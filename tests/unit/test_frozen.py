@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from forgectl.frozen import dataclass
-from forgectl.protocol.supervision import Event, RankExited
+from forgectl.protocol.supervision import Event, Prepared, RankExited, Stats
 
 
 def shape(decorate: Any) -> Any:
@@ -59,14 +59,14 @@ def test_made_and_shown_as_the_standard_ones(args: tuple[Any, ...], kwargs: dict
 
 
 def test_values_alone_make_two_equal_and_give_the_hash() -> None:
-    event = Event(1, {"type": "Prepared"})
-    assert event == Event(1, {"type": "Prepared"})
-    assert event != Event(2, {"type": "Prepared"})
-    assert event != (1, {"type": "Prepared"})
+    event = Event(1, Prepared("m"))
+    assert event == Event(1, Prepared("m"))
+    assert event != Event(2, Prepared("m"))
+    assert event != (1, Prepared("m"))
     exited = RankExited("m", 0, 1, 0, None)
     assert hash(exited) == hash(RankExited("m", 0, 1, 0, None))
     assert len({exited, RankExited("m", 0, 1, 0, None), RankExited("m", 0, 2, 0, None)}) == 2
-    assert outcome(lambda: hash(event)) is TypeError
+    assert outcome(lambda: hash(Stats({}))) is TypeError
 
 
 def test_a_default_made_by_a_function_is_everyones_own() -> None:

@@ -12,13 +12,12 @@ from forgectl.controller.records import AgentLost, AgentUp, Born, Happened, Reco
 from forgectl.controller.run_dir import seal, unseal
 from forgectl.protocol.supervision import Prepared, RankStarted
 from forgectl.system.processes import Identity
-from forgectl.wire.envelope import pack
 
 RECORDS: list[tuple[float, Record]] = [
     (1.5, Born(10, owner=Identity(9, 77, "boot"))),
     (2.25, AgentUp("local", 11, "boot")),
-    (3.0, Happened("local", 1, pack(Prepared("m")))),
-    (4.0, Happened("local", 2, pack(RankStarted("m", 0, 0, 12, 99, "/log/ä\u2028✓")))),
+    (3.0, Happened("local", 1, Prepared("m"))),
+    (4.0, Happened("local", 2, RankStarted("m", 0, 0, 12, 99, "/log/ä\u2028✓"))),
     (5.0, AgentLost("local", "killed", final=True)),
     (6.0, StopAsked(None, 0.0, "Ctrl-C", 130)),
 ]

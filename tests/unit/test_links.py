@@ -32,7 +32,7 @@ from forgectl.protocol.supervision import (
     Synced,
     Welcome,
 )
-from forgectl.wire.envelope import MAX_LINE, Hello, ProtocolError, pack
+from forgectl.wire.envelope import MAX_LINE, Hello, ProtocolError
 from forgectl.wire.stream import Stream
 from tests.unit.test_checks import two
 
@@ -142,8 +142,8 @@ def lost(play: Callable[[Stream], Any], owner: Owner | None = None) -> str:
         (Pong(), "a Pong that nobody asked for"),
         (Stats({}), "Stats, which nobody asked for"),
         (Welcome(__version__, "b", 7, "boot"), "Welcome, which nobody asked for"),
-        (Event(1, {"type": "x"}), "unknown message 'x'"),
-        (Event(1 << 60, pack(Notice("m", "x"))), "which is impossible"),
+        (Event(1, Pong()), "unknown message 'Pong'"),
+        (Event(1 << 60, Notice("m", "x")), "which is impossible"),
     ],
 )
 def test_what_no_agent_sends_ends_its_host(message: Any, words: str) -> None:
@@ -199,7 +199,7 @@ def test_events_that_say_nothing_new_are_counted(monkeypatch: pytest.MonkeyPatch
     async def play(stream: Stream) -> None:
         await greet(stream)
         for seq in range(1, 200):
-            stream.send(Event(seq, pack(Notice("unknown", "x"))))
+            stream.send(Event(seq, Notice("unknown", "x")))
         await obey(stream)
 
     assert lost(play) == "host b was given up: it sent 101 events that say nothing new"
@@ -211,7 +211,7 @@ def test_events_that_say_nothing_new_are_weighed(monkeypatch: pytest.MonkeyPatch
     async def play(stream: Stream) -> None:
         await greet(stream)
         for seq in range(1, 20):
-            stream.send(Event(seq, pack(Notice("unknown", "x" * 100_000))))
+            stream.send(Event(seq, Notice("unknown", "x" * 100_000)))
         await obey(stream)
 
     assert lost(play) == "host b was given up: it sent 11 events that say nothing new"
@@ -223,7 +223,7 @@ def test_a_fault_of_ours_ends_the_host_and_not_the_link_alone(capsys: pytest.Cap
 
     async def play(stream: Stream) -> None:
         await greet(stream)
-        stream.send(Event(1, pack(Notice("m", "x"))))
+        stream.send(Event(1, Notice("m", "x")))
         await obey(stream)
 
     assert "could not be dealt with (ZeroDivisionError: division by zero)" in lost(play, owner)

@@ -20,7 +20,7 @@ from forgectl.controller.state import HostState
 from forgectl.model.plan import HostPlan
 from forgectl.protocol.supervision import LogAt, LogParts, MeshGone, RankStarted, ReadLogs
 from forgectl.system.log_cap import LogCap, leading_hole
-from forgectl.wire.envelope import ProtocolError, decode, encode, pack
+from forgectl.wire.envelope import ProtocolError, decode, encode
 
 
 class Link:
@@ -73,7 +73,7 @@ class Case:
 
     def happen(self, what: Any) -> None:
         self._seq += 1
-        self.mirror.take(Happened("b", self._seq, pack(what)))
+        self.mirror.take(Happened("b", self._seq, what))
 
     def start(self, rank: int = 0, generation: int = 0) -> None:
         self.happen(RankStarted("m", generation, rank, 1, 1, "/log"))

@@ -18,7 +18,7 @@ def test_calls_take_turns_and_queue_in_order():
             tasks = [rig.call(n) for n in range(10)]
             await settle()
             numbers = rig.service.metrics()
-            assert (numbers["active"], numbers["queued"]) == (4, 6)
+            assert (numbers.active, numbers.queued) == (4, 6)
             while not all(task.done() for task in tasks):
                 finish_all(rig)
                 await settle()
@@ -55,7 +55,7 @@ def test_the_users_exceptions_change_no_health():
             for n in range(3):
                 assert str(await outcome(rig.call(n))) == str(n)
             numbers = rig.service.metrics()
-            assert (numbers["failures"], numbers["replicas"][0]["healthy"]) == (3, True)
+            assert (numbers.failures, numbers.replicas[0].healthy) == (3, True)
 
     asyncio.run(main())
 
@@ -67,7 +67,7 @@ def test_another_mesh_that_died_is_the_users_exception():
             await settle()
             rig.meshes[0].running[0].fail(ActorDied("the trainer died", mesh="trainer"))
             assert (await outcome(task)).mesh == "trainer"
-            assert [r["healthy"] for r in rig.service.metrics()["replicas"]] == [True, True]
+            assert [r.healthy for r in rig.service.metrics().replicas] == [True, True]
 
     asyncio.run(main())
 
@@ -85,7 +85,7 @@ def test_an_endpoint_may_have_its_own_router_and_routers_may_be_wrong():
         endpoints = {"last": EndpointInfo(router=Last), "wrong": EndpointInfo(router=Wrong()), "plain": EndpointInfo()}
         async with Rig(endpoints, num_replicas=2, answer=lambda value: value) as rig:
             assert [await rig.call(n, "last") for n in range(3)] == [0, 1, 2]
-            assert [r["total"] for r in rig.service.metrics()["replicas"]] == [0, 3]
+            assert [r.total for r in rig.service.metrics().replicas] == [0, 3]
             with pytest.raises(TypeError, match=r"Wrong\.pick returned None"):
                 await rig.call(0, "wrong")
             await rig.service.scale(3)
@@ -128,7 +128,7 @@ def test_a_cancelled_caller_leaves_its_place():
             tasks[3].cancel()  # before it knows that it could start
             await settle()
             assert [task.cancelled() for task in tasks] == [True, True, False, True]
-            assert rig.service.metrics()["cancelled"] == 3
+            assert rig.service.metrics().cancelled == 3
 
     asyncio.run(main())
 
@@ -187,6 +187,6 @@ def test_a_cancelled_fanout_leaves_every_line():
                     fan.cancel()
                 await settle()
                 numbers = rig.service.metrics()
-                assert (numbers["active"], numbers["queued"]) == (0, 0)
+                assert (numbers.active, numbers.queued) == (0, 0)
 
     asyncio.run(main())

@@ -59,7 +59,7 @@ def test_an_idempotent_call_runs_again_but_does_not_kill_every_replica():
                 await settle()
             assert isinstance(await outcome(poison), ActorDied)
             assert sum(m.values().count("poison") for m in rig.meshes.values()) == ATTEMPTS
-            assert rig.service.metrics()["failures"] == 1
+            assert rig.service.metrics().failures == 1
 
     asyncio.run(main())
 
@@ -77,7 +77,7 @@ def test_a_death_known_only_from_a_call_takes_the_replica_out():
             assert rig.meshes[0].values() == [0]
             assert sorted(rig.meshes[1].values()) == [0, 1, 2, 3]
             rig.meshes[0].notify()  # or the next look
-            assert [r["healthy"] for r in rig.service.metrics()["replicas"]] == [True, True]
+            assert [r.healthy for r in rig.service.metrics().replicas] == [True, True]
 
     asyncio.run(main())
 
@@ -90,7 +90,7 @@ def test_late_news_of_a_death_is_not_held_against_the_next_mesh():
             rig.meshes[0].die()
             rig.meshes[0].recover()
             assert isinstance(await outcome(task), ActorDied)
-            assert rig.service.metrics()["replicas"][0]["healthy"]
+            assert rig.service.metrics().replicas[0].healthy
 
     asyncio.run(main())
 
@@ -162,7 +162,7 @@ def test_callers_wait_for_a_replica_to_come_back():
             tasks = [rig.call(n) for n in range(4)] + [rig.call(n, "batched") for n in (4, 5)]
             fan = asyncio.ensure_future(rig.service.fanout("plain", (6,), {}))
             await settle()
-            assert rig.service.metrics()["queued"] == 7
+            assert rig.service.metrics().queued == 7
             rig.meshes[0].recover()
             while not all(task.done() for task in [*tasks, fan]):
                 await settle()

@@ -169,6 +169,6 @@ def test_without_an_end_every_caller_is_answered(steps, replicas, limit):
                 await asyncio.sleep(0)
             await history.check(stopped=False)
             numbers = rig.service.metrics()
-            assert (numbers["active"], numbers["queued"]) == (0, 0)
+            assert (numbers.active, numbers.queued) == (0, 0)
 
     asyncio.run(main())

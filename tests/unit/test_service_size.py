@@ -11,6 +11,8 @@ import pytest
 
 from forgectl.actor.service.metrics import SAMPLES, AnswerCounts
 from forgectl.errors import ActorDied, ServiceOverloaded, ServiceStopped, ServiceUnavailable
+from forgectl.model.status import ServiceStatus
+from forgectl.wire.codec import from_json, to_json
 from tests.unit.fakes_service import Rig, UserError, finish_all, outcome, settle
 
 # Start, scale, shutdown
@@ -70,7 +72,7 @@ def test_scale_up_and_down_loses_nothing():
             assert await fan == ["fan"] * 3
             assert [rig.meshes[i].values() for i in (1, 2)] == [[1, "fan"], [2, "fan"]]
             assert [rig.meshes[i].shutdowns for i in range(4)] == [0, 1, 1, 0]
-            assert [r["index"] for r in rig.service.metrics()["replicas"]] == [0, 3]
+            assert [r.index for r in rig.service.metrics().replicas] == [0, 3]
             with pytest.raises(ValueError, match="at least 1"):
                 await rig.service.scale(0)
 
@@ -94,7 +96,7 @@ def test_a_cancelled_or_failed_scale():
             with pytest.raises(UserError):
                 await rig.service.scale(3)
             assert rig.meshes[2].shutdowns == 1
-            assert [r["index"] for r in rig.service.metrics()["replicas"]] == [0]
+            assert [r.index for r in rig.service.metrics().replicas] == [0]
             assert await asyncio.gather(*tasks) == [0, 1]
 
     asyncio.run(main())
@@ -109,7 +111,7 @@ def test_a_session_on_a_replica_that_goes_moves():
             await rig.service.scale(1)
             for session in sessions:
                 await rig.call(1, session=session)
-            assert rig.service.metrics()["replicas"][0]["sessions"] == 2
+            assert rig.service.metrics().replicas[0].sessions == 2
 
     asyncio.run(main())
 
@@ -179,7 +181,7 @@ def test_metrics_are_plain_and_right():
         now[0] += 0.01
         stats.succeeded(now[0] - (0.5 if n >= SAMPLES else 9.0))
     stats.failed(now[0] - 2.5)
-    got = stats.as_dict()
+    got = stats.numbers()
     assert (got["total"], got["successes"], got["failures"]) == (2001, 2000, 1)
     assert got["latency_p50"] == got["latency_p99"] == pytest.approx(0.5)
     assert got["latency_mean"] == pytest.approx(0.502)
@@ -191,9 +193,9 @@ def test_metrics_are_plain_and_right():
         async with Rig(num_replicas=2) as rig:
             rig.meshes[1].die(for_good=True)
             numbers = rig.service.metrics()
-            assert json.loads(json.dumps(numbers)) == numbers
-            assert numbers["replicas"][1]["ended"] == "fake.1 died"
-            assert numbers["latency_p50"] is None
+            assert from_json(ServiceStatus, json.loads(json.dumps(to_json(numbers)))) == numbers
+            assert numbers.replicas[1].ended == "fake.1 died"
+            assert numbers.latency_p50 is None
 
     asyncio.run(main())
 

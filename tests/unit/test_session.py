@@ -117,7 +117,7 @@ def test_calls_of_a_session_go_to_one_replica_whatever_the_router(router):
                     run.finish()
             assert all(len(home) == 1 for home in homes.values())
             assert sorted(index for home in homes.values() for index in home) == [0, 0, 1, 1, 2, 2]
-            assert {r["sessions"] for r in rig.service.metrics()["replicas"]} == {2}
+            assert {r.sessions for r in rig.service.metrics().replicas} == {2}
             await asyncio.gather(*tasks)
 
     asyncio.run(main())
@@ -160,7 +160,7 @@ def test_an_unknown_or_terminated_session_is_named():
                     await attempt()
             with pytest.raises(NotFoundError, match=session):
                 rig.service.terminate_session(session)
-            assert rig.service.metrics()["sessions"] == 0
+            assert rig.service.metrics().sessions == 0
         with pytest.raises(ServiceStopped):
             rig.service.start_session()
 

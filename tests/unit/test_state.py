@@ -10,7 +10,7 @@ from forgectl.controller.run_state import Run
 from forgectl.controller.state import MESH_TRANSITIONS, MeshState, describe
 from forgectl.controller.status_document import reason
 from forgectl.model.plan import HostPlan, MeshPlan, Plan, Program, RankPlan, RestartPolicy
-from forgectl.protocol.control import OVER
+from forgectl.model.status import OVER
 from forgectl.protocol.supervision import (
     Happening,
     MeshGone,
@@ -27,7 +27,7 @@ from forgectl.protocol.supervision import (
     Stop,
     StoreOpened,
 )
-from forgectl.wire.envelope import Refusal, pack
+from forgectl.wire.envelope import Refusal
 
 
 class History:
@@ -57,7 +57,7 @@ class History:
 
     def happen(self, what: Happening, host: str = "a") -> None:
         self.seq[host] += 1
-        self.record(Happened(host, self.seq[host], pack(what)))
+        self.record(Happened(host, self.seq[host], what))
 
     def mesh(self, name: str = "m") -> MeshState:
         return self.run.meshes[name]
@@ -341,7 +341,7 @@ def test_nothing_restarts_where_no_agent_can_be_started() -> None:
 def test_a_rebuilt_journal_takes_events_again() -> None:
     h = History(mesh())
     h.start()
-    missing = [(t, r) for t, r in h.records if not (isinstance(r, Happened) and r.what["type"] == "Prepared")]
+    missing = [(t, r) for t, r in h.records if not (isinstance(r, Happened) and isinstance(r.what, Prepared))]
     again = Run.new("t-0000", h.run.plan)
     for when, record in [*missing, (h.now, Born(1, True, rebuilt=True)), *h.records]:
         again.apply(when, record)

@@ -38,7 +38,7 @@ def test_no_listing_is_too_long_for_a_line() -> None:
     entries = [Entry(f"{ODD}/{ODD}/{n}", "l", mark=ODD) for n in range(2000)]
     lines = [encode(m) for m in listings(entries)]
     assert len(lines) > 1 and max(map(len, lines)) < MAX_LINE
-    messages = [decode(line, [Listing]) for line in lines]
+    messages = [decode(line, (Listing,)) for line in lines]
     assert [e for m in messages for e in listed(m)] == entries
     assert [m.last for m in messages] == [False] * (len(lines) - 1) + [True]
     assert len(list(listings([]))) == 1

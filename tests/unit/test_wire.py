@@ -6,18 +6,19 @@ import json
 import os
 import socket
 import threading
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from forgectl.protocol.host_survey import RELAY_TO_LAUNCHER
-from forgectl.protocol.supervision import AGENT_TO_CONTROLLER, HAPPENINGS
+from forgectl.protocol.supervision import AGENT_TO_CONTROLLER, Happening
 from forgectl.transport.ssh import NOISE, Said
 from forgectl.wire.envelope import ProtocolError, decode
 from forgectl.wire.unix_sockets import Connection
 
-ALL = (*AGENT_TO_CONTROLLER, *RELAY_TO_LAUNCHER, *HAPPENINGS)
+ALL = (*AGENT_TO_CONTROLLER, *RELAY_TO_LAUNCHER, *get_args(Happening))
 VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.just(10**400), st.floats(), st.text(max_size=5)),
     lambda inner: st.one_of(

@@ -47,7 +47,7 @@ class CallServer:
 
     async def _answer(self, request: Any) -> Any:
         if isinstance(request, GetMetrics):
-            return Metrics({name: service.metrics() for name, service in self._home.services.items()})
+            return Metrics({name: service._core.metrics() for name, service in self._home.services.items()})
         try:
             return Values([plain(await self._call(request))])
         except ForgeError as e:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from forgectl.actor.deaths import again, died
-from forgectl.actor.driver.run_client import Document, RunClient
+from forgectl.actor.driver.run_client import RunClient
 from forgectl.actor.endpoint import endpoints_of, interface_of
 from forgectl.actor.handle import ActorHandle
 from forgectl.actor.ranks import Ranks
@@ -19,7 +19,8 @@ from forgectl.actor.verbs import CONSTRUCT, INVOKE
 from forgectl.errors import ActorDied, ForgeError, error_of
 from forgectl.frozen import dataclass
 from forgectl.messages import pickling
-from forgectl.protocol.control import OVER, Report
+from forgectl.model.status import MeshStatus
+from forgectl.protocol.control import Report
 from forgectl.system.tasks import Background
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class LiveMesh:
         self._known: Ranks | None = None  # those of the last generation that was up
         self._error: BaseException | None = None  # what a constructor or setup raised
         self._up: concurrent.futures.Future[Ranks] = concurrent.futures.Future()
-        self._over: concurrent.futures.Future[Document] = concurrent.futures.Future()
+        self._over: concurrent.futures.Future[MeshStatus] = concurrent.futures.Future()
         self._listeners: list[Callable[[], None]] = []
         self._tasks = Background()
 
@@ -119,37 +120,36 @@ class LiveMesh:
         home.watch(name, mesh._take)
         return mesh
 
-    def _take(self, document: Document) -> None:
-        state, generation = document["state"], document["generation"]
-        alive = state in ("pending", "starting", "ready")
+    def _take(self, now: MeshStatus) -> None:
+        alive = now.state in ("pending", "starting", "ready")
         for ranks in (self._ranks, self._making_ranks):
-            if ranks is not None and (not alive or generation != ranks.generation):
-                self._lose(ranks, document)
-        if state in OVER:
-            self._end(document)
-        elif document["open"] and generation > self._attempted:
-            self._attempted = generation
-            self._tasks.begin(self._fill(document))
-        elif state == "starting" and self._ranks is not None and generation == self._ranks.generation:
-            self._tasks.begin(self._tell(generation))  # a new controller may not have heard
+            if ranks is not None and (not alive or now.generation != ranks.generation):
+                self._lose(ranks, now)
+        if now.ended:
+            self._end(now)
+        elif now.open and now.generation > self._attempted:
+            self._attempted = now.generation
+            self._tasks.begin(self._fill(now))
+        elif now.state == "starting" and self._ranks is not None and now.generation == self._ranks.generation:
+            self._tasks.begin(self._tell(now.generation))  # a new controller may not have heard
 
-    def _lose(self, ranks: Ranks, document: Document) -> None:
+    def _lose(self, ranks: Ranks, now: MeshStatus) -> None:
         was_up = ranks is self._ranks
         if was_up:  # first: who learns of the death may call again at once, and is to wait for what comes
             self._ranks = None
             self._up = concurrent.futures.Future()
-        ranks.die(died(document, mesh=self.name))
+        ranks.die(died(now))
         if was_up:
             self._tell_listeners()
 
-    def _end(self, document: Document) -> None:
+    def _end(self, now: MeshStatus) -> None:
         if self._over.done():
             return
         self._home.forget(self.name, self._take)
-        self._over.set_result(document)
+        self._over.set_result(now)
         if self._up.done():
             self._up = concurrent.futures.Future()
-        self._up.set_exception(self._error or _refused(document) or died(document, mesh=self.name))
+        self._up.set_exception(self._error or _refused(now) or died(now))
         self._tell_listeners()
 
     def _tell_listeners(self) -> None:
@@ -158,12 +158,12 @@ class LiveMesh:
 
     # ------------------------------------------------------------ a generation
 
-    async def _fill(self, document: Document) -> None:
+    async def _fill(self, now: MeshStatus) -> None:
         """Construct an actor in each rank of a generation, set them up, and say so."""
-        generation, restarts = document["generation"], document["restarts"]
-        if self._making.backoff and restarts > 1:
-            await asyncio.sleep(min(0.1 * 2**restarts, LONGEST_BACKOFF))
-        places = [self._home.place_of(rank["host"]) for rank in document["ranks"]]
+        generation = now.generation
+        if self._making.backoff and now.restarts > 1:
+            await asyncio.sleep(min(0.1 * 2**now.restarts, LONGEST_BACKOFF))
+        places = [self._home.place_of(rank.host) for rank in now.ranks]
         ranks = self._making_ranks = Ranks(self.name, generation, places, self._home.here)
         try:
             await self._make(ranks)
@@ -215,9 +215,8 @@ def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
-def _refused(document: Document) -> ForgeError | None:
+def _refused(now: MeshStatus) -> ForgeError | None:
     """What kept it from starting, where that was not the user's code."""
-    error = document["error"]
-    if not error or error["code"] == 1:
+    if now.error is None or now.error.code == 1:
         return None
-    return error_of(error["code"], f"mesh {document['mesh']}: {error['message']}", error["hint"])
+    return error_of(now.error.code, f"mesh {now.mesh}: {now.error.message}", now.error.hint)

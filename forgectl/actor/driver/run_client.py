@@ -24,6 +24,7 @@ from forgectl.controller.run_dir import RunDir
 from forgectl.controller.start_run import begin_run
 from forgectl.errors import BusyError, ForgeError, UsageError
 from forgectl.model.plan import LEASE, LOG_LIMIT, HostPlan, Plan, Unit
+from forgectl.model.status import MeshStatus, RunStatus
 from forgectl.names import free_name, name_of
 from forgectl.protocol.control import AddMesh, Attach, MeshAdded, Report, Shutdown, StatusReport
 from forgectl.rank import driver
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from forgectl.messages.calling import Here
 
 T = TypeVar("T")
-Document = dict[str, Any]
 
 END_SECONDS = 20.0
 """How long the end of a script waits for the end of its run."""
@@ -56,9 +56,9 @@ class RunClient:
         self._own = own
         self._closing = False
         self._reachable: concurrent.futures.Future[None] | None = None
-        self._documents: dict[str, Document] = {}
+        self._latest: dict[str, MeshStatus] = {}
         self._places = {h.name: h.place for h in plan.hosts}
-        self._watchers: dict[str, Callable[[Document], None]] = {}
+        self._watchers: dict[str, Callable[[MeshStatus], None]] = {}
         self._firsts: dict[str, int] = {}  # mesh → its first generation, where an ended one had its name before
         self.meshes: dict[str, Any] = {}  # those launched here, by name
         self.services: dict[str, Any] = {}
@@ -156,36 +156,43 @@ class RunClient:
                 if not self.run.path.exists():
                     break
         final = self.run.read_final()
-        self.loop.call_soon_threadsafe(self._take, final or {"meshes": [], "state": "lost"}, True)
+        self.loop.call_soon_threadsafe(self._take_last, final)
 
-    def _take(self, document: Document, final: bool = False) -> None:
-        if document["state"] not in ("starting", "running"):
+    def _take(self, status: RunStatus) -> None:
+        if status.state not in ("starting", "running"):
             self._let_go()
-        for mesh in document["meshes"]:
-            if mesh["generation"] < self._firsts.get(mesh["mesh"], 0) and not final:
-                continue
-            self._documents[mesh["mesh"]] = mesh
-            if (watcher := self._watchers.get(mesh["mesh"])) is not None:
-                watcher(mesh)
-        if final:
-            self.ended = True
-            for name, watcher in list(self._watchers.items()):
-                gone = {"mesh": name, "state": "lost", "reason": "its run has ended", "generation": 0, "open": False}
-                if not any(m["mesh"] == name for m in document["meshes"]):
-                    watcher({"error": None, "failure": None, "ranks": [], **gone})
+        for mesh in status.meshes:
+            if mesh.generation >= self._firsts.get(mesh.mesh, 0):
+                self._tell(mesh)
 
-    def watch(self, mesh: str, watcher: Callable[[Document], None]) -> None:
+    def _take_last(self, final: RunStatus | None) -> None:
+        """The run has ended; None: without a trace."""
+        self._let_go()
+        meshes = final.meshes if final is not None else ()
+        for mesh in meshes:
+            self._tell(mesh)
+        self.ended = True
+        for name, watcher in list(self._watchers.items()):
+            if all(mesh.mesh != name for mesh in meshes):
+                watcher(MeshStatus.lost(name, "its run has ended"))
+
+    def _tell(self, mesh: MeshStatus) -> None:
+        self._latest[mesh.mesh] = mesh
+        if (watcher := self._watchers.get(mesh.mesh)) is not None:
+            watcher(mesh)
+
+    def watch(self, mesh: str, watcher: Callable[[MeshStatus], None]) -> None:
         """Have `watcher` called with every later state of a mesh, and with the present one. In the loop."""
         self._watchers[mesh] = watcher
-        document = self._documents.get(mesh)
-        if document is not None and (self.ended or document["generation"] >= self._firsts.get(mesh, 0)):
-            watcher(document)
+        latest = self._latest.get(mesh)
+        if latest is not None and (self.ended or latest.generation >= self._firsts.get(mesh, 0)):
+            watcher(latest)
 
-    def forget(self, mesh: str, watcher: Callable[[Document], None]) -> None:
+    def forget(self, mesh: str, watcher: Callable[[MeshStatus], None]) -> None:
         """Call `watcher` no more: the mesh is over."""
         if self._watchers.get(mesh) == watcher:
             del self._watchers[mesh]
-            self._documents.pop(mesh, None)
+            self._latest.pop(mesh, None)
 
     # ------------------------------------------------------------ what is asked of the controller
 

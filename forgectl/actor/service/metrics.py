@@ -7,11 +7,24 @@ import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TypedDict, TypeVar
 
 T = TypeVar("T")
 WINDOW = 60  # seconds that the rate looks back
 SAMPLES = 1000  # requests that the latency looks back
+
+
+class Answered(TypedDict):
+    """What ServiceStatus and ReplicaStatus both have."""
+
+    total: int
+    successes: int
+    failures: int
+    cancelled: int
+    requests_per_second: float
+    latency_mean: float | None
+    latency_p50: float | None
+    latency_p99: float | None
 
 
 class AnswerCounts:
@@ -66,7 +79,7 @@ class AnswerCounts:
         recent = sum(n for n, s in zip(self._counts, self._seconds, strict=True) if s > now - WINDOW)
         return recent / min(WINDOW, max(1.0, now - self._since))
 
-    def as_dict(self) -> dict[str, Any]:
+    def numbers(self) -> Answered:
         """Counts, and latency in seconds from a request's arrival to its answer; None where nothing was answered.
 
         `total` is successes and failures; requests whose callers were cancelled count only as `cancelled`.

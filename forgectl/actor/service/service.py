@@ -15,6 +15,7 @@ from forgectl.actor.service.replica import ATTEMPTS, Replica, ReplicaMesh, Singl
 from forgectl.actor.service.routing import Placement, make_router
 from forgectl.actor.service.session import Session, SessionTable
 from forgectl.errors import ActorDied, NotFoundError, ServiceOverloaded
+from forgectl.model.status import ReplicaStatus, ServiceStatus
 from forgectl.names import nearest
 from forgectl.system.tasks import Background
 
@@ -357,31 +358,31 @@ class ServiceCore:
 
     # Numbers
 
-    def metrics(self) -> dict[str, Any]:
-        """The service's numbers and each replica's, ready for JSON; see `Stats.as_dict`. From any thread."""
+    def metrics(self) -> ServiceStatus:
+        """The service's numbers and each replica's. From any thread."""
         sessions = self._sessions.count()
         present = list(self._placement.replicas.values())  # at once: another thread may change it meanwhile
-        replicas = [
-            {
-                "index": r.index,
-                "mesh": r.mesh.name,
-                "healthy": r.up,
-                "ended": None if r.mesh.ended is None else str(r.mesh.ended),
-                "active": r.running,
-                "queued": r.queued,
-                "sessions": sessions[r.index],
-                **r.stats.as_dict(),
-            }
+        replicas = tuple(
+            ReplicaStatus(
+                index=r.index,
+                mesh=r.mesh.name,
+                healthy=r.up,
+                ended=None if r.mesh.ended is None else str(r.mesh.ended),
+                active=r.running,
+                queued=r.queued,
+                sessions=sessions[r.index],
+                **r.stats.numbers(),
+            )
             for r in present
-        ]
-        return {
-            "service": self.name,
-            "active": sum(replica["active"] for replica in replicas),
-            "queued": self._placement.waiting() + self._batcher.gathering(),
-            "sessions": len(self._sessions),
-            **self._stats.as_dict(),
-            "replicas": replicas,
-        }
+        )
+        return ServiceStatus(
+            service=self.name,
+            active=sum(replica.active for replica in replicas),
+            queued=self._placement.waiting() + self._batcher.gathering(),
+            sessions=len(self._sessions),
+            **self._stats.numbers(),
+            replicas=replicas,
+        )
 
 
 async def _all_idle(replicas: Sequence[Replica]) -> None:

@@ -7,16 +7,15 @@ import select
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-from forgectl.cli.find import mesh_of
 from forgectl.cli.log_output.log_stream import LogSource, LogStream, read_all
 from forgectl.cli.log_output.log_writer import LogWriter
 from forgectl.cli.views import render
 from forgectl.controller import client
 from forgectl.controller.run_dir import RunDir
 from forgectl.errors import NotFoundError
-from forgectl.protocol.control import OVER, BringLogs, FollowLogs, LogsHome
+from forgectl.model.status import MeshStatus, RunStatus
+from forgectl.protocol.control import BringLogs, FollowLogs, LogsHome
 from forgectl.wire.unix_sockets import Connection
 
 IDLE_SECONDS = 0.05
@@ -36,12 +35,12 @@ def show_logs(
     terminal = sys.stdout.isatty()
     writer = LogWriter(sys.stdout.buffer, terminal=terminal, color=render.wants_color(sys.stdout), prefix=prefix)
     absent = () if follow else _bring_home(run, meshes)
-    document = client.document(run)
-    sources = _sources(document, meshes, ranks)
+    status = client.document(run)
+    sources = _sources(status, meshes, ranks)
     if follow:
         _follow(run, meshes, LogStream(terminal=terminal), writer, last, ranks)
         return
-    _tell_of_absent(document, meshes, absent)
+    _tell_of_absent(status, meshes, absent)
     for chunk in read_all(sources, last, terminal=terminal):
         writer.write(chunk)
 
@@ -65,10 +64,10 @@ def _bring_home(run: RunDir, meshes: tuple[str, ...]) -> tuple[str, ...]:
     return ()
 
 
-def _tell_of_absent(document: dict[str, Any], meshes: tuple[str, ...], absent: tuple[str, ...]) -> None:
+def _tell_of_absent(status: RunStatus, meshes: tuple[str, ...], absent: tuple[str, ...]) -> None:
     """Say of which hosts, of those that ranks shown here are on, lines may be missing."""
-    shown = {rank["host"] for name in meshes for rank in mesh_of(document, name)["ranks"]}
-    lost = [h["name"] for h in document["hosts"] if h["state"] == "lost" and h["name"] in shown]
+    shown = {rank.host for name in meshes for rank in status.mesh(name).ranks}
+    lost = [h.name for h in status.hosts if h.state == "lost" and h.name in shown]
     away = [name for name in absent if name in shown and name not in lost]
     if lost:
         _say(f"lost, so that last lines may be missing: {', '.join(lost)}")
@@ -101,18 +100,18 @@ class _Follower:
                     self._line.send(self._wish)
 
 
-def _sources(run: dict[str, Any], meshes: tuple[str, ...], ranks: frozenset[int] | None) -> list[LogSource]:
-    return [source for name in meshes for source in _sources_of(mesh_of(run, name), ranks)]
+def _sources(status: RunStatus, meshes: tuple[str, ...], ranks: frozenset[int] | None) -> list[LogSource]:
+    return [source for name in meshes for source in _sources_of(status.mesh(name), ranks)]
 
 
-def _sources_of(mesh: dict[str, Any], ranks: frozenset[int] | None) -> list[LogSource]:
-    known = {r["rank"] for r in mesh["ranks"]}
+def _sources_of(mesh: MeshStatus, ranks: frozenset[int] | None) -> list[LogSource]:
+    known = {r.rank for r in mesh.ranks}
     if ranks is not None and (missing := sorted(ranks - known)):
-        raise NotFoundError(f"mesh {mesh['mesh']!r} has no rank {missing[0]}", hint=f"it has ranks 0 to {max(known)}")
+        raise NotFoundError(f"mesh {mesh.mesh!r} has no rank {missing[0]}", hint=f"it has ranks 0 to {max(known)}")
     return [
-        LogSource(f"{mesh['mesh']}/{r['rank']}@{r['host']}", Path(r["log"]))
-        for r in mesh["ranks"]
-        if r["log"] and (ranks is None or r["rank"] in ranks)
+        LogSource(f"{mesh.mesh}/{r.rank}@{r.host}", Path(r.log))
+        for r in mesh.ranks
+        if r.log and (ranks is None or r.rank in ranks)
     ]
 
 
@@ -131,11 +130,11 @@ def _follow(
         if not over and time.monotonic() - asked >= STATE_SECONDS:
             asked = time.monotonic()
             follower.keep()
-            document = client.document(run)
-            for source in _sources(document, meshes, ranks):
+            status = client.document(run)
+            for source in _sources(status, meshes, ranks):
                 stream.add(source, last)
             last = None  # later generations are shown from their beginning
-            over = all(mesh_of(document, name)["state"] in OVER for name in meshes)
+            over = all(status.mesh(name).ended for name in meshes)
             if over:
                 stream.end()
         idle = True

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from forgectl.cli.views.terminal_text import harmless
+from forgectl.model.status import CollateralStatus, MeshStatus, RankStatus, ReplicaStatus, RunStatus, ServiceStatus
 from forgectl.system.sizes import show_bytes
 
 STATE_STYLE = {
@@ -91,7 +92,7 @@ def state_text(state: str) -> Text:
 # ---------------------------------------------------------------- status
 
 
-def status_view(runs: list[dict[str, Any]], *, ranks: bool) -> RenderableType:
+def status_view(runs: list[RunStatus], *, ranks: bool) -> RenderableType:
     """A row a mesh, grouped by run; with `ranks` a row a rank below."""
     if not runs:
         return Text("no runs; `forgectl launch SPEC` starts one, `forgectl status -a` shows ended ones")
@@ -103,24 +104,26 @@ def status_view(runs: list[dict[str, Any]], *, ranks: bool) -> RenderableType:
     return Group(*parts)
 
 
-def _troubled_hosts(runs: list[dict[str, Any]]) -> Iterator[RenderableType]:
+def _troubled_hosts(runs: list[RunStatus]) -> Iterator[RenderableType]:
     """A line for each host of a living run that is not reached."""
     for run in runs:
-        for host in run["hosts"]:
-            if run["ended_at"] is None and host["state"] in ("reconnecting", "lost"):
-                where = f" of run {run['run']}" if len(runs) > 1 else ""
-                seen = f", last seen {age(host['last_seen'])} ago" if host["last_seen"] else ""
-                yield Text.assemble("  host ", plain(host["name"]), f"{where}: ", state_text(host["state"]), seen)
+        for host in run.hosts:
+            if not run.ended and host.state in ("reconnecting", "lost"):
+                where = f" of run {run.run}" if len(runs) > 1 else ""
+                seen = f", last seen {age(host.last_seen)} ago" if host.last_seen else ""
+                yield Text.assemble("  host ", plain(host.name), f"{where}: ", state_text(host.state), seen)
 
 
 class _Meshes:
     """A row a mesh; where there is no room for the reasons beside the rows, they follow below."""
 
-    def __init__(self, runs: list[dict[str, Any]]) -> None:
+    def __init__(self, runs: list[RunStatus]) -> None:
         several = len(runs) > 1
-        names = [f"{run['run']}/{mesh['mesh']}" if several else mesh["mesh"] for run in runs for mesh in run["meshes"]]
-        meshes = [(run, mesh) for run in runs for mesh in run["meshes"]]
-        self._rows = [[*_mesh_row(*pair, name)] for pair, name in zip(meshes, names, strict=True)]
+        self._rows = [
+            [*_mesh_row(run, mesh, f"{run.run}/{mesh.mesh}" if several else mesh.mesh)]
+            for run in runs
+            for mesh in run.meshes
+        ]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         reasons = [row[-1] for row in self._rows if isinstance(row[-1], Text)]
@@ -142,97 +145,94 @@ class _Meshes:
                 yield Padding(Text.assemble(row[0], ": ", row[-1]), (0, 0, 0, 2), expand=False)
 
 
-def _mesh_row(run: dict[str, Any], mesh: dict[str, Any], name: str) -> Iterator[RenderableType]:
-    hosts = list(dict.fromkeys(r["host"] for r in mesh["ranks"]))
-    gpus = sum(len(r["gpus"]) for r in mesh["ranks"])
-    restarts = f"{mesh['restarts']}/{mesh['max_restarts']}" if mesh["max_restarts"] else "-"
+def _mesh_row(run: RunStatus, mesh: MeshStatus, name: str) -> Iterator[RenderableType]:
+    hosts = list(dict.fromkeys(r.host for r in mesh.ranks))
+    gpus = sum(len(r.gpus) for r in mesh.ranks)
     yield plain(name)
-    yield Text(mesh["kind"])
-    yield state_text(mesh["state"])
-    yield Text(f"{mesh['ready']}/{mesh['desired']}")
+    yield Text(mesh.kind)
+    yield state_text(mesh.state)
+    yield Text(f"{mesh.ready}/{mesh.desired}")
     yield plain(hosts[0] if len(hosts) == 1 else f"{hosts[0]} +{len(hosts) - 1}")
     yield Text(str(gpus) if gpus else "-")
-    yield Text(restarts)
-    yield Text(age(run["started_at"], run["ended_at"]))
-    yield plain(mesh["reason"] or "-")
+    yield Text(f"{mesh.restarts}/{mesh.max_restarts}" if mesh.max_restarts else "-")
+    yield Text(age(run.started_at, run.ended_at))
+    yield plain(mesh.reason or "-")
 
 
-def _run_details(run: dict[str, Any]) -> Iterator[RenderableType]:
-    controller = run["controller"]
-    alive = f"controller {controller['pid']}" if controller["alive"] else "no controller"
-    yield Text.assemble("run ", (run["run"], "bold"), ": ", state_text(run["state"]), f", {alive}, {run['run_dir']}")
+def _run_details(run: RunStatus) -> Iterator[RenderableType]:
+    alive = f"controller {run.controller.pid}" if run.controller.alive else "no controller"
+    yield Text.assemble("run ", (run.run, "bold"), ": ", state_text(run.state), f", {alive}, {run.run_dir}")
     table = _table("RANK", "HOST", "PID", "STATE", "GPUS", "CPU %", "MEMORY", "END")
-    for mesh in run["meshes"]:
-        for rank in mesh["ranks"]:
+    for mesh in run.meshes:
+        for rank in mesh.ranks:
             table.add_row(
-                plain(f"{mesh['mesh']}/{rank['rank']}"),
-                plain(rank["host"]),
-                Text(str(rank["pid"] or "-")),
-                state_text(rank["state"]),
-                Text(",".join(rank["gpus"]) or "-"),
-                Text("-" if rank["cpu_percent"] is None else f"{rank['cpu_percent']:.0f}", justify="right"),
-                Text("-" if rank["rss_bytes"] is None else show_bytes(rank["rss_bytes"]), justify="right"),
+                plain(f"{mesh.mesh}/{rank.rank}"),
+                plain(rank.host),
+                Text(str(rank.pid or "-")),
+                state_text(rank.state),
+                Text(",".join(rank.gpus) or "-"),
+                Text("-" if rank.cpu_percent is None else f"{rank.cpu_percent:.0f}", justify="right"),
+                Text("-" if rank.rss_bytes is None else show_bytes(rank.rss_bytes), justify="right"),
                 Text(how_ended(rank)),
             )
     yield table
-    if len(run["hosts"]) > 1 or run["hosts"][0]["state"] not in ("up", "gone"):
+    if len(run.hosts) > 1 or run.hosts[0].state not in ("up", "gone"):
         yield Text()
         yield _hosts(run)
-    names = {m["mesh"].rpartition(".")[0] for m in run["meshes"] if m["kind"] == "service"}
-    services = {name: s for name, s in run.get("services", {}).items() if name in names}
+    names = {m.mesh.rpartition(".")[0] for m in run.meshes if m.kind == "service"}
+    services = [service for name, service in (run.services or {}).items() if name in names]
     if services:
         yield Text()
         yield _services(services)
 
 
-def _hosts(run: dict[str, Any]) -> Table:
+def _hosts(run: RunStatus) -> Table:
     table = _table("HOST", "STATE", "ADDRESS", "AGENT", "LAST SEEN")
-    for host in run["hosts"]:
-        seen = f"{age(host['last_seen'], run['ended_at'])} ago" if host["last_seen"] and not run["ended_at"] else "-"
+    for host in run.hosts:
         table.add_row(
-            plain(host["name"]),
-            state_text(host["state"]),
-            plain(host["address"] or "-"),
-            Text(str(host["agent_pid"] or "-")),
-            Text(seen),
+            plain(host.name),
+            state_text(host.state),
+            plain(host.address or "-"),
+            Text(str(host.agent_pid or "-")),
+            Text(f"{age(host.last_seen)} ago" if host.last_seen and not run.ended else "-"),
         )
     return table
 
 
-def _services(services: dict[str, Any]) -> Table:
+def _services(services: list[ServiceStatus]) -> Table:
     """A row a service, and one for each of its replicas."""
     table = _table(
         "SERVICE", "HEALTHY", "REQUESTS", "FAILED", "PER S", "MEAN", "P50", "P99", "ACTIVE", "QUEUED", "SESSIONS"
     )
-    for name, service in services.items():
-        replicas = service["replicas"]
-        table.add_row(plain(name), Text(f"{sum(r['healthy'] for r in replicas)}/{len(replicas)}"), *_requests(service))
-        for replica in replicas:
-            healthy = Text("yes", "green") if replica["healthy"] else Text("no", "bold red")
-            table.add_row(plain(f"  {replica['mesh']}"), healthy, *_requests(replica))
+    for service in services:
+        healthy = Text(f"{sum(r.healthy for r in service.replicas)}/{len(service.replicas)}")
+        table.add_row(plain(service.service), healthy, *_requests(service))
+        for replica in service.replicas:
+            healthy = Text("yes", "green") if replica.healthy else Text("no", "bold red")
+            table.add_row(plain(f"  {replica.mesh}"), healthy, *_requests(replica))
     return table
 
 
-def _requests(metrics: dict[str, Any]) -> Iterator[Text]:
-    for key in ("total", "failures"):
-        yield Text(str(metrics[key]), justify="right")
-    yield Text(f"{metrics['requests_per_second']:.1f}", justify="right")
-    for key in ("latency_mean", "latency_p50", "latency_p99"):
-        yield Text("-" if metrics[key] is None else f"{1000 * metrics[key]:.1f} ms", justify="right")
-    for key in ("active", "queued", "sessions"):
-        yield Text(str(metrics[key]), justify="right")
+def _requests(counts: ServiceStatus | ReplicaStatus) -> Iterator[Text]:
+    for count in (counts.total, counts.failures):
+        yield Text(str(count), justify="right")
+    yield Text(f"{counts.requests_per_second:.1f}", justify="right")
+    for latency in (counts.latency_mean, counts.latency_p50, counts.latency_p99):
+        yield Text("-" if latency is None else f"{1000 * latency:.1f} ms", justify="right")
+    for count in (counts.active, counts.queued, counts.sessions):
+        yield Text(str(count), justify="right")
 
 
-def how_ended(rank: dict[str, Any]) -> str:
+def how_ended(rank: RankStatus) -> str:
     """`exit 0`, `SIGTERM`, or `-` for a rank that has not ended."""
     import signal
 
-    if rank["signal"] is not None:
+    if rank.signal is not None:
         try:
-            return signal.Signals(rank["signal"]).name
+            return signal.Signals(rank.signal).name
         except ValueError:
-            return f"signal {rank['signal']}"
-    return "-" if rank["exit_code"] is None else f"exit {rank['exit_code']}"
+            return f"signal {rank.signal}"
+    return "-" if rank.exit_code is None else f"exit {rank.exit_code}"
 
 
 def _table(*columns: str) -> Table:
@@ -268,25 +268,25 @@ def _time(text: str) -> datetime.datetime:
 # ---------------------------------------------------------------- failures
 
 
-def failure_report(mesh: dict[str, Any]) -> RenderableType | None:
+def failure_report(mesh: MeshStatus) -> RenderableType | None:
     """Why a mesh failed: the first rank with its traceback, or else its last log lines; the others apart."""
-    failure = mesh["failure"]
+    failure = mesh.failure
     if failure is None:
         return None
-    lines = [Text.assemble((f"{mesh['mesh']} {mesh['state']}", "bold red"), ": ", plain(failure["message"]))]
-    if failure["traceback"]:
-        lines += [Text("  ") + plain(line) for line in failure["traceback"].rstrip().splitlines()]
-    elif failure["log_tail"]:
+    lines = [Text.assemble((f"{mesh.mesh} {mesh.state}", "bold red"), ": ", plain(failure.message))]
+    if failure.traceback:
+        lines += [Text("  ") + plain(line) for line in failure.traceback.rstrip().splitlines()]
+    elif failure.log_tail:
         lines.append(Text("  its last log lines:", style="dim"))
-        lines += [Text("  │ ", style="dim") + plain(line) for line in failure["log_tail"]]
-    if failure["log"]:
-        lines.append(Text("  log: ", style="dim") + plain(failure["log"]))
-    if failure["collateral"]:
-        lines.append(Text(f"  fell with it: {_folded(failure['collateral'])}", style="dim"))
+        lines += [Text("  │ ", style="dim") + plain(line) for line in failure.log_tail]
+    if failure.log:
+        lines.append(Text("  log: ", style="dim") + plain(failure.log))
+    if failure.collateral:
+        lines.append(Text(f"  fell with it: {_folded(failure.collateral)}", style="dim"))
     return Group(*lines)
 
 
-def _folded(collateral: list[dict[str, Any]]) -> str:
+def _folded(collateral: Sequence[CollateralStatus]) -> str:
     """`rank 0 on local exited with code 1, and 6 more`: the cause is elsewhere, so one line is enough."""
-    first = harmless(collateral[0]["message"], color=False)
+    first = harmless(collateral[0].message, color=False)
     return first if len(collateral) == 1 else f"{first}; and {len(collateral) - 1} more"

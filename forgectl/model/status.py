@@ -1,0 +1,192 @@
+"""What `forgectl status --json` shows of a run: sent by controllers, kept when a run has ended, and printed.
+
+Fields are named and ordered as in that JSON. Times are UTC, such as `2026-11-22T20:00:00Z`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from forgectl.frozen import dataclass
+from forgectl.model.plan import MeshKind
+from forgectl.wire.envelope import Refusal
+
+MeshStateName = Literal[
+    "pending", "starting", "running", "ready", "restarting",
+    "stopping", "succeeded", "failed", "stopped", "lost",
+]  # fmt: skip
+RunStateName = Literal["starting", "running", "stopping", "succeeded", "failed", "stopped", "lost"]
+RankStateName = Literal["starting", "running", "exited", "killed", "lost"]
+HostStateName = Literal["starting", "up", "reconnecting", "lost", "gone"]
+
+OVER = frozenset({"succeeded", "failed", "stopped", "lost"})
+"""States of a mesh or run that nothing follows."""
+
+
+@dataclass(frozen=True)
+class ControllerStatus:
+    """A run's controller; `alive` is false in what it leaves behind."""
+
+    pid: int
+    alive: bool
+
+
+@dataclass(frozen=True)
+class HostStatus:
+    """One host and its agent."""
+
+    name: str
+    state: HostStateName
+    address: str
+    last_seen: str | None
+    agent_pid: int | None
+
+
+@dataclass(frozen=True)
+class RankStatus:
+    """One rank of the current generation; `log` is its log on this machine, `cpu_percent` of one core."""
+
+    rank: int
+    local_rank: int
+    host: str
+    pid: int | None
+    state: RankStateName
+    exit_code: int | None
+    signal: int | None
+    gpus: tuple[str, ...]
+    cpu_percent: float | None
+    rss_bytes: int | None
+    log: str | None
+
+    @property
+    def ended(self) -> bool:
+        return self.state not in ("starting", "running")
+
+
+@dataclass(frozen=True)
+class CollateralStatus:
+    """A rank that failed after the first one."""
+
+    rank: int
+    message: str
+
+
+@dataclass(frozen=True)
+class FailureStatus:
+    """The rank that failed first, or why a generation could not start at all: then `rank` and `host` are None."""
+
+    rank: int | None
+    host: str | None
+    message: str
+    traceback: str | None = None
+    log_tail: tuple[str, ...] = ()
+    log: str | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    collateral: tuple[CollateralStatus, ...] = ()  # not known of a generation that was restarted
+
+
+@dataclass(frozen=True)
+class MeshStatus:
+    """One mesh. `failure` is of its current generation, `last_failure` of the one before."""
+
+    mesh: str
+    kind: MeshKind
+    state: MeshStateName
+    since: str | None
+    desired: int
+    ready: int
+    generation: int
+    restarts: int
+    max_restarts: int
+    reason: str | None  # why it is in its state, in one line
+    open: bool  # the driver may construct its actors
+    error: Refusal | None
+    failure: FailureStatus | None
+    last_failure: FailureStatus | None
+    notices: tuple[str, ...]
+    unkillable: tuple[str, ...]
+    ranks: tuple[RankStatus, ...]
+
+    @classmethod
+    def lost(cls, name: str, reason: str) -> MeshStatus:
+        """What is left of an actor's mesh whose run is gone."""
+        return cls(name, "actor", "lost", None, 0, 0, 0, 0, 0, reason, False, None, None, None, (), (), ())
+
+    @property
+    def ended(self) -> bool:
+        return self.state in OVER
+
+    @property
+    def up(self) -> bool:
+        return self.state in ("running", "ready")
+
+
+@dataclass(frozen=True)
+class ReplicaStatus:
+    """What one replica of a service has answered lately. Latencies are in seconds, None where nothing was answered."""
+
+    index: int
+    mesh: str
+    healthy: bool
+    ended: str | None  # why it will never be up again
+    active: int
+    queued: int
+    sessions: int
+    total: int
+    successes: int
+    failures: int
+    cancelled: int
+    requests_per_second: float
+    latency_mean: float | None
+    latency_p50: float | None
+    latency_p99: float | None
+
+
+@dataclass(frozen=True)
+class ServiceStatus:
+    """The same of a whole service."""
+
+    service: str
+    active: int
+    queued: int
+    sessions: int
+    total: int
+    successes: int
+    failures: int
+    cancelled: int
+    requests_per_second: float
+    latency_mean: float | None
+    latency_p50: float | None
+    latency_p99: float | None
+    replicas: tuple[ReplicaStatus, ...]
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """One run."""
+
+    run: str
+    name: str
+    state: RunStateName
+    spec: str
+    started_at: str
+    ended_at: str | None
+    exit_code: int | None
+    error: Refusal | None
+    stopped_by: str | None
+    was_up: bool
+    controller: ControllerStatus
+    run_dir: str
+    lease: float
+    hosts: tuple[HostStatus, ...]
+    meshes: tuple[MeshStatus, ...]
+    services: dict[str, ServiceStatus] | None = None  # None: the driver was not asked
+
+    @property
+    def ended(self) -> bool:
+        return self.state in OVER
+
+    def mesh(self, name: str) -> MeshStatus:
+        """Its mesh of that name."""
+        return next(m for m in self.meshes if m.mesh == name)
