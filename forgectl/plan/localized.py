@@ -17,4 +17,4 @@ def on_host(mesh: MeshPlan, plan: Plan, host: HostPlan) -> MeshPlan:
     if program.kind == "file" and target.is_relative_to(plan.workdir):
         moved = PurePosixPath(host.workdir) / target.relative_to(plan.workdir)
         program = dataclasses.replace(program, target=str(moved))
-    return dataclasses.replace(mesh, workdir=host.workdir, program=program)
+    return dataclasses.replace(mesh, unit=dataclasses.replace(mesh.unit, program=program), workdir=host.workdir)

@@ -1,4 +1,7 @@
-"""The one place where typed dataclasses become JSON and come back, checked against their annotations."""
+"""The one place where typed dataclasses become JSON and come back, checked against their annotations.
+
+A class whose JSON has another shape names a dataclass of that shape, its FORM, and has `to_form` and `from_form`.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,8 @@ class CodecError(ValueError):
 def to_json(value: Any) -> Any:
     """A dataclass, or a container of them, as plain JSON values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if hasattr(value, "to_form"):
+            value = value.to_form()
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, enum.Enum):
         return value.value
@@ -93,7 +98,9 @@ def _whole(text: str, where: str) -> int:
         raise CodecError(f"{where}: {text[:40]!r} is no number") from None
 
 
-def _dataclass(cls: type, value: Any, where: str) -> Any:
+def _dataclass(cls: Any, value: Any, where: str) -> Any:
+    if hasattr(cls, "FORM"):
+        return cls.from_form(_dataclass(cls.FORM, value, where))
     data = _expect(dict, value, where)
     fields = _fields(cls)
     if unknown := sorted(data.keys() - fields.keys()):

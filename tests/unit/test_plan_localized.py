@@ -6,16 +6,20 @@ from dataclasses import replace
 
 import pytest
 
-from forgectl.model.plan import HostPlan, Plan, Program
+from forgectl.model.plan import HostPlan, MeshPlan, Plan, Program
 from forgectl.plan.localized import on_host
 from tests.unit.plan_cases import case, placed
 
 HOST = HostPlan("a", False, "python3", "", workdir="/var/tmp/forgectl-0/work/w b")
 
 
+def with_program(mesh: MeshPlan, workdir: str, program: Program) -> MeshPlan:
+    return replace(mesh, workdir=workdir, unit=replace(mesh.unit, program=program))
+
+
 def planned(program: Program) -> Plan:
     plan = placed(*case("a:0", "x:2-"))
-    return replace(plan, workdir="/home/u/w", meshes=(replace(plan.meshes[0], workdir="/home/u/w", program=program),))
+    return replace(plan, workdir="/home/u/w", meshes=(with_program(plan.meshes[0], "/home/u/w", program),))
 
 
 @pytest.mark.parametrize(
@@ -33,7 +37,7 @@ def test_a_host_gets_its_own_paths(program: Program, there: str) -> None:
     plan = planned(program)
     mesh = on_host(plan.meshes[0], plan, HOST)
     assert (mesh.workdir, mesh.program) == (HOST.workdir, replace(program, target=there))
-    assert replace(mesh, workdir=plan.workdir, program=program) == plan.meshes[0]
+    assert with_program(mesh, plan.workdir, program) == plan.meshes[0]
 
 
 @pytest.mark.parametrize("workdir", ["", "/home/u/w"])
