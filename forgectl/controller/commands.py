@@ -6,7 +6,7 @@ from forgectl.controller.mesh_news import news
 from forgectl.controller.run_state import Run
 from forgectl.controller.state import MeshState
 from forgectl.plan.links import dials, messengers
-from forgectl.plan.localized import on_host
+from forgectl.plan.shares import share_of
 from forgectl.protocol.supervision import (
     Links,
     MeshNews,
@@ -78,7 +78,7 @@ def _for_mesh(run: Run, mesh: MeshState, host: str) -> Command | None:
     if mesh.homeless:
         return None
     if host not in mesh.prepared:
-        return Prepare(on_host(mesh.plan, run.plan, run.hosts[host].plan), mesh.first, mesh.before)
+        return Prepare(share_of(mesh.plan, run.hosts[host].plan), mesh.first, mesh.before)
     if mesh.state != "starting":
         return None
     first = mesh.plan.hosts[0]

@@ -1,17 +1,15 @@
 """What a plan says: every rank with its host, GPUs and environment. Pure data, standard library only.
 
-The same objects are printed by `forgectl plan`, stored in the run's directory and sent to agents.
+The same objects are printed by `forgectl plan` and stored in the run's directory; hosts are sent their shares of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
 from dataclasses import field
 from typing import Any, Literal
 
-from forgectl.boot import AHEAD
 from forgectl.frozen import dataclass
-from forgectl.names import SECRETS
 
 MeshKind = Literal["actor", "service", "script", "driver"]
 StartMethod = Literal["fork", "spawn"]
@@ -271,19 +269,17 @@ class MeshPlan:
         """World size: the number of ranks in all."""
         return self.unit.procs
 
-    def fork_server(self, run: str, host: str, secrets: Mapping[str, str]) -> ForkServerPlan:
-        """What its ranks on that host are forked from; raises KeyError for a secret that is not known."""
-        env = {**self.env[host], **{name: secrets[name] for name in self.secrets}}
-        env |= {"FORGE_RUN_ID": run, "FORGE_HOST": host, "FORGE_ROLE": "forkserver"}
-        env |= {SECRETS: ",".join(self.secrets)} if self.secrets else {}
-        preload = self.preload if self.start_method == "fork" and self.program.kind != "command" else ()
-        if preload and (self.stays or self.kind == "driver"):
-            preload = (*preload, AHEAD)
-        return ForkServerPlan(self.python[host], self.workdir, preload, tuple(sorted(env.items())))
-
     def ranks_on(self, host: str) -> tuple[RankPlan, ...]:
         """The ranks of this mesh on one host, by local rank."""
-        return tuple(r for r in self.ranks if r.host == host)
+        return self.by_host.get(host, ())
+
+    @functools.cached_property
+    def by_host(self) -> dict[str, tuple[RankPlan, ...]]:
+        """The ranks of each host. Asked for at every event of every host: so it is made once."""
+        found: dict[str, list[RankPlan]] = {name: [] for name in self.hosts}
+        for rank in self.ranks:
+            found.setdefault(rank.host, []).append(rank)
+        return {name: tuple(ranks) for name, ranks in found.items()}
 
 
 @dataclass(frozen=True)
