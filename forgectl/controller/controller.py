@@ -10,13 +10,14 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from pathlib import Path
 from typing import Any
 
 from forgectl.controller import journal
 from forgectl.controller.additions import Additions
 from forgectl.controller.agent_link import AgentLink, Use, note
+from forgectl.controller.changes import Changes
 from forgectl.controller.commands import Command, commands, last_commands
 from forgectl.controller.configs import agent_config
 from forgectl.controller.control_socket import ControlServer
@@ -67,6 +68,7 @@ class Controller:
         self._report_due = False
         self._reported = 0.0
         self._additions = Additions(self._look_for_gpus)
+        self._changes = Changes()
         self._moving: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         seats = [run_dir.seat(i, host) for i, host in enumerate(self.run.plan.hosts)]
@@ -136,8 +138,8 @@ class Controller:
             note(record.why)
         self._journal.append(now, record)
         self._apply(now, record)
-        for link in self.links.values():
-            link.push()
+        for host, subjects in self._changes.after(self.run, record).items():
+            self.links[host].push(subjects)
         if self.run.ended:
             self._over.set()
         for mesh in self.run.meshes.values():
@@ -182,9 +184,9 @@ class Controller:
         """Whether the host's agent may go: of an ssh host, whose logs go with it."""
         return self.mirror.is_home(host)
 
-    def commands_for(self, host: str) -> list[Command]:
-        """What a host's agent should be doing now."""
-        return commands(self.run, host)
+    def commands_for(self, host: str, subjects: Collection[str] | None = None) -> list[Command]:
+        """What a host's agent should be doing now; `subjects` as of `commands`."""
+        return commands(self.run, host, subjects)
 
     def last_commands_for(self, host: str) -> list[Stop]:
         """What a host is told that will be given up."""
