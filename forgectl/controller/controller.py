@@ -41,6 +41,9 @@ from forgectl.wire.unix_sockets import dial, private_folder
 
 REPORT_SECONDS = 0.02
 """Between two reports to followers; the first change after a quiet time is reported at once."""
+REPORT_REST = 4.0
+"""Between two reports, too, in times of what the last one took: of thousands of ranks each takes longer than the above,
+and reports must not keep the controller from what they are about."""
 FAREWELL_SECONDS = 15.0
 LOGS_SECONDS = 300.0
 """What logs may take to come here after the end of a run, however slowly they come; the rest stays on its host."""
@@ -66,7 +69,7 @@ class Controller:
         self._journal = journal.Journal(run_dir.journal_file)
         self._over = asyncio.Event()
         self._report_due = False
-        self._reported = 0.0
+        self._next_report = 0.0  # the earliest time
         self._additions = Additions(self._look_for_gpus)
         self._changes = Changes()
         self._moving: set[str] = set()
@@ -231,12 +234,15 @@ class Controller:
     def _report_soon(self) -> None:
         if not self._report_due:
             self._report_due = True
-            wait = self._reported + REPORT_SECONDS - time.monotonic()
+            wait = self._next_report - time.monotonic()
             asyncio.get_running_loop().call_later(max(0.0, wait), self._report)
 
     def _report(self) -> None:
-        self._report_due, self._reported = False, time.monotonic()
-        if not self.server.broadcast(self.document()):
+        self._report_due, began = False, time.process_time()
+        taken = not self.server.is_followed or self.server.broadcast(self.document())
+        took = time.process_time() - began
+        self._next_report = time.monotonic() + max(REPORT_SECONDS, REPORT_REST * took)
+        if not taken:
             self._report_soon()  # somebody was too slow for this one
 
     # ------------------------------------------------------------ life
