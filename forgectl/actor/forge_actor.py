@@ -134,11 +134,9 @@ class ForgeActor:
         preload = settings.preload
         if preload is None:
             preload = ("torch",) if importlib.util.find_spec("torch") else ()
-        name = cls._base_name()
         return Unit(
-            mesh=name,
+            mesh=cls._base_name(),
             kind=cls._kind,
-            where=name,
             program=Program("actor", f"{origin.__module__}:{origin.__qualname__}"),
             procs=procs,
             hosts=check_shape("hosts", cls.hosts),

@@ -261,21 +261,20 @@ class Agent:
 
     async def _release(self, mesh: HostMesh) -> None:
         await mesh.release()
-        self._servers.keep(m.plan for m in self.meshes.values() if m.preparing is not None)
+        self._servers.keep(m.share for m in self.meshes.values() if m.preparing is not None)
 
     def _mesh(self, command: Prepare) -> HostMesh:
-        plan, first = command.mesh, command.generation
-        known = self.meshes.get(plan.mesh)
+        share, first = command.mesh, command.generation
+        known = self.meshes.get(share.mesh)
         if known is not None and known.first != first:  # it has ended, and the name is another mesh's now
             self._release_soon(known)
             known = None
         if known is None:
-            self.meshes[plan.mesh] = HostMesh(
-                plan,
+            self.meshes[share.mesh] = HostMesh(
+                share,
                 first,
                 before=command.before,
                 run=self.config.run,
-                host=self.config.host,
                 run_dir=self.run_dir,
                 messages=self._messages,
                 place=self.config.place,
@@ -283,7 +282,7 @@ class Agent:
                 emit=self.events.emit,
                 fork_server=self._servers.of,
             )
-        return self.meshes[plan.mesh]
+        return self.meshes[share.mesh]
 
     # ------------------------------------------------------------ keeping and ending
 
@@ -301,7 +300,7 @@ class Agent:
             owners = {p: m for m in self.meshes.values() for p in m.log_files()}
             for change in self.log_cap.check(list(owners)):
                 if change.worth_telling:
-                    self.events.emit(Notice(owners[change.path].plan.mesh, change.describe()))
+                    self.events.emit(Notice(owners[change.path].share.mesh, change.describe()))
 
     def quit(self, why: str) -> None:
         """End everything that is left, then the agent."""

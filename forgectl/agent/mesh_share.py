@@ -20,7 +20,8 @@ from forgectl.agent.forkserver.forks import ForkedProcess, ForkServer, ForkServe
 from forgectl.agent.reports import exit_report
 from forgectl.hosts import gpu_leases, interface
 from forgectl.model.environment import launch_environment
-from forgectl.model.plan import Gpu, MeshPlan, RankPlan
+from forgectl.model.mesh_share import MeshShare
+from forgectl.model.plan import Gpu
 from forgectl.protocol.supervision import (
     Happening,
     MeshGone,
@@ -64,29 +65,28 @@ class HostMesh:
 
     def __init__(
         self,
-        plan: MeshPlan,
+        share: MeshShare,
         first: int,
         *,
         before: int = 0,
         run: str,
-        host: str,
         run_dir: Path,
         messages: Path,
         place: str,
         agent: str,
         emit: Callable[[Happening], None],
-        fork_server: Callable[[MeshPlan], ForkServer],
+        fork_server: Callable[[MeshShare], ForkServer],
     ) -> None:
-        self.plan = plan
+        self.share = share
         self.first = first
         self._before = before
         self.run = run
-        self.host = host
+        self.host = share.host
         self._run_dir = run_dir
         self._messages = messages  # the folder of actors' sockets
         self._place = place
         self._agent = agent  # this agent's own socket
-        self._logs = run_dir / "logs" / plan.mesh
+        self._logs = run_dir / "logs" / share.mesh
         self._emit = emit
         self._fork_server = fork_server
         self._lease: gpu_leases.GpuLease | None = None
@@ -102,13 +102,13 @@ class HostMesh:
             self.preparing = asyncio.create_task(self._prepare())
 
     async def _prepare(self) -> None:
-        if self.plan.stays and (why := self._no_messages()):
+        if self.share.stays and (why := self._no_messages()):
             await self._refuse(69, f"on host {self.host}: {why}", "remove it, or have its owner do so")
             return
         try:
-            self._fork_server(self.plan)  # first: it warms while we wait for GPUs
-            if gpus := self.plan.gpus.get(self.host):
-                self._lease = await asyncio.to_thread(self._acquire, gpus)
+            self._fork_server(self.share)  # first: it warms while we wait for GPUs
+            if self.share.gpus:
+                self._lease = await asyncio.to_thread(self._acquire, self.share.gpus)
         except gpu_leases.GpuTaken as e:
             hint = "wait, or end the holder; `forgectl status` shows the runs of this user"
             await self._refuse(75, f"on host {self.host}: {e}", hint)
@@ -116,11 +116,11 @@ class HostMesh:
             hint = "a controller that took over does not know secrets; launch the run anew"
             await self._refuse(69, f"on host {self.host}: the secret {e.args[0]} is not known any more", hint)
         except OSError as e:
-            what = f"on host {self.host}: cannot start {self.plan.python[self.host]}: {e.strerror}"
+            what = f"on host {self.host}: cannot start {self.share.python}: {e.strerror}"
             full = e.errno in (errno.ENOSPC, errno.EDQUOT)
             await self._refuse(75 if full else 66, what, "free some disk space" if full else "check `python:`")
         else:
-            self._emit(Prepared(self.plan.mesh))
+            self._emit(Prepared(self.share.mesh))
 
     def _no_messages(self) -> str:
         """Why there can be no folder for the sockets of actors' ranks; "" where there is one."""
@@ -133,11 +133,11 @@ class HostMesh:
 
     def _acquire(self, gpus: tuple[Gpu, ...]) -> gpu_leases.GpuLease:
         directory = gpu_leases.lock_dir(os.environ)
-        return gpu_leases.acquire(gpus, run=self.run, mesh=self.plan.mesh, host=self.host, directory=directory)
+        return gpu_leases.acquire(gpus, run=self.run, mesh=self.share.mesh, host=self.host, directory=directory)
 
     async def _refuse(self, code: int, message: str, hint: str) -> None:
         await self.release()
-        self._emit(Refused(self.plan.mesh, Refusal(code, message, hint)))
+        self._emit(Refused(self.share.mesh, Refusal(code, message, hint)))
 
     async def release(self) -> None:
         """Give the GPUs back and do without a fork server. Only once everything of the mesh is gone."""
@@ -154,7 +154,7 @@ class HostMesh:
         """The generation `number`, made where it is new; None where it is over already."""
         now = self.generation
         if now is None or now.number < number:
-            enclosure = Enclosure.create(self.run, self.host, self.plan.mesh, number)
+            enclosure = Enclosure.create(self.run, self.host, self.share.mesh, number)
             self.generation = now = Generation(number, enclosure)
         return now if now.number == number else None
 
@@ -167,9 +167,9 @@ class HostMesh:
             generation.listener = listen_tcp(address)
         except OSError as e:
             message = f"cannot bind a port on {address} of host {self.host}: {e.strerror}"
-            self._emit(StartFailed(self.plan.mesh, number, message))
+            self._emit(StartFailed(self.share.mesh, number, message))
             return
-        self._emit(StoreOpened(self.plan.mesh, number, generation.listener.getsockname()[1]))
+        self._emit(StoreOpened(self.share.mesh, number, generation.listener.getsockname()[1]))
 
     def start(self, order: Start) -> None:
         """Fork this host's ranks."""
@@ -180,23 +180,22 @@ class HostMesh:
 
     async def _start(self, generation: Generation, order: Start) -> None:
         try:
-            server = generation.server = self._fork_server(self.plan)
+            server = generation.server = self._fork_server(self.share)
             if not await self._warm(server, generation):
                 return
             if generation.listener is not None:
                 await self._serve_store(server, generation, order.master_addr)
-            elif len(self.plan.hosts) > 1 and self._store_is_served_at_once:
+            elif self.share.hosts > 1 and self._store_is_served_at_once:
                 await interface.check_reachable(order.master_addr, order.master_port)
-            ranks = self.plan.ranks_on(self.host)
-            await asyncio.gather(*(self._start_rank(server, generation, order, rank) for rank in ranks))
+            await asyncio.gather(*(self._start_rank(server, generation, order, n) for n in self.share.ranks))
         except ForkServerError as e:
             if generation.stopping.is_set():
                 return
             what = f"could not start on host {self.host}: {e}"
-            self._emit(StartFailed(self.plan.mesh, generation.number, what, e.detail))
+            self._emit(StartFailed(self.share.mesh, generation.number, what, e.detail))
         except OSError as e:
             what = f"could not start on host {self.host}: {e}"
-            self._emit(StartFailed(self.plan.mesh, generation.number, what))
+            self._emit(StartFailed(self.share.mesh, generation.number, what))
 
     @staticmethod
     async def _warm(server: ForkServer, generation: Generation) -> bool:
@@ -229,15 +228,15 @@ class HostMesh:
     @property
     def _store_is_served_at_once(self) -> bool:
         """Whether its ranks will want it, and so soon that a fork now saves one later; several hosts try it first."""
-        wanted = not self.plan.stays or len(self.plan.hosts) > 1
-        return wanted and "torch" in self.plan.preload and self.plan.start_method == "fork"
+        wanted = not self.share.stays or self.share.hosts > 1
+        return wanted and "torch" in self.share.preload and self.share.start_method == "fork"
 
     async def _fork_store(self, server: ForkServer, generation: Generation, address: str) -> None:
         listener = generation.listener
         if listener is None or generation.stopping.is_set():
             return
         listener.setblocking(True)
-        request = {"what": "store", "address": address, "world_size": self.plan.procs}
+        request = {"what": "store", "address": address, "world_size": self.share.world_size}
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         generation.watchers.append(asyncio.create_task(self._tell_unguarded(ours)))
@@ -252,16 +251,14 @@ class HostMesh:
         if why and not self._unguarded:
             self._unguarded = True
             what = f"other users of host {self.host} can reach the rendezvous store of this mesh: {why.decode()}"
-            self._emit(Notice(self.plan.mesh, what))
+            self._emit(Notice(self.share.mesh, what))
 
-    async def _start_rank(
-        self, server: ForkServer, generation: Generation, order: Start, rank: RankPlan
-    ) -> ForkedProcess:
+    async def _start_rank(self, server: ForkServer, generation: Generation, order: Start, rank: int) -> ForkedProcess:
         if generation.stopping.is_set():
             raise ForkServerError("stopped before it began")
         folder = self._logs / str(generation.number)
-        log_path = folder / f"rank-{rank.rank}.log"
-        error_path = folder / f"rank-{rank.rank}.error.json"
+        log_path = folder / f"rank-{rank}.log"
+        error_path = folder / f"rank-{rank}.error.json"
         log = rank_logs.open_log(log_path)
         try:
             launch = launch_environment(
@@ -275,17 +272,17 @@ class HostMesh:
                 "what": "rank",
                 "env": {
                     **self._network(order.master_addr),
-                    **rank.env,
+                    **self.share.environment(rank),
                     **launch,
                     **self._context(generation.number),
                 },
                 "cgroup": str(generation.enclosure.cgroup_procs_path or ""),
-                "workdir": self.plan.workdir,
-                "start_method": self.plan.start_method,
+                "workdir": self.share.workdir,
+                "start_method": self.share.start_method,
                 "program": {
-                    "kind": self.plan.program.kind,
-                    "target": self.plan.program.target,
-                    "args": list(self.plan.program.args),
+                    "kind": self.share.program.kind,
+                    "target": self.share.program.target,
+                    "args": list(self.share.program.args),
                 },
             }
             child = await server.fork(request, [log, *(self._lease.locks if self._lease else ())])
@@ -293,24 +290,23 @@ class HostMesh:
             os.close(log)
         identity = child.identity
         generation.enclosure.add(identity)
-        generation.ranks[rank.rank] = child
+        generation.ranks[rank] = child
         generation.log_files.append(log_path)
         self._emit(
-            RankStarted(self.plan.mesh, generation.number, rank.rank, identity.pid, identity.start_time, str(log_path))
+            RankStarted(self.share.mesh, generation.number, rank, identity.pid, identity.start_time, str(log_path))
         )
-        watcher = self._watch(generation, rank.rank, child, log_path, error_path)
+        watcher = self._watch(generation, rank, child, log_path, error_path)
         generation.watchers.append(asyncio.create_task(watcher))
         return child
 
     def _network(self, master_addr: str) -> dict[str, str]:
-        several = len(self.plan.hosts) > 1
-        return interface.gloo_environment(master_addr, self.plan.env[self.host]) if several else {}
+        return interface.gloo_environment(master_addr, self.share.env) if self.share.hosts > 1 else {}
 
     def _context(self, generation: int) -> dict[str, str]:
         """What the driver and actors need to reach their run."""
-        if self.plan.kind == "driver":
+        if self.share.kind == "driver":
             return {"FORGE_RUN_DIR": str(self._run_dir)}
-        if not self.plan.stays:
+        if not self.share.stays:
             return {}
         return {
             "FORGE_RUN_DIR": str(self._run_dir),
@@ -326,7 +322,7 @@ class HostMesh:
         if generation.enclosure.cgroup is None:
             generation.enclosure.members()  # what it leaves behind is known by it: look before that is forgotten
         report = exit_report(
-            self.plan.mesh,
+            self.share.mesh,
             generation.number,
             rank,
             status=status,
@@ -339,7 +335,7 @@ class HostMesh:
         if child.orphaned and report.signal == signal.SIGKILL and not (report.asked or report.error):
             report = dataclasses.replace(report, error=f"{child.orphaned}, and its ranks with it")
         if rank_logs.disk_is_full(log):
-            self._emit(Notice(self.plan.mesh, f"{log.name}: its last lines may be lost, since the disk is full"))
+            self._emit(Notice(self.share.mesh, f"{log.name}: its last lines may be lost, since the disk is full"))
         self._emit(report)
 
     # ------------------------------------------------------------ the end of a generation
@@ -348,7 +344,7 @@ class HostMesh:
         """End a generation; a second call may only hurry it."""
         generation = self.generation
         if generation is None or generation.number < number:
-            self._emit(MeshGone(self.plan.mesh, number))  # it never started here
+            self._emit(MeshGone(self.share.mesh, number))  # it never started here
             return
         if generation.number > number:
             return
@@ -368,7 +364,7 @@ class HostMesh:
             await self._served(generation, asyncio.gather(*generation.watchers, return_exceptions=True))
             generation.enclosure.close()
             generation.oom.close()
-        self._emit(MeshGone(self.plan.mesh, generation.number, report.killed, unkillable))
+        self._emit(MeshGone(self.share.mesh, generation.number, report.killed, unkillable))
 
     @staticmethod
     async def _served(generation: Generation, what: Awaitable[Any]) -> None:

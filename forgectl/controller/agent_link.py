@@ -8,7 +8,7 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol, TypeVar
 
 from forgectl.controller.commands import Command, key
@@ -89,7 +89,7 @@ class Owner(Protocol):
 
     def take_event(self, host: str, event: Event, *, catching_up: bool) -> bool: ...
 
-    def commands_for(self, host: str) -> list[Command]: ...
+    def commands_for(self, host: str, subjects: Collection[str] | None = None) -> list[Command]: ...
 
     def last_commands_for(self, host: str) -> list[Stop]: ...
 
@@ -381,11 +381,11 @@ class AgentLink:
 
     # ------------------------------------------------------------ commands
 
-    def push(self) -> None:
-        """Send what the agent should be doing and has not been told over this connection."""
+    def push(self, subjects: Collection[str] | None = None) -> None:
+        """Send what the agent should be doing and was not sent over this connection; `subjects` as of `commands`."""
         if self._stream is None or not self._synced:
             return
-        for command in self._owner.commands_for(self.name):
+        for command in self._owner.commands_for(self.name, subjects):
             if isinstance(command, Quit) and not self._owner.logs_are_home(self.name):
                 continue  # pushed again once they are
             if key(command) not in self._sent:

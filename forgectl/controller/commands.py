@@ -1,12 +1,17 @@
-"""What the agents must be told, given a run's state. Pure; every command may be sent again after a reconnection."""
+"""What the agents must be sent, given a run's state. Pure; every command may be sent again after a reconnection.
+
+`commands` is the whole answer for a host, or a part of it: `changes.py` says which part a record may have changed.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from forgectl.controller.mesh_news import news
 from forgectl.controller.run_state import Run
 from forgectl.controller.state import MeshState
 from forgectl.plan.links import dials, messengers
-from forgectl.plan.localized import on_host
+from forgectl.plan.shares import share_of
 from forgectl.protocol.supervision import (
     Links,
     MeshNews,
@@ -23,32 +28,32 @@ from forgectl.protocol.supervision import (
 Command = Prepare | OpenStore | OpenMessenger | Links | MeshNews | Start | Stop | Release | Quit
 
 
-def commands(run: Run, host: str) -> list[Command]:
-    """What `host`'s agent should be doing now, in order."""
+HOST = ""
+"""The subject of what concerns the host itself, its messenger and its end; all other subjects are names of meshes."""
+
+
+def commands(run: Run, host: str, subjects: Collection[str] | None = None) -> list[Command]:
+    """What `host`'s agent should be doing now, in order; of these subjects only, if they are given."""
+    on_host = subjects is None or HOST in subjects
     if run.ended:
-        return [Quit()]
-    meshes = (_for_mesh(run, mesh, host) for mesh in run.meshes.values() if host in mesh.plan.hosts)
-    return [*_for_host(run, host), *(command for command in meshes if command is not None)]
+        return [Quit()] if on_host else []
+    meshes = list(run.meshes.values() if subjects is None else (run.meshes[s] for s in subjects if s != HOST))
+    found: list[Command] = [Release(m.name, m.left[host]) for m in meshes if host in m.left]
+    found += _for_messenger(run, host) if on_host else []
+    found += [news(m, run.hosts) for m in meshes if m.plan.stays]
+    here = (_for_mesh(run, mesh, host) for mesh in meshes if host in mesh.plan.by_host)
+    return [*found, *(command for command in here if command is not None)]
 
 
 def last_commands(run: Run, host: str) -> list[Stop]:
-    """What `host`'s agent is told before it is given up: it keeps its logs, and ends what it runs."""
-    return [Stop(m.name, m.generation, 0.0) for m in run.meshes.values() if host in m.plan.hosts and not m.ended]
+    """What `host`'s agent is sent before it is given up: it keeps its logs, and ends what it runs."""
+    return [Stop(m.name, m.generation, 0.0) for m in run.meshes.values() if host in m.plan.by_host and not m.ended]
 
 
-def _for_host(run: Run, name: str) -> list[Command]:
-    """An end for what was moved away from there; what concerns actors' messages."""
-    found: list[Command] = [Release(m.name, m.left[name]) for m in run.meshes.values() if name in m.left]
-    actors = [m for m in run.meshes.values() if m.plan.stays]
-    if actors:
-        found += _for_messenger(run, name, actors)
-        found += [news(mesh, run.hosts) for mesh in actors]
-    return found
-
-
-def _for_messenger(run: Run, name: str, actors: list[MeshState]) -> list[Command]:
+def _for_messenger(run: Run, name: str) -> list[Command]:
     """A messenger on each ssh host that has actors, one here as soon as there is any of those, and their links."""
-    host, hosts = run.hosts[name], messengers(run.plan)
+    actors = [m for m in run.meshes.values() if m.plan.stays]
+    host, hosts = run.hosts[name], messengers(run.plan) if actors else ()
     if host.plan not in hosts:
         return []
     away = {h for m in actors if not m.ended for h in m.plan.hosts if not run.hosts[h].plan.local}
@@ -78,7 +83,7 @@ def _for_mesh(run: Run, mesh: MeshState, host: str) -> Command | None:
     if mesh.homeless:
         return None
     if host not in mesh.prepared:
-        return Prepare(on_host(mesh.plan, run.plan, run.hosts[host].plan), mesh.first, mesh.before)
+        return Prepare(share_of(mesh.plan, run.hosts[host].plan), mesh.first, mesh.before)
     if mesh.state != "starting":
         return None
     first = mesh.plan.hosts[0]

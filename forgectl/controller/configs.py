@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from forgectl.controller.run_dir import AgentPlace, RunDir
 from forgectl.model.plan import ForkServerPlan, HostPlan, MeshPlan, Plan
-from forgectl.plan.localized import on_host
+from forgectl.plan.shares import share_of
 from forgectl.protocol.supervision import AgentConfig, Membership
 from forgectl.version import __version__
 
@@ -40,7 +40,7 @@ def agent_config(
         log_limit=plan.log_limit,
         secrets={k: v for k, v in secrets.items() if k in needed},
         sweep=not first,
-        ahead=_ahead(run, plan, host, secrets, here) if first else (),
+        ahead=_ahead(run, host, secrets, here) if first else (),
         place=host.place,
         messages=str(run.messages) if host.local else "",
         membership=membership,
@@ -49,11 +49,11 @@ def agent_config(
 
 
 def _ahead(
-    run: RunDir, plan: Plan, host: HostPlan, secrets: Mapping[str, str], meshes: Sequence[MeshPlan]
+    run: RunDir, host: HostPlan, secrets: Mapping[str, str], meshes: Sequence[MeshPlan]
 ) -> tuple[ForkServerPlan, ...]:
     """The fork servers of these meshes, each once; what is wrong with one is said when it is wanted."""
     found: dict[ForkServerPlan, None] = {}
     for mesh in meshes:
         with contextlib.suppress(KeyError):
-            found[on_host(mesh, plan, host).fork_server(run.run, host.name, secrets)] = None
+            found[share_of(mesh, host).fork_server(run.run, secrets)] = None
     return tuple(found)

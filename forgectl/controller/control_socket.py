@@ -59,6 +59,11 @@ class ControlServer:
         self._readers: dict[Stream, FollowLogs] = {}
         self.door = Listener(path, self._serve)
 
+    @property
+    def is_followed(self) -> bool:
+        """Whether anybody wants to have reports."""
+        return bool(self._followers)
+
     def broadcast(self, document: RunStatus) -> bool:
         """Send the state to all followers; False if one was too congested to take it."""
         slow = False

@@ -10,13 +10,14 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from pathlib import Path
 from typing import Any
 
 from forgectl.controller import journal
 from forgectl.controller.additions import Additions
 from forgectl.controller.agent_link import AgentLink, Use, note
+from forgectl.controller.changes import Changes
 from forgectl.controller.commands import Command, commands, last_commands
 from forgectl.controller.configs import agent_config
 from forgectl.controller.control_socket import ControlServer
@@ -42,6 +43,9 @@ from forgectl.wire.unix_sockets import dial, private_folder
 
 REPORT_SECONDS = 0.02
 """Between two reports to followers; the first change after a quiet time is reported at once."""
+REPORT_REST = 4.0
+"""Between two reports, too, in times of what the last one took: of thousands of ranks each takes longer than the above,
+and reports must not keep the controller from what they are about."""
 FAREWELL_SECONDS = 15.0
 LOGS_SECONDS = 300.0
 """What logs may take to come here after the end of a run, however slowly they come; the rest stays on its host."""
@@ -67,8 +71,9 @@ class Controller:
         self._journal = journal.Journal(run_dir.journal_file)
         self._over = asyncio.Event()
         self._report_due = False
-        self._reported = 0.0
+        self._next_report = 0.0  # the earliest time
         self._additions = Additions(self._look_for_gpus)
+        self._changes = Changes()
         self._moving: set[str] = set()
         self._tasks = Background()
         seats = [run_dir.seat(i, host) for i, host in enumerate(self.run.plan.hosts)]
@@ -138,8 +143,8 @@ class Controller:
             note(record.why)
         self._journal.append(now, record)
         self._apply(now, record)
-        for link in self.links.values():
-            link.push()
+        for host, subjects in self._changes.after(self.run, record).items():
+            self.links[host].push(subjects)
         if self.run.ended:
             self._over.set()
         for mesh in self.run.meshes.values():
@@ -183,9 +188,9 @@ class Controller:
         """Whether the host's agent may go: of an ssh host, whose logs go with it."""
         return self.mirror.is_home(host)
 
-    def commands_for(self, host: str) -> list[Command]:
-        """What a host's agent should be doing now."""
-        return commands(self.run, host)
+    def commands_for(self, host: str, subjects: Collection[str] | None = None) -> list[Command]:
+        """What a host's agent should be doing now; `subjects` as of `commands`."""
+        return commands(self.run, host, subjects)
 
     def last_commands_for(self, host: str) -> list[Stop]:
         """What a host is told that will be given up."""
@@ -230,12 +235,15 @@ class Controller:
     def _report_soon(self) -> None:
         if not self._report_due:
             self._report_due = True
-            wait = self._reported + REPORT_SECONDS - time.monotonic()
+            wait = self._next_report - time.monotonic()
             asyncio.get_running_loop().call_later(max(0.0, wait), self._report)
 
     def _report(self) -> None:
-        self._report_due, self._reported = False, time.monotonic()
-        if not self.server.broadcast(self.document()):
+        self._report_due, began = False, time.process_time()
+        taken = not self.server.is_followed or self.server.broadcast(self.document())
+        took = time.process_time() - began
+        self._next_report = time.monotonic() + max(REPORT_SECONDS, REPORT_REST * took)
+        if not taken:
             self._report_soon()  # somebody was too slow for this one
 
     # ------------------------------------------------------------ life

@@ -83,7 +83,7 @@ def _mesh_news(run: Run, host: HostState, what: Any, catching_up: bool) -> bool:
     if mesh is None:
         return False  # its addition was lost with a part of the journal, or somebody else gave the agent commands
     if isinstance(what, (Prepared, Refused, Notice)):
-        return name in mesh.plan.hosts and _is_news(mesh, name, what)
+        return name in mesh.plan.by_host and _is_news(mesh, name, what)
     _number("generation", what.generation, 0)
     if what.generation < mesh.generation:
         return False  # late news of a generation that is over
@@ -92,7 +92,7 @@ def _mesh_news(run: Run, host: HostState, what: Any, catching_up: bool) -> bool:
         raise ProtocolError(
             f"it speaks of generation {what.generation} of mesh {mesh.name}, which is in generation {mesh.generation}"
         )
-    if name not in mesh.plan.hosts:
+    if name not in mesh.plan.by_host:
         if catching_up:
             return False  # the mesh moved there, which the journal has lost
         raise ProtocolError(f"it speaks of mesh {mesh.name}, of which it has no rank")

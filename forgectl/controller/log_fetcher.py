@@ -7,6 +7,7 @@ import base64
 import contextlib
 import os
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,15 +51,16 @@ class _Log:
 
 
 class LogFetcher:
-    """All remote logs of a run. Told of every record; wakes for what must come home."""
+    """All remote logs of a run. It is shown every record, and looks at the hosts of which there is news."""
 
     def __init__(self, run_dir: RunDir, limit: int, follow: Callable[[], Collection[str] | None]) -> None:
         self._dir = run_dir
         self._links: dict[str, AgentLink] = {}
         self._cap = LogCap(limit)
         self._followed = follow  # the meshes that somebody follows; None: all
-        self._logs: dict[LOG_KEY, _Log] = {}
+        self._logs: defaultdict[str, dict[LOG_KEY, _Log]] = defaultdict(dict)  # by host
         self._news = asyncio.Event()
+        self._stirred: set[str] = set()  # hosts from which more may be wanted than when they were looked at
         self._resting: set[str] = set()
         self.fetched = 0  # bytes
 
@@ -69,39 +71,47 @@ class LogFetcher:
     def take(self, record: Happened | AgentLost) -> None:
         """Note what a record of an ssh host says of its logs."""
         if isinstance(record, AgentLost):  # its ranks ended with it; the next agent finds their logs
-            self._end(log for log in self._logs.values() if log.host == record.host)
+            self._end(record.host, self._logs[record.host].values())
             return
         what = record.what
         if isinstance(what, RankStarted):
             path = self._dir.log(what.mesh, what.generation, what.rank)
             key = (what.mesh, what.generation, what.rank)
-            if key not in self._logs:
-                self._logs[key] = _Log(record.host, *key, path, _size(path))
+            if key not in self._logs[record.host]:
+                self._logs[record.host][key] = _Log(record.host, *key, path, _size(path))
         elif isinstance(what, MeshGone):
-            gone = (record.host, what.mesh, what.generation)
-            self._end(log for log in self._logs.values() if (log.host, log.mesh, log.generation) == gone)
-        self.wake()
+            gone = (what.mesh, what.generation)
+            logs = self._logs[record.host].values()
+            self._end(record.host, (log for log in logs if (log.mesh, log.generation) == gone))
+        self._stir(record.host)
 
-    def _end(self, logs: Iterable[_Log]) -> None:
+    def _end(self, host: str, logs: Iterable[_Log]) -> None:
         for log in logs:
             log.final = True
-        self.wake()
+        self._stir(host)
 
     def wake(self) -> None:
-        """Something has changed of what is wanted."""
+        """Something has changed of what is wanted of every host."""
+        self._stir(*self._links)
+
+    def _stir(self, *hosts: str) -> None:
+        """Something has changed of what is wanted of these."""
+        self._stirred.update(hosts)
         self._news.set()
 
     def is_home(self, host: str) -> bool:
         """Whether nothing that is final is still to be fetched from a host."""
-        return all(log.home or not log.final for log in self._logs.values() if log.host == host)
+        return all(log.home or not log.final for log in self._logs[host].values())
 
     async def run(self) -> None:
         """Fetch until cancelled, from all hosts at once."""
         busy: dict[str, asyncio.Task[bool]] = {}
+        self.wake()
         try:
             while True:
                 self._news.clear()
-                for host in self._links.keys() - busy.keys() - self._resting:
+                for host in (self._stirred & self._links.keys()) - busy.keys() - self._resting:
+                    self._stirred.discard(host)
                     if wanted := self._wanted(host):
                         busy[host] = asyncio.create_task(self._round(host, wanted, WAIT_SECONDS))
                 news = asyncio.create_task(self._news.wait())
@@ -110,6 +120,7 @@ class LogFetcher:
                 for host in [h for h, task in busy.items() if task in done]:
                     if not _well(busy.pop(host)):
                         self._rest(host)
+                    self._stirred.add(host)
         finally:
             for task in busy.values():
                 task.cancel()
@@ -119,7 +130,7 @@ class LogFetcher:
 
         def again() -> None:
             self._resting.discard(host)
-            self.wake()
+            self._stir(host)
 
         self._resting.add(host)
         asyncio.get_running_loop().call_later(REST_SECONDS, again)
@@ -130,19 +141,22 @@ class LogFetcher:
         followed = self._followed()
         return [
             log
-            for log in self._logs.values()
-            if log.host == host and not log.home and (log.final or followed is None or log.mesh in followed)
+            for log in self._logs[host].values()
+            if not log.home and (log.final or followed is None or log.mesh in followed)
         ]
 
     async def bring(self, meshes: Collection[str]) -> tuple[str, ...]:
         """Fetch what ranks of these meshes have written until now; the hosts that could not be asked."""
-        hosts = {log.host for log in self._logs.values() if log.mesh in meshes and not log.home}
-        results = await asyncio.gather(*(self._bring(host, meshes) for host in sorted(hosts)))
-        return tuple(host for host, well in zip(sorted(hosts), results, strict=True) if not well)
+        hosts = sorted(host for host in self._logs if self._not_home(host, meshes))
+        results = await asyncio.gather(*(self._bring(host, meshes) for host in hosts))
+        return tuple(host for host, well in zip(hosts, results, strict=True) if not well)
+
+    def _not_home(self, host: str, meshes: Collection[str]) -> list[_Log]:
+        return [log for log in self._logs[host].values() if log.mesh in meshes and not log.home]
 
     async def _bring(self, host: str, meshes: Collection[str]) -> bool:
         targets: dict[LOG_KEY, int] = {}  # how long each was when it was first looked at
-        left = [log for log in self._logs.values() if log.host == host and log.mesh in meshes and not log.home]
+        left = self._not_home(host, meshes)
         while left:
             if not await self._round(host, left, 0.0, targets):
                 return False
@@ -151,20 +165,22 @@ class LogFetcher:
 
     async def _round(self, host: str, logs: list[_Log], wait: float, sizes: dict[LOG_KEY, int] | None = None) -> bool:
         """One question and its answer; False where the host does not answer, or not with what is due."""
-        asked = logs[:AT_ONCE]
+        asked, of_host = logs[:AT_ONCE], self._logs[host]
         for log in asked:  # of more than that, the others come first the next time
-            self._logs[log.key] = self._logs.pop(log.key)
+            of_host[log.key] = of_host.pop(log.key)
         final = {log.key for log in asked if log.final}
         before = {log.key: log.offset for log in asked}
         places = tuple(LogAt(*log.key, log.offset) for log in asked)
-        known = {log.key for log in self._logs.values() if log.host == host}
         answer = await self._links[host].ask(
-            ReadLogs(places, 0.0 if final else wait), LogParts, ANSWER_SECONDS, lambda parts: check_parts(known, parts)
+            ReadLogs(places, 0.0 if final else wait),
+            LogParts,
+            ANSWER_SECONDS,
+            lambda parts: check_parts(of_host, parts),
         )
         if answer is None:
             return False
         for part in answer.parts:
-            log = self._logs[part.at.mesh, part.at.generation, part.at.rank]
+            log = of_host[part.at.mesh, part.at.generation, part.at.rank]
             if log.offset == part.at.offset:
                 _store(log, part, is_final=log.key in final)
                 self.fetched += len(part.data)

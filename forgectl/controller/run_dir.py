@@ -116,7 +116,7 @@ class RunDir:
 
     def log(self, mesh: str, generation: int, rank: int) -> Path:
         """The log of a rank; of one on an ssh host as far as it has come home."""
-        return self.path / "logs" / mesh / str(generation) / f"rank-{rank}.log"
+        return Path(f"{self.path}/logs/{mesh}/{generation}/rank-{rank}.log")  # at once: each / would take as long
 
     @property
     def owned_file(self) -> Path:

@@ -107,26 +107,14 @@ class Run:
     def _agent_lost(self, now: float, record: AgentLost) -> None:
         host = self.hosts[record.host]
         host.state, host.given_up, host.messenger = "lost", record.final, None
-        started = self.was_up or any(r.pid for m in self.meshes.values() for r in m.ranks.values())
+        started = self.was_up or any(m.has_begun for m in self.meshes.values())
         if self.stop is None and not started:
             self._roll_back(now, Refusal(record.code, record.why, record.hint))
         for mesh in self.meshes.values():
-            if record.host not in mesh.plan.hosts or mesh.ended:
-                continue
-            mesh.prepared.discard(record.host)
-            mesh.gone.add(record.host)
-            # What an agent ended without being told to, it ended to fence itself.
-            fenced = not mesh.ending
-            lost = [
-                r
-                for r in mesh.ranks.values()
-                if r.plan.host == record.host and (r.exit is None or (fenced and r.exit.asked))
-            ]
-            for rank in lost:
-                rank.state, rank.exit, rank.ended_at, rank.failed_at = "lost", None, now, now
-                rank.lost_by = record.why
-            if lost:
-                mesh.failed = True
+            if record.host in mesh.plan.by_host and not mesh.ended:
+                mesh.prepared.discard(record.host)
+                mesh.gone.add(record.host)
+                mesh.lose_ranks(record.host, now, record.why)
 
     def _added(self, record: Added) -> None:
         name = record.plan.mesh
@@ -196,8 +184,7 @@ class Run:
             mesh.prepared.add(record.host)
         elif isinstance(what, Refused):
             # Refused before anything of it ran, as agents do; whatever runs elsewhere has to be ended first.
-            runs = any(r.pid is not None for r in mesh.ranks.values())
-            mesh.gone.update({record.host} if runs else mesh.plan.hosts)
+            mesh.gone.update({record.host} if mesh.has_begun else mesh.plan.hosts)
             mesh.hopeless = True
             error = Refusal(
                 what.error.code, what.error.message[:MOST_SAID], (what.error.hint or "")[:MOST_SAID] or None
@@ -222,7 +209,7 @@ class Run:
         how = what.why[:MOST_SAID] if opened else f"it could not start: {what.why[:MOST_SAID]}"
         why = f"the messenger on host {host.plan.name}: {how}"
         for mesh in self.meshes.values():
-            if mesh.plan.stays and host.plan.name in mesh.plan.hosts and not (mesh.ended or mesh.ending):
+            if mesh.plan.stays and host.plan.name in mesh.plan.by_host and not (mesh.ended or mesh.ending):
                 self._cannot_start(now, mesh, why, "", Refusal(69, why))
 
     def _generation_event(
@@ -235,13 +222,9 @@ class Run:
         if isinstance(what, StoreOpened):
             mesh.port = what.port
         elif isinstance(what, RankStarted):
-            rank = mesh.ranks[what.rank]
-            rank.pid, rank.log, rank.state = what.pid, what.log, "running"
+            mesh.rank_started(what)
         elif isinstance(what, RankExited):
-            rank = mesh.ranks[what.rank]
-            rank.exit, rank.ended_at, rank.failed_at = what, now, now - what.failed_ago
-            rank.state = "killed" if what.signal is not None else "exited"
-            mesh.failed = mesh.failed or (mesh.stop is None and rank.failed)
+            mesh.rank_exited(what, now)
         elif isinstance(what, MeshGone):
             mesh.gone.add(host)
             mesh.killed += what.killed
@@ -270,14 +253,14 @@ class Run:
         if mesh.ending:
             restart = mesh.failed and mesh.stop is None and mesh.may_restart(now) and self._has_hosts()
             mesh.become("restarting" if restart and mesh.state != "stopping" else "stopping", now)
-            if mesh.gone >= set(mesh.plan.hosts):
+            if mesh.covers(mesh.gone):
                 self._end_generation(mesh, now)
             return
-        if mesh.state == "pending" and self.leased and mesh.prepared >= set(mesh.plan.hosts):
+        if mesh.state == "pending" and self.leased and mesh.covers(mesh.prepared):
             mesh.become("starting", now)
-        if mesh.state == "restarting" and mesh.prepared >= set(mesh.plan.hosts):
+        if mesh.state == "restarting" and mesh.covers(mesh.prepared):
             mesh.become("starting", now)
-        if mesh.state == "starting" and all(r.pid is not None for r in mesh.ranks.values()):
+        if mesh.state == "starting" and not mesh.unstarted:
             if not mesh.plan.stays:
                 mesh.become("running", now)
             elif mesh.set_up:
@@ -307,7 +290,7 @@ class Run:
 
     def _settle_run(self, now: float) -> None:
         meshes = list(self.meshes.values())
-        self.leased = self.leased or all(m.prepared >= set(m.plan.hosts) for m in meshes if not m.added)
+        self.leased = self.leased or all(m.covers(m.prepared) for m in meshes if not m.added)
         if self.leased:
             for mesh in meshes:
                 self._settle(mesh, now)

@@ -16,7 +16,7 @@ from signal import Signals
 from forgectl.controller.records import StopAsked
 from forgectl.model.plan import HostPlan, MeshPlan, RankPlan
 from forgectl.model.status import OVER, HostStateName, MeshStateName, RankStateName
-from forgectl.protocol.supervision import MeshNews, MessengerOpened, RankExited
+from forgectl.protocol.supervision import MeshNews, MessengerOpened, RankExited, RankStarted
 from forgectl.wire.envelope import Refusal
 
 MESH_TRANSITIONS: dict[MeshStateName, tuple[MeshStateName, ...]] = {
@@ -84,6 +84,8 @@ class MeshState:
     homeless: bool = False  # a host of its plan is lost: the next generation needs another plan
     left: dict[str, int] = field(default_factory=dict)  # host it was moved away from → first generation there
     ranks: dict[int, RankState] = field(default_factory=dict)
+    unstarted: set[int] = field(default_factory=set)  # ranks that have not been reported as started
+    unfinished: set[int] = field(default_factory=set)  # ranks that have not ended with exit code 0
     prepared: set[str] = field(default_factory=set)
     gone: set[str] = field(default_factory=set)
     set_up: bool = False  # the driver has reported that the actors are
@@ -119,7 +121,7 @@ class MeshState:
     @property
     def open(self) -> bool:
         """Whether the driver may construct this actor's ranks: all of them run."""
-        return self.state == "starting" and self.plan.stays and all(r.pid is not None for r in self.ranks.values())
+        return self.state == "starting" and self.plan.stays and not self.unstarted
 
     @property
     def ending(self) -> bool:
@@ -129,7 +131,16 @@ class MeshState:
     @property
     def done(self) -> bool:
         """Whether every rank has come to a good end by itself."""
-        return not self.plan.stays and all(r.exit is not None and r.exit.exit_code == 0 for r in self.ranks.values())
+        return not self.plan.stays and not self.unfinished
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether any rank of this generation has been started."""
+        return len(self.unstarted) < len(self.ranks)
+
+    def covers(self, hosts: set[str]) -> bool:
+        """Whether these are all hosts of its plan."""
+        return hosts >= self.plan.by_host.keys()
 
     @property
     def grace(self) -> float:
@@ -141,6 +152,34 @@ class MeshState:
     def may_tell(self, host: str) -> bool:
         """Whether a host may report one more of what changes nothing, which it could go on with for ever."""
         return self.told.get(host, 0) < MOST_TOLD + MOST_TOLD_PER_RANK * len(self.plan.ranks_on(host))
+
+    def rank_started(self, what: RankStarted) -> None:
+        """One more rank runs."""
+        rank = self.ranks[what.rank]
+        rank.pid, rank.log, rank.state = what.pid, what.log, "running"
+        self.unstarted.discard(what.rank)
+
+    def rank_exited(self, what: RankExited, now: float) -> None:
+        """A rank has ended."""
+        rank = self.ranks[what.rank]
+        rank.exit, rank.ended_at, rank.failed_at = what, now, now - what.failed_ago
+        rank.state = "killed" if what.signal is not None else "exited"
+        self.failed = self.failed or (self.stop is None and rank.failed)
+        if what.exit_code == 0:
+            self.unfinished.discard(what.rank)
+
+    def lose_ranks(self, host: str, now: float, why: str) -> None:
+        """The agent of a host is gone, and its ranks with it. What had ended before keeps its end.
+
+        What an agent ended without being told to, it ended to fence itself: that is lost, too.
+        """
+        fenced = not self.ending
+        here = (self.ranks[r.rank] for r in self.plan.ranks_on(host))
+        lost = [r for r in here if r.exit is None or (fenced and r.exit.asked)]
+        for rank in lost:
+            rank.state, rank.exit, rank.ended_at, rank.failed_at, rank.lost_by = "lost", None, now, now, why
+            self.unfinished.add(rank.plan.rank)
+        self.failed = self.failed or bool(lost)
 
     def root_cause(self) -> RankState | None:
         """The rank that failed first; the others of `collateral()` fell with it."""
@@ -172,6 +211,7 @@ class MeshState:
         """Forget the processes of the generation before."""
         self.generation = number
         self.ranks = {r.rank: RankState(r, self.plan.stays) for r in self.plan.ranks}
+        self.unstarted, self.unfinished = set(self.ranks), set(self.ranks)
         self.gone = set()
         self.told = {}
         self.set_up = False

@@ -85,6 +85,12 @@ def rank_environment(
     return env
 
 
+def in_common(environments: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The variables that all of these environments have, with the same value."""
+    first = environments[0] if environments else {}
+    return {name: value for name, value in first.items() if all(env.get(name) == value for env in environments)}
+
+
 def launch_environment(
     run_id: str, restarts: int, master_addr: str, master_port: int, error_file: str
 ) -> dict[str, str]:

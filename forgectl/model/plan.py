@@ -1,17 +1,15 @@
 """What a plan says: every rank with its host, GPUs and environment. Pure data, standard library only.
 
-The same objects are printed by `forgectl plan`, stored in the run's directory and sent to agents.
+The same objects are printed by `forgectl plan` and stored in the run's directory; hosts are sent their shares of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
 from dataclasses import field
 from typing import Any, Literal
 
-from forgectl.boot import AHEAD
 from forgectl.frozen import dataclass
-from forgectl.names import SECRETS
 
 MeshKind = Literal["actor", "service", "script", "driver"]
 StartMethod = Literal["fork", "spawn"]
@@ -111,11 +109,10 @@ SERVICE_RESTART = RestartPolicy(3, 600.0)
 
 @dataclass(frozen=True)
 class Unit:
-    """One mesh that is to be placed. `where` is its place in the spec; a service's replicas share theirs."""
+    """One mesh as the spec, or code, asks for it. `hosts`: these, in this order; so many; or as few as have room."""
 
     mesh: str
     kind: MeshKind
-    where: str
     program: Program
     procs: int
     hosts: tuple[str, ...] | int | None
@@ -154,13 +151,10 @@ class RankPlan:
 
 
 @dataclass(frozen=True)
-class MeshPlan:
-    """One mesh: `procs` ranks over `hosts`, in the order of their group ranks.
+class MeshForm:
+    """A mesh plan as JSON has it: flat, with what is the unit's among what follows from its place.
 
-    `env` is common to all ranks of a host and is what its fork server starts with, by host name. `secrets` are
-    names whose values agents were given apart from the plan. `gpus` are leased per host for the whole mesh.
-    `wish`, `own_env` and `unit_python` are what its `Unit` says of hosts, variables and interpreter, for the case
-    that it has to go to other hosts.
+    `wish`, `own_env` and `unit_python` are the unit's `hosts`, `env` and `python`.
     """
 
     mesh: str
@@ -180,6 +174,91 @@ class MeshPlan:
     own_env: dict[str, str] = field(default_factory=dict)
     unit_python: str | None = None
 
+
+@dataclass(frozen=True)
+class MeshPlan:
+    """A unit that has a place: its ranks over `hosts`, in the order of their group ranks.
+
+    The unit is kept whole, so that the mesh can be placed anew when it loses a host. `env` is common to all ranks of a
+    host and is what its fork server starts with, by host name. `secrets` are names whose values agents were given apart
+    from the plan. `gpus` are leased per host for the whole mesh.
+    """
+
+    FORM = MeshForm
+    unit: Unit
+    workdir: str
+    hosts: tuple[str, ...]
+    ranks: tuple[RankPlan, ...]
+    env: dict[str, dict[str, str]]
+    gpus: dict[str, tuple[Gpu, ...]]
+    python: dict[str, str]
+    secrets: tuple[str, ...] = ()
+
+    def to_form(self) -> MeshForm:
+        """The plan as JSON has it."""
+        unit = self.unit
+        return MeshForm(
+            mesh=unit.mesh,
+            kind=unit.kind,
+            program=unit.program,
+            workdir=self.workdir,
+            hosts=self.hosts,
+            ranks=self.ranks,
+            env=self.env,
+            gpus=self.gpus,
+            python=self.python,
+            preload=unit.preload,
+            start_method=unit.start_method,
+            restart=unit.restart,
+            secrets=self.secrets,
+            wish=unit.hosts,
+            own_env=unit.env,
+            unit_python=unit.python,
+        )
+
+    @classmethod
+    def from_form(cls, form: MeshForm) -> MeshPlan:
+        """The plan that has this form: the ranks and the GPUs say how many, and whether, the unit asked for."""
+        unit = Unit(
+            mesh=form.mesh,
+            kind=form.kind,
+            program=form.program,
+            procs=len(form.ranks),
+            hosts=form.wish,
+            with_gpus=any(form.gpus.values()),
+            env=form.own_env,
+            python=form.unit_python,
+            preload=form.preload,
+            start_method=form.start_method,
+            restart=form.restart,
+        )
+        return cls(unit, form.workdir, form.hosts, form.ranks, form.env, form.gpus, form.python, form.secrets)
+
+    @property
+    def mesh(self) -> str:
+        """Its name."""
+        return self.unit.mesh
+
+    @property
+    def kind(self) -> MeshKind:
+        return self.unit.kind
+
+    @property
+    def program(self) -> Program:
+        return self.unit.program
+
+    @property
+    def preload(self) -> tuple[str, ...]:
+        return self.unit.preload
+
+    @property
+    def start_method(self) -> StartMethod:
+        return self.unit.start_method
+
+    @property
+    def restart(self) -> RestartPolicy:
+        return self.unit.restart
+
     @property
     def stays(self) -> bool:
         """Whether its ranks end only when told to: those of actors."""
@@ -188,21 +267,19 @@ class MeshPlan:
     @property
     def procs(self) -> int:
         """World size: the number of ranks in all."""
-        return len(self.ranks)
-
-    def fork_server(self, run: str, host: str, secrets: Mapping[str, str]) -> ForkServerPlan:
-        """What its ranks on that host are forked from; raises KeyError for a secret that is not known."""
-        env = {**self.env[host], **{name: secrets[name] for name in self.secrets}}
-        env |= {"FORGE_RUN_ID": run, "FORGE_HOST": host, "FORGE_ROLE": "forkserver"}
-        env |= {SECRETS: ",".join(self.secrets)} if self.secrets else {}
-        preload = self.preload if self.start_method == "fork" and self.program.kind != "command" else ()
-        if preload and (self.stays or self.kind == "driver"):
-            preload = (*preload, AHEAD)
-        return ForkServerPlan(self.python[host], self.workdir, preload, tuple(sorted(env.items())))
+        return self.unit.procs
 
     def ranks_on(self, host: str) -> tuple[RankPlan, ...]:
         """The ranks of this mesh on one host, by local rank."""
-        return tuple(r for r in self.ranks if r.host == host)
+        return self.by_host.get(host, ())
+
+    @functools.cached_property
+    def by_host(self) -> dict[str, tuple[RankPlan, ...]]:
+        """The ranks of each host. Asked for at every event of every host: so it is made once."""
+        found: dict[str, list[RankPlan]] = {name: [] for name in self.hosts}
+        for rank in self.ranks:
+            found.setdefault(rank.host, []).append(rank)
+        return {name: tuple(ranks) for name, ranks in found.items()}
 
 
 @dataclass(frozen=True)

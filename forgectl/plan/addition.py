@@ -47,7 +47,7 @@ def replace_lost(
     """The same mesh on hosts that are not lost, as its spec wishes. `gpus` and `living` are as in `place_more`, its own
     GPUs among the former. Raises UsageError where it cannot go elsewhere, BusyError where there is no room just now.
     """
-    wish, gone = mesh.wish, ", ".join(h.name for h in plan.hosts if h.name in lost)
+    wish, gone = mesh.unit.hosts, ", ".join(h.name for h in plan.hosts if h.name in lost)
     if mesh.kind == "driver":
         raise UsageError("the driver runs on the launching machine and nowhere else")
     if isinstance(wish, tuple) and (named := [name for name in wish if name in lost]):
@@ -55,28 +55,10 @@ def replace_lost(
         raise UsageError(f"mesh {mesh.mesh} is to run on {', '.join(wish)}, and {', '.join(named)} is lost", hint=hint)
     left = dataclasses.replace(plan, hosts=tuple(h for h in plan.hosts if h.name not in lost))
     try:
-        return place_more(left, _unit_of(mesh), gpus, inherited, [m for m in living if m.mesh != mesh.mesh])
+        return place_more(left, mesh.unit, gpus, inherited, [m for m in living if m.mesh != mesh.mesh])
     except (UsageError, BusyError) as e:
         are = "are" if "," in gone else "is"
         raise type(e)(f"mesh {mesh.mesh} finds no place now that {gone} {are} lost: {e.message}", hint=e.hint) from None
-
-
-def _unit_of(mesh: MeshPlan) -> Unit:
-    """What was to be placed when the mesh was."""
-    return Unit(
-        mesh=mesh.mesh,
-        kind=mesh.kind,
-        where=mesh.mesh,
-        program=mesh.program,
-        procs=mesh.procs,
-        hosts=mesh.wish,
-        with_gpus=any(mesh.gpus.values()),
-        env=mesh.own_env,
-        python=mesh.unit_python,
-        preload=mesh.preload,
-        start_method=mesh.start_method,
-        restart=mesh.restart,
-    )
 
 
 def _check_hosts(plan: Plan, unit: Unit) -> None:
@@ -102,7 +84,7 @@ def _gpus_for(
     given = Counter(host for mesh in living for host, gpus in mesh.gpus.items() for _ in gpus)
     caps = {h.name: max(0, h.slots - given[h.name]) for h in hosts if h.slots is not None}
     pool = Pool({h.name: tuple(gpus.get(h.name, ())) for h in hosts}, caps=caps)
-    request = RoomRequest(unit.mesh, unit.where, unit.procs, unit.hosts)
+    request = RoomRequest(unit.mesh, unit.mesh, unit.procs, unit.hosts)
     allotments = allot([request], pool.free())
     if isinstance(allotments, dict):
         return allotments[unit.mesh]
@@ -119,7 +101,7 @@ def _slots_for(
     taken = Counter(rank.host for mesh in without for rank in mesh.ranks)
     whole = {h.name: h.slots for h in hosts}
     left = Slots.of({name: None if slots is None else max(0, slots - taken[name]) for name, slots in whole.items()})
-    request = RoomRequest(unit.mesh, unit.where, unit.procs, unit.hosts)
+    request = RoomRequest(unit.mesh, unit.mesh, unit.procs, unit.hosts)
     allotments = allot([request], left)
     if isinstance(allotments, dict):
         return allotments[unit.mesh]

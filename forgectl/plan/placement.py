@@ -13,7 +13,7 @@ from forgectl.plan.allotment import Allotment, Pool, RoomRequest, allot
 from forgectl.plan.shortage import busy, never_fits
 from forgectl.plan.slots import Slots
 from forgectl.plan.slots import never_fits as never_finds_room
-from forgectl.plan.units import declarations_of, units_of
+from forgectl.plan.units import declarations_of, units_of, where
 
 if TYPE_CHECKING:
     from forgectl.spec.model import Host, Spec
@@ -35,7 +35,7 @@ def place(
 def _allot(spec: Spec, facts: Mapping[str, HostFacts], units: list[Unit]) -> dict[str, Allotment]:
     problems = _too_few_hosts(spec, units)
     hopeless = {p.where.removesuffix(".hosts") for p in problems}
-    requests = [(u, RoomRequest(u.mesh, u.where, u.procs, u.hosts)) for u in units if u.where not in hopeless]
+    requests = [(u, RoomRequest(u.mesh, where(u), u.procs, u.hosts)) for u in units if where(u) not in hopeless]
     caps = {h.name: h.slots for h in spec.hosts if h.slots is not None}
     pool, hint = Pool({h.name: facts[h.name].gpus for h in spec.hosts}, caps=caps), None
     wanting_gpus = [request for unit, request in requests if unit.with_gpus]
@@ -67,11 +67,11 @@ def _of_driver(spec: Spec, units: list[Unit]) -> dict[str, Allotment]:
 def _too_few_hosts(spec: Spec, units: list[Unit]) -> list[SpecProblem]:
     names = ", ".join(h.name for h in spec.hosts[:8])
     short = {
-        f"{u.where}.hosts": f"wants {u.hosts} hosts, but the spec has {len(spec.hosts)}: {names}"
+        f"{where(u)}.hosts": f"wants {u.hosts} hosts, but the spec has {len(spec.hosts)}: {names}"
         for u in units
         if isinstance(u.hosts, int) and u.hosts > len(spec.hosts)
     }
-    return [spec.problem(where, message) for where, message in short.items()]
+    return [spec.problem(*problem) for problem in short.items()]
 
 
 def _assemble(
@@ -161,22 +161,14 @@ def mesh_plan(
 ) -> MeshPlan:
     """A unit where it was given room."""
     return MeshPlan(
-        mesh=unit.mesh,
-        kind=unit.kind,
-        program=unit.program,
+        unit=unit,
         workdir=workdir,
         hosts=allotment.hosts,
         ranks=tuple(_ranks(unit, allotment)),
         env=env,
         gpus=allotment.gpus,
         python={name: unit.python or host_plans[name].python for name in allotment.hosts},
-        preload=unit.preload,
-        start_method=unit.start_method,
-        restart=unit.restart,
         secrets=secrets,
-        wish=unit.hosts,
-        own_env=unit.env,
-        unit_python=unit.python,
     )
 
 

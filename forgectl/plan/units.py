@@ -13,12 +13,10 @@ if TYPE_CHECKING:
 
 def units_of(spec: Spec) -> list[Unit]:
     """All units, in the order in which a plan lists their meshes."""
-    units = [_unit(n, "script", f"scripts.{n}", s.program, s) for n, s in spec.scripts.items()]
-    for name, actor in spec.actors.items():
-        units.append(_unit(name, "actor", f"actors.{name}", actor.program, actor))
+    units = [_unit(n, "script", s.program, s) for n, s in spec.scripts.items()]
+    units += [_unit(n, "actor", a.program, a) for n, a in spec.actors.items()]
     for name, service in spec.services.items():
-        program, where = service.program, f"services.{name}"
-        units += [_unit(f"{name}.{i}", "service", where, program, service) for i in range(service.num_replicas)]
+        units += [_unit(f"{name}.{i}", "service", service.program, service) for i in range(service.num_replicas)]
     if spec.driver is not None:
         units.append(_driver(spec.driver.program, dict(spec.driver.env), spec.driver.python))
     elif spec.actors or spec.services:
@@ -35,11 +33,17 @@ def declarations_of(spec: Spec) -> tuple[Declaration, ...]:
     return tuple(found)
 
 
-def _unit(mesh: str, kind: MeshKind, where: str, program: Program, body: Mesh) -> Unit:
+def where(unit: Unit) -> str:
+    """A unit's place in the spec; a service's replicas share theirs."""
+    if unit.kind == "driver":
+        return "driver"
+    return f"{unit.kind}s.{unit.mesh.rpartition('.')[0] if unit.kind == 'service' else unit.mesh}"
+
+
+def _unit(mesh: str, kind: MeshKind, program: Program, body: Mesh) -> Unit:
     return Unit(
         mesh=mesh,
         kind=kind,
-        where=where,
         program=program,
         procs=body.procs,
         hosts=body.hosts,
@@ -56,7 +60,6 @@ def _driver(program: Program, env: dict[str, str], python: str | None) -> Unit:
     return Unit(
         mesh=DRIVER,
         kind="driver",
-        where="driver",
         program=program,
         procs=1,
         hosts=None,

@@ -6,7 +6,8 @@ from dataclasses import field
 from typing import TypeAlias
 
 from forgectl.frozen import dataclass
-from forgectl.model.plan import ForkServerPlan, Gpu, MeshPlan
+from forgectl.model.mesh_share import MeshShare
+from forgectl.model.plan import ForkServerPlan, Gpu
 from forgectl.model.status import FailureStatus, MeshStateName
 from forgectl.wire.envelope import Hello, Refusal
 
@@ -68,7 +69,7 @@ class Prepare:
     `generation` is its first one, which tells it from an ended mesh that had its name.
     """
 
-    mesh: MeshPlan
+    mesh: MeshShare
     generation: int = 0
     before: int = 0  # how many it had on other hosts, before that first one
 

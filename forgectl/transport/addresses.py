@@ -57,7 +57,7 @@ def possible_pairs(plan: Plan, network: Mapping[str, str]) -> Pairs:
     actors = {h.name for h in messengers(plan)}
     here = {h.name for h in plan.hosts if h.local}
     pairs = {(a, b) for a in actors for b in actors - here}
-    if plan.may_grow or any(m.restart.max and not isinstance(m.wish, tuple) for m in plan.meshes):
+    if plan.may_grow or any(m.restart.max and not isinstance(m.unit.hosts, tuple) for m in plan.meshes):
         hosts = [h.name for h in plan.hosts if h.slots != 0]
         pairs |= {(a, b) for a in hosts for b in hosts}
     return {(a, b) for a, b in pairs if network[a] != network[b]}

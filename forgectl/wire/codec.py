@@ -2,6 +2,7 @@
 
 The JSON of a dataclass has its fields, in their order. Where an annotation leaves the choice between dataclasses, the
 JSON names the one: `Prepared | Refused` is written as `{"type": "Prepared", …}`.
+A class whose JSON has another shape names a dataclass of that shape, its FORM, and has `to_form` and `from_form`.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ def to_json(value: Any) -> Any:
     if kind in PLAIN:
         return value
     if (fields := _written(kind)) is not None:
+        if hasattr(kind, "FORM"):
+            return to_json(value.to_form())
         return {
             name: v if type(v := getattr(value, name)) in PLAIN else (to_tagged if tagged else to_json)(v)
             for name, tagged in fields
@@ -142,6 +145,9 @@ def _by_name(table: tuple[type, ...]) -> dict[str, type]:
 @functools.cache
 def _dataclass(cls: type) -> Reader:
     """The reader of a dataclass. Annotations are looked at once: programs read thousands of ranks and events."""
+    if hasattr(cls, "FORM"):
+        form, made = _dataclass(cls.FORM), cls.from_form  # type: ignore[attr-defined]
+        return lambda value: made(form(value))
     hints = _hints(cls)
     fields = dataclasses.fields(cls)
     plain = {f.name: _plain(hints[f.name]) for f in fields}

@@ -9,7 +9,7 @@ import pytest
 
 from forgectl.errors import UnreachableError
 from forgectl.hosts import reach
-from forgectl.model.plan import HostFacts, HostPlan, MeshPlan, Plan, Program, RestartPolicy
+from forgectl.model.plan import HostFacts, HostPlan, MeshPlan, Plan, RestartPolicy
 from forgectl.transport.addresses import needed_pairs, possible_pairs, verified
 from forgectl.transport.survey import Hosts
 from tests.unit.test_state import mesh
@@ -30,7 +30,7 @@ def plan_of(*meshes: MeshPlan, hosts: tuple[str, ...] = ("here", "a", "b", "twin
 
 
 def actor(name: str, *hosts: str) -> MeshPlan:
-    return dataclasses.replace(mesh(name, len(hosts), hosts), kind="actor", program=Program("actor", "x:X"))
+    return mesh(name, len(hosts), hosts, kind="actor")
 
 
 DRIVER = mesh("driver", 1, ("here",), kind="driver")
@@ -57,7 +57,7 @@ def test_machines_with_actors_should_reach_each_other_but_need_not() -> None:
 def test_a_mesh_that_may_move_may_need_every_host() -> None:
     plan = plan_of(mesh("m", 2, ("a", "b"), restart=RestartPolicy(1)))
     assert ("here", "a") in possible_pairs(plan, NETWORK)
-    tied = dataclasses.replace(plan.meshes[0], wish=("a", "b"))
+    tied = dataclasses.replace(plan.meshes[0], unit=dataclasses.replace(plan.meshes[0].unit, hosts=("a", "b")))
     assert possible_pairs(plan_of(tied), NETWORK) == set()
 
 

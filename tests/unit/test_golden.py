@@ -81,7 +81,7 @@ def with_gpus(plan: MeshPlan) -> MeshPlan:
 
 
 def actor(name: str, kind: str = "actor", **more: Any) -> MeshPlan:
-    return dataclasses.replace(mesh(name, kind=kind, **more), program=Program("actor", "x:X"))
+    return mesh(name, kind=kind, program=Program("actor", "x:X"), **more)
 
 
 def starting() -> Case:

@@ -90,7 +90,7 @@ class Owner:
     def take_event(self, host: str, event: Event, *, catching_up: bool) -> bool:
         return check_event(self.history.run, host, event, catching_up=catching_up) is not None
 
-    def commands_for(self, host: str) -> list[Command]:
+    def commands_for(self, host: str, subjects: object = None) -> list[Command]:
         return self.commands
 
     def last_commands_for(self, host: str) -> list[Stop]:

@@ -8,7 +8,7 @@ from forgectl.controller.commands import commands
 from forgectl.controller.records import AgentLost, AgentUp, Moved, Stranded, from_line, to_line
 from forgectl.controller.run_state import Run
 from forgectl.controller.status_document import reason
-from forgectl.model.plan import HostPlan, MeshPlan, Program, RestartPolicy
+from forgectl.model.plan import HostPlan, MeshPlan, RestartPolicy
 from forgectl.plan.links import dials
 from forgectl.protocol.supervision import (
     Links,
@@ -112,8 +112,7 @@ def test_moves_are_kept_by_the_journal() -> None:
 
 def actors(restart: int = 0) -> History:
     """An actor on an ssh host, and a machine that it is launched from."""
-    far = mesh("m", procs=1, hosts=("b",), restart=RestartPolicy(restart))
-    far = dataclasses.replace(far, kind="actor", program=Program("actor", "x:X"))
+    far = mesh("m", procs=1, hosts=("b",), kind="actor", restart=RestartPolicy(restart))
     h = History(far, hosts=("a", "b"))
     host = HostPlan("b", False, "python3", "10.0.0.2", ssh="b")
     here = dataclasses.replace(h.run.hosts["a"].plan, reaches=("b",))

@@ -17,7 +17,7 @@ from tests.unit.test_plan_properties import Problem, problems
 
 def unit(procs: int = 1, hosts: tuple[str, ...] | int | None = None, *, gpus: bool = False) -> Unit:
     program = Program("actor", "m:C")
-    return Unit("m", "actor", "m", program, procs, hosts, gpus, {"A": "mesh"}, None, (), "fork", RestartPolicy())
+    return Unit("m", "actor", program, procs, hosts, gpus, {"A": "mesh"}, None, (), "fork", RestartPolicy())
 
 
 def plan_of(hosts: str, meshes: str) -> tuple[Plan, dict]:
@@ -50,7 +50,7 @@ def test_it_goes_where_there_is_room_beside_the_run_s_meshes(
     plan, gpus = plan_of(hosts, meshes)
     added = place_more(plan, wanted, left_of(plan, gpus), {}, plan.meshes)
     assert added.hosts == found
-    assert (added.wish, added.own_env) == (wanted.hosts, {"A": "mesh"})
+    assert added.unit == wanted
     assert {e["A"] for e in added.env.values()} == {"mesh"}
 
 
@@ -156,7 +156,7 @@ def test_a_mesh_in_another_place_is_the_same_in_all_else(problem: Problem, data:
         len(found) for m in (again, *others.meshes) for found in m.gpus.values()
     )
     if not lost:
-        assert not isinstance(mesh.wish, tuple) or replace(again, env=mesh.env) == mesh
+        assert not isinstance(mesh.unit.hosts, tuple) or replace(again, env=mesh.env) == mesh
     for host in plan.hosts:
         ranks = [len(m.ranks_on(host.name)) for m in (again, *others.meshes) if not any(m.gpus.values())]
         assert host.slots is None or sum(ranks) <= host.slots

@@ -304,5 +304,5 @@ def test_a_plan_says_where_things_are_on_each_host_and_how_they_get_there() -> N
 
 def test_a_mesh_keeps_what_it_wished_for() -> None:
     trainer, sft = everything_planned().mesh("trainer"), everything_planned().mesh("sft")
-    assert (trainer.wish, trainer.own_env, trainer.unit_python) == (2, {"BOTH": "mesh"}, "/opt/py")
-    assert (sft.wish, sft.own_env, sft.unit_python) == (("here",), {}, None)
+    assert (trainer.unit.hosts, trainer.unit.env, trainer.unit.python) == (2, {"BOTH": "mesh"}, "/opt/py")
+    assert (sft.unit.hosts, sft.unit.env, sft.unit.python) == (("here",), {}, None)

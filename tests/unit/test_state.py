@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from forgectl.controller.commands import commands
@@ -9,7 +11,7 @@ from forgectl.controller.records import AgentLost, AgentUp, Born, Happened, Reco
 from forgectl.controller.run_state import Run
 from forgectl.controller.state import MESH_TRANSITIONS, MeshState, describe
 from forgectl.controller.status_document import reason
-from forgectl.model.plan import HostPlan, MeshPlan, Plan, Program, RankPlan, RestartPolicy
+from forgectl.model.plan import HostPlan, MeshPlan, Plan, Program, RankPlan, RestartPolicy, Unit
 from forgectl.model.status import OVER
 from forgectl.protocol.supervision import (
     Happening,
@@ -91,18 +93,29 @@ class History:
 def mesh(
     name: str = "m", procs: int = 2, hosts: tuple[str, ...] = ("a",), kind: str = "script", **more: object
 ) -> MeshPlan:
+    """A mesh in equal shares on hosts; `more` fields of its unit. One of kind actor stays until it is ended."""
     each = procs // len(hosts)
-    return MeshPlan(
+    unit = Unit(
         mesh=name,
         kind=kind,  # type: ignore[arg-type]
-        program=Program("file", "x.py"),
+        program=Program("actor", "x:X") if kind == "actor" else Program("file", "x.py"),
+        procs=procs,
+        hosts=None,
+        with_gpus=False,
+        env={},
+        python=None,
+        preload=("torch",),
+        start_method="fork",
+        restart=RestartPolicy(),
+    )
+    return MeshPlan(
+        unit=dataclasses.replace(unit, **more),  # type: ignore[arg-type]
         workdir="/",
         hosts=hosts,
         ranks=tuple(RankPlan(r, r % each, hosts[r // each], (), {}) for r in range(procs)),
         env={h: {} for h in hosts},
         gpus=dict.fromkeys(hosts, ()),
         python=dict.fromkeys(hosts, "python3"),
-        **more,  # type: ignore[arg-type]
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from forgectl.actor.endpoint import EndpointInfo
 from forgectl.actor.service.replica import ATTEMPTS, Replica, Request
+from forgectl.actor.service.service_call import ServiceCall
 from forgectl.errors import ActorDied
 from forgectl.system.tasks import Background
 
@@ -18,14 +19,11 @@ HOMELESS = -1
 
 
 class BatchItem:
-    """One caller's part of a batch. `began`: when it came, in seconds of the service's clock."""
+    """One caller's part of a batch."""
 
-    def __init__(self, batch: Batch, args: tuple[Any, ...], kwargs: dict[str, Any], session: str | None, began: float):
+    def __init__(self, batch: Batch, call: ServiceCall) -> None:
         self.batch = batch
-        self.args = args
-        self.kwargs = kwargs
-        self.session = session
-        self.began = began
+        self.call = call
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def fail(self, error: BaseException) -> None:
@@ -74,7 +72,7 @@ class Batch(Request):
             return [(self, choose(self.endpoint, None))]
         groups: dict[Replica | None, list[BatchItem]] = {}
         for item in self.items:
-            groups.setdefault(choose(self.endpoint, item.session), []).append(item)
+            groups.setdefault(choose(self.endpoint, item.call.session), []).append(item)
         return [(self._part(items, n), replica) for n, (replica, items) in enumerate(groups.items())]
 
     def _part(self, items: list[BatchItem], number: int) -> Batch:
@@ -104,10 +102,11 @@ class Batch(Request):
         if not items:
             replica.release()
             return
-        args = tuple(list(values) for values in zip(*(item.args for item in items), strict=True))
-        kwargs = {name: [item.kwargs[name] for item in items] for name in items[0].kwargs}
+        calls = [item.call for item in items]
+        args = tuple(list(values) for values in zip(*(call.args for call in calls), strict=True))
+        kwargs = {name: [call.kwargs[name] for call in calls] for name in calls[0].kwargs}
         try:
-            result = await replica.call(self.endpoint, args, kwargs, [item.began for item in items])
+            result = await replica.call(self.endpoint, args, kwargs, [call.began for call in calls])
             values = checked(self.endpoint, result, len(items))
         except Exception as error:
             if not self._again(error, replica):
@@ -157,28 +156,19 @@ class Batcher:
         """Calls in batches that have not closed yet."""
         return sum(len(batch.items) for batch in list(self._open.values()))
 
-    async def call(
-        self,
-        endpoint: str,
-        info: EndpointInfo,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        session: str | None,
-        home: int | None,
-        began: float,
-    ) -> Any:
+    async def call(self, call: ServiceCall, home: int | None) -> Any:
         """This caller's result. `home`: the index of its session's replica, HOMELESS, or None outside sessions.
 
         Calls without any arguments share no batch, since the method could not tell how many they are.
         """
-        key = (endpoint, home, len(args), frozenset(kwargs))
+        key = (call.endpoint, home, len(call.args), frozenset(call.kwargs))
         batch = self._open.get(key)
         if batch is None:
-            batch = self._open[key] = Batch(self, endpoint, info, key, session is not None)
-            batch.timer = asyncio.get_running_loop().call_later(info.batch_timeout, self.close, batch)
-        item = BatchItem(batch, args, kwargs, session, began)
+            batch = self._open[key] = Batch(self, call.endpoint, call.info, key, call.session is not None)
+            batch.timer = asyncio.get_running_loop().call_later(call.info.batch_timeout, self.close, batch)
+        item = BatchItem(batch, call)
         batch.items.append(item)
-        if len(batch.items) >= info.batch_size or not (args or kwargs):
+        if len(batch.items) >= call.info.batch_size or not (call.args or call.kwargs):
             self.close(batch)
         try:
             return await item.future

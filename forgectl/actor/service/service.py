@@ -13,6 +13,7 @@ from forgectl.actor.service.batching import HOMELESS, Batcher, checked
 from forgectl.actor.service.metrics import AnswerCounts
 from forgectl.actor.service.replica import ATTEMPTS, Replica, ReplicaMesh, SingleCall
 from forgectl.actor.service.routing import Placement, make_router
+from forgectl.actor.service.service_call import ServiceCall
 from forgectl.actor.service.session import Session, SessionTable
 from forgectl.errors import ActorDied, NotFoundError, ServiceOverloaded
 from forgectl.model.status import ReplicaStatus, ServiceStatus
@@ -94,51 +95,35 @@ class ServiceCore:
         info = self._checked(endpoint)
         if session is not None:
             self._sessions.check(session)
-        began = time.monotonic()
-        call = self._batched if info.batch_size > 1 else self._single
-        return await self._stats.counted(call(endpoint, info, args, kwargs, session, began), began)
+        call = ServiceCall(endpoint, info, args, kwargs, session, time.monotonic())
+        answer = self._batched(call) if info.batch_size > 1 else self._single(call)
+        return await self._stats.counted(answer, call.began)
 
-    async def _single(
-        self,
-        endpoint: str,
-        info: EndpointInfo,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        session: str | None,
-        began: float,
-    ) -> Any:
+    async def _single(self, call: ServiceCall) -> Any:
         attempts = 0
         while True:
-            replica = self._placement.choose(endpoint, session)
+            replica = self._placement.choose(call.endpoint, call.session)
             if replica is None or not replica.take_slot():
                 if not attempts:
                     self._check_room()
-                replica = await self._turn(SingleCall(endpoint, session), replica)
+                replica = await self._turn(SingleCall(call.endpoint, call.session), replica)
             try:
-                return await replica.call(endpoint, args, kwargs, (began,))
+                return await replica.call(call.endpoint, call.args, call.kwargs, (call.began,))
             except ActorDied as error:
                 attempts += 1
-                again = info.idempotent and replica.owns(error) and attempts < ATTEMPTS
+                again = call.info.idempotent and replica.owns(error) and attempts < ATTEMPTS
                 if not again or self._placement.stopped:
                     raise
 
-    async def _turn(self, call: SingleCall, replica: Replica | None) -> Replica:
+    async def _turn(self, request: SingleCall, replica: Replica | None) -> Replica:
         """In line at this replica, or until one is healthy."""
         if replica is None:
-            self._placement.hold(call)
+            self._placement.hold(request)
         else:
-            replica.add(call)
-        return await call.turn()
+            replica.add(request)
+        return await request.turn()
 
-    async def _batched(
-        self,
-        endpoint: str,
-        info: EndpointInfo,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        session: str | None,
-        began: float,
-    ) -> Any:
+    async def _batched(self, call: ServiceCall) -> Any:
         placement = self._placement
         if not any(replica.free for replica in placement.up):
             self._check_room()
@@ -146,10 +131,10 @@ class ServiceCore:
         if hopeless is not None:
             raise hopeless
         home = None
-        if session is not None:
-            replica = placement.choose(endpoint, session)
+        if call.session is not None:
+            replica = placement.choose(call.endpoint, call.session)
             home = HOMELESS if replica is None else replica.index
-        return await self._batcher.call(endpoint, info, args, kwargs, session, home, began)
+        return await self._batcher.call(call, home)
 
     async def fanout(self, endpoint: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """Call it on every healthy replica: the results in their order, or the first exception once all are done.
@@ -166,10 +151,10 @@ class ServiceCore:
         busy = sum(not replica.free for replica in replicas)
         if busy:
             self._check_room(busy)
-        began = time.monotonic()
+        call = ServiceCall(endpoint, info, args, kwargs, None, time.monotonic())
 
         async def part(replica: Replica) -> Any:
-            return await self._stats.counted(self._on(replica, endpoint, info, args, kwargs, began), began)
+            return await self._stats.counted(self._on(replica, call), call.began)
 
         results = await asyncio.gather(*map(part, replicas), return_exceptions=True)
         for result in results:
@@ -177,23 +162,15 @@ class ServiceCore:
                 raise result
         return results
 
-    async def _on(
-        self,
-        replica: Replica,
-        endpoint: str,
-        info: EndpointInfo,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        began: float,
-    ) -> Any:
+    async def _on(self, replica: Replica, call: ServiceCall) -> Any:
         """This replica's part of a fanout."""
         self._check_running()
         if not replica.take_slot():
-            await self._turn(SingleCall(endpoint, pinned=True), replica)
-        if info.batch_size == 1:
-            return await replica.call(endpoint, args, kwargs, (began,))
-        lists = tuple([arg] for arg in args), {name: [arg] for name, arg in kwargs.items()}
-        return checked(endpoint, await replica.call(endpoint, *lists, (began,)), 1)[0]
+            await self._turn(SingleCall(call.endpoint, pinned=True), replica)
+        if call.info.batch_size == 1:
+            return await replica.call(call.endpoint, call.args, call.kwargs, (call.began,))
+        lists = tuple([arg] for arg in call.args), {name: [arg] for name, arg in call.kwargs.items()}
+        return checked(call.endpoint, await replica.call(call.endpoint, *lists, (call.began,)), 1)[0]
 
     def _checked(self, endpoint: str) -> EndpointInfo:
         self._check_running()

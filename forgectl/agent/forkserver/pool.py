@@ -8,7 +8,8 @@ from pathlib import Path
 from forgectl.agent.forkserver.forks import ForkServer
 from forgectl.agent.forkserver.spawn import StartedForkServer, begin, log_of
 from forgectl.agent.reaper import Reaper
-from forgectl.model.plan import ForkServerPlan, MeshPlan
+from forgectl.model.mesh_share import MeshShare
+from forgectl.model.plan import ForkServerPlan
 from forgectl.protocol.supervision import AgentConfig
 
 
@@ -21,20 +22,20 @@ class ForkServers:
         self._servers = {w.plan: ForkServer(w, reaper) for w in warming}
         reaper.reap()  # one may have ended already
 
-    def of(self, mesh: MeshPlan) -> ForkServer:
-        """The fork server of a mesh; raises OSError, and KeyError for a secret that is not known."""
-        plan = self._plan(mesh)
+    def of(self, share: MeshShare) -> ForkServer:
+        """The fork server of a mesh's share; raises OSError, and KeyError for a secret that is not known."""
+        plan = self._plan(share)
         server = self._servers.get(plan)
         if server is None or server.spent:
             log = log_of(Path(self._config.run_dir), self._config.host, len(self._servers))
             server = self._servers[plan] = ForkServer(begin(plan, log), self._reaper)
         return server
 
-    def keep(self, meshes: Iterable[MeshPlan]) -> None:
-        """End those that none of these meshes needs."""
-        wanted = {self._plan(mesh) for mesh in meshes}
+    def keep(self, shares: Iterable[MeshShare]) -> None:
+        """End those that none of these needs."""
+        wanted = {self._plan(share) for share in shares}
         for plan in [p for p in self._servers if p not in wanted]:
             self._servers.pop(plan).stop()
 
-    def _plan(self, mesh: MeshPlan) -> ForkServerPlan:
-        return mesh.fork_server(self._config.run, self._config.host, self._config.secrets)
+    def _plan(self, share: MeshShare) -> ForkServerPlan:
+        return share.fork_server(self._config.run, self._config.secrets)
