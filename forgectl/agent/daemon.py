@@ -16,8 +16,8 @@ from forgectl.agent.enclosure.enclosure import sweep_run
 from forgectl.agent.event_log import EventLog
 from forgectl.agent.forkserver.pool import ForkServers
 from forgectl.agent.forkserver.spawn import StartedForkServer
+from forgectl.agent.hosted_mesh import HostMesh
 from forgectl.agent.log_parts import read_logs
-from forgectl.agent.mesh_share import HostMesh
 from forgectl.agent.messengers import Messengers
 from forgectl.agent.reaper import Reaper
 from forgectl.agent.usage import UseMeter

@@ -54,7 +54,7 @@ class Changes:
     A command to a host depends on facts of the whole mesh, on what the host itself has said of the mesh, and on
     messengers. So where the facts of a mesh have changed, all its hosts are named; where they have not, at most the
     host that the record is about: what other hosts have said changes only together with those facts, as a generation
-    ends or the mesh moves. tests/unit/test_changes.py compares the outcome with a look at everything.
+    ends or the mesh moves. tests/unit/controller/test_changes.py compares the outcome with a look at everything.
     """
 
     def __init__(self) -> None:

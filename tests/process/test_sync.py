@@ -24,7 +24,7 @@ from forgectl.transport.destination import Destination
 from forgectl.transport.ssh import ANSWERS, RelayConnection, dial
 from forgectl.wire.unix_sockets import Connection
 from tests.lab.lab import Lab
-from tests.unit.sync_cases import LIMIT, Snapshot, snapshot
+from tests.unit.sync.sync_cases import LIMIT, Snapshot, snapshot
 
 RELAY = "import sys; from forgectl.relay.relay import main; main(sys.argv[1])"
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can mount")

@@ -1,0 +1,90 @@
+"""What `forgectl plan` shows of a plan."""
+
+from __future__ import annotations
+
+import json
+
+from rich.console import Console
+
+from forgectl.cli.views.plan_view import plan_json, plan_table
+from forgectl.model.environment import AT_LAUNCH
+from forgectl.model.plan import Plan
+from forgectl.wire.codec import from_json
+from tests.unit.plan.plan_cases import hosts_of, placed, spec_of
+
+SPEC = """
+hosts: [{name: a, local: true}, {name: b, local: true}]
+env: {PLAIN: "yes", LONG: "%s", "EVIL": "\\e]52;c;aGk=\\a[red]x[/red]\\n\\u202e"}
+secrets: [HF_TOKEN]
+actors: {trainer: {class: actors.trainer:Trainer, procs: 4, hosts: 2, with_gpus: true, restart: {max: 3, within: 10m}}}
+scripts: {tidy: {command: [sh, -c, "echo hi there"], hosts: [b]}}
+"""
+
+
+def planned() -> Plan:
+    spec = spec_of(SPEC % ("long" * 40), environ={"HF_TOKEN": "sesame-open"})
+    return placed(spec, hosts_of("a:4 b:4")[1], inherited={"HF_TOKEN": "sesame-open"})
+
+
+def shown(plan: Plan, width: int = 80) -> str:
+    console = Console(width=width, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(plan_table(plan))
+    return capture.get()
+
+
+def rows(text: str) -> list[str]:
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def test_each_mesh_has_a_line_and_each_rank_has_one() -> None:
+    lines = rows(shown(planned(), width=120))
+    assert "MESH KIND PROCS HOSTS GPUS RESTARTS RUNS" in lines
+    assert "trainer actor 4 a, b 4 3 in 10m actors.trainer:Trainer" in lines
+    assert "tidy script 1 b - never sh -c 'echo hi there'" in lines
+    assert "trainer on b: 2 of 4 ranks, fork from /usr/bin/python3, preload torch" in lines
+    assert "tidy on b: 1 rank, fork from /usr/bin/python3" in lines
+    assert "3 1 H200 RANK=3 LOCAL_RANK=1 ROLE_RANK=3" in lines
+    assert "0 - RANK=0 LOCAL_RANK=0 ROLE_RANK=0" in lines
+
+
+def test_every_variable_is_shown_once_for_a_mesh_on_a_host() -> None:
+    plan = planned()
+    text = shown(plan, width=200)
+    for mesh in plan.meshes:
+        for host in mesh.hosts:
+            section = text.split(f"{mesh.mesh} on {host}: ")[1].split(" on ")[0]
+            rank = mesh.ranks_on(host)[0]
+            for name in {*mesh.env[host], *rank.env, *AT_LAUNCH, "HF_TOKEN"} - {
+                "RANK",
+                "LOCAL_RANK",
+                "ROLE_RANK",
+            }:
+                assert section.replace("=", " ").split().count(name) == 1, (mesh.mesh, host, name)
+    assert "(at launch)" in text
+
+
+def test_secrets_are_named_but_never_told() -> None:
+    plan = planned()
+    assert "HF_TOKEN ***" in rows(shown(plan))
+    assert "sesame" not in shown(plan) + json.dumps(plan_json(plan))
+
+
+def test_it_fits_in_80_columns_and_loses_nothing_there() -> None:
+    text = shown(planned())
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "long" * 40 in "".join(text.split())
+
+
+def test_nothing_in_a_spec_reaches_the_terminal_as_an_escape_or_markup() -> None:
+    text = shown(planned(), width=200)
+    assert all(c.isprintable() for line in text.splitlines() for c in line)
+    assert r"\x1b]52;c;aGk=\x07[red]x[/red]\n\u202e" in text
+
+
+def test_json_holds_the_whole_plan() -> None:
+    plan = planned()
+    document = json.loads(json.dumps(plan_json(plan)))
+    assert document.pop("schema_version") == 1
+    assert set(document.pop("at_launch")) == set(AT_LAUNCH)
+    assert from_json(Plan, document) == plan
