@@ -12,9 +12,9 @@ from forgectl.controller.state import MeshState
 from forgectl.errors import BusyError, UsageError
 from forgectl.model.plan import MAX_RANKS, Gpu, HostPlan, MeshPlan, Unit
 from forgectl.names import DRIVER, free_name
-from forgectl.plan.addition import place_more, replace_lost
+from forgectl.plan.addition import held_by, place_more, replace_lost
 
-FreeGpus = dict[str, tuple[Gpu, ...]]
+GpusOfHosts = dict[str, tuple[Gpu, ...]]
 
 
 class Additions:
@@ -35,7 +35,7 @@ class Additions:
             if unit.procs + sum(m.plan.procs for m in run.meshes.values() if not m.ended) > MAX_RANKS:
                 raise UsageError(f"mesh {unit.mesh}: a run has at most {MAX_RANKS} ranks")
             unit = dataclasses.replace(unit, mesh=_free_name(run, unit.mesh, named=named))
-            gpus = await self._free_gpus(run) if unit.with_gpus else {}
+            gpus = await self._gpus(run) if unit.with_gpus else {}
             there = tuple(host.plan for host in run.hosts.values() if not host.given_up)
             return place_more(dataclasses.replace(run.plan, hosts=there), unit, gpus, os.environ, _living(run))
 
@@ -43,16 +43,15 @@ class Additions:
         """The plan of a mesh on hosts that are not lost; raises ForgeError with why there are none."""
         async with self._turn:
             lost = {name for name, host in run.hosts.items() if host.given_up}
-            gpus = await self._free_gpus(run, mesh.name) if any(mesh.plan.gpus.values()) else {}
+            gpus = await self._gpus(run, mesh.name) if any(mesh.plan.gpus.values()) else {}
             return replace_lost(run.plan, mesh.plan, lost, gpus, os.environ, _living(run))
 
-    async def _free_gpus(self, run: Run, leaving: str | None = None) -> FreeGpus:
-        """The GPUs of each host that no living mesh of this run has; those of a mesh that leaves them count."""
-        living = [m for m in run.meshes.values() if not m.ended and m.name != leaving]
-        taken = {g.uuid for m in living for gpus in m.plan.gpus.values() for g in gpus}
+    async def _gpus(self, run: Run, leaving: str | None = None) -> GpusOfHosts:
+        """The GPUs of each host and who holds them; the mesh `leaving` holds none any more."""
         hosts = [host.plan for host in run.hosts.values() if not host.given_up]
         found = await asyncio.gather(*(self._look(host) for host in hosts))
-        return {h.name: tuple(g for g in gpus if g.uuid not in taken) for h, gpus in zip(hosts, found, strict=True)}
+        living = [mesh for mesh in _living(run) if mesh.mesh != leaving]
+        return held_by(living, {host.name: gpus for host, gpus in zip(hosts, found, strict=True)})
 
 
 def _living(run: Run) -> list[MeshPlan]:

@@ -13,6 +13,7 @@ from forgectl.plan.placement import environments, mesh_plan
 from forgectl.plan.shortage import busy, never_fits
 from forgectl.plan.slots import Slots
 from forgectl.plan.slots import never_fits as never_finds_room
+from forgectl.plan.units import where
 
 
 def place_more(
@@ -24,7 +25,7 @@ def place_more(
 ) -> MeshPlan:
     """One more mesh for a run: on the first hosts with room, or those it names.
 
-    `gpus` are those of each host that this run has not given out, `living` its meshes, which take slots. Raises
+    `gpus` are those of each host with their holders, `living` the run's meshes, which take slots. Raises
     UsageError for what can never be, BusyError for GPUs that others hold and slots that the run's meshes take.
     """
     _check_hosts(plan, unit)
@@ -78,20 +79,31 @@ def _check_hosts(plan: Plan, unit: Unit) -> None:
         raise UsageError(f"mesh {unit.mesh}: {unit.procs} processes cannot be spread evenly over {count} hosts")
 
 
+def held_by(meshes: Iterable[MeshPlan], gpus: Mapping[str, tuple[Gpu, ...]]) -> dict[str, tuple[Gpu, ...]]:
+    """The GPUs of hosts, with these meshes of the run as the holders of theirs."""
+    holders = {gpu.uuid: f"mesh {m.mesh} of this run" for m in meshes for found in m.gpus.values() for gpu in found}
+    return {
+        host: tuple(dataclasses.replace(g, holder=holders[g.uuid]) if g.uuid in holders else g for g in found)
+        for host, found in gpus.items()
+    }
+
+
 def _gpus_for(
     unit: Unit, hosts: Sequence[HostPlan], gpus: Mapping[str, tuple[Gpu, ...]], living: Sequence[MeshPlan]
 ) -> Allotment:
     given = Counter(host for mesh in living for host, gpus in mesh.gpus.items() for _ in gpus)
-    caps = {h.name: max(0, h.slots - given[h.name]) for h in hosts if h.slots is not None}
-    pool = Pool({h.name: tuple(gpus.get(h.name, ())) for h in hosts}, caps=caps)
-    request = RoomRequest(unit.mesh, unit.mesh, unit.procs, unit.hosts)
-    allotments = allot([request], pool.free())
+    found = {h.name: tuple(gpus.get(h.name, ())) for h in hosts}
+    slots = {h.name: h.slots for h in hosts if h.slots is not None}
+    left = Pool(found, caps={name: max(0, count - given[name]) for name, count in slots.items()}).free()
+    whole = Pool(found, caps=slots)
+    request = RoomRequest(unit.mesh, where(unit), unit.procs, unit.hosts)
+    allotments = allot([request], left)
     if isinstance(allotments, dict):
         return allotments[unit.mesh]
-    never = allot([request], pool)
+    never = allot([request], whole)
     if isinstance(never, list):
-        raise UsageError("; ".join(f"{where}: {what}" for where, what in never_fits(never, pool)))
-    raise busy(allotments, pool)
+        raise UsageError("; ".join(f"{place}: {what}" for place, what in never_fits(never, whole)))
+    raise busy(allotments, whole)
 
 
 def _slots_for(
@@ -101,11 +113,11 @@ def _slots_for(
     taken = Counter(rank.host for mesh in without for rank in mesh.ranks)
     whole = {h.name: h.slots for h in hosts}
     left = Slots.of({name: None if slots is None else max(0, slots - taken[name]) for name, slots in whole.items()})
-    request = RoomRequest(unit.mesh, unit.mesh, unit.procs, unit.hosts)
+    request = RoomRequest(unit.mesh, where(unit), unit.procs, unit.hosts)
     allotments = allot([request], left)
     if isinstance(allotments, dict):
         return allotments[unit.mesh]
-    said = "; ".join(f"{where}: {what}" for where, what in never_finds_room(allotments, left))
+    said = "; ".join(f"{place}: {what}" for place, what in never_finds_room(allotments, left))
     if isinstance(allot([request], Slots.of(whole)), list):
         raise UsageError(said)
     raise BusyError(f"{said}, beside the run's other meshes", hint="shut one of them down first")

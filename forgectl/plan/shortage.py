@@ -36,8 +36,8 @@ def busy(misfits: Sequence[Misfit[Pool]], whole: Pool) -> BusyError:
 
 def wish(request: RoomRequest, hosts: int, many: Callable[[int], str]) -> str:
     """What a mesh wants of so many hosts; `many` puts a number of it in words."""
-    name = request.where.rpartition(".")[2]
-    replica = f"replica {request.mesh} " if request.mesh != name else ""
+    _, _, name = request.where.partition(".")
+    replica = f"replica {request.mesh} " if name and request.mesh != name else ""
     if request.hosts is None:
         several = request.procs > 1 and hosts > 1
         shares = ", on one host or in equal shares on several" if several else ""

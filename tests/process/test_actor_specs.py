@@ -284,7 +284,9 @@ for _ in range(2):
     c = await Gpus.as_actor()
     assert list((await c.env.call("CUDA_VISIBLE_DEVICES", "LOCAL_RANK")).values()) == [["0,1", "0"], ["0,1", "1"]]
     error = await raised(ForgeError, Fast.options(with_gpus=True, mesh_name="more").as_actor())
-    assert "GPU" in str(error), error
+    assert (error.exit_code, "GPU 0, 1 of local by mesh counter of this run" in str(error)) == (75, True), error
+    never = await raised(ForgeError, Fast.options(procs=3, with_gpus=True).as_actor())
+    assert (never.exit_code, "actors.counter-2.procs: wants 3 GPUs" in str(never)) == (64, True), never
     await c.shutdown()
 task = asyncio.ensure_future(SlowSetup.options(preload=[], procs=2, with_gpus=True).as_actor(str(HERE)))
 await exists("waiting-0", "waiting-1")

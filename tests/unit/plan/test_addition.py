@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from forgectl.errors import BusyError, ForgeError, SpecError, UsageError
 from forgectl.model.plan import MeshPlan, Plan, Program, RestartPolicy, Unit
-from forgectl.plan.addition import place_more, replace_lost
+from forgectl.plan.addition import held_by, place_more, replace_lost
 from tests.unit.plan.plan_cases import HOLDER, case, hosts_of, placed, spec_of
 from tests.unit.plan.test_properties import Problem, problems
 
@@ -24,12 +24,6 @@ def plan_of(hosts: str, meshes: str) -> tuple[Plan, dict]:
     """A plan of all the hosts, as code may add meshes; and all GPUs by host."""
     spec, facts = case(hosts, meshes, "driver: {command: 'true'}\n")
     return placed(spec, facts), {name: f.gpus for name, f in facts.items()}
-
-
-def left_of(plan: Plan, gpus: dict) -> dict:
-    """The GPUs that no mesh of the plan has."""
-    taken = {g.uuid for m in plan.meshes for on_host in m.gpus.values() for g in on_host}
-    return {name: tuple(g for g in found if g.uuid not in taken) for name, found in gpus.items()}
 
 
 @pytest.mark.parametrize(
@@ -48,26 +42,46 @@ def test_it_goes_where_there_is_room_beside_the_run_s_meshes(
     hosts: str, meshes: str, wanted: Unit, found: tuple[str, ...]
 ) -> None:
     plan, gpus = plan_of(hosts, meshes)
-    added = place_more(plan, wanted, left_of(plan, gpus), {}, plan.meshes)
+    added = place_more(plan, wanted, held_by(plan.meshes, gpus), {}, plan.meshes)
     assert added.hosts == found
     assert added.unit == wanted
     assert {e["A"] for e in added.env.values()} == {"mesh"}
 
 
 REFUSED = [
-    ("a:0#2", "x:2-", unit(1), BusyError, "m.procs: wants 1 slot, but a has no slot, beside the run's other meshes"),
-    ("a:0#2", "x:1-", unit(3), UsageError, "m.procs: wants 3 slots, but a has 1 slot"),
+    (
+        "a:0#2",
+        "x:2-",
+        unit(1),
+        BusyError,
+        "actors.m.procs: wants 1 slot, but a has no slot, beside the run's other meshes",
+    ),
+    ("a:0#2", "x:1-", unit(3), UsageError, "actors.m.procs: wants 3 slots, but a has 1 slot"),
     ("a:0 b:0#0", "x:1-", unit(1, ("b",)), UsageError, "mesh m: host b takes no ranks, as it has no slots"),
     ("a:0 b:0#0", "x:1-", unit(2, 2), UsageError, "mesh m wants 2 hosts, but the run has 1: a"),
     ("a:0", "x:1-", unit(1, ("b",)), UsageError, "mesh m: no host b in this run; it has a"),
     ("a:0 b:0", "x:1-", unit(3, 2), UsageError, "mesh m: 3 processes cannot be spread evenly over 2 hosts"),
-    ("a:2#1", "x:1", unit(1, gpus=True), UsageError, "m.procs: wants 1 GPU, but a has 1 GPU, of which its slots"),
+    (
+        "a:2#1",
+        "x:1",
+        unit(1, gpus=True),
+        BusyError,
+        "not enough free GPUs: actors.m wants 1 GPU. Taken: GPU 0 of a by mesh x",
+    ),
+    (
+        "a:1",
+        "x:1",
+        unit(1, gpus=True),
+        BusyError,
+        "not enough free GPUs: actors.m wants 1 GPU. Taken: GPU 0 of a by mesh",
+    ),
+    ("a:1", "x:1", unit(2, gpus=True), UsageError, "actors.m.procs: wants 2 GPUs, but a has 1 GPU"),
     (
         "a:2!1",
         "x:1",
         unit(1, gpus=True),
         BusyError,
-        f"not enough free GPUs: m wants 1 GPU. Taken: GPU 1 of a by {HOLDER}",
+        f"not enough free GPUs: actors.m wants 1 GPU. Taken: GPU 0 of a by mesh x of this run; GPU 1 of a by {HOLDER}",
     ),
 ]
 
@@ -78,7 +92,7 @@ def test_it_is_refused_where_there_is_none(
 ) -> None:
     plan, gpus = plan_of(hosts, meshes)
     with pytest.raises(kind) as caught:
-        place_more(plan, wanted, left_of(plan, gpus), {}, plan.meshes)
+        place_more(plan, wanted, held_by(plan.meshes, gpus), {}, plan.meshes)
     assert caught.value.message.startswith(said)
 
 
@@ -95,13 +109,14 @@ def test_a_mesh_goes_to_other_hosts_as_its_spec_wishes() -> None:
     x, y = plan.mesh("x"), plan.mesh("y")
     assert (x.hosts, y.hosts) == (("a", "b"), ("c",))
     gpus["b"] = ()  # nobody can ask b any more
-    free = left_of(replace(plan, meshes=(y,)), gpus)
+    free = held_by([y], gpus)
     with pytest.raises(
-        UsageError, match=r"mesh x finds no place now that b is lost: x\.procs: wants 2 GPUs on each of 2"
+        BusyError,
+        match=r"x finds no place now that b is lost: .* on each of 2 hosts. Taken: GPU 0 of c by mesh y of this",
     ):
         replace_lost(plan, x, {"b"}, free, {}, plan.meshes)
     plan, gpus = plan_of("a:2 b:2 c:3", "x:4/2 y:1@c")
-    again = replace_lost(plan, x, {"b"}, left_of(replace(plan, meshes=(y,)), gpus), {}, plan.meshes)
+    again = replace_lost(plan, x, {"b"}, held_by([y], gpus), {}, plan.meshes)
     assert again.hosts == ("a", "c")
     assert {host: [g.visible for g in found] for host, found in again.gpus.items()} == {
         "a": ["0", "1"],
@@ -144,7 +159,7 @@ def test_a_mesh_in_another_place_is_the_same_in_all_else(problem: Problem, data:
     mesh = data.draw(st.sampled_from(plan.meshes))
     lost = data.draw(st.sets(st.sampled_from([h.name for h in plan.hosts])))
     others = replace(plan, meshes=tuple(m for m in plan.meshes if m is not mesh))
-    free = left_of(others, {name: f.gpus for name, f in facts.items()})
+    free = held_by(others.meshes, {name: f.gpus for name, f in facts.items()})
     try:
         again = replace_lost(plan, mesh, lost, free, {}, plan.meshes)
     except (UsageError, BusyError):

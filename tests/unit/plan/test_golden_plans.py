@@ -13,9 +13,9 @@ import pytest
 
 from forgectl.cli.views.plan_view import plan_json
 from forgectl.model.plan import Gpu, Plan, Program, RestartPolicy
-from forgectl.plan.addition import place_more, replace_lost
+from forgectl.plan.addition import held_by, place_more, replace_lost
 from tests.unit.plan.plan_cases import hosts_of, placed, spec_of
-from tests.unit.plan.test_addition import left_of, unit
+from tests.unit.plan.test_addition import unit
 
 FOLDER = Path(__file__).with_name("golden_plans")
 
@@ -76,7 +76,7 @@ def grown() -> Plan:
     """A mesh that code has added, and one that has moved."""
     _, facts = hosts_of("gpu01:2 here:4 unused:4")
     plan = placed(spec_of(EVERYTHING), facts)
-    gpus = left_of(plan, {name: f.gpus for name, f in facts.items()})
+    gpus = held_by(plan.meshes, {name: f.gpus for name, f in facts.items()})
     wanted = replace(unit(2, gpus=True), program=Program("file", "/tmp/train.py", ("-v",)), restart=RestartPolicy(2))
     added = place_more(plan, wanted, gpus, {}, plan.meshes)
     trainer = plan.mesh("trainer")
