@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import tempfile
 import time
 import zlib
 from collections.abc import Iterable
@@ -36,6 +37,7 @@ from forgectl.protocol.supervision import (
     GetStats,
     HostGpus,
     Links,
+    Membership,
     MeshGone,
     MeshNews,
     MessengerGone,
@@ -82,7 +84,7 @@ class Agent:
         self._said = self.heard  # when the last Welcome or Pong was sent
         self.done = asyncio.Event()
         self._servers = ForkServers(config, self.reaper, warming)
-        self._messages = Path(config.messages or messages_folder(self.run_dir))
+        self._messages = Path(config.messages) if config.messages else messages_folder(self.run_dir, config.membership)
         self._messengers = self._messengers_of(config)
         self._news: dict[str, MeshNews] = {}
         self._followers: set[Stream] = set()
@@ -331,9 +333,20 @@ class Agent:
 TOLD = "told to"
 
 
-def messages_folder(run_dir: Path) -> Path:
-    """Where the sockets for messages of an ssh host are: in /tmp, as their addresses are limited to 107 bytes."""
-    return Path(f"/tmp/forgectl-{os.getuid()}-{zlib.crc32(os.fsencode(run_dir)):08x}")
+def messages_folder(run_dir: Path, membership: Membership | None) -> Path:
+    """Where the sockets for messages of an ssh host are: in /tmp, as their addresses are limited to 107 bytes.
+
+    It is made at once where there will be messages. Another user who foresaw its name keeps nobody from calling: then
+    it is a folder of another name.
+    """
+    folder = Path(f"/tmp/forgectl-{os.getuid()}-{zlib.crc32(os.fsencode(run_dir)):08x}")
+    if membership is not None:
+        try:
+            private_folder(folder)
+        except OSError as e:
+            folder = Path(tempfile.mkdtemp(prefix=f"forgectl-{os.getuid()}-", dir="/tmp"))
+            log(f"{e}; messages go by {folder}")
+    return folder
 
 
 def log(text: str) -> None:
