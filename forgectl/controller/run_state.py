@@ -230,7 +230,7 @@ class Run:
             mesh.killed += what.killed
             room = MOST_UNKILLABLE - len(mesh.unkillable)
             mesh.unkillable.extend(who[:MOST_SAID] for who in what.unkillable[:room])
-        else:
+        elif isinstance(what, StartFailed):
             mesh.told[host] = mesh.told.get(host, 0) + 1
             if mesh.stop is not None:
                 return

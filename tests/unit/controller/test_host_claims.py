@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import copy
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from forgectl.controller import host_claims
 from forgectl.controller.host_claims import MOST_TEXT, check_event, check_parts, own_use
 from forgectl.controller.records import AgentLost, AgentUp, Happened, StopAsked
 from forgectl.controller.run_dir import RunDir
@@ -21,10 +22,13 @@ from forgectl.protocol.control import Report, StatusReport
 from forgectl.protocol.supervision import (
     AGENT_TO_CONTROLLER,
     Event,
+    Happening,
     LogAt,
     LogPart,
     LogParts,
     MeshGone,
+    MessengerGone,
+    MessengerOpened,
     Notice,
     Prepared,
     RankExited,
@@ -309,3 +313,9 @@ def test_the_status_of_a_run_fits_a_message_whatever_hosts_sent(letter: str, tmp
     document = run_document(h.run, RunDir(tmp_path))
     assert len(encode(StatusReport(document))) < MAX_LINE
     assert all(m.failure and m.failure.traceback and m.failure.log_tail for m in document.meshes)
+
+
+def test_every_event_is_checked() -> None:
+    """One that is not would end its host at its first arrival."""
+    of_hosts_and_meshes = {MessengerOpened, MessengerGone, Prepared, Refused, Notice}
+    assert set(get_args(Happening)) == of_hosts_and_meshes | host_claims._CHECKS.keys()
