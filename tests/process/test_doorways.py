@@ -12,11 +12,11 @@ STAY = "scripts: {stay: {run: PROGRAMS/stay.py, procs: 2, preload: []}}"
 def test_a_run_is_found_again_after_its_sockets_were_removed(forge: Forge) -> None:
     """As logging out does, which empties $XDG_RUNTIME_DIR."""
     run = forge.launch(STAY)
-    before = forge.roles(run)
+    before = processes_of(run).keys()
     shutil.rmtree(forge.home / "sockets")
     [document] = forge.status()
     assert (document["run"], document["state"]) == (run, "running")
-    until(lambda: forge.roles(run) == before, "the second controller to leave, and nobody else")
+    until(lambda: processes_of(run).keys() == before, "the end of whatever looked for them, and of nobody else")
     until((forge.home / "sockets" / run / "agent-0").exists, "the agent's socket")
     assert "2 × SIGTERM" in forge.ok("shutdown", "--run", run)
 
