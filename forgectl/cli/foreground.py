@@ -119,8 +119,8 @@ class _Launch:
                 self._say.print(report)
         if self._json:
             _print_json(status)
-        if error := client.error_of(status):
-            raise error
+        if status.error is not None:
+            raise status.error.error()
         if status.stopped_by == _TOO_LATE and status.exit_code == TimedOutError.exit_code:
             raise TimedOutError(
                 "not everything was up in time; the run was shut down",

@@ -15,10 +15,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from forgectl import errors
 from forgectl.boot import BOOT
 from forgectl.controller.run_dir import RunDir
-from forgectl.errors import ForgeError, InternalError, TimedOutError
+from forgectl.errors import InternalError, TimedOutError
 from forgectl.model.status import RunStatus
 from forgectl.protocol.control import CONTROLLER_TO_CLI, GetStatus, StatusReport
 from forgectl.system.daemons import let_go
@@ -163,12 +162,6 @@ def _no_answer(run: RunDir, why: Exception) -> TimedOutError:
         f"the controller of run {run.run} does not answer: {why}",
         hint="is it stopped or starved? If it is stuck, kill it: the next command starts another",
     )
-
-
-def error_of(status: RunStatus) -> ForgeError | None:
-    """The error that ended a launch, as an exception again."""
-    error = status.error
-    return errors.error_of(error.code, error.message, error.hint) if error else None
 
 
 def wait_gone(status: RunStatus, seconds: float = 5.0) -> None:

@@ -16,6 +16,7 @@ from forgectl.frozen import dataclass
 from forgectl.hosts import gpu_holders
 from forgectl.hosts.gpu_holders import is_lock_file, lock_name
 from forgectl.model.plan import Gpu
+from forgectl.system.files import open_folder
 
 VARIABLE = "FORGECTL_GPU_LOCK_DIR"
 PATIENCE = 0.15  # seconds; who only looks, or gives up half-way, has a lock for microseconds
@@ -122,7 +123,7 @@ def _is_shared(path: Path) -> bool:
 def _opened(directory: Path) -> Iterator[int]:
     """A descriptor of the folder, so that it cannot be exchanged meanwhile, once it is seen to be no trap."""
     try:
-        folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        folder = open_folder(directory)
     except OSError as e:
         why = "it is a symbolic link" if directory.is_symlink() else e.strerror
         raise UsageError(f"GPU lock folder {directory} cannot be used: {why}", hint=_FOLDER_HINT) from e

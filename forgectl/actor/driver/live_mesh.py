@@ -16,7 +16,7 @@ from forgectl.actor.endpoint import endpoints_of, interface_of
 from forgectl.actor.handle import ActorHandle
 from forgectl.actor.ranks import Ranks
 from forgectl.actor.verbs import CONSTRUCT, INVOKE
-from forgectl.errors import ActorDied, ForgeError, error_of
+from forgectl.errors import ActorDied, ForgeError
 from forgectl.frozen import dataclass
 from forgectl.messages import pickling
 from forgectl.model.status import MeshStatus
@@ -219,4 +219,4 @@ def _refused(now: MeshStatus) -> ForgeError | None:
     """What kept it from starting, where that was not the user's code."""
     if now.error is None or now.error.code == 1:
         return None
-    return error_of(now.error.code, f"mesh {now.mesh}: {now.error.message}", now.error.hint)
+    return now.error.error(f"mesh {now.mesh}: ")
