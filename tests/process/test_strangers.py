@@ -32,7 +32,7 @@ MEMBERS = [f"m{k}" for k in range(MANY)]
 
 @contextlib.contextmanager
 def flood(to: Host, *sources: str) -> Iterator[subprocess.Popen[str]]:
-    """A program that keeps connecting; it tells of each 1,000 connections."""
+    """A program that keeps connecting. It prints its numbers every 1,000 connections, and ends when its own are ended."""
     argv = [sys.executable, str(PROGRAMS / "intruder.py"), "flood", LOCAL, str(to.port), *sources]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
         try:
@@ -65,7 +65,7 @@ def test_members_call_and_come_while_strangers_take_all_that_they_can(lab: Lab, 
             rank.reply()
             assert member.asked() == (VALUE, made, b"", [b"new"])
             member.socket.close()
-        assert made >= 5000 and ended > made - 2000
+        assert made >= 5000 and ended > 1000
     check_calls_get_through(a, b, rank)
     until(lambda: b.descriptors() <= before, f"{before} descriptors, now {b.descriptors()}", seconds=20)
     assert b.said_so_far().count("show no key") == 1 and b.is_well()

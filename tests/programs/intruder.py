@@ -32,6 +32,7 @@ GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01CURVE" + bytes(47)
 LET_IN = pickle.dumps(("invoke", "add", (1000,), {}, ()))
 HALVES = 1000
 HELD = 4000
+LEFT = 256
 AT_ONCE = 16
 
 
@@ -101,7 +102,11 @@ def net(host, port, server):
 
 
 def flood(host, port, *sources):
-    """Numbers so far of connections that were made, and of those that the other side has ended."""
+    """Prints how many connections were made so far, and how many of them the other side has ended.
+
+    The end of stdin is that of new connections. The other side may still be behind: the last numbers come when it has
+    ended all but LEFT of those that are open.
+    """
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     ready, held = selectors.DefaultSelector(), {}  # in the order of their coming
@@ -113,19 +118,21 @@ def flood(host, port, *sources):
         ready.unregister(peer)
         peer.close()
 
+    more = True
     for turn in itertools.count():
-        for _ in range(AT_ONCE):
+        for _ in range(AT_ONCE if more else 0):
             peer = socket.socket()
             peer.setblocking(False)
             peer.bind((sources[turn % len(sources)], 0))
             peer.connect_ex((host, int(port)))
             ready.register(peer, selectors.EVENT_WRITE)
             held[peer] = None
-        for key, events in ready.select(0):
+        for key, events in ready.select(0 if more else None):
             peer = key.fileobj
             if peer is sys.stdin:
-                print(json.dumps([made, ended]), flush=True)
-                return
+                ready.unregister(sys.stdin)
+                more = False
+                continue
             try:
                 if events & selectors.EVENT_WRITE:
                     peer.sendall(GREETING[: made % 2 * 12])
@@ -140,6 +147,9 @@ def flood(host, port, *sources):
                 drop(peer)
         while len(held) > min(HELD, most - 50):
             drop(next(iter(held)))
+        if not more and len(held) <= LEFT:
+            print(json.dumps([made, ended]), flush=True)
+            return
 
 
 VALIDATE, SET, COUNT = b"\0" + struct.pack("=I", 0x3C85F7CE), b"\1", b"\7"
