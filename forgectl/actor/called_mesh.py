@@ -1,32 +1,124 @@
-"""A mesh of actors as its callers have it."""
+"""A mesh of actors as its callers have it: the generation that is up, and the calls that wait for one."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
+from forgectl.actor.deaths import again
 from forgectl.actor.endpoint import Interface
-from forgectl.actor.ranks import Ranks
+from forgectl.actor.ranks import Ranks, new_call
+from forgectl.errors import ActorDied
+from forgectl.messages import pickling
+from forgectl.messages.calling import Call
+from forgectl.system.futures import Future
+
+R = TypeVar("R")
+Send = Callable[[Ranks], None]
+Fail = Callable[[BaseException], Any]
 
 
-class CalledMesh(Protocol):
-    """What a handle needs of its mesh."""
+class CalledMesh(ABC):
+    """What a handle needs of its mesh. Calls may come from any thread.
 
-    name: str
-    interface: Interface
-    procs: int
+    A call that comes while no generation is up waits for the next one. Waiting calls are sent before any that is made
+    later, in the order in which they were made.
+    """
 
+    def __init__(self, name: str, interface: Interface, procs: int) -> None:
+        self.name = name
+        self.interface = interface
+        self.procs = procs
+        self._lock = threading.RLock()  # what is sent may fail at once, and whoever learns of it may call again
+        self._ranks: Ranks | None = None
+        self._why_over: BaseException | None = None
+        self._waiting: deque[tuple[Send, Fail]] = deque()
+
+    @abstractmethod
     def foreign(self) -> Any:
-        """The mesh as other processes may have it; raises ActorDied while it is not up."""
-        ...
+        """The mesh as other processes may have it."""
 
-    async def ranks(self) -> Ranks:
-        """Those of the living generation; waits while it restarts, and raises ActorDied once it is over."""
-        ...
-
-    def now(self) -> Ranks | None:
-        """Those of the living generation, if it is up."""
-        ...
-
+    @abstractmethod
     async def shutdown(self, grace: float) -> None:
         """End it, and return when nothing is left of it."""
-        ...
+
+    def now(self) -> Ranks | None:
+        """The ranks of the generation that is up, if one is."""
+        return self._ranks
+
+    def ranks(self) -> Future[Ranks]:
+        """Those of the generation that is up or comes next; it fails where there will be none."""
+        future = Future[Ranks](f"mesh {self.name}")
+        self._send(future.succeed, future.fail)
+        return future
+
+    def call(
+        self,
+        ranks: Sequence[int],
+        request: Any,
+        finish: Callable[[list[Any]], R],
+        *,
+        label: str,
+        timeout: float | None = None,
+    ) -> Future[R]:
+        """Send a request to some ranks, now or once the mesh is up; `finish` makes the future's value of their answers.
+
+        The future fails with ActorDied as soon as a death is reported, with the exception of the first rank that
+        raises (the remote traceback is its cause), with TimeoutError after `timeout` seconds, and with UnreachableError
+        when a connection is lost. What cannot be pickled raises here.
+        """
+        frames = pickling.dumps(request)
+        call = new_call(label, len(ranks), finish)
+        if timeout is not None:
+            call.fail_after(timeout)
+        now = self.now()
+        if now is not None:
+            now.send(call, ranks, frames)
+        else:
+            self._call_later(call, ranks, pickling.copied(frames))
+        return call
+
+    def _call_later(self, call: Call[Any], ranks: Sequence[int], frames: list[Any]) -> None:
+        def send(now: Ranks) -> None:
+            if not call.done():
+                now.send(call, ranks, frames)
+
+        self._send(send, call.fail)
+
+    def _send(self, send: Send, fail: Fail) -> None:
+        """Have `send` called with the ranks once they are there, or `fail` with the reason why there will be none."""
+        ranks = self.now()
+        if ranks is None:
+            with self._lock:
+                ranks = self._ranks
+                if ranks is None and self._why_over is None:
+                    self._waiting.append((send, fail))
+                    return
+        if ranks is not None:
+            send(ranks)
+        else:
+            assert self._why_over is not None
+            fail(_copy(self._why_over))
+
+    # ------------------------------------------------------------ what becomes of it
+
+    def _came_up(self, ranks: Ranks) -> None:
+        with self._lock:
+            while self._waiting:
+                self._waiting.popleft()[0](ranks)
+            self._ranks = ranks
+
+    def _is_over(self, why: BaseException) -> None:
+        with self._lock:
+            self._ranks = None
+            self._why_over = why
+            waiting, self._waiting = self._waiting, deque()
+        for _, fail in waiting:
+            fail(_copy(why))
+
+
+def _copy(error: BaseException) -> BaseException:
+    return again(error) if isinstance(error, ActorDied) else error

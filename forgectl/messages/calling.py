@@ -19,7 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import zmq
 
@@ -41,11 +41,14 @@ from forgectl.messages.frames import (
     pack,
     unpack,
 )
-from forgectl.messages.reading import LoopWatch, Readers, in_loop, running_loop
+from forgectl.messages.reading import LoopWatch, Readers
 from forgectl.messages.shared import Gone, opened, share
 from forgectl.messages.sockets import SharedSocket, ipc, new_socket, of_this_process, send, taken
+from forgectl.system.futures import Future
+from forgectl.system.loops import in_loop, loop_of_calls, plain_loop, running_loop
 from forgectl.system.private import check_private
 
+R = TypeVar("R")
 log = logging.getLogger("forgectl")
 
 WINDOW = 1024
@@ -69,30 +72,59 @@ class LostError(Exception):
     """A call whose answer will not come: its connection was lost on the way."""
 
 
-class Call:
-    """One call of several ranks: a future in its loop, and the answers so far.
+class Call(Future[R]):
+    """One call of several ranks: their answers so far, and in the end what `finish` makes of them.
 
-    `future` is set once all have answered, or to the first exception. From any other thread only `cut` may be called.
+    `loads` makes a value of an answer (its kind and body) or raises. Answers are taken in in `loop`.
     """
 
-    __slots__ = ("_loads", "_missing", "future", "loop", "parts", "values")
+    __slots__ = ("_arrived", "_finish", "_loads", "_missing", "_timer", "exchange", "loop", "on_end", "parts", "values")
 
-    def __init__(self, count: int, loads: Callable[[int, Sequence[Any]], Any]) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[list[Any]] = self.loop.create_future()
+    def __init__(
+        self, label: str, count: int, loads: Callable[[int, Sequence[Any]], Any], finish: Callable[[list[Any]], R]
+    ) -> None:
+        super().__init__(label)
+        self.loop = loop_of_calls()
         self.values: list[Any] = [None] * count
         self.parts: list[_Part] = []
+        self.exchange: Exchange | None = None
+        """That it was sent by."""
+        self.on_end: Callable[[Call[R]], Any] | None = None
         self._missing = count
         self._loads = loads
+        self._finish = finish
+        self._arrived: deque[tuple[int, int, Sequence[Any]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
 
-    @property
-    def unanswered(self) -> bool:
-        """Whether answers of ranks are yet to come."""
-        return self._missing > 0
+    def fail_after(self, seconds: float) -> None:
+        """Have it end by TimeoutError, if it has no answer by then."""
+        if self.loop is not running_loop():
+            in_loop(self.loop, self.fail_after, seconds)
+        elif not self.done():
+            why = TimeoutError(f"{self._label} has not answered within {seconds:g} s; it may still be running")
+            self._timer = self.loop.call_later(seconds, self.fail, why)
 
-    def answer(self, index: int, kind: int, body: Sequence[Any]) -> None:
-        """Take in what the rank of that index answers."""
-        if self.future.done():
+    def arrived(self, index: int, kind: int, body: Sequence[Any], here: asyncio.AbstractEventLoop | None) -> None:
+        """What the rank of that index answers, read in the loop `here`."""
+        if self.loop is here:
+            self._answer(index, kind, body)
+            return
+        self._arrived.append((index, kind, body))
+        if self.loop.is_running():
+            in_loop(self.loop, self._take)
+        else:
+            self._take()
+
+    def _take(self) -> None:
+        while self._arrived:
+            try:
+                answer = self._arrived.popleft()
+            except IndexError:  # another thread was quicker: the loop is not running
+                return
+            self._answer(*answer)
+
+    def _answer(self, index: int, kind: int, body: Sequence[Any]) -> None:
+        if self.done():
             return
         try:
             if kind == LOST:
@@ -101,20 +133,28 @@ class Call:
         except Exception as e:
             self.fail(e)
             return
-        self._missing -= 1
+        with _counting:
+            self._missing -= 1
         if not self._missing:
-            self.parts = []  # they know it: what it got would be kept until somebody collects garbage
-            self.future.set_result(self.values)
+            self.succeed(self._finish(self.values))
 
-    def fail(self, error: BaseException) -> None:
-        """End it by an exception. In its loop."""
-        if not self.future.done():
-            self.future.set_exception(error)
-            self.future.exception()  # seen, also where nobody awaits it any more
+    def _waited_for(self) -> None:
+        if self.loop is not running_loop() and not self.loop.is_running():  # it has ended, or will stand still
+            self.loop = plain_loop()
+            if self.exchange is not None:
+                self.exchange.read_elsewhere(self)
+            self._take()
 
-    def cut(self, error: BaseException) -> None:
-        """The same from any thread."""
-        in_loop(self.loop, self.fail, error)
+    def _ended(self) -> None:
+        if self._timer is not None and self.loop is running_loop():
+            self._timer.cancel()
+        self._timer = None
+        if self._missing and self.exchange is not None:
+            self.exchange.forget(self)
+        self.parts = []  # they know it: what it got would be kept until somebody collects garbage
+        if self.on_end is not None:
+            self.on_end(self)
+            self.on_end = None
 
 
 class _Part:
@@ -122,7 +162,7 @@ class _Part:
 
     __slots__ = ("call", "frames", "index", "kind", "line", "number", "shared", "size", "watch", "way")
 
-    def __init__(self, kind: int, body: _Body, line: _Line, watch: LoopWatch, call: Call | None, index: int) -> None:
+    def __init__(self, kind: int, body: _Body, line: _Line, watch: LoopWatch, call: Call[Any] | None, index: int) -> None:
         shared = body.shared if line.far is None else None
         self.kind = kind if shared is None else kind + SHARED
         self.frames = body.frames if shared is None else [shared.reference]
@@ -141,12 +181,11 @@ class _Body:
 
     __slots__ = ("frames", "shared", "size")
 
-    def __init__(self, what: Any, near: int, far: int) -> None:
-        """For so many ranks here and elsewhere; raises what pickling raises."""
-        self.frames = pickling.dumps(what)
-        self.size = pickling.size(self.frames)
-        self.shared = share(self.frames, self.size, near) if near else None
-        self.frames = pickling.copied(self.frames) if self.shared is None or far else []
+    def __init__(self, frames: list[Any], near: int, far: int) -> None:
+        """For so many ranks here and elsewhere."""
+        self.size = pickling.size(frames)
+        self.shared = share(frames, self.size, near) if near else None
+        self.frames = pickling.copied(frames) if self.shared is None or far else []
 
 
 class _Line:
@@ -197,39 +236,35 @@ class Exchange:
 
     # ------------------------------------------------------------ sending
 
-    def call(self, ranks: Sequence[Address], what: Any, loads: Callable[[int, Sequence[Any]], Any]) -> Call:
-        """Send `what` to these ranks, in an event loop; raises what pickling raises.
-
-        `loads` makes a value of an answer (its kind and body) or raises.
-        """
-        body = self._body(ranks, what)
-        call = Call(len(ranks), loads)
+    def call(self, call: Call[Any], ranks: Sequence[Address], frames: list[Any]) -> None:
+        """Send pickled `frames` (`pickling.dumps`) to these ranks, from any thread."""
+        body = self._body(ranks, frames)
         with self._lock:
+            call.exchange = self
             call.parts = self._post(CALL, ranks, body, self._readers.watch(call.loop), call)
             self._readers.look()
-        return call
+        if call.done():  # cancelled, or too late, by another thread meanwhile
+            self.forget(call)
 
-    def cast(self, ranks: Sequence[Address], what: Any, died: Callable[[], bool]) -> None:
-        """Send `what` to these ranks, whose answers nobody awaits; raises what pickling raises.
+    def cast(self, ranks: Sequence[Address], frames: list[Any], died: Callable[[], bool]) -> None:
+        """Send `frames` to these ranks, whose answers nobody awaits.
 
         Where too much is under way it blocks until there is room, or until they have died.
         """
-        body = self._body(ranks, what)
-        loop = running_loop()
+        body = self._body(ranks, frames)
         with self._lock:
-            parts = self._post(CAST, ranks, body, self._readers.watch(loop or _loop_of_plain_code()), None)
+            parts = self._post(CAST, ranks, body, self._readers.watch(loop_of_calls()), None)
             self._readers.look()
         while any(len(p.line.waiting) >= WINDOW for p in parts) and not died():
             if not sum(self._drain(way, True) for way in self._ways()):
                 self._readers.wait(POLL_SECONDS)
 
-    def _body(self, ranks: Sequence[Address], what: Any) -> _Body:
-        """To be made before the lock is taken: it runs the values' own code."""
+    def _body(self, ranks: Sequence[Address], frames: list[Any]) -> _Body:
         near = sum(rank.place == self.here.place for rank in ranks)
-        return _Body(what, near, len(ranks) - near)
+        return _Body(frames, near, len(ranks) - near)
 
     def _post(
-        self, kind: int, ranks: Sequence[Address], body: _Body, watch: LoopWatch, call: Call | None
+        self, kind: int, ranks: Sequence[Address], body: _Body, watch: LoopWatch, call: Call[Any] | None
     ) -> list[_Part]:
         parts = [_Part(kind, body, self._line(rank), watch, call, i) for i, rank in enumerate(ranks)]
         watch.waits_for += len(parts)
@@ -283,7 +318,7 @@ class Exchange:
         """As much as there is room for."""
         while line.waiting and line.has_room:
             part = line.waiting.popleft()
-            if part.call is not None and part.call.future.done():  # cancelled, or too late
+            if part.call is not None and part.call.done():  # cancelled, or too late
                 part.watch.waits_for -= 1
             else:
                 self._send(part)
@@ -359,7 +394,7 @@ class Exchange:
         self._ask(far)
         if not far.trying:
             far.trying = True
-            loop = running_loop() or _loop_of_plain_code()
+            loop = loop_of_calls()
             in_loop(loop, loop.call_later, REDIAL_MS / 1000, again)
 
     # ------------------------------------------------------------ answers
@@ -422,7 +457,7 @@ class Exchange:
     def _opened(self, part: _Part, body: list[Any]) -> list[Any]:
         """What a rank here answers in its memory, which may be used for others from now on."""
         try:
-            return opened(body[0]) if part.call is not None and not part.call.future.done() else body
+            return opened(body[0]) if part.call is not None and not part.call.done() else body
         finally:
             part.line.send(TAKEN, part.number, (), self._near)
             self._readers.used.add(self._near)
@@ -436,17 +471,22 @@ class Exchange:
     @staticmethod
     def _give(answered: Answered, here: asyncio.AbstractEventLoop | None) -> None:
         for part, kind, body in answered:
-            call = part.call
-            if call is None:
-                continue
-            if call.loop is here:
-                call.answer(part.index, kind, body)
-            else:
-                in_loop(call.loop, call.answer, part.index, kind, body)
+            if part.call is not None:
+                part.call.arrived(part.index, kind, body, here)
 
     # ------------------------------------------------------------ ends
 
-    def forget(self, call: Call) -> None:
+    def read_elsewhere(self, call: Call[Any]) -> None:
+        """Have its answers read in the loop that it has now: that of before does not run."""
+        with self._lock:
+            watch = self._readers.watch(call.loop)
+            for part in call.parts:
+                if part.watch is not watch and (part.number in self._under_way or part in part.line.waiting):
+                    part.watch.waits_for -= 1
+                    part.watch = watch
+                    watch.waits_for += 1
+
+    def forget(self, call: Call[Any]) -> None:
         """Nobody waits for a call any more: messengers need not remember it. What waits is left out at its turn."""
         with self._lock:
             for part in call.parts:
@@ -482,19 +522,9 @@ class Exchange:
             self._readers.look()
 
 
+_counting = threading.Lock()  # of a call's answers
 _exchanges: dict[Here, Exchange] = {}
-_plain: asyncio.AbstractEventLoop | None = None
 _lock = threading.Lock()
-
-
-def _loop_of_plain_code() -> asyncio.AbstractEventLoop:
-    """A loop, in a thread of its own, that reads answers for code without one."""
-    global _plain
-    with _lock:
-        if _plain is None:
-            _plain = asyncio.new_event_loop()
-            threading.Thread(target=_plain.run_forever, name="forgectl-answers", daemon=True).start()
-        return _plain
 
 
 def exchange(here: Here) -> Exchange:
@@ -510,8 +540,8 @@ def exchange(here: Here) -> Exchange:
 
 def _begin_anew() -> None:
     """In a forked child: its parent's sockets, and locks that other threads may hold, are not its own."""
-    global _lock, _plain
-    _lock, _plain = threading.Lock(), None
+    global _lock
+    _lock = threading.Lock()
     _exchanges.clear()
 
 

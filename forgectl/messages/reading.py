@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from forgectl.messages.sockets import SharedSocket, has_come
+from forgectl.system.loops import in_loop, running_loop
 
 
 class LoopWatch:
@@ -115,24 +116,8 @@ class Readers:
         poll.poll(seconds * 1000)
 
 
-def running_loop() -> asyncio.AbstractEventLoop | None:
-    """The event loop that this code runs in, if any."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
 def _now_or_soon(loop: asyncio.AbstractEventLoop, do: Callable[..., Any], *arguments: Any) -> None:
     if loop is running_loop():
         do(*arguments)
     else:
         in_loop(loop, do, *arguments)
-
-
-def in_loop(loop: asyncio.AbstractEventLoop, do: Callable[..., Any], *arguments: Any) -> None:
-    """Call it soon in that loop, from any thread; not at all if the loop is closed: nobody waits there any more."""
-    try:
-        loop.call_soon_threadsafe(do, *arguments)
-    except RuntimeError:
-        pass
