@@ -1,11 +1,11 @@
-"""The calling side: one socket a process, the calls that wait for answers, and how many may be under way.
+"""The calling side: one socket per process, the calls that wait for answers, and how many may be under way.
 
-Calls of one process to one rank arrive in the order in which they were made, from whatever threads, and calls of
-several ranks in the same order on each: two threads may call endpoints with collectives. No call is sent twice.
-To a rank that is slow at most `WINDOW` calls and `WINDOW_BYTES` are under way; later ones wait here.
+Calls of one process to one rank arrive in the order in which they were made, from any thread. Calls of several ranks
+arrive in the same order on each: two threads may call endpoints with collectives. No call is sent twice. At most
+`WINDOW` calls and `WINDOW_BYTES` are under way to a slow rank; later ones wait here.
 
-Every thread sends by itself, under a lock. Answers are read by whichever event loop waits for any, and given in the
-loop of their call: with one loop, as in most programs, no message crosses from one thread to another.
+Every thread sends by itself, under a lock. Any event loop that waits for answers reads them, and delivers each in the
+loop of its call: with one loop, as in most programs, no message goes from one thread to another.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ log = logging.getLogger("forgectl")
 WINDOW = 1024
 WINDOW_BYTES = 256 * 2**20
 POLL_SECONDS = 0.05
-"""How often a broadcast that waits for room looks whether its ranks are still there."""
+"""How often a broadcast that waits for room checks whether its ranks are still alive."""
 
 
 class Here(NamedTuple):
     """Where this process is: the folder of its machine's sockets, and the machine's place.
 
-    `driver` is the id of the run's driver process, where that is this one: it may dial other machines by itself.
+    `driver` is the pid of the run's driver, if this process is the driver: it may dial other machines by itself.
     """
 
     folder: str
@@ -158,7 +158,7 @@ class Call(Future[R]):
 
 
 class _Part:
-    """A message to one rank; `call` is None for one that nobody awaits. `watch`: of the loop that it came from."""
+    """A message to one rank; `call` is None if nobody awaits it. `watch` is that of the loop that sent it."""
 
     __slots__ = ("call", "frames", "index", "kind", "line", "number", "shared", "size", "watch", "way")
 
@@ -172,12 +172,12 @@ class _Part:
         self.call = call
         self.index = index
         self.number = 0
-        self.way: SharedSocket | None = None  # that it was sent by
+        self.way: SharedSocket | None = None  # the socket that sent it
         self.shared = shared
 
 
 class _Body:
-    """What is sent: in memory that ranks here share, and as frames for all others. The values may change at once."""
+    """A call's content: in shared memory for ranks here, and as frames for all others. Values may change afterwards."""
 
     __slots__ = ("frames", "shared", "size")
 
@@ -189,7 +189,7 @@ class _Body:
 
 
 class _Line:
-    """What goes to one rank, in order: over `near` to `peer`, or over `far`; `way` is None while its way is broken."""
+    """The messages to one rank, in order: over `near` to `peer`, or over `far`; `way` is None while that is broken."""
 
     __slots__ = ("bytes", "far", "peer", "rank", "to", "under_way", "waiting", "way")
 
@@ -217,11 +217,11 @@ Answered = list[tuple["_Part", int, list[Any]]]
 
 
 class Exchange:
-    """This process's way to every rank. Get it by `exchange()`."""
+    """This process's connections to all ranks. Get it by `exchange()`."""
 
     def __init__(self, here: Here) -> None:
         self.here = here
-        self._lock = threading.Lock()  # of all that follows
+        self._lock = threading.Lock()  # guards all that follows
         near = new_socket(zmq.ROUTER)
         near.setsockopt(zmq.ROUTING_ID, of_this_process())
         self._near = SharedSocket(near)  # to ranks of this machine, and to its messenger
@@ -249,7 +249,7 @@ class Exchange:
     def cast(self, ranks: Sequence[Address], frames: list[Any], died: Callable[[], bool]) -> None:
         """Send `frames` to these ranks, whose answers nobody awaits.
 
-        Where too much is under way it blocks until there is room, or until they have died.
+        If too much is under way, it blocks until there is room, or until `died()`.
         """
         body = self._body(ranks, frames)
         with self._lock:
@@ -290,7 +290,7 @@ class Exchange:
     def _connect(self, socket: str) -> bytes:
         name = socket.encode()
         if name not in self._connected:
-            check_private(self.here.folder)  # ZeroMQ does not say who listens: in such a folder it is one of ours
+            check_private(self.here.folder)  # ZeroMQ does not show who listens; in a private folder only we can
             self._connected.add(name)
             self._near.socket.connect_routing_id = name
             self._near.socket.connect(ipc(Path(self.here.folder, socket)))
@@ -305,7 +305,7 @@ class Exchange:
         self._readers.used.add(way)
         try:
             line.send(part.kind, part.number, part.frames, way)
-        except zmq.Again:  # the connection has just broken: nothing of this was sent, and its end will be told
+        except zmq.Again:  # the connection has just broken: nothing was sent, and the monitor will report its end
             line.way = None
             line.waiting.appendleft(part)
             return
@@ -315,7 +315,7 @@ class Exchange:
         part.frames = []
 
     def _send_waiting(self, line: _Line) -> None:
-        """As much as there is room for."""
+        """Send waiting messages while there is room."""
         while line.waiting and line.has_room:
             part = line.waiting.popleft()
             if part.call is not None and part.call.done():  # cancelled, or too late
@@ -326,7 +326,7 @@ class Exchange:
     # ------------------------------------------------------------ to other machines
 
     def _choose(self, line: _Line, far: Far) -> None:
-        """By which way calls of a line go, once nothing of it is on its way any more."""
+        """Choose the way for the calls of a line; it changes only while none of them is under way."""
         if line.under_way or (line.waiting and line.way is not None):
             return
         way = far.way or (None if far.broken else self._near)
@@ -337,43 +337,43 @@ class Exchange:
             line.way = way
 
     def _ask(self, far: Far) -> None:
-        """How to dial a machine, if it is time to."""
+        """Ask the messenger how to dial a machine, if it is time to."""
         if self._may_dial and far.wants_asking:
             far.ask(next(self._numbers))
             send(self._near.socket, (self._connect(MESSENGER), *pack(WAY, far.asked, to=far.place.encode())))
             self._readers.used.add(self._near)
 
     def _dial(self, number: int, body: Sequence[Any]) -> bool:
-        """Take an answer of the messenger for that: False, it is none."""
+        """Use the messenger's answer to `_ask`; False if it is no such answer."""
         far = next((f for f in self._far.values() if f.asked == number), None)
         if far is None:
             return False
-        told = far.told
+        monitor = far.monitor
         self._readers.retire(far.dial(body[0]))
-        if far.told is not None and far.told is not told:
+        if far.monitor is not None and far.monitor is not monitor:
             for source in far.sources:
                 self._readers.add(source, lambda: self._listen(far))
         self._resume(far)
         return True
 
     def _listen(self, far: Far) -> None:
-        """See what has become of a connection."""
+        """React to a connection that was made, or that ended."""
         lost: Answered = []
         with self._lock:
-            there = far.listen()
-            if there:
+            connected = far.listen()
+            if connected:
                 assert far.way is not None
                 self._readers.add(far.way)
                 self._resume(far)
-            elif there is not None:
+            elif connected is not None:
                 for part in [p for p in self._under_way.values() if p.way is not None and p.way is far.way]:
                     del self._under_way[part.number]
-                    self._took_off(part)
+                    self._leave_window(part)
                     lost.append((part, LOST, [frames.lost(far.place).encode()]))
                 self._readers.retire(far.hang_up())
                 self._resume(far)
             self._readers.look()
-        self._give(lost, running_loop())
+        self._deliver(lost, running_loop())
 
     def _resume(self, far: Far) -> None:
         for line in self._lines.values():
@@ -382,7 +382,7 @@ class Exchange:
                 self._send_waiting(line)
 
     def _try_again(self, far: Far) -> None:
-        """Ask anew for as long as calls wait for a connection that is broken."""
+        """Ask again from time to time, as long as calls wait for a broken connection."""
 
         def again() -> None:
             with self._lock:
@@ -403,22 +403,22 @@ class Exchange:
         return [self._near, *(far.way for far in self._far.values() if far.way is not None)]
 
     def _drain(self, way: SharedSocket, again: bool = False) -> int:
-        """Take in what has come; how much it was. The first answer is given before the next is looked for."""
+        """Receive and deliver answers; returns how many. It delivers the first before it looks for the next."""
         here = running_loop()
         with self._lock:
             if again and way.looked_at_in is here:
                 way.looked_at_in = None
             messages = taken(way.socket, all_=again)
-            answered = self._sorted(way, messages)
-        self._give(answered, here)
+            answered = self._matched(way, messages)
+        self._deliver(answered, here)
         with self._lock:
             if messages:
                 self._readers.used.add(way)
             self._readers.look()
         return len(messages)
 
-    def _sorted(self, way: SharedSocket, messages: list[list[Any]]) -> Answered:
-        """Whose answers these are; what waited for room is sent."""
+    def _matched(self, way: SharedSocket, messages: list[list[Any]]) -> Answered:
+        """Match answers with their calls, and send messages that waited for room."""
         answered: Answered = []
         for message in messages:
             try:
@@ -431,19 +431,19 @@ class Exchange:
                     raise BadFrames(f"an answer to number {number}, which was not asked there")
             except (BadFrames, LookupError, ValueError) as e:
                 if message == [HELLO]:
-                    continue  # so a messenger sees whether we are still connected
-                log.warning("an answer that nobody waits for was dropped: %r", e)
+                    continue  # a messenger checks so whether we are still connected
+                log.warning("dropped an answer that nobody waits for: %r", e)
                 continue
             del self._under_way[number]
             if part.shared is not None:
                 part.shared.received()
-            self._took_off(part)
+            self._leave_window(part)
             if kind > SHARED:
                 kind -= SHARED
                 try:
                     body = self._opened(part, body)
                 except Gone:
-                    continue  # the rank has ended: its death will be told
+                    continue  # the rank has ended: its death will be reported
                 except (BadFrames, OSError) as e:
                     kind, body = LOST, [f"its answer could not be received: {e}".encode()]
             answered.append((part, kind, body))
@@ -455,21 +455,21 @@ class Exchange:
         return answered
 
     def _opened(self, part: _Part, body: list[Any]) -> list[Any]:
-        """What a rank here answers in its memory, which may be used for others from now on."""
+        """An answer in the memory of a rank here; tells the rank that it may reuse that memory."""
         try:
             return opened(body[0]) if part.call is not None and not part.call.done() else body
         finally:
             part.line.send(TAKEN, part.number, (), self._near)
             self._readers.used.add(self._near)
 
-    def _took_off(self, part: _Part) -> None:
+    def _leave_window(self, part: _Part) -> None:
         part.line.under_way -= 1
         part.line.bytes -= part.size
         part.watch.waits_for -= 1
         part.shared = None
 
     @staticmethod
-    def _give(answered: Answered, here: asyncio.AbstractEventLoop | None) -> None:
+    def _deliver(answered: Answered, here: asyncio.AbstractEventLoop | None) -> None:
         for part, kind, body in answered:
             if part.call is not None:
                 part.call.arrived(part.index, kind, body, here)
@@ -497,14 +497,14 @@ class Exchange:
 
     def _abandon(self, part: _Part) -> None:
         del self._under_way[part.number]
-        self._took_off(part)
+        self._leave_window(part)
         if part.line.far is not None and part.way is not None:
             self._readers.used.add(part.way)
             with contextlib.suppress(zmq.Again):
                 part.line.send(FORGET, part.number, (), part.way)
 
     def drop(self, ranks: Sequence[Address]) -> None:
-        """These ranks are no more."""
+        """Forget these ranks, which have ended."""
         with self._lock:
             for rank in ranks:
                 line = self._lines.pop(rank, None)
@@ -545,4 +545,4 @@ def _begin_anew() -> None:
     _exchanges.clear()
 
 
-os.register_at_fork(after_in_child=_begin_anew)
+os.register_at_fork(after_in_child=_reset_after_fork)
