@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from forgectl.actor.value_mesh import current_size as current_size
     from forgectl.errors import ActorDied as ActorDied
     from forgectl.errors import ForgeError as ForgeError
+    from forgectl.system.futures import Future as Future
 
 
 _PUBLIC = {
     "ActorDied": "errors",
     "ForgeActor": "actor.forge_actor",
     "ForgeError": "errors",
+    "Future": "system.futures",
     "ValueMesh": "actor.value_mesh",
     "current_rank": "actor.value_mesh",
     "current_size": "actor.value_mesh",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from forgectl.actor import monarch_names
-from forgectl.actor.performer import Performer
+from forgectl.actor.performer import Performer, call_ids
 from forgectl.actor.plain_calls import check, plain
 from forgectl.actor.remote_errors import RemoteError, carrier, user_traceback
 from forgectl.actor.value_mesh import serving
@@ -46,7 +46,7 @@ class ActorRank:
             raise RuntimeError("this rank is not constructed yet")
         return self._performer
 
-    def _construct(self, path: list[str], mesh: str, handle: Any, payload: list[Any]) -> None:
+    def _construct(self, path: list[str], handle: Any, payload: list[Any]) -> None:
         if self._performer is not None:
             raise RuntimeError("this rank is constructed already")
         sys.path += [p for p in path if p not in sys.path]
@@ -56,7 +56,7 @@ class ActorRank:
         made = cls.__new__(cls)
         made.__dict__["mesh"] = handle
         made.__init__(*args, **kwargs)
-        self._subject, self._performer = made, Performer(mesh, made)
+        self._subject, self._performer = made, Performer(made)
 
     async def _answer(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Answer `forgectl call`, which may not know the user's classes: a value that JSON can hold, or an error."""
@@ -66,7 +66,7 @@ class ActorRank:
         except (NotFoundError, UsageError) as e:
             return {"code": e.exit_code, "message": e.message}
         try:
-            return {"value": plain(await performer.perform(name, tuple(args), kwargs, ()))}
+            return {"value": plain(await performer.perform(name, tuple(args), kwargs, (next(call_ids),)))}
         except Exception as e:
             where = f"{os.environ['FORGE_MESH']}.{name}"
             what = f"{where} raised {type(e).__name__}: {e}\n{user_traceback(e).strip()}"

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from forgectl.actor.deaths import again
+from forgectl.actor.deaths import fresh_copy
 from forgectl.actor.endpoint import Interface
 from forgectl.actor.ranks import Ranks, new_call
 from forgectl.errors import ActorDied
@@ -17,8 +17,8 @@ from forgectl.messages.calling import Call
 from forgectl.system.futures import Future
 
 R = TypeVar("R")
-Send = Callable[[Ranks], None]
-Fail = Callable[[BaseException], Any]
+Send = Callable[[Ranks], object]
+Fail = Callable[[BaseException], object]
 
 
 class CalledMesh(ABC):
@@ -121,4 +121,4 @@ class CalledMesh(ABC):
 
 
 def _copy(error: BaseException) -> BaseException:
-    return again(error) if isinstance(error, ActorDied) else error
+    return fresh_copy(error) if isinstance(error, ActorDied) else error

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 import os
-import threading
 from typing import Any
 
 from forgectl.actor import follower
 from forgectl.actor.called_mesh import CalledMesh
-from forgectl.actor.deaths import died, fresh_copy
+from forgectl.actor.deaths import died
 from forgectl.actor.endpoint import Interface
 from forgectl.actor.origin import Origin
 from forgectl.actor.ranks import Ranks
-from forgectl.errors import ActorDied, ForgeError, UnreachableError
+from forgectl.errors import ForgeError, UnreachableError
 from forgectl.messages.calling import Here
 from forgectl.model.status import OVER
 from forgectl.protocol.supervision import MeshNews
@@ -24,24 +22,20 @@ NEWS_SECONDS = 30.0
 """How long the agent of this host may take to send the state of the meshes."""
 
 
-class ForeignMesh:
+class ForeignMesh(CalledMesh):
     """A mesh as this machine's agent reports it: the generation that is up, or why the mesh has ended."""
 
     def __init__(
         self, name: str, interface: Interface, procs: int, origin: Origin, generation: int, places: tuple[str, ...]
     ) -> None:
-        self.name = name
-        self.interface = interface
-        self.procs = procs
+        super().__init__(name, interface, procs)
         self._origin = origin
         self._from_driver = generation, places  # the generation that the driver knew when it pickled the handle
-        self._lock = threading.Lock()
         self._following: follower.Follower | None = None
-        self._ranks: Ranks | None = None
-        self._up: concurrent.futures.Future[Ranks] = concurrent.futures.Future()
 
     def __reduce__(self) -> Any:
-        generation, places = (self._ranks.generation, self._ranks.places) if self._ranks else self._from_driver
+        ranks = self._ranks
+        generation, places = (ranks.generation, ranks.places) if ranks else self._from_driver
         return _restore, (self.name, self.interface, self.procs, self._origin, generation, places)
 
     def foreign(self) -> ForeignMesh:
@@ -53,15 +47,6 @@ class ForeignMesh:
         if self._following is None:
             self._follow()
         return self._ranks
-
-    async def ranks(self) -> Ranks:
-        """The ranks of the generation that is up; waits for one that starts. Raises ActorDied if there will be none."""
-        if (now := self.now()) is not None:
-            return now
-        try:
-            return await asyncio.shield(asyncio.wrap_future(self._up))
-        except ActorDied as e:
-            raise fresh_copy(e) from None
 
     def _follow(self) -> None:
         here, agent = _here(self._origin)
@@ -79,20 +64,19 @@ class ForeignMesh:
     def _take(self, now: MeshNews) -> None:
         """Apply news of the mesh. Called by the follower."""
         known, places = self._from_driver
+        if self._why_over is not None:
+            return
         if now.generation < known:  # older than the handle
             now = MeshNews(self.name, known, "ready", places)
         ranks = self._ranks
         alive = now.state in ("starting", "ready")
         if ranks is not None and (not alive or now.generation != ranks.generation):
             self._ranks = None
-            self._up = concurrent.futures.Future()
             ranks.die(died(now))
         if now.state in OVER:
-            if not self._up.done():
-                self._up.set_exception(died(now))
+            self._is_over(died(now))
         elif self._ranks is None and (now.state == "ready" or (alive and now.generation == known)):
-            self._ranks = Ranks(self.name, now.generation, now.places, self._here)
-            self._up.set_result(self._ranks)
+            self._came_up(Ranks(self.name, now.generation, now.places, self._here))
 
     async def shutdown(self, grace: float) -> None:
         """Raises ForgeError: only the driver may shut a mesh down."""

@@ -6,11 +6,14 @@ import functools
 import importlib.util
 import logging
 import os
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from forgectl.actor.options import Settings, check_shape
 from forgectl.errors import NotInstalledError
 from forgectl.model.plan import Program, Unit
+from forgectl.system.futures import Future
+from forgectl.system.loops import loop_of_calls
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from forgectl.actor.service_handle import ServiceHandle
 
 SHAPE = ("procs", "hosts", "with_gpus", "num_replicas", "mesh_name")
+T = TypeVar("T")
 _UNSET: Any = object()
 
 if missing := [p for m, p in (("zmq", "pyzmq"), ("cloudpickle", "cloudpickle")) if not importlib.util.find_spec(m)]:
@@ -95,20 +99,20 @@ class ForgeActor:
     # ------------------------------------------------------------ launch and shut down
 
     @classmethod
-    async def as_actor(cls, *args: Any, **kwargs: Any) -> ActorHandle:
-        """Launch one mesh and construct its ranks with these arguments; returns once `setup` has returned on each rank.
+    def as_actor(cls, *args: Any, **kwargs: Any) -> Future[ActorHandle]:
+        """Launch one mesh whose ranks are constructed with these arguments: its handle, once `setup` returned on each.
 
-        Raises what a constructor or `setup` raised, with the remote traceback as its cause; BusyError if GPUs or the
+        Raises what a constructor or `setup` raised, with its remote traceback as the cause; BusyError if GPUs or the
         mesh's name are taken; ActorDied if a rank dies. After an error or a cancellation no process is left.
         """
-        return await cls.launch(*args, **kwargs)
+        return Future.of(_awaited(cls.launch(*args, **kwargs)), loop_of_calls(), f"the launch of {cls._base_name()}")
 
     @classmethod
-    async def as_service(cls, *args: Any, **kwargs: Any) -> ServiceHandle:
-        """Launch `num_replicas` meshes behind one handle. Raises as `as_actor` does; then no replica is left."""
+    def as_service(cls, *args: Any, **kwargs: Any) -> Future[ServiceHandle]:
+        """Launch `num_replicas` meshes behind one handle. Raises what `as_actor` raises, and then leaves no mesh."""
         from forgectl.actor.service_handle import launch_service
 
-        return await launch_service(cls, args, kwargs)
+        return Future.of(launch_service(cls, args, kwargs), loop_of_calls(), f"the launch of {cls._base_name()}")
 
     @classmethod
     async def launch(cls, *args: Any, **kwargs: Any) -> ActorHandle:
@@ -147,6 +151,10 @@ class ForgeActor:
             start_method=settings.start_method,  # type: ignore[arg-type]
             restart=settings.restart_policy(service=cls._kind == "service"),
         )
+
+
+async def _awaited(launching: Awaitable[T]) -> T:
+    return await launching
 
 
 def _origin(cls: type) -> type:

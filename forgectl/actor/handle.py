@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, NoReturn
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, NoReturn, TypeVar
 
 from forgectl.actor.called_mesh import CalledMesh
-from forgectl.actor.performer import calling
+from forgectl.actor.performer import call_ids, calling
 from forgectl.actor.value_mesh import ValueMesh
 from forgectl.actor.verbs import INVOKE
+from forgectl.system.futures import Future
+from forgectl.system.loops import loop_of_calls
+
+T = TypeVar("T")
 
 GRACE = 10.0
 
@@ -67,12 +71,12 @@ class ActorHandle:
         """The name of the mesh in `forgectl status`."""
         return self._mesh.name
 
-    async def shutdown(self, grace: float = GRACE) -> None:
-        """End the mesh: SIGTERM, then SIGKILL after `grace` seconds. Returns when no process is left.
+    def shutdown(self, grace: float = GRACE) -> Future[None]:
+        """End the mesh: SIGTERM, and SIGKILL after `grace` seconds. Done when none of its processes is left.
 
-        A second call does nothing.
+        A second call does nothing. Raises ForgeError outside the driver.
         """
-        await self._mesh.shutdown(grace)
+        return Future.of(self._mesh.shutdown(grace), loop_of_calls(), f"{self._mesh.name}.shutdown")
 
     def __repr__(self) -> str:
         part = f"[{self._where['procs']}]" if "procs" in self._where else ""
@@ -80,6 +84,10 @@ class ActorHandle:
 
     def __reduce__(self) -> Any:
         return _from_parts, (self._mesh.foreign(), self._where, self._timeout)
+
+
+def _only(values: list[Any]) -> Any:
+    return values[0]
 
 
 def _from_parts(mesh: CalledMesh, where: dict[str, Any], timeout: float | None) -> ActorHandle:
@@ -106,26 +114,31 @@ class Endpoint:
         self._mesh = handle._mesh
         self._ranks = handle._ranks()
         self._timeout = handle._timeout
+        self._label = f"{handle._mesh.name}.{name}"
         self.name = name
 
-    async def _send(self, ranks: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        called = self._mesh.now() or await self._mesh.ranks()
-        return await called.call(ranks, (INVOKE, self.name, args, kwargs, calling.get()), self._timeout)
+    def _send(
+        self, ranks: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any], finish: Callable[[list[Any]], T]
+    ) -> Future[T]:
+        request = INVOKE, self.name, args, kwargs, (*calling.get(), next(call_ids))
+        return self._mesh.call(ranks, request, finish, label=self._label, timeout=self._timeout)
 
-    async def call(self, *args: Any, **kwargs: Any) -> ValueMesh[Any]:
-        """Call every rank; returns a ValueMesh of their values, by rank."""
-        return ValueMesh(await self._send(self._ranks, args, kwargs))
+    def call(self, *args: Any, **kwargs: Any) -> Future[ValueMesh[Any]]:
+        """Call every rank: a ValueMesh of their values, by rank."""
+        return self._send(self._ranks, args, kwargs, ValueMesh)
 
-    async def call_one(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the only rank; returns its value. Raises ValueError if the handle has several: select one by `slice`."""
+    def call_one(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Call the only rank: its value. Raises ValueError if the handle has several: select one by `slice`."""
         if len(self._ranks) != 1:
-            name, count = f"{self._mesh.name}.{self.name}", len(self._ranks)
-            raise ValueError(f"{name}.call_one needs one rank, but the handle has {count}; use slice(procs=RANK)")
-        return (await self._send(self._ranks, args, kwargs))[0]
+            count = len(self._ranks)
+            raise ValueError(
+                f"{self._label}.call_one needs one rank, but the handle has {count}; use slice(procs=RANK)"
+            )
+        return self._send(self._ranks, args, kwargs, _only)
 
-    async def choose(self, *args: Any, **kwargs: Any) -> Any:
-        """Call one rank, chosen at random; returns its value."""
-        return (await self._send((random.choice(self._ranks),), args, kwargs))[0]
+    def choose(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Call one rank, chosen at random: its value."""
+        return self._send((random.choice(self._ranks),), args, kwargs, _only)
 
     def broadcast(self, *args: Any, **kwargs: Any) -> None:
         """Call every rank without an answer: what the endpoint raises goes to the rank's log.
@@ -134,19 +147,17 @@ class Endpoint:
         """
         called = self._mesh.now()
         if called is not None and called.died is None:
-            called.cast(self._ranks, (INVOKE, self.name, args, kwargs, ()))
+            called.cast(self._ranks, (INVOKE, self.name, args, kwargs, (next(call_ids),)))
 
     async def stream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """Call every rank: `async for value in handle.endpoint.stream(…)` yields the values as they arrive."""
-        called = self._mesh.now() or await self._mesh.ranks()
-        request = (INVOKE, self.name, args, kwargs, calling.get())
-        pending = [asyncio.ensure_future(called.call((rank,), request, self._timeout)) for rank in self._ranks]
+        pending = [self._send((rank,), args, kwargs, _only) for rank in self._ranks]
         try:
             for answer in asyncio.as_completed(pending):
-                yield (await answer)[0]
+                yield await answer
         finally:
-            for task in pending:
-                task.cancel()
+            for call in pending:
+                call.cancel()
 
     def _reject(self, verb: str) -> NoReturn:
         raise NotImplementedError(f"{self._mesh.name} is an actor, not a service: use call, call_one or choose")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import functools
 import inspect
+import itertools
+import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,35 +16,69 @@ from typing import Any
 from forgectl.actor.endpoint import endpoints_of, interface_of, method_of
 from forgectl.actor.value_mesh import serving
 
-Chain = tuple[str, ...]
+Chain = tuple[int, ...]
+"""The id of a call, last, and before it those of the calls whose endpoints made it, the first one first."""
 
 calling: contextvars.ContextVar[Chain] = contextvars.ContextVar("forgectl_calling", default=())
-"""The meshes whose endpoints wait for the code that runs now: a call back to one of them must not wait for its turn."""
+"""The chain of the call that the code which runs now serves."""
+
+
+class CallIds:
+    """Numbers of calls, the same on all ranks of a call and unlike those of any other process."""
+
+    def __init__(self) -> None:
+        self.begin()
+        os.register_at_fork(after_in_child=self.begin)
+
+    def begin(self) -> None:
+        """Begin anew."""
+        self._numbers = itertools.count(int.from_bytes(os.urandom(7), "big"))
+
+    def __next__(self) -> int:
+        return next(self._numbers)
+
+
+call_ids = CallIds()
 
 
 class Performer:
     """Runs endpoints on the object of one rank. Create and use it in one event loop."""
 
-    def __init__(self, mesh: str, subject: object) -> None:
-        self._mesh = mesh
+    def __init__(self, subject: object) -> None:
         self._subject = subject
         self._endpoints = endpoints_of(type(subject))
         self._methods: dict[str, tuple[Callable[..., Any], bool, bool]] = {}  # (method, is async, is concurrent)
         self._turns = asyncio.Lock()
+        self._turn: int | None = None  # the id of the call that has the turn
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="endpoint")
 
     async def perform(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], chain: Chain) -> Any:
         """Run an endpoint after those that arrived earlier; raises what the endpoint raises."""
         method, is_async, concurrent = self._methods.get(name) or self._find(name)
-        is_callback = self._mesh in chain  # the endpoint that has the turn waits for this call
-        calling.set((*chain, self._mesh))
+        calling.set(chain)
         serving.set(True)
-        out_of_turn = is_callback or concurrent
-        async with contextlib.nullcontext() if out_of_turn else self._turns:
-            if is_async:
-                return await method(self._subject, *args, **kwargs)
-            run = functools.partial(method, self._subject, *args, **kwargs)
-            return await self._in_thread(run, out_of_turn)
+        is_callback = self._turn in chain[:-1]  # the endpoint that has the turn may wait for this call
+        if concurrent or is_callback:
+            return await self._run(method, is_async, args, kwargs, in_turn=False)
+        async with self._turns:
+            self._turn = chain[-1]
+            try:
+                return await self._run(method, is_async, args, kwargs, in_turn=True)
+            finally:
+                self._turn = None
+
+    async def _run(
+        self,
+        method: Callable[..., Any],
+        is_async: bool,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        in_turn: bool,
+    ) -> Any:
+        if is_async:
+            return await method(self._subject, *args, **kwargs)
+        return await self._in_thread(functools.partial(method, self._subject, *args, **kwargs), in_turn)
 
     def _find(self, name: str) -> tuple[Callable[..., Any], bool, bool]:
         cls = type(self._subject)
@@ -53,11 +88,11 @@ class Performer:
         found = self._methods[name] = method, inspect.iscoroutinefunction(method), self._endpoints[name].concurrent
         return found
 
-    async def _in_thread(self, run: Callable[[], Any], out_of_turn: bool) -> Any:
+    async def _in_thread(self, run: Callable[[], Any], in_turn: bool) -> Any:
         """Run it in a thread with this thread's selected GPU. If it selects another GPU, this thread does so too."""
         context = contextvars.copy_context()
         work = functools.partial(context.run, _on_device, _device(), run)
-        executor = None if out_of_turn else self._thread  # for a call back, the one thread may be waiting
+        executor = self._thread if in_turn else None  # for a call back, the one thread may be waiting
         result, device = await asyncio.get_running_loop().run_in_executor(executor, work)
         _select(device)
         return result

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from forgectl.actor.deaths import fresh_copy
 from forgectl.actor.remote_errors import RemoteError, original
-from forgectl.errors import ActorDied, UnreachableError
+from forgectl.errors import ActorDied
 from forgectl.messages import pickling
-from forgectl.messages.calling import Call, Here, LostError, exchange
+from forgectl.messages.calling import Call, Here, exchange
 from forgectl.messages.frames import ERROR, Address, socket_name
+
+R = TypeVar("R")
 
 
 def addresses(mesh: str, generation: int, places: Sequence[str]) -> list[Address]:
@@ -29,38 +30,36 @@ class Ranks:
         self._here = here
         self._addresses = addresses(mesh, generation, places)
         self._why: ActorDied | None = None
-        self._calls: set[Call] = set()
+        self._calls: set[Call[Any]] = set()
 
     @property
     def died(self) -> ActorDied | None:
         """Why this generation ended; None while it lives."""
         return self._why
 
-    async def call(self, ranks: Sequence[int], request: Any, timeout: float | None = None) -> list[Any]:
-        """Send a request to some ranks; returns their answers in the order of `ranks`.
-
-        Raises the exception of the first rank that raises (with the remote traceback as its cause), ActorDied as soon
-        as an agent reports a death, UnreachableError if a connection is lost, TimeoutError after `timeout` seconds.
-        """
-        self._check_alive()
-        messages = exchange(self._here)
-        call = messages.call([self._addresses[r] for r in ranks], request, _value_or_raise)
+    def send(self, call: Call[Any], ranks: Sequence[int], frames: list[Any]) -> None:
+        """Send pickled frames to some ranks; from any thread. What goes wrong is what `call` fails with."""
+        call.on_end = self._calls.discard
         self._calls.add(call)
         try:
+            self._check_alive()
+            exchange(self._here).call(call, [self._addresses[r] for r in ranks], frames)
             self._check_alive()  # another thread may have called `die` since the first check
-            if timeout is None:
-                return await call.future
-            return await asyncio.wait_for(call.future, timeout)
-        except LostError as e:
-            raise UnreachableError(f"mesh {self.mesh}: {e}") from None
-        finally:
+        except Exception as e:
+            call.fail(e)
+        if call.done():
             self._calls.discard(call)
-            if call.unanswered:
-                messages.forget(call)
+
+    async def call(self, ranks: Sequence[int], request: Any) -> list[Any]:
+        """Send a request to some ranks; returns their answers in the order of `ranks`, or raises what one raises."""
+        call = new_call(f"mesh {self.mesh}", len(ranks), list[Any])
+        self.send(call, ranks, pickling.dumps(request))
+        return await call
 
     def cast(self, ranks: Sequence[int], request: Any) -> None:
         """Send a request that gets no answer. From any thread, in an event loop or not."""
-        exchange(self._here).cast([self._addresses[r] for r in ranks], request, lambda: self._why is not None)
+        addresses = [self._addresses[r] for r in ranks]
+        exchange(self._here).cast(addresses, pickling.dumps(request), lambda: self._why is not None)
 
     def _check_alive(self) -> None:
         if self._why is not None:
@@ -71,8 +70,13 @@ class Ranks:
         if self._why is None:
             self._why = why
             for call in list(self._calls):
-                call.cut(fresh_copy(why))
+                call.fail(fresh_copy(why))
             exchange(self._here).drop(self._addresses)
+
+
+def new_call(label: str, count: int, finish: Callable[[list[Any]], R]) -> Call[R]:
+    """A call of so many ranks, yet to be sent; `finish` makes its value of their answers."""
+    return Call(label, count, _value_or_raise, finish)
 
 
 def _value_or_raise(kind: int, body: Sequence[Any]) -> Any:

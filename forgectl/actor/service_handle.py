@@ -13,6 +13,7 @@ from forgectl.actor.handle import ActorHandle
 from forgectl.actor.service.service import ServiceCore
 from forgectl.actor.service.session import Session, current_session
 from forgectl.errors import ForgeError
+from forgectl.system.futures import Future
 from forgectl.wire.codec import to_json
 
 
@@ -86,19 +87,22 @@ class ServiceHandle:
 
         If a new replica fails to start, none is added, and its error is raised.
         """
-        await self._client.in_loop(self._core.scale(replicas))
+        await self._client.in_loop(self._core.scale(replicas), f"{self.name}.scale")
 
     def metrics(self) -> dict[str, Any]:
         """Totals, successes, failures, rates per second, latencies in seconds, queues, sessions; also by replica."""
         found: dict[str, Any] = to_json(self._core.metrics())
         return found
 
-    async def shutdown(self, timeout: float = 10.0) -> None:
+    def shutdown(self, timeout: float = 10.0) -> Future[None]:
         """End the service: queued requests raise ServiceStopped, running ones have `timeout` seconds to finish.
 
         A second call does nothing more.
         """
-        await self._client.in_loop(self._core.shutdown(timeout))
+        return self._client.in_loop(self._shutdown(timeout), f"{self.name}.shutdown")
+
+    async def _shutdown(self, timeout: float) -> None:
+        await self._core.shutdown(timeout)
         if self._client.services.get(self.name) is self:  # not a later service of the same name
             del self._client.services[self.name]
 
@@ -116,10 +120,11 @@ class ServiceEndpoint:
 
     def __init__(self, service: ServiceHandle, name: str) -> None:
         self._service = service
+        self._label = f"{service.name}.{name}"
         self.name = name
 
-    async def route(self, *args: Any, sess_id: str | None = None, **kwargs: Any) -> Any:
-        """Call one healthy replica, chosen by the current session or else by the router; returns the value of rank 0.
+    def route(self, *args: Any, sess_id: str | None = None, **kwargs: Any) -> Future[Any]:
+        """Call one healthy replica, chosen by the current session or else by the router: the value of rank 0.
 
         `sess_id` names another session. Every rank of the replica runs the endpoint; with the setting
         `return_first_rank_result=False` the result is a ValueMesh of all ranks. Raises what the endpoint raises;
@@ -128,11 +133,11 @@ class ServiceEndpoint:
         """
         core = self._service._core
         session = sess_id if sess_id is not None else current_session(core)
-        return await self._service._client.in_loop(core.route(self.name, args, kwargs, session))
+        return self._service._client.in_loop(core.route(self.name, args, kwargs, session), self._label)
 
-    async def fanout(self, *args: Any, **kwargs: Any) -> list[Any]:
-        """Call every healthy replica; returns their values in the order of replicas."""
-        return await self._service._client.in_loop(self._service._core.fanout(self.name, args, kwargs))
+    def fanout(self, *args: Any, **kwargs: Any) -> Future[list[Any]]:
+        """Call every healthy replica: their values in the order of replicas."""
+        return self._service._client.in_loop(self._service._core.fanout(self.name, args, kwargs), self._label)
 
     def _reject(self, verb: str) -> NoReturn:
         what = "fanout" if verb in ("call", "broadcast", "stream") else "route"
@@ -174,7 +179,7 @@ async def launch_service(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     service = ServiceHandle(client, cls, core)
     client.services[name] = service
     try:
-        await client.in_loop(core.start())
+        await client.in_loop(core.start(), f"the launch of {name}")
     except BaseException:
         del client.services[name]
         raise

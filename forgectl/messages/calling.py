@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import zmq
 
+from forgectl.errors import UnreachableError
 from forgectl.messages import frames, pickling
 from forgectl.messages.dialling import HELLO, REDIAL_MS
 from forgectl.messages.far import Far
@@ -66,10 +67,6 @@ class Here(NamedTuple):
     folder: str
     place: str
     driver: int = 0
-
-
-class LostError(Exception):
-    """A call whose answer will not come: its connection was lost on the way."""
 
 
 class Call(Future[R]):
@@ -128,7 +125,7 @@ class Call(Future[R]):
             return
         try:
             if kind == LOST:
-                raise LostError(bytes(body[0]).decode(errors="replace"))
+                raise UnreachableError(f"{self._label}: {bytes(body[0]).decode(errors='replace')}")
             self.values[index] = self._loads(kind, body)
         except Exception as e:
             self.fail(e)
@@ -162,7 +159,9 @@ class _Part:
 
     __slots__ = ("call", "frames", "index", "kind", "line", "number", "shared", "size", "watch", "way")
 
-    def __init__(self, kind: int, body: _Body, line: _Line, watch: LoopWatch, call: Call[Any] | None, index: int) -> None:
+    def __init__(
+        self, kind: int, body: _Body, line: _Line, watch: LoopWatch, call: Call[Any] | None, index: int
+    ) -> None:
         shared = body.shared if line.far is None else None
         self.kind = kind if shared is None else kind + SHARED
         self.frames = body.frames if shared is None else [shared.reference]
@@ -540,9 +539,9 @@ def exchange(here: Here) -> Exchange:
 
 def _begin_anew() -> None:
     """In a forked child: its parent's sockets, and locks that other threads may hold, are not its own."""
-    global _lock
+    global _lock  # noqa: PLW0603
     _lock = threading.Lock()
     _exchanges.clear()
 
 
-os.register_at_fork(after_in_child=_reset_after_fork)
+os.register_at_fork(after_in_child=_begin_anew)

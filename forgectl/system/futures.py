@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import sys
 import threading
@@ -44,7 +45,11 @@ class Future(Coroutine[Any, Any, R]):
     def of(cls, work: Coroutine[Any, Any, R], loop: asyncio.AbstractEventLoop, label: str) -> Future[R]:
         """Run a coroutine as a task in `loop`, from any thread. A cancelled one is done when it has cleaned up."""
         tasks: list[asyncio.Task[R]] = []
-        future: Future[R] = Future(label, lambda: loop.call_soon_threadsafe(lambda: tasks[0].cancel()))
+
+        def cancel() -> None:
+            tasks[0].cancel()
+
+        future: Future[R] = Future(label, lambda: in_loop(loop, cancel))
 
         def settle(task: asyncio.Task[R]) -> None:
             if task.cancelled():
@@ -170,7 +175,7 @@ class Future(Coroutine[Any, Any, R]):
             loop = asyncio.get_running_loop()
             self._waited_for()
             waiter = loop.create_future()
-            self._then(lambda _, loop=loop, waiter=waiter: _wake(loop, waiter))
+            self._then(functools.partial(_wake, loop, waiter))
             try:
                 yield from waiter
             except asyncio.CancelledError as e:
@@ -196,7 +201,7 @@ class Future(Coroutine[Any, Any, R]):
             step.close()
 
     def _step(self, how: str, *arguments: Any) -> Any:
-        """One step of the task that has been given this future as its coroutine: each such task has steps of its own."""
+        """One step of a task whose coroutine this future is; each such task has steps of its own."""
         task = _task()
         step = self._steps.get(task)
         if step is None:
@@ -212,8 +217,8 @@ class Future(Coroutine[Any, Any, R]):
             log.error("%s raised an exception that nobody retrieved", self._label, exc_info=self._error)
 
     def __repr__(self) -> str:
-        state = "pending" if not self._done else "cancelled" if self.cancelled() else "failed" if self._error else "done"
-        return f"<Future {self._label} {state}>"
+        ended = "cancelled" if self.cancelled() else "failed" if self._error else "done"
+        return f"<Future {self._label} {ended if self._done else 'pending'}>"
 
     def __reduce__(self) -> Any:
         raise TypeError(f"{self._label} is a call under way; await it, and hand on its value")
@@ -223,7 +228,7 @@ def _task() -> asyncio.Task[Any] | None:
     return asyncio.current_task() if running_loop() is not None else None
 
 
-def _wake(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> None:
+def _wake(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None], _: Future[Any]) -> None:
     if loop is running_loop():
         _set(waiter)
     else:

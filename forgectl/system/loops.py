@@ -40,7 +40,7 @@ def loop_of_calls() -> asyncio.AbstractEventLoop:
 
 def plain_loop() -> asyncio.AbstractEventLoop:
     """A loop, in a thread of its own, for code without one."""
-    global _plain
+    global _plain  # noqa: PLW0603
     with _lock:
         if _plain is None:
             _plain = asyncio.new_event_loop()

@@ -29,7 +29,8 @@ async def launch_mesh(cls: Any, made: type, args: tuple[Any, ...], kwargs: dict[
     from forgectl.actor.driver.live_mesh import Making
 
     making = Making(made, args, kwargs, unit.procs, backoff=cls._kind == "service")
-    return await client.in_loop(_launch(client, unit, making, named=cls.mesh_name is not None))
+    launching = _launch(client, unit, making, named=cls.mesh_name is not None)
+    return await client.in_loop(launching, f"the launch of {unit.mesh}")
 
 
 async def _launch(client: RunClient, unit: Unit, making: Making, *, named: bool) -> ActorHandle:

@@ -10,10 +10,12 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from forgectl.actor.deaths import died, fresh_copy
+from forgectl.actor.called_mesh import CalledMesh
+from forgectl.actor.deaths import died
 from forgectl.actor.driver.run_client import RunClient
 from forgectl.actor.endpoint import endpoints_of, interface_of
 from forgectl.actor.handle import ActorHandle
+from forgectl.actor.performer import call_ids
 from forgectl.actor.ranks import Ranks
 from forgectl.actor.verbs import CONSTRUCT, INVOKE
 from forgectl.errors import ActorDied, ForgeError
@@ -45,32 +47,24 @@ class Making:
         return self.cls, self.args, self.kwargs
 
 
-class LiveMesh:
+class LiveMesh(CalledMesh):
     """One mesh, from its first generation to its end. It runs in the client's loop; any event loop may call it."""
 
     def __init__(self, client: RunClient, name: str, making: Making) -> None:
-        self.name = name
+        super().__init__(name, interface_of(making.cls), making.procs)
         self.cls = making.cls
-        self.interface = interface_of(making.cls)
-        self.procs = making.procs
         self._client = client
         self._making = making
         self._attempted = -1  # the last generation whose actors we began to construct
         self._reported_up: tuple[int, int] | None = None  # (generation, connection) for which we reported success
-        self._ranks: Ranks | None = None
         self._making_ranks: Ranks | None = None
         self._known: Ranks | None = None  # the ranks of the last generation that was up
         self._error: BaseException | None = None  # raised by a constructor or `setup`
-        self._up: concurrent.futures.Future[Ranks] = concurrent.futures.Future()
         self._over: concurrent.futures.Future[MeshStatus] = concurrent.futures.Future()
         self._listeners: list[Callable[[], None]] = []
         self._tasks = Background()
 
     # ------------------------------------------------------------ what callers see
-
-    def now(self) -> Ranks | None:
-        """The ranks of the generation that is up, else None."""
-        return self._ranks
 
     def foreign(self, ranks: Ranks | None = None) -> ForeignMesh:
         """The mesh in a form that other processes can use, up or not: they follow its state by themselves."""
@@ -80,17 +74,6 @@ class LiveMesh:
         assert known is not None, "a handle exists only after the mesh was up"
         return ForeignMesh(self.name, self.interface, self.procs, self._client.origin, known.generation, known.places)
 
-    async def ranks(self) -> Ranks:
-        """The ranks of the generation that is up; waits for one that starts. Raises why there will be none."""
-        if self._ranks is not None:
-            return self._ranks
-        coming = asyncio.wrap_future(self._up)
-        coming.add_done_callback(lambda f: f.cancelled() or f.exception())  # retrieved, even if nobody waits
-        try:
-            return await asyncio.shield(coming)
-        except ActorDied as e:
-            raise fresh_copy(e) from None
-
     @property
     def healthy(self) -> bool:
         """Whether the mesh can be called now."""
@@ -99,7 +82,7 @@ class LiveMesh:
     @property
     def ended(self) -> BaseException | None:
         """Why the mesh will never be up again; None while it may come up."""
-        return self._up.exception() if self._over.done() and self._up.done() else None
+        return self._why_over
 
     def subscribe(self, listener: Callable[[], None]) -> None:
         """Call `listener` in the client's loop whenever `healthy` or `ended` has changed."""
@@ -137,7 +120,6 @@ class LiveMesh:
         was_up = ranks is self._ranks
         if was_up:  # before `die`: whoever gets the error may call again at once, and must wait for the next ranks
             self._ranks = None
-            self._up = concurrent.futures.Future()
         ranks.die(died(now))
         if was_up:
             self._notify_listeners()
@@ -146,10 +128,8 @@ class LiveMesh:
         if self._over.done():
             return
         self._client.forget(self.name, self._take)
+        self._is_over(self._error or _refused(now) or died(now))
         self._over.set_result(now)
-        if self._up.done():
-            self._up = concurrent.futures.Future()
-        self._up.set_exception(self._error or _refused(now) or died(now))
         self._notify_listeners()
 
     def _notify_listeners(self) -> None:
@@ -178,8 +158,8 @@ class LiveMesh:
             self._making_ranks = None
         if ranks.died is not None:
             return
-        self._ranks = self._known = ranks
-        self._up.set_result(ranks)
+        self._known = ranks
+        self._came_up(ranks)
         self._notify_listeners()
         await self._report_up(generation)
 
@@ -194,9 +174,9 @@ class LiveMesh:
         making, every = self._making, range(self.procs)
         payload = pickling.nested(making.parts)
         handle = ActorHandle(self.foreign(ranks))
-        await ranks.call(every, (CONSTRUCT, _import_path(), self.name, handle, payload))
+        await ranks.call(every, (CONSTRUCT, _import_path(), handle, payload))
         if "setup" in endpoints_of(making.cls):
-            await ranks.call(every, (INVOKE, "setup", (), {}, ()))
+            await ranks.call(every, (INVOKE, "setup", (), {}, (next(call_ids),)))
 
     async def _report_up(self, generation: int) -> None:
         key = (generation, self._client.connections)

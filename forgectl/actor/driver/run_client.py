@@ -29,6 +29,7 @@ from forgectl.names import free_name, name_of
 from forgectl.protocol.control import AddMesh, Attach, MeshAdded, Report, Shutdown, StatusReport
 from forgectl.rank import driver
 from forgectl.redaction import of_process
+from forgectl.system.futures import Future
 from forgectl.system.processes import boot_id
 from forgectl.wire.envelope import Refusal
 from forgectl.wire.unix_sockets import private_folder
@@ -75,35 +76,9 @@ class RunClient:
 
     # ------------------------------------------------------------ the loop
 
-    async def in_loop(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run `work` in the loop of meshes and services, from any loop. If cancelled, waits until it has cleaned up."""
-        theirs = asyncio.get_running_loop()
-        if theirs is self.loop:
-            return await work
-        answer: asyncio.Future[T] = theirs.create_future()
-        ended = asyncio.Event()
-        tasks: list[asyncio.Task[T]] = []
-
-        def settle() -> None:
-            ended.set()
-            _copy_outcome(tasks[0], answer)
-
-        def over(_: asyncio.Task[T]) -> None:
-            with contextlib.suppress(RuntimeError):  # the caller's loop is closed: nobody waits any more
-                theirs.call_soon_threadsafe(settle)
-
-        def begin() -> None:
-            tasks.append(self.loop.create_task(work))
-            tasks[0].add_done_callback(over)
-
-        self.loop.call_soon_threadsafe(begin)
-        try:
-            return await answer
-        except asyncio.CancelledError:
-            if not ended.is_set():
-                self.loop.call_soon_threadsafe(lambda: tasks[0].cancel())  # noqa: PLW0108  # not begun yet
-                await ended.wait()
-            raise
+    def in_loop(self, work: Coroutine[Any, Any, T], label: str) -> Future[T]:
+        """Run `work` in the loop of meshes and services, from any thread; `label` names it in messages."""
+        return Future.of(work, self.loop, label)
 
     # ------------------------------------------------------------ messages
 
@@ -268,19 +243,6 @@ class RunClient:
         self._follower.join(END_SECONDS)
         if (final := self.run.read_final()) is not None:
             client.wait_gone(final)
-
-
-def _copy_outcome(task: asyncio.Task[T], answer: asyncio.Future[T]) -> None:
-    """Copy the result or error of a task to a future of another loop, unless that future is done."""
-    error = None if task.cancelled() else task.exception()  # mark it as retrieved, even if nobody waits
-    if answer.done():
-        return
-    if task.cancelled():
-        answer.cancel()
-    elif error is not None:
-        answer.set_exception(error)
-    else:
-        answer.set_result(task.result())
 
 
 _run_client: RunClient | None = None
