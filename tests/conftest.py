@@ -32,12 +32,12 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any
 
 
 def processes_of(run: str) -> dict[int, str]:
-    """pid → command line of every process whose environment carries the run's id; zombies do not count."""
+    """Pid → command line of every process whose environment carries the run's id; zombies do not count."""
     return processes_with(f"FORGE_RUN_ID={run}")
 
 
 def processes_with(variable: str) -> dict[int, str]:
-    """pid → command line of every process that has NAME=VALUE in its environment; zombies do not count."""
+    """Pid → command line of every process that has NAME=VALUE in its environment; zombies do not count."""
     found = {}
     mark = variable.encode()
     for entry in Path("/proc").iterdir():
@@ -85,10 +85,8 @@ class Forge:
 
     def run(self, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
         """A forgectl command, run to its end."""
-        options.setdefault("timeout", 90)
-        return subprocess.run(
-            self.argv(*arguments), cwd=self.folder, env=self.env, capture_output=True, text=True, **options
-        )
+        options = {"timeout": 90, "cwd": self.folder, "env": self.env, **options}
+        return subprocess.run(self.argv(*arguments), capture_output=True, text=True, check=False, **options)
 
     def ok(self, *arguments: object, **options: Any) -> str:
         """Standard output of a command that must succeed."""
