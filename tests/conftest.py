@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -28,6 +29,16 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any
         if time.monotonic() > deadline:
             pytest.fail(f"waited {seconds:g} s for {what}")
         time.sleep(0.01)
+    return value
+
+
+async def eventually(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
+    """As `until`, while the event loop runs on."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {seconds:g} s for {what}")
+        await asyncio.sleep(0.005)
     return value
 
 

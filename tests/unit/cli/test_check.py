@@ -133,7 +133,13 @@ def test_a_clock_that_is_known_too_badly_is_not_complained_of() -> None:
 
 
 def test_a_host_for_a_driver_alone_needs_neither_gpus_nor_room_for_ranks() -> None:
-    bare = {"gpus": (), "shm": None, "nvml": False, "cgroup": False, "limits": {**SOUND.limits, "nofile": (256, 256)}}
+    bare: dict[str, Any] = {
+        "gpus": (),
+        "shm": None,
+        "nvml": False,
+        "cgroup": False,
+        "limits": {**SOUND.limits, "nofile": (256, 256)},
+    }
     assert found(host(1, **bare), wants=Wants({OWN: {"torch"}})) == []
 
 
@@ -145,7 +151,7 @@ def lacking(*hosts: Examined) -> list[str | None]:
 
 
 def test_what_is_missing_comes_with_the_command_that_mends_it() -> None:
-    bad = {"interpreters": python(torch=None)}
+    bad: dict[str, Any] = {"interpreters": python(torch=None)}
     assert lacking(host(1, **bad)) == ["ssh u@h1 python3 -m pip install torch"]
     assert lacking(host(1, **bad), host(2, **bad)) == ["on each: python3 -m pip install torch"]
     assert lacking(host(1), host(2), host(3, **bad)) == ["python3 -m pip install torch"]  # this machine
@@ -221,7 +227,7 @@ def test_errors_of_ssh_keep_their_words_and_codes() -> None:
     assert of_error((), BusyError("not enough free GPUs")).code == 75
 
 
-REACH = {
+REACH: dict[tuple[str, str], dict[str, str | None]] = {
     ("a", "b"): {"10.0.0.2": None, "fe::2": "timed out"},
     ("c", "b"): {"10.0.0.2": "timed out", "fe::2": "timed out"},
     ("b", "a"): {"10.9.9.9": "it is no address of a"},
@@ -316,7 +322,7 @@ def test_hosts_that_were_not_reached_are_counted() -> None:
 
 
 def test_the_document_has_everything() -> None:
-    reach = {("a", "b"): {"10.0.0.2": None}}
+    reach: dict[tuple[str, str], dict[str, str | None]] = {("a", "b"): {"10.0.0.2": None}}
     findings = [of_error(("b",), UnreachableError("host b: no answer", hint="do"))]
     document = json.loads(json.dumps(check_json("s.yaml", ["a", "b"], {"a": host(1, ahead=2.0)}, reach, findings)))
     assert (document["schema_version"], document["spec"], document["exit_code"]) == (1, "s.yaml", 69)

@@ -69,7 +69,8 @@ def test_memory_is_used_again_once_nobody_has_it_open() -> None:
     del kept
     third, fourth = put(LARGE), put(LARGE)
     assert {third.reference, fourth.reference} == {first.reference, second.reference}
-    third.received(), fourth.received()
+    third.received()
+    fourth.received()
     assert len(descriptors()) == 2
 
 
