@@ -1,7 +1,6 @@
 """Batches: nothing lost, nothing twice, order kept, and errors where they belong."""
 
 import asyncio
-import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from forgectl.actor.endpoint import EndpointInfo
 from forgectl.actor.service.replica import ATTEMPTS
 from forgectl.errors import ActorDied, ServiceOverloaded
-from tests.unit.actor.fakes_service import Rig, UserError, finish_all, outcome, settle
+from tests.unit.actor.fakes_service import Rig, UserError, finish_all, no_complaints, outcome, settle
 
 STEPS = st.lists(
     st.one_of(
@@ -172,9 +171,7 @@ def test_sessions_share_a_batch_only_on_the_same_replica() -> None:
             await settle()
             ran = sorted(map(str, (v for mesh in rig.meshes.values() for v in mesh.values())))
             assert ran == ["['free']", "[0, 2]", "[1, 3]"]
-            for mesh in rig.meshes.values():
-                for run in list(mesh.running):
-                    run.finish()
+            finish_all(rig)
             assert await asyncio.gather(*tasks) == [0, 1, 2, 3, "free"]
 
     asyncio.run(main())
@@ -188,9 +185,7 @@ def test_a_batch_of_sessions_is_split_when_their_replica_dies(state: str) -> Non
             for session in sessions:
                 task = rig.call("warm", session=session)
                 await settle()
-                for mesh in rig.meshes.values():
-                    for run in list(mesh.running):
-                        run.finish()
+                finish_all(rig)
                 await task
             blockers = [rig.call("block") for _ in range(3)]
             await settle()
@@ -234,9 +229,7 @@ def test_a_batch_whose_replica_dies_runs_again_only_if_that_is_safe(endpoint: st
 @pytest.mark.parametrize("event", ["death", "cancel"])
 def test_a_batch_about_to_start_when_its_replica_or_all_its_callers_go(event: str) -> None:
     async def main() -> None:
-        complaints: list[dict[str, Any]] = []
-        asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
-        async with Rig(num_replicas=2, max_concurrent_requests=1) as rig:
+        async with no_complaints(), Rig(num_replicas=2, max_concurrent_requests=1) as rig:
             tasks = [rig.call(n) for n in range(2)]
             await settle()
             batch = [rig.call(n, "batched") for n in (2, 3)]
@@ -253,8 +246,6 @@ def test_a_batch_about_to_start_when_its_replica_or_all_its_callers_go(event: st
             assert [await task for task in tasks] == [0, 1]
             assert all(task.cancelled() if event == "cancel" else task.result() for task in batch)
             assert rig.service.metrics().active == 0
-        gc.collect()
-        assert not complaints
 
     asyncio.run(main())
 

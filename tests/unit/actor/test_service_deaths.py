@@ -1,14 +1,12 @@
 """Replicas that die, come back, or do not: what their callers see."""
 
 import asyncio
-import gc
-from typing import Any
 
 import pytest
 
 from forgectl.actor.service.replica import ATTEMPTS
 from forgectl.errors import ActorDied, ServiceUnavailable
-from tests.unit.actor.fakes_service import Rig, finish_all, outcome, settle
+from tests.unit.actor.fakes_service import Rig, finish_all, no_complaints, outcome, settle
 
 
 def test_what_waits_for_a_dead_replica_moves_in_order() -> None:
@@ -116,9 +114,7 @@ def test_a_free_slot_of_a_mesh_that_died_silently_is_given_to_nobody() -> None:
 @pytest.mark.parametrize("endpoint", ["plain", "batched"])
 def test_a_caller_cancelled_as_it_fails_leaves_no_complaint(endpoint: str) -> None:
     async def main() -> None:
-        complaints: list[dict[str, Any]] = []
-        asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
-        async with Rig() as rig:
+        async with no_complaints(), Rig() as rig:
             rig.meshes[0].die()
             task = rig.call(1, endpoint)
             await settle()
@@ -126,18 +122,14 @@ def test_a_caller_cancelled_as_it_fails_leaves_no_complaint(endpoint: str) -> No
             task.cancel()
             await settle()
             assert task.cancelled()
-        del task
-        gc.collect()
-        assert not complaints
+            del task
 
     asyncio.run(main())
 
 
 def test_a_caller_cancelled_as_its_slot_is_revoked_leaves_no_complaint() -> None:
     async def main() -> None:
-        complaints: list[dict[str, Any]] = []
-        asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
-        async with Rig(max_concurrent_requests=1) as rig:
+        async with no_complaints(), Rig(max_concurrent_requests=1) as rig:
             tasks = [rig.call(1), rig.call(2)]
             await settle()
 
@@ -149,9 +141,7 @@ def test_a_caller_cancelled_as_its_slot_is_revoked_leaves_no_complaint() -> None
             finish_all(rig)
             await settle()
             assert (await tasks[0], tasks[1].cancelled()) == (1, True)
-        tasks.clear()
-        gc.collect()
-        assert not complaints
+            tasks.clear()
 
     asyncio.run(main())
 

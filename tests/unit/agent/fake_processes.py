@@ -8,6 +8,8 @@ from dataclasses import replace
 from forgectl.system.processes import Identity, ProcessTable, Stat
 
 BOOT = "boot-1"
+OURS = {"FORGE_RUN_ID": "r", "FORGE_HOST": "h", "FORGE_MESH": "m"}
+"""The environment of a rank of mesh m, which the tests are about."""
 
 
 class FakeTable(ProcessTable):

@@ -7,9 +7,7 @@ import signal
 import pytest
 
 from forgectl.agent.enclosure.enclosure import Enclosure, Sighting
-from tests.unit.agent.fake_processes import FakeTable
-
-OURS = {"FORGE_RUN_ID": "r", "FORGE_HOST": "h", "FORGE_MESH": "m"}
+from tests.unit.agent.fake_processes import OURS, FakeTable
 
 
 def enclosure(table: FakeTable) -> Enclosure:

@@ -7,9 +7,8 @@ import pytest
 
 from forgectl.agent.enclosure.search import Marks, Roots, sweep
 from forgectl.system.processes import Identity, Stat
-from tests.unit.agent.fake_processes import FakeTable
+from tests.unit.agent.fake_processes import OURS, FakeTable
 
-OURS = {"FORGE_RUN_ID": "r", "FORGE_HOST": "h", "FORGE_MESH": "m"}
 SERVER = {"FORGE_RUN_ID": "r", "FORGE_HOST": "h", "FORGE_ROLE": "forkserver"}
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from forgectl.cli.check import check
 from forgectl.cli.host_check.findings import Finding, Target, exit_code, in_order, of_error, of_hosts, of_reach, of_spec
@@ -20,6 +19,7 @@ from forgectl.errors import BusyError, SpecError, SpecProblem, SshRefusedError, 
 from forgectl.model.plan import Gpu
 from forgectl.protocol.host_survey import Examination, GpuMemory, Interpreter, Space
 from forgectl.transport.examinations import Examined, clock
+from tests.unit.cli.printing import printed
 from tests.unit.plan.plan_cases import spec_of
 
 GIB = 1 << 30
@@ -283,10 +283,7 @@ def test_what_a_spec_wants_of_each_host() -> None:
 
 
 def shown(hosts: list[str], examined: dict[str, Examined], findings: list[Finding], width: int) -> str:
-    console = Console(width=width, color_system=None, force_terminal=False)
-    with console.capture() as capture:
-        console.print(check_table(hosts, examined, findings))
-    return capture.get()
+    return printed(check_table(hosts, examined, findings), width)
 
 
 def test_what_is_alike_is_told_once_and_the_rest_by_value() -> None:

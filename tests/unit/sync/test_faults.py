@@ -21,18 +21,6 @@ from forgectl.wire.envelope import Refusal
 from forgectl.wire.unix_sockets import Connection
 from tests.unit.sync.sync_cases import LIMIT, Host, snapshot
 
-
-@pytest.fixture
-def work(tmp_path: Path) -> Path:
-    (tmp_path / "workdir").mkdir()
-    return tmp_path / "workdir"
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    return Host(tmp_path / "root")
-
-
 # ---------------------------------------------------------------- files that change
 
 
