@@ -58,7 +58,8 @@ class Forge:
 
     def status(self, name: str) -> dict[str, Any]:
         """The run of that name, as `status --json` has it, ended or not."""
-        done = subprocess.run(self.argv("status", "-a", "--json"), env=self.env, capture_output=True, text=True)
+        argv = self.argv("status", "-a", "--json")
+        done = subprocess.run(argv, env=self.env, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BenchmarkError(f"forgectl status ended with {done.returncode}:\n{done.stderr[-3000:]}")
         return run_of(json.loads(done.stdout), name)

@@ -101,8 +101,8 @@ async def _sample(hosts: int) -> dict[str, float]:
     down = cpu_of(pid) - up
     await agents.close()
     await follower
-    os.waitpid(pid, 0)
-    if (final := folder.read_final()) is None or final["state"] != "stopped":
+    await asyncio.to_thread(os.waitpid, pid, 0)
+    if (final := folder.read_final()) is None or final.state != "stopped":
         raise BenchmarkError(f"the run of {hosts} hosts did not end as it should, {time.monotonic() - began:.1f} s on")
     return {UP: up, SHUTDOWN: down, "sent to agents until all are up": sent / 1e6}
 

@@ -68,6 +68,7 @@ def seconds_of(argv: Sequence[str], env: dict[str, str] | None = None, *, timeou
         capture_output=True,
         text=True,
         timeout=timeout,
+        check=False,  # who fails says why
     )
     seconds = time.monotonic() - began
     if done.returncode:

@@ -45,7 +45,7 @@ def launch(forge: Forge, options: Namespace) -> Iterator[Row]:
     """From the command to the first all_reduce done on every rank, files synced, by turns with hosts that are here."""
     samples: dict[str, list[float]] = defaultdict(list)
     with lab(forge) as hosts:
-        sides = {
+        sides: dict[str, list[dict[str, Any]]] = {
             "by ssh": [{"name": name, "python": sys.executable} for name in hosts.names],
             "all this machine": [{"name": f"local{n}", "local": True} for n in range(HOSTS)],
         }

@@ -31,7 +31,7 @@ LOOPBACK = 'PATH=$PATH:/usr/sbin:/sbin ip link set lo up && exec "$@"'
 
 
 class Side:
-    """A process that answers as programs/actors.py does. `questions` and `answers` are its streams, `log` the rest.
+    """A process that answers as programs/one_side.py does. `questions` and `answers` are its streams, `log` the rest.
 
     Its ranks end with it.
     """
@@ -98,7 +98,7 @@ def open_until_left(side: Side) -> Iterator[Side]:
 def side(forge: Forge, name: str) -> Iterator[Side]:
     """Start the process of a side; BenchmarkError where Monarch's cannot have a namespace."""
     folder = forge.folder()
-    argv = [sys.executable, str(PROGRAMS / "actors.py"), name]
+    argv = [sys.executable, str(PROGRAMS / "one_side.py"), name]
     env = environment(FORGECTL_HOME=str(forge.home), TMPDIR=str(folder))
     if name == PLAIN:
         argv, env = [*apart(), *argv], env | QUIET

@@ -25,7 +25,8 @@ from measure import MEBI, BenchmarkError, Row, seconds_of
 
 from forgectl.sync.scan import scan
 from forgectl.sync.sender import push
-from forgectl.transport.ssh import Destination, dial
+from forgectl.transport.destination import Destination
+from forgectl.transport.ssh import dial
 
 OF_RSYNC = 2.0
 AGAIN_WITHIN = 1.0  # seconds

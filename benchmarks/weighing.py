@@ -7,7 +7,7 @@ import statistics
 import sys
 from argparse import Namespace
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def flood(forge: Forge, options: Namespace) -> Iterator[Row]:
     and is quicker. A last turn watches the rank; apart, because what watches takes processors that the plain file has
     to itself.
     """
-    sides = {
+    sides: dict[str, Callable[[Forge, int, str], tuple[float, float]]] = {
         PLAIN: _plain,
         UNBUFFERED: functools.partial(_plain, PYTHONUNBUFFERED="1"),
         "rank": _rank,

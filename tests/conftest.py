@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -31,13 +32,23 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any
     return value
 
 
+async def eventually(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
+    """As `until`, while the event loop runs on."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {seconds:g} s for {what}")
+        await asyncio.sleep(0.005)
+    return value
+
+
 def processes_of(run: str) -> dict[int, str]:
-    """pid → command line of every process whose environment carries the run's id; zombies do not count."""
+    """Pid → command line of every process whose environment carries the run's id; zombies do not count."""
     return processes_with(f"FORGE_RUN_ID={run}")
 
 
 def processes_with(variable: str) -> dict[int, str]:
-    """pid → command line of every process that has NAME=VALUE in its environment; zombies do not count."""
+    """Pid → command line of every process that has NAME=VALUE in its environment; zombies do not count."""
     found = {}
     mark = variable.encode()
     for entry in Path("/proc").iterdir():
@@ -85,10 +96,8 @@ class Forge:
 
     def run(self, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
         """A forgectl command, run to its end."""
-        options.setdefault("timeout", 90)
-        return subprocess.run(
-            self.argv(*arguments), cwd=self.folder, env=self.env, capture_output=True, text=True, **options
-        )
+        options = {"timeout": 90, "cwd": self.folder, "env": self.env, **options}
+        return subprocess.run(self.argv(*arguments), capture_output=True, text=True, check=False, **options)
 
     def ok(self, *arguments: object, **options: Any) -> str:
         """Standard output of a command that must succeed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import field
 from typing import Any
@@ -51,7 +52,7 @@ def outcome(do: Callable[[], Any]) -> Any:
 
 @pytest.mark.parametrize(("args", "kwargs"), CALLS, ids=repr)
 def test_made_and_shown_as_the_standard_ones(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    ours, theirs = (outcome(lambda c=c: c(*args, **kwargs)) for c in (Ours, Theirs))
+    ours, theirs = (outcome(functools.partial(c, *args, **kwargs)) for c in (Ours, Theirs))
     assert repr(ours) == repr(theirs)
     if not isinstance(theirs, type):
         assert dataclasses.asdict(ours) == dataclasses.asdict(theirs)
@@ -62,7 +63,8 @@ def test_values_alone_make_two_equal_and_give_the_hash() -> None:
     event = Event(1, Prepared("m"))
     assert event == Event(1, Prepared("m"))
     assert event != Event(2, Prepared("m"))
-    assert event != (1, Prepared("m"))
+    fields: object = (1, Prepared("m"))
+    assert event != fields
     exited = RankExited("m", 0, 1, 0, None)
     assert hash(exited) == hash(RankExited("m", 0, 1, 0, None))
     assert len({exited, RankExited("m", 0, 1, 0, None), RankExited("m", 0, 2, 0, None)}) == 2

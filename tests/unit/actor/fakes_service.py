@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+import gc
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,6 +108,16 @@ async def settle() -> None:
     """Let everything run that can."""
     for _ in range(30):
         await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def no_complaints(generation: int = 2) -> AsyncIterator[None]:
+    """The loop has none: not even of what nobody has looked at, once that is freed."""
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+    yield
+    gc.collect(generation)
+    assert not complaints
 
 
 def finish_all(rig: "Rig") -> None:

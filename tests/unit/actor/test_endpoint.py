@@ -2,6 +2,8 @@
 
 import inspect
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -19,11 +21,11 @@ from forgectl.actor.endpoint import (
 class EndpointProperty:
     """What Monarch's decorator makes: recognised by its name. tests/process/test_monarch.py has the real one."""
 
-    def __init__(self, method):
+    def __init__(self, method: Callable[..., Any]) -> None:
         self._method = method
 
 
-def monarch_endpoint(method):
+def monarch_endpoint(method: Callable[..., Any]) -> Any:
     return EndpointProperty(method)
 
 
@@ -49,7 +51,7 @@ class Counter:
     def helper(self) -> None: ...
 
     @property
-    def trap(self):
+    def trap(self) -> None:
         raise AssertionError("looking for endpoints must run no code of the user's")
 
 
@@ -61,7 +63,7 @@ class Child(Counter):
     def more(self) -> None: ...
 
 
-def test_marks_are_found_with_their_settings():
+def test_marks_are_found_with_their_settings() -> None:
     assert endpoints_of(Counter) == {
         "add": EndpointInfo(),
         "plain": EndpointInfo(),
@@ -71,50 +73,50 @@ def test_marks_are_found_with_their_settings():
     }
 
 
-def test_inherited_marks_count_and_an_override_decides_anew():
+def test_inherited_marks_count_and_an_override_decides_anew() -> None:
     assert set(endpoints_of(Child)) == {"plain", "look", "many", "theirs", "more"}
 
 
-def test_a_marked_method_is_still_a_method():
+def test_a_marked_method_is_still_a_method() -> None:
     assert Counter().plain() is None
     assert inspect.iscoroutinefunction(Counter.add)
     assert inspect.iscoroutinefunction(method_of(Counter, "theirs"))
 
 
-def test_signatures_are_those_of_callers():
+def test_signatures_are_those_of_callers() -> None:
     assert str(signature_of(Counter, "add")) == "(k: int, *, twice: bool = False) -> int"
     assert str(signature_of(Counter, "theirs")) == "(x: int) -> int"
     assert str(signature_of(Counter, "plain")) == "() -> None"
 
 
-def test_an_unknown_name_is_answered_with_the_nearest_and_all():
+def test_an_unknown_name_is_answered_with_the_nearest_and_all() -> None:
     said = interface_of(Counter).unknown("ad")
     assert said.startswith("Counter has no endpoint 'ad'; did you mean 'add'?; endpoints: add(k: int, *, twice")
     assert "plain() -> None" in said
     assert "did you mean" not in interface_of(Counter).unknown("zzzzzz")
 
 
-def test_an_unmarked_method_is_said_to_be_one():
+def test_an_unmarked_method_is_said_to_be_one() -> None:
     assert interface_of(Counter).unknown("helper").startswith("Counter.helper is not marked @endpoint")
     assert interface_of(Child).unknown("add").startswith("Child.add is not marked @endpoint")
 
 
-def test_an_interface_is_plain_data_for_processes_that_cannot_import_the_class():
+def test_an_interface_is_plain_data_for_processes_that_cannot_import_the_class() -> None:
     data = pickle.dumps(interface_of(Counter))
     assert __name__.encode() not in data
     assert pickle.loads(data) == interface_of(Counter)  # noqa: S301 (our own)
 
 
-def test_a_class_without_endpoints_says_so():
+def test_a_class_without_endpoints_says_so() -> None:
     assert interface_of(object).unknown("go") == "object has no endpoint 'go'; endpoints: none"
 
 
 @pytest.mark.parametrize("given", [{"batch_size": 0}, {"batch_size": -1}, {"batch_timeout": -0.1}])
-def test_what_cannot_be_is_refused(given):
+def test_what_cannot_be_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="batch_"):
         service_endpoint(**given)
 
 
-def test_only_callables_can_be_marked():
+def test_only_callables_can_be_marked() -> None:
     with pytest.raises(TypeError, match="an endpoint is a method, not int"):
-        endpoint(1)
+        endpoint(1)  # type: ignore[call-overload]

@@ -1,6 +1,7 @@
 """`options()`: a new subclass each time, checked at once; class attributes are the defaults."""
 
 import logging
+from typing import Any
 
 import pytest
 
@@ -24,11 +25,11 @@ class Wide(Plain):
     mesh_name = "wide"
 
 
-def shape(cls):
+def shape(cls: type[ForgeActor]) -> tuple[Any, ...]:
     return cls.procs, cls.hosts, cls.with_gpus, cls.num_replicas, cls.mesh_name
 
 
-def test_several_configurations_live_side_by_side():
+def test_several_configurations_live_side_by_side() -> None:
     two, three = Plain.options(procs=2), Plain.options(procs=3, mesh_name="three")
     assert [shape(c) for c in (Plain, two, three)] == [
         (1, None, False, 1, None),
@@ -45,7 +46,7 @@ def test_several_configurations_live_side_by_side():
     )
 
 
-def test_chained_calls_keep_what_the_earlier_ones_set():
+def test_chained_calls_keep_what_the_earlier_ones_set() -> None:
     first = Plain.options(procs=2, env={"A": "1"}, restart=2)
     second = first.options(hosts=["a", "b"], start_method="spawn").options(procs=4)
     unit = second._unit()
@@ -55,7 +56,7 @@ def test_chained_calls_keep_what_the_earlier_ones_set():
     assert second.options(hosts=None, mesh_name=None)._unit().hosts is None  # None is a value
 
 
-def test_class_attributes_are_the_defaults():
+def test_class_attributes_are_the_defaults() -> None:
     unit = Wide._unit()
     assert (unit.mesh, unit.procs, unit.hosts, unit.with_gpus) == ("wide", 4, 2, True)
     assert Wide.options(procs=8)._unit().hosts == 2
@@ -65,13 +66,13 @@ def test_class_attributes_are_the_defaults():
 @pytest.mark.parametrize(
     ("attribute", "value", "error"), [("procs", 0, ValueError), ("with_gpus", 1, TypeError), ("hosts", "a", TypeError)]
 )
-def test_class_attributes_are_checked_too(attribute, value, error):
-    cls = type("Wrong", (Plain,), {attribute: value})
+def test_class_attributes_are_checked_too(attribute: str, value: Any, error: type[Exception]) -> None:
+    cls: Any = type("Wrong", (Plain,), {attribute: value})
     with pytest.raises(error, match=attribute):
         cls._unit()
 
 
-def test_a_mesh_is_named_after_its_class():
+def test_a_mesh_is_named_after_its_class() -> None:
     class _Private_(Plain):
         pass
 
@@ -80,7 +81,7 @@ def test_a_mesh_is_named_after_its_class():
     assert _Private_._unit().mesh == "private"
 
 
-def test_a_class_within_others_is_still_found_by_its_path():
+def test_a_class_within_others_is_still_found_by_its_path() -> None:
     class Local(Plain):
         pass
 
@@ -123,7 +124,7 @@ def test_a_class_within_others_is_still_found_by_its_path():
         ({"max_concurrent_requests": 0}, ValueError, "max_concurrent_requests"),
     ],
 )
-def test_a_wrong_value_is_an_error_at_once(given, error, text):
+def test_a_wrong_value_is_an_error_at_once(given: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         Plain.options(**given)
 
@@ -132,12 +133,13 @@ def test_a_wrong_value_is_an_error_at_once(given, error, text):
     ("wrong", "near"),
     [("prcs", "procs"), ("nprocs", "procs"), ("replicas", "num_replicas"), ("start_methd", "start_method")],
 )
-def test_an_unknown_setting_names_the_nearest(wrong, near):
+def test_an_unknown_setting_names_the_nearest(wrong: str, near: str) -> None:
+    given: dict[str, Any] = {wrong: 1}
     with pytest.raises(TypeError, match=f"no setting '{wrong}'; did you mean '{near}'"):
-        Plain.options(**{wrong: 1})
+        Plain.options(**given)
 
 
-def test_an_unknown_setting_that_is_near_none_names_all():
+def test_an_unknown_setting_that_is_near_none_names_all() -> None:
     with pytest.raises(TypeError, match=r"no setting 'zzz'; there are procs, hosts, with_gpus, .*, env, .*router"):
         Plain.options(zzz=1)
 
@@ -152,15 +154,15 @@ def test_an_unknown_setting_that_is_near_none_names_all():
         (RestartPolicy(1, 2.0), RestartPolicy(1, 2.0)),
     ],
 )
-def test_restart_may_be_written_in_several_ways(given, policy):
+def test_restart_may_be_written_in_several_ways(given: Any, policy: RestartPolicy) -> None:
     assert Plain.options(restart=given)._unit().restart == policy
 
 
-def test_an_object_can_be_made_without_a_mesh():
+def test_an_object_can_be_made_without_a_mesh() -> None:
     """For unit tests of the user's own class."""
 
     class Forgetful(ForgeActor):
-        def __init__(self):
+        def __init__(self) -> None:
             self.n = 1
 
     for made in (Forgetful(), Plain(1, a=2)):
@@ -168,7 +170,9 @@ def test_an_object_can_be_made_without_a_mesh():
     assert Plain().name() == "plain"
 
 
-def test_the_logger_names_class_rank_and_size_and_leaves_the_root_alone(capsys, monkeypatch):
+def test_the_logger_names_class_rank_and_size_and_leaves_the_root_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = logging.getLogger()
     monkeypatch.setattr(root, "handlers", [])
     monkeypatch.setenv("RANK", "2")

@@ -1,19 +1,20 @@
 """The service on fake meshes: routing, queues, fanout."""
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
 from forgectl.actor.endpoint import EndpointInfo
-from forgectl.actor.service.routing import Router
+from forgectl.actor.service.routing import Load, Router
 from forgectl.errors import ActorDied, NotFoundError, ServiceOverloaded
 from tests.unit.actor.fakes_service import Rig, UserError, finish_all, outcome, settle
 
 # Routing and queues
 
 
-def test_calls_take_turns_and_queue_in_order():
-    async def main():
+def test_calls_take_turns_and_queue_in_order() -> None:
+    async def main() -> None:
         async with Rig(num_replicas=2, max_concurrent_requests=2) as rig:
             tasks = [rig.call(n) for n in range(10)]
             await settle()
@@ -29,8 +30,8 @@ def test_calls_take_turns_and_queue_in_order():
     asyncio.run(main())
 
 
-def test_nobody_overtakes_one_that_is_about_to_start():
-    async def main():
+def test_nobody_overtakes_one_that_is_about_to_start() -> None:
+    async def main() -> None:
         async with Rig(max_concurrent_requests=2) as rig:
             running = [rig.call(n) for n in range(2)]
             await settle()
@@ -46,11 +47,11 @@ def test_nobody_overtakes_one_that_is_about_to_start():
     asyncio.run(main())
 
 
-def test_the_users_exceptions_change_no_health():
-    def answer(value):
+def test_the_users_exceptions_change_no_health() -> None:
+    def answer(value: int) -> None:
         raise UserError(value)
 
-    async def main():
+    async def main() -> None:
         async with Rig(answer=answer) as rig:
             for n in range(3):
                 assert str(await outcome(rig.call(n))) == str(n)
@@ -60,8 +61,8 @@ def test_the_users_exceptions_change_no_health():
     asyncio.run(main())
 
 
-def test_another_mesh_that_died_is_the_users_exception():
-    async def main():
+def test_another_mesh_that_died_is_the_users_exception() -> None:
+    async def main() -> None:
         async with Rig(num_replicas=2) as rig:
             task = rig.call(1, "safe")
             await settle()
@@ -72,16 +73,16 @@ def test_another_mesh_that_died_is_the_users_exception():
     asyncio.run(main())
 
 
-def test_an_endpoint_may_have_its_own_router_and_routers_may_be_wrong():
+def test_an_endpoint_may_have_its_own_router_and_routers_may_be_wrong() -> None:
     class Last(Router):
-        def pick(self, replicas):
+        def pick(self, replicas: Sequence[Load]) -> Load:
             return replicas[-1]
 
     class Wrong(Router):
-        def pick(self, replicas):
-            return replicas[7] if len(replicas) > 2 else None
+        def pick(self, replicas: Sequence[Load]) -> Load:
+            return replicas[7] if len(replicas) > 2 else None  # type: ignore[return-value]
 
-    async def main():
+    async def main() -> None:
         endpoints = {"last": EndpointInfo(router=Last), "wrong": EndpointInfo(router=Wrong()), "plain": EndpointInfo()}
         async with Rig(endpoints, num_replicas=2, answer=lambda value: value) as rig:
             assert [await rig.call(n, "last") for n in range(3)] == [0, 1, 2]
@@ -97,8 +98,8 @@ def test_an_endpoint_may_have_its_own_router_and_routers_may_be_wrong():
     asyncio.run(main())
 
 
-def test_a_full_queue_refuses_at_once():
-    async def main():
+def test_a_full_queue_refuses_at_once() -> None:
+    async def main() -> None:
         async with Rig(max_concurrent_requests=1, max_queue=2) as rig:
             tasks = [rig.call(n) for n in range(3)]
             await settle()
@@ -115,8 +116,8 @@ def test_a_full_queue_refuses_at_once():
     asyncio.run(main())
 
 
-def test_a_cancelled_caller_leaves_its_place():
-    async def main():
+def test_a_cancelled_caller_leaves_its_place() -> None:
+    async def main() -> None:
         async with Rig(max_concurrent_requests=1) as rig:
             tasks = [rig.call(n) for n in range(4)]
             await settle()
@@ -136,8 +137,8 @@ def test_a_cancelled_caller_leaves_its_place():
 # Fanout
 
 
-def test_fanout_asks_every_healthy_replica():
-    async def main():
+def test_fanout_asks_every_healthy_replica() -> None:
+    async def main() -> None:
         async with Rig(num_replicas=3, max_concurrent_requests=1) as rig:
             rig.meshes[1].die()
             busy = rig.call("busy")
@@ -156,8 +157,8 @@ def test_fanout_asks_every_healthy_replica():
     asyncio.run(main())
 
 
-def test_fanout_raises_once_all_have_answered_and_never_asks_one_twice():
-    async def main():
+def test_fanout_raises_once_all_have_answered_and_never_asks_one_twice() -> None:
+    async def main() -> None:
         async with Rig(num_replicas=3, max_concurrent_requests=1) as rig:
             fan = asyncio.ensure_future(rig.service.fanout("plain", (1,), {}))
             await settle()
@@ -176,8 +177,8 @@ def test_fanout_raises_once_all_have_answered_and_never_asks_one_twice():
     asyncio.run(main())
 
 
-def test_a_cancelled_fanout_leaves_every_line():
-    async def main():
+def test_a_cancelled_fanout_leaves_every_line() -> None:
+    async def main() -> None:
         async with Rig(num_replicas=2, max_concurrent_requests=1) as rig:
             for ticks in (0, 1, 30):
                 fans = [asyncio.ensure_future(rig.service.fanout("plain", (n,), {})) for n in range(3)]

@@ -1,14 +1,15 @@
 """Random histories: calls, cancels, deaths, recoveries, scaling, the end. Every caller has exactly one outcome."""
 
 import asyncio
-import gc
+from collections.abc import Iterator
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forgectl.actor.service.replica import ATTEMPTS
 from forgectl.errors import ActorDied, ServiceStopped, ServiceUnavailable
-from tests.unit.actor.fakes_service import Rig, UserError, finish_all, outcome
+from tests.unit.actor.fakes_service import FakeMesh, Rig, UserError, finish_all, no_complaints, outcome
 
 WHICH = st.integers(0, 40)
 STEPS = st.lists(
@@ -30,29 +31,30 @@ STEPS = st.lists(
 class History:
     """Plays steps on a service, and checks what every caller and every mesh has seen."""
 
-    def __init__(self, rig, limit):
+    def __init__(self, rig: Rig, limit: int) -> None:
         self.rig = rig
         self.limit = limit
-        self.tasks = {}  # number → task
-        self.kinds = {}  # number → endpoint
-        self.cancelled = set()
-        self.failed = set()
-        self.others = []  # fanouts, scales
+        self.tasks: dict[int, asyncio.Task[Any]] = {}  # by number
+        self.kinds: dict[int, str] = {}  # number → endpoint
+        self.cancelled: set[int] = set()
+        self.never_start: set[int] = set()
+        self.failed: set[Any] = set()
+        self.others: list[asyncio.Task[Any]] = []  # fanouts, scales
         self.moved = False  # whether requests may have changed replicas
         self.sessions = [rig.service.start_session() for _ in range(3)]
 
-    def mesh(self, n):
+    def mesh(self, n: int) -> FakeMesh:
         meshes = list(self.rig.meshes.values())
         return meshes[n % len(meshes)]
 
-    def starts(self):
+    def starts(self) -> Iterator[tuple[FakeMesh, Any]]:
         """(mesh, number) of every call that was started, batches taken apart."""
         for mesh in self.rig.meshes.values():
             for value in mesh.values():
                 for each in value if isinstance(value, list) else [value]:
                     yield mesh, each
 
-    async def step(self, kind, *args):
+    async def step(self, kind: str, *args: Any) -> None:
         rig = self.rig
         if kind == "call":
             endpoint, session = args
@@ -80,7 +82,7 @@ class History:
             self.moved = self.moved or len(rig.meshes) > 1
             mesh.recover() if kind == "recover" else mesh.die(for_good=kind == "end")
 
-    def end_one(self, kind, mesh, n):
+    def end_one(self, kind: str, mesh: FakeMesh, n: int) -> None:
         if not mesh.running:
             return
         run = mesh.running[n % len(mesh.running)]
@@ -96,7 +98,7 @@ class History:
             self.failed |= set(value if isinstance(value, list) else [value])
             run.fail(UserError(value))
 
-    async def check(self, stopped):
+    async def check(self, stopped: bool) -> None:
         """`stopped`: whether the service was shut down before every caller had an answer."""
         for number, task in self.tasks.items():
             got = await outcome(task)
@@ -118,14 +120,14 @@ class History:
             got = await outcome(task)
             wanted = (type(None), list, UserError, ActorDied, ServiceStopped, ServiceUnavailable)
             assert isinstance(got, wanted), got
-        assert not getattr(self, "never_start", set()) & {n for _, n in self.starts()} - self.batched()
+        assert not self.never_start & {n for _, n in self.starts()} - self.batched()
         assert all(mesh.most <= self.limit for mesh in self.rig.meshes.values())
         self.check_order()
 
-    def batched(self):
+    def batched(self) -> set[int]:
         return {n for n, kind in self.kinds.items() if "batched" in kind}
 
-    def check_order(self):
+    def check_order(self) -> None:
         """Each mesh starts single calls in the order in which they came, as long as none had to move."""
         if self.moved:
             return
@@ -137,26 +139,23 @@ class History:
 
 @settings(deadline=None, max_examples=300)
 @given(STEPS, st.integers(1, 3), st.integers(1, 2), st.sampled_from(["round_robin", "least_loaded", "session"]))
-def test_random_histories(steps, replicas, limit, router):
-    async def main():
-        loop_errors = []
-        asyncio.get_running_loop().set_exception_handler(lambda loop, context: loop_errors.append(context))
-        async with Rig(num_replicas=replicas, max_concurrent_requests=limit, router=router) as rig:
+def test_random_histories(steps: list[tuple[Any, ...]], replicas: int, limit: int, router: str) -> None:
+    async def main() -> None:
+        rig = Rig(num_replicas=replicas, max_concurrent_requests=limit, router=router)
+        async with no_complaints(generation=0), rig:
             history = History(rig, limit)
             for step in steps:
                 await history.step(*step)
             await rig.service.shutdown(0)
             await history.check(stopped=True)
-        gc.collect(0)
-        assert not loop_errors
 
     asyncio.run(main())
 
 
 @settings(deadline=None, max_examples=100)
 @given(STEPS, st.integers(1, 3), st.integers(1, 2))
-def test_without_an_end_every_caller_is_answered(steps, replicas, limit):
-    async def main():
+def test_without_an_end_every_caller_is_answered(steps: list[tuple[Any, ...]], replicas: int, limit: int) -> None:
+    async def main() -> None:
         async with Rig(num_replicas=replicas, max_concurrent_requests=limit) as rig:
             history = History(rig, limit)
             for step in steps:

@@ -6,6 +6,7 @@ import gc
 import json
 import pickle
 import tracemalloc
+from typing import Any
 
 import pytest
 
@@ -18,8 +19,8 @@ from tests.unit.actor.fakes_service import Rig, UserError, finish_all, outcome, 
 # Start, scale, shutdown
 
 
-def test_a_start_that_fails_leaves_nothing():
-    async def main():
+def test_a_start_that_fails_leaves_nothing() -> None:
+    async def main() -> None:
         rig = Rig(num_replicas=3)
         rig.refuse = {1}
         with pytest.raises(UserError, match="replica 1"):
@@ -33,8 +34,8 @@ def test_a_start_that_fails_leaves_nothing():
 
 
 @pytest.mark.parametrize("how", ["cancel", "shutdown"])
-def test_a_start_may_be_given_up(how):
-    async def main():
+def test_a_start_may_be_given_up(how: str) -> None:
+    async def main() -> None:
         rig = Rig(num_replicas=2)
         rig.gate = asyncio.Event()
         start = asyncio.ensure_future(rig.service.start())
@@ -54,8 +55,8 @@ def test_a_start_may_be_given_up(how):
     asyncio.run(main())
 
 
-def test_scale_up_and_down_loses_nothing():
-    async def main():
+def test_scale_up_and_down_loses_nothing() -> None:
+    async def main() -> None:
         async with Rig(max_concurrent_requests=1) as rig:
             await rig.service.scale(3)
             tasks = [rig.call(n) for n in range(9)]
@@ -79,8 +80,8 @@ def test_scale_up_and_down_loses_nothing():
     asyncio.run(main())
 
 
-def test_a_cancelled_or_failed_scale():
-    async def main():
+def test_a_cancelled_or_failed_scale() -> None:
+    async def main() -> None:
         async with Rig(num_replicas=2) as rig:
             tasks = [rig.call(n) for n in range(2)]
             await settle()
@@ -102,8 +103,8 @@ def test_a_cancelled_or_failed_scale():
     asyncio.run(main())
 
 
-def test_a_session_on_a_replica_that_goes_moves():
-    async def main():
+def test_a_session_on_a_replica_that_goes_moves() -> None:
+    async def main() -> None:
         async with Rig(num_replicas=2, answer=lambda value: value) as rig:
             sessions = [rig.service.start_session() for _ in range(2)]
             for session in sessions * 2:
@@ -116,8 +117,8 @@ def test_a_session_on_a_replica_that_goes_moves():
     asyncio.run(main())
 
 
-def test_shutdown_lets_running_calls_finish():
-    async def main():
+def test_shutdown_lets_running_calls_finish() -> None:
+    async def main() -> None:
         async with Rig(max_concurrent_requests=2) as rig:
             tasks = [rig.call(n) for n in range(4)] + [rig.call(5, "gathered")]
             await settle()
@@ -137,8 +138,8 @@ def test_shutdown_lets_running_calls_finish():
     asyncio.run(main())
 
 
-def test_a_second_shutdown_may_be_more_urgent_and_ends_what_runs():
-    async def main():
+def test_a_second_shutdown_may_be_more_urgent_and_ends_what_runs() -> None:
+    async def main() -> None:
         async with Rig(num_replicas=2) as rig:
             tasks = [rig.call(1, "safe"), rig.call(2, "safely_batched")]
             await settle()
@@ -166,7 +167,7 @@ def test_a_second_shutdown_may_be_more_urgent_and_ends_what_runs():
         {"router": "nearest"},
     ],
 )
-def test_settings_that_make_no_sense(wrong):
+def test_settings_that_make_no_sense(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Rig(**wrong)
 
@@ -174,7 +175,7 @@ def test_settings_that_make_no_sense(wrong):
 # Numbers, memory
 
 
-def test_metrics_are_plain_and_right():
+def test_metrics_are_plain_and_right() -> None:
     now = [100.0]
     stats = AnswerCounts(clock=lambda: now[0])
     for n in range(2 * SAMPLES):
@@ -189,7 +190,7 @@ def test_metrics_are_plain_and_right():
     now[0] += 61
     assert stats.rate() == 0
 
-    async def main():
+    async def main() -> None:
         async with Rig(num_replicas=2) as rig:
             rig.meshes[1].die(for_good=True)
             numbers = rig.service.metrics()
@@ -200,11 +201,11 @@ def test_metrics_are_plain_and_right():
     asyncio.run(main())
 
 
-def test_calls_leave_no_memory_behind():
-    async def main():
+def test_calls_leave_no_memory_behind() -> None:
+    async def main() -> None:
         async with Rig(num_replicas=2, answer=lambda value: value, max_concurrent_requests=4) as rig:
 
-            async def calls(count):
+            async def calls(count: int) -> None:
                 for n in range(0, count, 20):
                     await asyncio.gather(*(rig.call(n, ("plain", "batched")[i % 2]) for i in range(20)))
 
@@ -224,7 +225,7 @@ def test_calls_leave_no_memory_behind():
     asyncio.run(main())
 
 
-def test_errors_survive_a_pickle():
+def test_errors_survive_a_pickle() -> None:
     died = ActorDied("m", hint="h", mesh="p.0", rank=1, host="h1", rank_exit_code=3, signal=9, log_tail=["a", "b"])
     for error in (died, ActorDied("m"), ServiceStopped("m", hint="h"), ServiceUnavailable("m"), ServiceOverloaded("m")):
         for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):  # noqa: S301

@@ -13,27 +13,27 @@ from tests.unit.actor.fakes_service import Rig, outcome, settle
 class Owner:
     """A service, as far as sessions go."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.ids = iter("abcdef")
-        self.open = set()
+        self.open: set[str] = set()
 
-    def start_session(self):
+    def start_session(self) -> str:
         session = next(self.ids)
         self.open.add(session)
         return session
 
-    def terminate_session(self, session):
+    def terminate_session(self, session: str) -> None:
         if session not in self.open:
             raise NotFoundError("unknown")
         self.open.remove(session)
 
 
-def test_a_session_is_of_one_service_and_one_context():
-    async def main():
+def test_a_session_is_of_one_service_and_one_context() -> None:
+    async def main() -> None:
         one, other = Owner(), Owner()
         entered, leave = asyncio.Event(), asyncio.Event()
 
-        async def neighbour():
+        async def neighbour() -> None:
             async with Session(one):
                 entered.set()
                 await leave.wait()
@@ -52,14 +52,14 @@ def test_a_session_is_of_one_service_and_one_context():
         await task
         assert one.open == other.open == set()
 
-    async def inherited(service):
+    async def inherited(service: Owner) -> str | None:
         return current_session(service)
 
     asyncio.run(main())
 
 
-def test_a_session_ends_with_an_exception_too_and_may_be_terminated_by_hand():
-    async def main():
+def test_a_session_ends_with_an_exception_too_and_may_be_terminated_by_hand() -> None:
+    async def main() -> None:
         owner = Owner()
         with pytest.raises(KeyError):
             async with Session(owner):
@@ -71,8 +71,8 @@ def test_a_session_ends_with_an_exception_too_and_may_be_terminated_by_hand():
     asyncio.run(main())
 
 
-def test_left_in_another_context_than_entered():
-    async def main():
+def test_left_in_another_context_than_entered() -> None:
+    async def main() -> None:
         owner = Owner()
         session = Session(owner)
         await asyncio.ensure_future(session.__aenter__())
@@ -82,11 +82,11 @@ def test_left_in_another_context_than_entered():
     asyncio.run(main())
 
 
-def test_a_context_does_not_keep_a_service():
-    async def main():
+def test_a_context_does_not_keep_a_service() -> None:
+    async def main() -> None:
         owner, ready, go = Owner(), asyncio.Event(), asyncio.Event()
 
-        async def outlives():
+        async def outlives() -> list[str | None]:
             ready.set()
             await go.wait()
             gc.collect()
@@ -103,13 +103,13 @@ def test_a_context_does_not_keep_a_service():
 
 
 @pytest.mark.parametrize("router", ["round_robin", "least_loaded", "session"])
-def test_calls_of_a_session_go_to_one_replica_whatever_the_router(router):
-    async def main():
+def test_calls_of_a_session_go_to_one_replica_whatever_the_router(router: str) -> None:
+    async def main() -> None:
         async with Rig(num_replicas=3, router=router) as rig:
             sessions = [rig.service.start_session() for _ in range(6)]
             tasks = [rig.call((s, n), session=s) for n in range(4) for s in sessions]
             await settle()
-            homes = {}
+            homes: dict[str, set[int]] = {}
             for index, mesh in rig.meshes.items():
                 for session, _ in mesh.values():
                     homes.setdefault(session, set()).add(index)
@@ -123,8 +123,8 @@ def test_calls_of_a_session_go_to_one_replica_whatever_the_router(router):
     asyncio.run(main())
 
 
-def test_a_session_moves_when_its_replica_dies_and_stays_there():
-    async def main():
+def test_a_session_moves_when_its_replica_dies_and_stays_there() -> None:
+    async def main() -> None:
         async with Rig(num_replicas=2) as rig, rig.service.session() as session:
             first = rig.call("a", session=session)
             await settle()
@@ -146,18 +146,15 @@ def test_a_session_moves_when_its_replica_dies_and_stays_there():
     asyncio.run(main())
 
 
-def test_an_unknown_or_terminated_session_is_named():
-    async def main():
+def test_an_unknown_or_terminated_session_is_named() -> None:
+    async def main() -> None:
         async with Rig(answer=lambda value: value) as rig:
             session = rig.service.start_session()
             assert await rig.call(1, session=session) == 1
             rig.service.terminate_session(session)
-            for attempt in (
-                lambda: rig.service.route("plain", (1,), {}, session),
-                lambda: rig.service.route("batched", (1,), {}, session),
-            ):
+            for endpoint in ("plain", "batched"):
                 with pytest.raises(NotFoundError, match=f"{session}.*terminated"):
-                    await attempt()
+                    await rig.service.route(endpoint, (1,), {}, session)
             with pytest.raises(NotFoundError, match=session):
                 rig.service.terminate_session(session)
             assert rig.service.metrics().sessions == 0

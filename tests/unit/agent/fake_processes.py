@@ -2,11 +2,14 @@
 
 import os
 import signal
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from forgectl.system.processes import Identity, ProcessTable, Stat
 
 BOOT = "boot-1"
+OURS = {"FORGE_RUN_ID": "r", "FORGE_HOST": "h", "FORGE_MESH": "m"}
+"""The environment of a rank of mesh m, which the tests are about."""
 
 
 class FakeTable(ProcessTable):
@@ -15,47 +18,58 @@ class FakeTable(ProcessTable):
     `on_scan` is called before each listing, where races happen.
     """
 
-    def __init__(self):
-        self.stats = {}
-        self.environs = {}
-        self.signals = []
-        self.on_scan = lambda: None
-        self.no_pidfds = None  # an OSError to raise instead
-        self._opened = {}
+    def __init__(self) -> None:
+        self.stats: dict[int, Stat] = {}
+        self.environs: dict[int, bytes] = {}
+        self.signals: list[tuple[int, int]] = []  # pid, signal
+        self.on_scan: Callable[[], object] = lambda: None
+        self.no_pidfds: OSError | None = None  # to raise instead
+        self._opened: dict[int, tuple[int, int]] = {}  # pidfd → pid and start time
         self.add(os.getpid(), ppid=1, start_time=5)
 
-    def add(self, pid, *, ppid=1, session=None, start_time=100, state="S", name="python", threads=1, **environ):
+    def add(
+        self,
+        pid: int,
+        environ: Mapping[str, str] | None = None,
+        *,
+        ppid: int = 1,
+        session: int | None = None,
+        start_time: int = 100,
+        state: str = "S",
+        name: str = "python",
+        threads: int = 1,
+    ) -> Identity:
         self.stats[pid] = Stat(pid, name, state, ppid, session or pid, threads, start_time)
-        self.environs[pid] = b"".join(b"%s=%s\0" % (k.encode(), v.encode()) for k, v in environ.items())
+        self.environs[pid] = b"".join(b"%s=%s\0" % (k.encode(), v.encode()) for k, v in (environ or {}).items())
         return Identity(pid, start_time, BOOT)
 
-    def remove(self, pid):
+    def remove(self, pid: int) -> None:
         self.stats.pop(pid, None)
         self.stats = {p: replace(s, ppid=1) if s.ppid == pid else s for p, s in self.stats.items()}
 
-    def signalled(self, signum):
+    def signalled(self, signum: int) -> list[int]:
         return [pid for pid, number in self.signals if number == signum]
 
-    def boot_id(self):
+    def boot_id(self) -> str:
         return BOOT
 
-    def pids(self):
+    def pids(self) -> list[int]:
         self.on_scan()
         return sorted(self.stats)
 
-    def stat(self, pid):
+    def stat(self, pid: int) -> Stat | None:
         return self.stats.get(pid)
 
-    def environ(self, pid):
+    def environ(self, pid: int) -> bytes:
         return self.environs.get(pid, b"")
 
-    def wchan(self, pid):
+    def wchan(self, pid: int) -> str:
         return "nfs_wait_bit_killable" if self.stats[pid].state == "D" else ""
 
-    def owner(self, pid):
+    def owner(self, pid: int) -> int | None:
         return 1000 if pid in self.stats else None
 
-    def open(self, pid):
+    def open(self, pid: int) -> int:
         if self.no_pidfds:
             raise self.no_pidfds
         if pid not in self.stats:
@@ -64,13 +78,13 @@ class FakeTable(ProcessTable):
         self._opened[fd] = (pid, self.stats[pid].start_time)
         return fd
 
-    def send(self, pidfd, signum):
+    def send(self, pidfd: int, signum: int) -> None:
         pid, start_time = self._opened[pidfd]
         if pid not in self.stats or self.stats[pid].start_time != start_time:
             raise ProcessLookupError
         self.kill(pid, signum)
 
-    def kill(self, pid, signum):
+    def kill(self, pid: int, signum: int) -> None:
         self.signals.append((pid, signum))
         stat = self.stats[pid]
         if stat.state == "D":

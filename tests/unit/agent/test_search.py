@@ -1,27 +1,27 @@
 """Who belongs to a mesh, worked out from made-up process tables."""
 
 import os
+from dataclasses import replace
 
 import pytest
 
 from forgectl.agent.enclosure.search import Marks, Roots, sweep
-from forgectl.system.processes import Identity
-from tests.unit.agent.fake_processes import FakeTable
+from forgectl.system.processes import Identity, Stat
+from tests.unit.agent.fake_processes import OURS, FakeTable
 
-OURS = {"FORGE_RUN_ID": "r", "FORGE_HOST": "h", "FORGE_MESH": "m"}
 SERVER = {"FORGE_RUN_ID": "r", "FORGE_HOST": "h", "FORGE_ROLE": "forkserver"}
 
 
 @pytest.fixture
-def table():
+def table() -> FakeTable:
     return FakeTable()
 
 
-def found(table, roots=None, mesh="m"):
+def found(table: FakeTable, roots: Roots | None = None, mesh: str | None = "m") -> list[int]:
     return [s.pid for s in sweep(table, Marks("r", "h", mesh), roots or Roots())]
 
 
-def rooted(*leaders):
+def rooted(*leaders: Identity) -> Roots:
     by_pid = {i.pid: i for i in leaders}
     return Roots(members=dict(by_pid), sessions=dict(by_pid))
 
@@ -45,27 +45,27 @@ def rooted(*leaders):
         ({}, None, False),
     ],
 )
-def test_by_environment(table, environ, mesh, belongs):
-    table.add(50, **environ)
+def test_by_environment(table: FakeTable, environ: dict[str, str], mesh: str | None, belongs: bool) -> None:
+    table.add(50, environ)
     assert found(table, mesh=mesh) == ([50] if belongs else [])
 
 
-def test_descendants_parents_first(table):
-    table.add(52, **OURS)
+def test_descendants_parents_first(table: FakeTable) -> None:
+    table.add(52, OURS)
     table.add(51, ppid=52, start_time=101)
     table.add(50, ppid=51, start_time=102)
     assert found(table) == [52, 51, 50]
 
 
-def test_a_forked_rank_belongs_though_its_environment_is_its_fork_servers(table):
-    table.add(40, **SERVER)
-    rank = table.add(50, ppid=40, **SERVER)
-    table.add(51, ppid=50, start_time=101, **SERVER)
-    table.add(60, ppid=40, **SERVER)  # a rank of another mesh
+def test_a_forked_rank_belongs_though_its_environment_is_its_fork_servers(table: FakeTable) -> None:
+    table.add(40, SERVER)
+    rank = table.add(50, SERVER, ppid=40)
+    table.add(51, SERVER, ppid=50, start_time=101)
+    table.add(60, SERVER, ppid=40)  # a rank of another mesh
     assert found(table, rooted(rank)) == [50, 51]
 
 
-def test_a_session_outlives_its_leader(table):
+def test_a_session_outlives_its_leader(table: FakeTable) -> None:
     rank = table.add(50)
     table.add(51, ppid=50, session=50)
     roots = rooted(rank)
@@ -73,7 +73,7 @@ def test_a_session_outlives_its_leader(table):
     assert found(table, roots) == [51]
 
 
-def test_a_session_that_ended_is_forgotten_before_its_number_is_reused(table):
+def test_a_session_that_ended_is_forgotten_before_its_number_is_reused(table: FakeTable) -> None:
     rank = table.add(50)
     roots = rooted(rank)
     table.remove(50)
@@ -85,7 +85,7 @@ def test_a_session_that_ended_is_forgotten_before_its_number_is_reused(table):
     assert found(table, roots) == []
 
 
-def test_a_leaders_pid_reused_unseen_is_a_strangers(table):
+def test_a_leaders_pid_reused_unseen_is_a_strangers(table: FakeTable) -> None:
     rank = table.add(50)
     roots = rooted(rank)
     table.remove(50)
@@ -94,13 +94,13 @@ def test_a_leaders_pid_reused_unseen_is_a_strangers(table):
     assert found(table, roots) == []
 
 
-def test_a_zombie_leader_keeps_its_session_but_is_no_member(table):
+def test_a_zombie_leader_keeps_its_session_but_is_no_member(table: FakeTable) -> None:
     rank = table.add(50, state="Z")
     table.add(51, session=50)
     assert found(table, rooted(rank)) == [51]
 
 
-def test_what_was_seen_once_is_not_lost(table):
+def test_what_was_seen_once_is_not_lost(table: FakeTable) -> None:
     rank = table.add(50)
     table.add(51, ppid=50, session=50)
     table.add(52, ppid=51, session=52)  # in a session of its own, and soon an orphan
@@ -111,8 +111,8 @@ def test_what_was_seen_once_is_not_lost(table):
     assert found(table, roots) == [52]
 
 
-def test_children_of_a_server_of_ours_alone_but_not_the_spared(table):
-    server = table.add(40, **SERVER)
+def test_children_of_a_server_of_ours_alone_but_not_the_spared(table: FakeTable) -> None:
+    server = table.add(40, SERVER)
     store = table.add(41, ppid=40)
     table.add(42, ppid=41)
     table.add(43, ppid=40)
@@ -125,67 +125,75 @@ def test_children_of_a_server_of_ours_alone_but_not_the_spared(table):
     assert found(table, roots) == [43, 44]
 
 
-def test_never_this_process_nor_its_ancestors(table):
-    table.add(1, ppid=0, start_time=1, **OURS)
-    table.add(30, ppid=1, start_time=2, **OURS)
-    table.add(os.getpid(), ppid=30, start_time=5, **OURS)
+def test_never_this_process_nor_its_ancestors(table: FakeTable) -> None:
+    table.add(1, OURS, ppid=0, start_time=1)
+    table.add(30, OURS, ppid=1, start_time=2)
+    table.add(os.getpid(), OURS, ppid=30, start_time=5)
     child = os.getpid() + 1
-    table.add(child, ppid=os.getpid(), start_time=6, **OURS)
+    table.add(child, OURS, ppid=os.getpid(), start_time=6)
     assert found(table) == [child]
     assert found(table, mesh=None) == [child]
 
 
-def test_what_only_a_nested_agent_started_is_left_to_it(table):
+def test_what_only_a_nested_agent_started_is_left_to_it(table: FakeTable) -> None:
     rank = table.add(50)
-    table.add(51, ppid=50, session=51, start_time=101, FORGE_RUN_ID="r2", FORGE_ROLE="agent")
-    table.add(52, ppid=51, session=52, start_time=102, FORGE_RUN_ID="r2")
+    table.add(51, {"FORGE_RUN_ID": "r2", "FORGE_ROLE": "agent"}, ppid=50, session=51, start_time=101)
+    table.add(52, {"FORGE_RUN_ID": "r2"}, ppid=51, session=52, start_time=102)
     assert found(table, rooted(rank)) == [50]
 
 
-def test_a_parent_younger_than_its_child_is_none(table):
+def test_a_parent_younger_than_its_child_is_none(table: FakeTable) -> None:
     table.add(50, ppid=60, start_time=100)
-    table.add(60, start_time=200, **OURS)
+    table.add(60, OURS, start_time=200)
     assert found(table) == [60]
 
 
-def test_an_identity_of_another_boot_is_forgotten(table):
+def test_an_identity_of_another_boot_is_forgotten(table: FakeTable) -> None:
     it = table.add(50)
     assert found(table, rooted(Identity(it.pid, it.start_time, "boot-0"))) == []
 
 
-def test_one_that_is_just_being_executed_is_not_missed(table):
-    table.add(50, **OURS)
-    reads, real = [], table.environ
-    table.environ = lambda pid: reads.append(pid) or (real(pid) if reads.count(pid) > 1 else b"")
+def test_one_that_is_just_being_executed_is_not_missed(table: FakeTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    table.add(50, OURS)
+    reads: list[int] = []
+    real = table.environ
+
+    def empty_at_first(pid: int) -> bytes:
+        reads.append(pid)
+        return real(pid) if reads.count(pid) > 1 else b""
+
+    monkeypatch.setattr(table, "environ", empty_at_first)
     assert found(table) == [50]
 
 
-def test_one_that_forks_and_is_gone_before_it_is_read_leaves_a_child_that_is_found(table):
-    table.add(50, **OURS)
+def test_one_that_forks_and_is_gone_before_it_is_read_leaves_a_child_that_is_found(
+    table: FakeTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table.add(50, OURS)
     hops, real = iter(range(51, 56)), table.stat
 
-    def hop(pid):
+    def hop(pid: int) -> Stat | None:
         if 50 <= pid < 55 and (child := next(hops)):
             table.remove(pid)
-            table.add(child, start_time=100 + child, **OURS)
+            table.add(child, OURS, start_time=100 + child)
         return real(pid)
 
-    table.stat = hop
+    monkeypatch.setattr(table, "stat", hop)
     assert found(table) == [55]
 
 
-def test_what_is_plainly_ours_is_told_of_at_sight(table):
+def test_what_is_plainly_ours_is_told_of_at_sight(table: FakeTable) -> None:
     rank = table.add(50)
     table.add(51, ppid=50, start_time=101)
-    table.add(52, **OURS)
-    table.add(53, **OURS, FORGE_ROLE="agent")
-    table.add(54, state="Z", **OURS)
-    seen = []
+    table.add(52, OURS)
+    table.add(53, {**OURS, "FORGE_ROLE": "agent"})
+    table.add(54, OURS, state="Z")
+    seen: list[int] = []
     sweep(table, Marks("r", "h", "m"), rooted(rank), lambda i: seen.append(i.pid))
     assert set(seen) == {50, 52}
 
 
-def test_kernel_threads_are_no_ones(table):
-    table.add(50, **OURS)
-    table.stats[50] = type(table.stats[50])(**{**vars(table.stats[50]), "kernel": True})
+def test_kernel_threads_are_no_ones(table: FakeTable) -> None:
+    table.add(50, OURS)
+    table.stats[50] = replace(table.stats[50], kernel=True)
     assert found(table) == []

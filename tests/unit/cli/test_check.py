@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from forgectl.cli.check import check
 from forgectl.cli.host_check.findings import Finding, Target, exit_code, in_order, of_error, of_hosts, of_reach, of_spec
@@ -20,6 +19,7 @@ from forgectl.errors import BusyError, SpecError, SpecProblem, SshRefusedError, 
 from forgectl.model.plan import Gpu
 from forgectl.protocol.host_survey import Examination, GpuMemory, Interpreter, Space
 from forgectl.transport.examinations import Examined, clock
+from tests.unit.cli.printing import printed
 from tests.unit.plan.plan_cases import spec_of
 
 GIB = 1 << 30
@@ -133,7 +133,13 @@ def test_a_clock_that_is_known_too_badly_is_not_complained_of() -> None:
 
 
 def test_a_host_for_a_driver_alone_needs_neither_gpus_nor_room_for_ranks() -> None:
-    bare = {"gpus": (), "shm": None, "nvml": False, "cgroup": False, "limits": {**SOUND.limits, "nofile": (256, 256)}}
+    bare: dict[str, Any] = {
+        "gpus": (),
+        "shm": None,
+        "nvml": False,
+        "cgroup": False,
+        "limits": {**SOUND.limits, "nofile": (256, 256)},
+    }
     assert found(host(1, **bare), wants=Wants({OWN: {"torch"}})) == []
 
 
@@ -145,7 +151,7 @@ def lacking(*hosts: Examined) -> list[str | None]:
 
 
 def test_what_is_missing_comes_with_the_command_that_mends_it() -> None:
-    bad = {"interpreters": python(torch=None)}
+    bad: dict[str, Any] = {"interpreters": python(torch=None)}
     assert lacking(host(1, **bad)) == ["ssh u@h1 python3 -m pip install torch"]
     assert lacking(host(1, **bad), host(2, **bad)) == ["on each: python3 -m pip install torch"]
     assert lacking(host(1), host(2), host(3, **bad)) == ["python3 -m pip install torch"]  # this machine
@@ -221,7 +227,7 @@ def test_errors_of_ssh_keep_their_words_and_codes() -> None:
     assert of_error((), BusyError("not enough free GPUs")).code == 75
 
 
-REACH = {
+REACH: dict[tuple[str, str], dict[str, str | None]] = {
     ("a", "b"): {"10.0.0.2": None, "fe::2": "timed out"},
     ("c", "b"): {"10.0.0.2": "timed out", "fe::2": "timed out"},
     ("b", "a"): {"10.9.9.9": "it is no address of a"},
@@ -277,10 +283,7 @@ def test_what_a_spec_wants_of_each_host() -> None:
 
 
 def shown(hosts: list[str], examined: dict[str, Examined], findings: list[Finding], width: int) -> str:
-    console = Console(width=width, color_system=None, force_terminal=False)
-    with console.capture() as capture:
-        console.print(check_table(hosts, examined, findings))
-    return capture.get()
+    return printed(check_table(hosts, examined, findings), width)
 
 
 def test_what_is_alike_is_told_once_and_the_rest_by_value() -> None:
@@ -316,7 +319,7 @@ def test_hosts_that_were_not_reached_are_counted() -> None:
 
 
 def test_the_document_has_everything() -> None:
-    reach = {("a", "b"): {"10.0.0.2": None}}
+    reach: dict[tuple[str, str], dict[str, str | None]] = {("a", "b"): {"10.0.0.2": None}}
     findings = [of_error(("b",), UnreachableError("host b: no answer", hint="do"))]
     document = json.loads(json.dumps(check_json("s.yaml", ["a", "b"], {"a": host(1, ahead=2.0)}, reach, findings)))
     assert (document["schema_version"], document["spec"], document["exit_code"]) == (1, "s.yaml", 69)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 
-from rich.console import Console
-
 from forgectl.cli.views.plan_view import plan_json, plan_table
 from forgectl.model.environment import AT_LAUNCH
 from forgectl.model.plan import Plan
 from forgectl.wire.codec import from_json
+from tests.unit.cli.printing import printed
 from tests.unit.plan.plan_cases import hosts_of, placed, spec_of
 
 SPEC = """
@@ -26,19 +25,12 @@ def planned() -> Plan:
     return placed(spec, hosts_of("a:4 b:4")[1], inherited={"HF_TOKEN": "sesame-open"})
 
 
-def shown(plan: Plan, width: int = 80) -> str:
-    console = Console(width=width, color_system=None, force_terminal=False)
-    with console.capture() as capture:
-        console.print(plan_table(plan))
-    return capture.get()
-
-
 def rows(text: str) -> list[str]:
     return [" ".join(line.split()) for line in text.splitlines()]
 
 
 def test_each_mesh_has_a_line_and_each_rank_has_one() -> None:
-    lines = rows(shown(planned(), width=120))
+    lines = rows(printed(plan_table(planned()), width=120))
     assert "MESH KIND PROCS HOSTS GPUS RESTARTS RUNS" in lines
     assert "trainer actor 4 a, b 4 3 in 10m actors.trainer:Trainer" in lines
     assert "tidy script 1 b - never sh -c 'echo hi there'" in lines
@@ -50,7 +42,7 @@ def test_each_mesh_has_a_line_and_each_rank_has_one() -> None:
 
 def test_every_variable_is_shown_once_for_a_mesh_on_a_host() -> None:
     plan = planned()
-    text = shown(plan, width=200)
+    text = printed(plan_table(plan), width=200)
     for mesh in plan.meshes:
         for host in mesh.hosts:
             section = text.split(f"{mesh.mesh} on {host}: ")[1].split(" on ")[0]
@@ -66,18 +58,18 @@ def test_every_variable_is_shown_once_for_a_mesh_on_a_host() -> None:
 
 def test_secrets_are_named_but_never_told() -> None:
     plan = planned()
-    assert "HF_TOKEN ***" in rows(shown(plan))
-    assert "sesame" not in shown(plan) + json.dumps(plan_json(plan))
+    assert "HF_TOKEN ***" in rows(printed(plan_table(plan)))
+    assert "sesame" not in printed(plan_table(plan)) + json.dumps(plan_json(plan))
 
 
 def test_it_fits_in_80_columns_and_loses_nothing_there() -> None:
-    text = shown(planned())
+    text = printed(plan_table(planned()))
     assert max(len(line) for line in text.splitlines()) <= 80
     assert "long" * 40 in "".join(text.split())
 
 
 def test_nothing_in_a_spec_reaches_the_terminal_as_an_escape_or_markup() -> None:
-    text = shown(planned(), width=200)
+    text = printed(plan_table(planned()), width=200)
     assert all(c.isprintable() for line in text.splitlines() for c in line)
     assert r"\x1b]52;c;aGk=\x07[red]x[/red]\n\u202e" in text
 

@@ -19,9 +19,8 @@ ACTORS = {
 
 def _python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "FORGECTL_HOME": str(folder / "home"), "NO_COLOR": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", WITHOUT + code], capture_output=True, text=True, cwd=folder, env=env, timeout=60
-    )
+    argv = [sys.executable, "-c", WITHOUT + code]
+    return subprocess.run(argv, capture_output=True, text=True, cwd=folder, env=env, timeout=60, check=False)
 
 
 def _forgectl(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -34,6 +34,7 @@ from forgectl.protocol.supervision import (
 )
 from forgectl.wire.envelope import MAX_LINE, Hello, ProtocolError
 from forgectl.wire.stream import Stream
+from tests.conftest import eventually
 from tests.unit.controller.test_host_claims import two
 
 CONFIG = AgentConfig(__version__, "t-0000", "b", "/s", "/r", 3.0, 1)
@@ -142,7 +143,7 @@ def lost(play: Callable[[Stream], Any], owner: Owner | None = None) -> str:
         (Pong(), "a Pong that nobody asked for"),
         (Stats({}), "Stats, which nobody asked for"),
         (Welcome(__version__, "b", 7, "boot"), "Welcome, which nobody asked for"),
-        (Event(1, Pong()), "unknown message 'Pong'"),
+        (Event(1, Pong()), "unknown message 'Pong'"),  # type: ignore[arg-type]
         (Event(1 << 60, Notice("m", "x")), "which is impossible"),
     ],
 )
@@ -219,7 +220,7 @@ def test_events_that_say_nothing_new_are_weighed(monkeypatch: pytest.MonkeyPatch
 
 def test_a_fault_of_ours_ends_the_host_and_not_the_link_alone(capsys: pytest.CaptureFixture[str]) -> None:
     owner = Owner()
-    owner.take_event = lambda *_, **__: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    owner.take_event = lambda *_, **__: 1 / 0  # type: ignore[method-assign, assignment]
 
     async def play(stream: Stream) -> None:
         await greet(stream)
@@ -258,8 +259,7 @@ def test_answers_that_come_too_late_are_no_breach() -> None:
     async def go() -> None:
         link = AgentLink(owner.host, lambda sweep: CONFIG, Way(play), owner)
         task = asyncio.create_task(link.run())
-        while owner.host.state != "up":
-            await asyncio.sleep(0.005)
+        await eventually(lambda: owner.host.state == "up", "the host")
         assert await link.ask(GetStats(), Stats, 0.05) is None
         assert await link.ask(GetStats(), Stats, 10.0) == Stats({})
         await asyncio.wait_for(task, 30)
@@ -282,8 +282,7 @@ def test_an_answer_that_its_asker_refuses_ends_the_host() -> None:
     async def go() -> None:
         link = AgentLink(owner.host, lambda sweep: CONFIG, Way(play), owner)
         task = asyncio.create_task(link.run())
-        while owner.host.state != "up":
-            await asyncio.sleep(0.005)
+        await eventually(lambda: owner.host.state == "up", "the host")
         assert await link.ask(GetStats(), Stats, 10.0, refuse) is None
         await asyncio.wait_for(task, 30)
 

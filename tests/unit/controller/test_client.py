@@ -18,7 +18,7 @@ from forgectl.protocol.control import CLI_TO_CONTROLLER
 from forgectl.system.daemons import let_go
 from forgectl.version import __version__
 from forgectl.wire.envelope import Hello
-from forgectl.wire.unix_sockets import Connection, listen, private_folder
+from forgectl.wire.unix_sockets import Connection, dial, listen, private_folder
 from tests.conftest import until
 
 
@@ -37,7 +37,7 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_controller_that_begins_is_waited_for(begun: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run, lock = begun
     monkeypatch.setattr(client, "start_controller", lambda *_, **__: pytest.fail("it started another one"))
-    missed, dial = threading.Semaphore(0), client.dial
+    missed = threading.Semaphore(0)
 
     def dialled(path: Path, seconds: float) -> socket.socket:
         try:

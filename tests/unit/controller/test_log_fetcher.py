@@ -21,6 +21,7 @@ from forgectl.model.plan import HostPlan
 from forgectl.protocol.supervision import LogAt, LogParts, MeshGone, RankStarted, ReadLogs
 from forgectl.system.log_cap import LogCap, leading_hole
 from forgectl.wire.envelope import ProtocolError, decode, encode
+from tests.conftest import eventually
 
 
 class Link:
@@ -82,15 +83,10 @@ class Case:
         """Run the mirror until a condition holds."""
         task = asyncio.create_task(self.mirror.run())
         try:
-            await asyncio.wait_for(_until(condition), 30)
+            await eventually(condition, "what the mirror is to do", 30)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.005)
 
 
 @pytest.fixture
@@ -172,7 +168,7 @@ def test_another_controller_goes_on_where_the_first_was(case: Case) -> None:
     home.parent.mkdir(parents=True)
     home.write_bytes(b"01234")
     case.start()
-    asyncio.run(case.mirror.bring({"m"}))  # type: ignore[arg-type]
+    asyncio.run(case.mirror.bring({"m"}))
     assert case.at_home() == b"0123456789"
 
 

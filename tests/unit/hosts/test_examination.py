@@ -99,7 +99,7 @@ def test_a_driver_that_this_python_cannot_ask_is_noticed(tmp_path: Path, monkeyp
     monkeypatch.setattr(module, "DRIVER_MARKS", (str(told),))
     monkeypatch.setattr(module, "_DRIVER", told)
     assert asked(tmp_path).nvml  # this one has the binding
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     found = asked(tmp_path)
     assert (found.nvml, found.driver) == (False, "570.86.15")
 

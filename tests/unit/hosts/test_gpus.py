@@ -59,16 +59,16 @@ class FakeNvml:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
         return self.cards[index]
 
-    def nvmlDeviceGetUUID(self, handle: dict[str, Any]) -> str:
+    def nvmlDeviceGetUUID(self, handle: dict[str, Any]) -> Any:
         return handle["uuid"]
 
-    def nvmlDeviceGetName(self, handle: dict[str, Any]) -> str | bytes:
+    def nvmlDeviceGetName(self, handle: dict[str, Any]) -> Any:
         return handle.get("name", b"NVIDIA H100")
 
-    def nvmlDeviceGetNumGpuCores(self, handle: dict[str, Any]) -> int:
+    def nvmlDeviceGetNumGpuCores(self, handle: dict[str, Any]) -> Any:
         return handle.get("cores", 100)
 
-    def nvmlDeviceGetMaxClockInfo(self, handle: dict[str, Any], kind: int) -> int:
+    def nvmlDeviceGetMaxClockInfo(self, handle: dict[str, Any], kind: int) -> Any:
         assert kind == pynvml.NVML_CLOCK_SM
         return handle.get("clock", 10)
 
@@ -83,16 +83,16 @@ class FakeNvml:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
         return {"uuid": handle["mig"][index], "name": "H100 MIG 1g.10gb"}
 
-    def nvmlDeviceGetComputeRunningProcesses(self, handle: dict[str, Any]) -> list[Any]:
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: dict[str, Any]) -> Any:
         return handle.get("compute", [])
 
-    def nvmlDeviceGetComputeRunningProcesses_v2(self, handle: dict[str, Any]) -> list[Any]:
+    def nvmlDeviceGetComputeRunningProcesses_v2(self, handle: dict[str, Any]) -> Any:
         return handle.get("compute", [])
 
-    def nvmlDeviceGetGraphicsRunningProcesses(self, handle: dict[str, Any]) -> list[Any]:
+    def nvmlDeviceGetGraphicsRunningProcesses(self, handle: dict[str, Any]) -> Any:
         return handle.get("graphics", [])
 
-    def nvmlDeviceGetDisplayActive(self, handle: dict[str, Any]) -> int:
+    def nvmlDeviceGetDisplayActive(self, handle: dict[str, Any]) -> Any:
         return handle.get("display", 0)
 
 
@@ -339,6 +339,7 @@ def test_what_cannot_be_meant_is_an_error(find: Any, nvml: FakeNvml | None, decl
 
 
 def holder_of(find: Any, run: str | None = None, **card: Any) -> str | None:
+    gpu: Gpu
     (gpu,) = find(FakeNvml({"uuid": "GPU-x", **card}), run=run).gpus
     return gpu.holder
 
@@ -369,7 +370,8 @@ def test_a_foreign_process_is_named_with_its_memory_but_not_its_arguments(find: 
     with subprocess.Popen(argv, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as stranger:
         assert stranger.stdout is not None
         stranger.stdout.readline()  # its exec is done: before, it has no command line
-        words = holder_of(find, **{kind: [process(stranger.pid, int(30.1 * GIB))]})
+        card: dict[str, Any] = {kind: [process(stranger.pid, int(30.1 * GIB))]}
+        words = holder_of(find, **card)
         stranger.communicate()
     python, user = Path(sys.executable).name, psutil.Process().username()
     assert words == f"pid {stranger.pid} ({python} train.py) of user {user}, 30.1 GiB"
@@ -397,7 +399,7 @@ def test_processes_of_the_asking_run_are_not_foreign(find: Any) -> None:
     with subprocess.Popen(["cat"], env=env, stdin=subprocess.PIPE) as rank:
         while b"mine-0001" not in Path(f"/proc/{rank.pid}/environ").read_bytes():
             time.sleep(0.01)  # within its execve it has none yet
-        card = {"compute": [process(rank.pid, GIB)]}
+        card: dict[str, Any] = {"compute": [process(rank.pid, GIB)]}
         assert holder_of(find, run="mine-0001", **card) is None
         assert f"pid {rank.pid} (cat)" in str(holder_of(find, run="other-0001", **card))
         assert f"pid {rank.pid} (cat)" in str(holder_of(find, **card))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import socket
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forgectl.messages.strangers import MOST, AcceptedConnections, Crowd, Peer, most_with, network_of
+from forgectl.messages.strangers import MOST, AcceptedConnections, Crowd, most_with, network_of
 
 
 def ended(crowd: Crowd) -> list[int]:
@@ -97,20 +98,19 @@ def test_how_many() -> None:
 
 
 @pytest.fixture(params=[socket.AF_INET, socket.AF_INET6])
-def listening(request: pytest.FixtureRequest) -> socket.socket:
-    server = socket.socket(request.param)
-    server.bind(("::1" if request.param == socket.AF_INET6 else "127.0.0.1", 0))
-    server.listen()
-    request.addfinalizer(server.close)
-    return server
+def listening(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
+    with socket.socket(request.param) as server:
+        server.bind(("::1" if request.param == socket.AF_INET6 else "127.0.0.1", 0))
+        server.listen()
+        yield server
 
 
 def test_only_that_connection_is_ended(listening: socket.socket) -> None:
     connections = AcceptedConnections(listening.getsockname()[1])
     first, second = (socket.create_connection(listening.getsockname()[:2], 10) for _ in range(2))
     accepted, other = listening.accept()[0], listening.accept()[0]
-    peer: Peer | None = connections.peer(accepted.fileno())
-    assert peer == first.getsockname()
+    peer = connections.peer(accepted.fileno())
+    assert peer is not None and peer == first.getsockname()
     with first, second, accepted, other:
         connections.hang_up(other.fileno(), peer)
         os.dup2(other.fileno(), accepted.fileno())

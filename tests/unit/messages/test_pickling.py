@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forgectl.messages import pickling
+from forgectl.messages.frames import LONG
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
@@ -58,12 +59,12 @@ def test_what_cannot_be_pickled_is_an_error() -> None:
         pickling.dumps(threading.Lock())
 
 
-@pytest.mark.parametrize("length", [0, 1, pickling.LONG - 1, pickling.LONG, 1 << 20])
+@pytest.mark.parametrize("length", [0, 1, LONG - 1, LONG, 1 << 20])
 def test_arrays(length: int) -> None:
     np = pytest.importorskip("numpy")
     array = (np.arange(length) % 256).astype(np.uint8)
     frames = pickling.dumps([array, array[::2]])
-    assert len(frames) == 1 + (length >= pickling.LONG)  # a view with gaps is not in one piece
+    assert len(frames) == 1 + (length >= LONG)  # a view with gaps is not in one piece
     same, half = there([array, array[::2]])
     assert (same == array).all()
     assert (half == array[::2]).all()

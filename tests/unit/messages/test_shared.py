@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from forgectl.messages import shared
 from forgectl.messages.frames import BadFrames
 from forgectl.messages.shared import LEAST, MOST_KEPT, MOST_SEGMENTS, Gone, Shared, opened, share
+from tests.conftest import PROGRAMS
 
 FRAMES = st.lists(st.binary(max_size=70_000), min_size=1, max_size=6)
 LARGE = b"\x5a" * LEAST
@@ -69,7 +70,8 @@ def test_memory_is_used_again_once_nobody_has_it_open() -> None:
     del kept
     third, fourth = put(LARGE), put(LARGE)
     assert {third.reference, fourth.reference} == {first.reference, second.reference}
-    third.received(), fourth.received()
+    third.received()
+    fourth.received()
     assert len(descriptors()) == 2
 
 
@@ -126,25 +128,10 @@ def test_without_a_descriptor_or_with_little_to_send_sockets_carry_it() -> None:
     assert share((LARGE,), LEAST, 1) is not None
 
 
-SENDER = """
-import os, sys
-from forgectl.messages.shared import LEAST, share
-sent = share((b"text", b"\\x21" * LEAST), LEAST + 4, 1)
-if "fork" in sys.argv:
-    child = os.fork()
-    if child == 0:
-        links = [os.readlink(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd") if n.isdigit() and int(n) > 2
-                 and os.path.exists(f"/proc/self/fd/{n}")]
-        os._exit(int(any("memfd" in link for link in links)))
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, "the child has the memory open"
-print(sent.reference.hex(), flush=True)
-sys.stdin.read()
-"""
-
-
 def sender(*arguments: str) -> tuple[subprocess.Popen[str], bytes]:
     pipe = subprocess.PIPE
-    process = subprocess.Popen([sys.executable, "-c", SENDER, *arguments], stdin=pipe, stdout=pipe, text=True)
+    argv = [sys.executable, str(PROGRAMS / "share_memory.py"), *arguments]
+    process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True)
     assert process.stdout is not None
     return process, bytes.fromhex(process.stdout.readline())
 

@@ -45,13 +45,16 @@ def test_nothing_that_torchrun_gives_a_rank_is_missing() -> None:
     if torch is None or torch.origin is None:
         pytest.skip("torch is not installed")
     source = Path(torch.origin).parent / "distributed/elastic/agent/server/local_elastic_agent.py"
-    theirs = {
-        key.value
+    keys = [
+        key
         for node in ast.walk(ast.parse(source.read_text()))
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "worker_env"
+        if isinstance(node.value, ast.Dict)
         for key in node.value.keys
-    }
+    ]
+    theirs = {key.value for key in keys if isinstance(key, ast.Constant)}
     assert "RANK" in theirs
+    assert len(theirs) == len(keys), "each is written out"
     ours = {*variables(placed(*case("a:1", "x:1")).mesh("x"), 0), *AT_LAUNCH}
     assert theirs <= ours
 

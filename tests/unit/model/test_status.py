@@ -56,13 +56,14 @@ def test_what_status_prints_is_read_back(make: Callable[[], Case]) -> None:
 def test_a_final_state_that_cannot_be_read_is_set_aside(data: bytes, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "t-0000")
     run.path.mkdir()
-    assert not run.has_ended
+    ended = [run.has_ended]
     run.write_final(of(failed()))
-    assert run.has_ended
+    ended.append(run.has_ended)
     assert run.read_final() == of(failed())
     run.final_file.write_bytes(data)
     assert run.read_final() is None
-    assert not run.has_ended
+    ended.append(run.has_ended)
+    assert ended == [False, True, False]
     [kept] = run.path.glob("status.json.corrupt-*")
     assert kept.read_bytes() == data
 

@@ -9,6 +9,7 @@ Plans: `x=a01,b01` says that x has GPUs 0 and 1 of a, then 0 and 1 of b; `x=a` t
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,19 @@ def spec_of(text: str, environ: dict[str, str] | None = None) -> Spec:
     return parse(text.encode(), source="spec.yaml", folder=Path("/"), environ=environ or {})
 
 
+def _groups(pattern: str, word: str) -> Sequence[Any]:
+    match = re.fullmatch(pattern, word)
+    assert match is not None, word
+    return match.groups()
+
+
 def hosts_of(notation: str) -> tuple[str, dict[str, HostFacts]]:
     """The `hosts:` line of a spec, and the facts."""
     facts: dict[str, HostFacts] = {}
     entries = []
     for word in notation.split():
         pattern = r"(\w+)(?:=(\w+))?:(\d+)(?:!(\d+))?(?:#(\d+))?"
-        name, machine, count, held, slots = re.fullmatch(pattern, word).groups()
+        name, machine, count, held, slots = _groups(pattern, word)
         machine = machine or name
         gpus = tuple(
             Gpu(str(i), f"GPU-{machine}-{i}", "H200", HOLDER if str(i) in (held or "") else None)
@@ -47,7 +54,7 @@ def case(hosts: str, meshes: str, more: str = "") -> tuple[Spec, dict[str, HostF
     line, facts = hosts_of(hosts)
     text = f"{line}scripts:\n"
     for word in meshes.split():
-        name, procs, cpu, count, named = re.fullmatch(r"(\w+):(\d+)(-)?(?:/(\d+))?(?:@([\w+]+))?", word).groups()
+        name, procs, cpu, count, named = _groups(r"(\w+):(\d+)(-)?(?:/(\d+))?(?:@([\w+]+))?", word)
         on = f", hosts: {count}" if count else f", hosts: [{named.replace('+', ', ')}]" if named else ""
         text += f"  {name}: {{command: 'true', procs: {procs}, with_gpus: {str(not cpu).lower()}{on}}}\n"
     return spec_of(text + more), facts

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forgectl.errors import BusyError, ForgeError, SpecError, UsageError
-from forgectl.model.plan import MeshPlan, Plan, Program, RestartPolicy, Unit
+from forgectl.model.plan import Gpu, MeshPlan, Plan, Program, RestartPolicy, Unit
 from forgectl.plan.addition import held_by, place_more, replace_lost
 from tests.unit.plan.plan_cases import HOLDER, case, hosts_of, placed, spec_of
 from tests.unit.plan.test_properties import Problem, problems
@@ -20,7 +20,7 @@ def unit(procs: int = 1, hosts: tuple[str, ...] | int | None = None, *, gpus: bo
     return Unit("m", "actor", program, procs, hosts, gpus, {"A": "mesh"}, None, (), "fork", RestartPolicy())
 
 
-def plan_of(hosts: str, meshes: str) -> tuple[Plan, dict]:
+def plan_of(hosts: str, meshes: str) -> tuple[Plan, dict[str, tuple[Gpu, ...]]]:
     """A plan of all the hosts, as code may add meshes; and all GPUs by host."""
     spec, facts = case(hosts, meshes, "driver: {command: 'true'}\n")
     return placed(spec, facts), {name: f.gpus for name, f in facts.items()}

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from forgectl.errors import BusyError, SpecError
-from forgectl.model.plan import Program
+from forgectl.model.plan import Plan, Program
 from tests.unit.plan.plan_cases import HOLDER, case, hosts_of, notation_of, placed, spec_of
 
 FITS = [
@@ -187,7 +187,7 @@ scripts: {sft: {module: json.tool --help, hosts: [here]}}
 """
 
 
-def everything_planned():
+def everything_planned() -> Plan:
     _, facts = hosts_of("gpu01:2 here:4 unused:0")
     return placed(spec_of(EVERYTHING), facts)
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forgectl.errors import BusyError, SpecError
-from forgectl.model.plan import Plan
+from forgectl.model.plan import HostFacts, Plan
+from forgectl.spec.model import Spec
 from forgectl.wire.codec import from_json, to_json
 from tests.unit.plan.plan_cases import case, placed
 
@@ -30,7 +31,7 @@ class Problem:
     slots: dict[str, int | None]
     meshes: tuple[Mesh, ...]
 
-    def case(self):
+    def case(self) -> tuple[Spec, dict[str, HostFacts]]:
         hosts = " ".join(
             f"{name}={machine}:{count}" + ("!" + "".join(map(str, held)) if held else "") + self._slots(name)
             for name, (machine, count, held) in self.hosts.items()
@@ -57,7 +58,7 @@ class Problem:
             left["slots of GPUs", host] = left["slots", host] = 99 if slots is None else slots
         return self._fits(left, self.meshes)
 
-    def _fits(self, room: Counter, meshes: tuple[Mesh, ...]) -> bool:
+    def _fits(self, room: Counter[tuple[str, str]], meshes: tuple[Mesh, ...]) -> bool:
         first, *others = meshes
         for hosts in self._choices(first):
             left = Counter(room)
@@ -68,7 +69,7 @@ class Problem:
                 return True
         return False
 
-    def _choices(self, mesh: Mesh):
+    def _choices(self, mesh: Mesh) -> list[tuple[str, ...]]:
         if isinstance(mesh.hosts, tuple):
             return [mesh.hosts]
         counts = [mesh.hosts] if mesh.hosts else range(1, len(self.hosts) + 1)

@@ -76,14 +76,16 @@ def accepts_or_explains(folder: Path, text: bytes, *overrides: str) -> None:
     try:
         spec = parse(text, source=SOURCE, folder=folder, overrides=overrides, environ=ENVIRON)
     except SpecError as e:
-        assert e.problems
-        for problem in e.problems:
-            line = problem.render(SOURCE)
-            assert line.isprintable() and len(line) < 20_000
-            assert problem.line > 0 < problem.column or problem.where.startswith("--set ") or "more problems" in line
+        found = e.problems
     else:
         assert isinstance(spec, Spec)
         assert spec.actors or spec.services or spec.scripts or spec.driver
+        return
+    assert found
+    for problem in found:
+        line = problem.render(SOURCE)
+        assert line.isprintable() and len(line) < 20_000
+        assert problem.line > 0 < problem.column or problem.where.startswith("--set ") or "more problems" in line
 
 
 @given(st.binary(max_size=200))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from forgectl.spec.model import LOCAL
+from forgectl.spec.hosts import LOCAL
 from tests.unit.spec.spec_cases import problems, read
 
 TEXT = """
@@ -55,8 +55,10 @@ def test_what_can_be_overridden(tmp_path: Path, override: str, path: str, value:
     (tmp_path / "good.txt").write_text("gpu01\n")
     found: Any = read(tmp_path, TEXT, override)
     for key in path.split("/"):
-        if isinstance(found, (dict, tuple, list)):
-            found = found[int(key) if key.isdigit() else key]
+        if isinstance(found, dict):
+            found = found[key]
+        elif isinstance(found, (tuple, list)):
+            found = found[int(key)]
         else:
             found = getattr(found, key)
     assert found == value

@@ -95,7 +95,7 @@ def test_the_defaults(tmp_path: Path) -> None:
 def test_a_spec_cannot_be_changed(tmp_path: Path) -> None:
     spec = read(tmp_path, SFT)
     with pytest.raises(ValueError, match="frozen"):
-        spec.scripts["sft"].procs = 2  # type: ignore[misc]
+        spec.scripts["sft"].procs = 2
 
 
 def test_environments_take_texts_as_they_are_written(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from forgectl.errors import BusyError, UnreachableError
-from forgectl.protocol.tree_sync import RELAY_TO_SYNC, Sync, TreeSynced
+from forgectl.protocol.tree_sync import RELAY_TO_SYNC, Sync, TreeSynced, Wanted
 from forgectl.sync import sender
 from forgectl.sync.listing import PIECE
 from forgectl.sync.scan import Tree, scan
@@ -20,18 +20,6 @@ from forgectl.sync.sender import push, read_pieces
 from forgectl.wire.envelope import Refusal
 from forgectl.wire.unix_sockets import Connection
 from tests.unit.sync.sync_cases import LIMIT, Host, snapshot
-
-
-@pytest.fixture
-def work(tmp_path: Path) -> Path:
-    (tmp_path / "workdir").mkdir()
-    return tmp_path / "workdir"
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    return Host(tmp_path / "root")
-
 
 # ---------------------------------------------------------------- files that change
 
@@ -269,7 +257,7 @@ def test_what_was_staged_and_then_spoilt_is_not_believed(work: Path, host: Host)
 def answering(*messages: object) -> Connection:
     """A line to a host that says only this, whatever it is told."""
     ours, theirs = socket.socketpair()
-    line = Connection(theirs, [Sync])
+    line = Connection(theirs, (Sync,))
     for message in messages:
         line.send(message)
     theirs.shutdown(socket.SHUT_WR)
@@ -288,7 +276,7 @@ def test_what_a_host_refuses_is_an_error_that_names_it(work: Path) -> None:
 
 @pytest.mark.parametrize(
     "messages",
-    [[TreeSynced("/", 0, ())], [sender.Wanted((1,), True)], [sender.Wanted((), True), TreeSynced("/", 0, (7,))]],
+    [[TreeSynced("/", 0, ())], [Wanted((1,), True)], [Wanted((), True), TreeSynced("/", 0, (7,))]],
 )
 def test_a_host_that_talks_nonsense(work: Path, messages: list[object]) -> None:
     (work / "x").write_text("x")

@@ -128,7 +128,7 @@ def test_while_a_tree_is_changed_no_stamp_speaks_for_content_that_comes() -> Non
     assert change == Index("", {**old, "a": coming[0], "e": coming[2]}, {"b": stamp, "c": stamp})
 
 
-DAMAGE = {
+DAMAGE: dict[str, Callable[[str], str]] = {
     "cut": lambda text: text[: len(text) // 2],
     "empty": lambda text: "",
     "binary": lambda text: "\0\1\2",

@@ -19,17 +19,6 @@ from tests.unit.sync.sync_cases import LIMIT, Host, snapshot
 ODD = ["-rf", "a b", "new\nline", "quo'te\"", "$(touch x)", ";x", "\udcff\udc80", "é", "*", "~", "#x", " x "]
 
 
-@pytest.fixture
-def work(tmp_path: Path) -> Path:
-    (tmp_path / "workdir").mkdir()
-    return tmp_path / "workdir"
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    return Host(tmp_path / "root")
-
-
 def test_any_name_and_kind_arrives(work: Path, host: Host) -> None:
     for name in ODD:
         (work / name).mkdir()

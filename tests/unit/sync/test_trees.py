@@ -74,7 +74,7 @@ def make_room(top: Path, path: str) -> None:
 
 
 def ignore(name: str) -> Edit:
-    return lambda top: write(".gitignore", name.encode(errors="surrogateescape"), False)(top)
+    return write(".gitignore", name.encode(errors="surrogateescape"), False)
 
 
 WRITES = st.builds(write, PATHS, CONTENTS, st.booleans())

@@ -33,7 +33,7 @@ BLANK = "30 23 0:26 / /mnt/my\\040cgroups rw - cgroup2 cgroup2 rw\n"
         ("malformed\n" + PURE, "malformed\n0::/a\n", "/sys/fs/cgroup/a"),
     ],
 )
-def test_locate(mountinfo, cgroup, expected):
+def test_locate(mountinfo: str, cgroup: str, expected: str | None) -> None:
     assert locate(mountinfo, cgroup) == (Path(expected) if expected else None)
 
 
@@ -45,22 +45,22 @@ def test_locate(mountinfo, cgroup, expected):
         ("0::/b\n", "memory", None),
     ],
 )
-def test_locate_v1(cgroup, controller, expected):
+def test_locate_v1(cgroup: str, controller: str, expected: str | None) -> None:
     assert locate_v1(HYBRID, cgroup, controller) == (Path(expected) if expected else None)
 
 
-def test_a_folder_that_is_no_cgroup_holds_nothing(tmp_path):
+def test_a_folder_that_is_no_cgroup_holds_nothing(tmp_path: Path) -> None:
     (tmp_path / "cgroup.procs").write_text("")
     assert Cgroup.create(tmp_path, "a", "b") is None
     assert [p.name for p in tmp_path.iterdir()] == ["cgroup.procs"]
 
 
-def test_no_parent_no_cgroup(tmp_path):
+def test_no_parent_no_cgroup(tmp_path: Path) -> None:
     assert Cgroup.create(None, "a") is None
     assert Cgroup.create(tmp_path / "absent", "a") is None
 
 
-def test_a_cgroup_that_is_gone_is_empty(tmp_path):
+def test_a_cgroup_that_is_gone_is_empty(tmp_path: Path) -> None:
     gone = Cgroup(tmp_path / "gone")
     assert gone.pids() == set()
     assert not gone.populated()
@@ -69,6 +69,6 @@ def test_a_cgroup_that_is_gone_is_empty(tmp_path):
     assert gone.remove(above=0)
 
 
-def test_a_name_that_is_taken_by_a_file_is_no_cgroup(tmp_path):
+def test_a_name_that_is_taken_by_a_file_is_no_cgroup(tmp_path: Path) -> None:
     (tmp_path / "cgroup.procs").write_text("")
     assert Cgroup.create(tmp_path, "cgroup.procs", "m-0") is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -31,23 +32,25 @@ VALUES = st.recursive(
 )
 
 
+def decoded(message: object) -> object:
+    """The message, or what the error says."""
+    try:
+        return decode(json.dumps(message).encode(), ALL)
+    except ProtocolError as e:
+        return str(e)
+
+
 @given(st.sampled_from([*(kind.__name__ for kind in ALL), "x"]), st.dictionaries(st.text(max_size=5), VALUES))
 def test_any_json_is_a_message_or_a_protocol_error(name: str, fields: dict[str, object]) -> None:
     for message in ({"type": name, **fields}, {"type": [name]}, [name], name, None):
-        try:
-            decode(json.dumps(message).encode(), ALL)
-        except ProtocolError as e:
-            assert str(e)
+        assert decoded(message)
 
 
 @given(st.data())
 def test_fields_of_the_right_name_and_any_value_are_a_message_or_a_protocol_error(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(ALL))
     fields = {name: data.draw(VALUES) for name in kind.__dataclass_fields__}
-    try:
-        decode(json.dumps({"type": kind.__name__, **fields}).encode(), ALL)
-    except ProtocolError as e:
-        assert str(e)
+    assert decoded({"type": kind.__name__, **fields})
 
 
 def test_a_line_that_drips_is_too_late_though_each_byte_is_in_time() -> None:
@@ -74,7 +77,7 @@ def test_what_ssh_prints_is_read_as_far_as_it_matters_and_blocks_ssh_beyond() ->
     said = Said()
     os.set_blocking(said.writing, False)
     written = 0
-    with pytest.raises(BlockingIOError):
+    with contextlib.suppress(BlockingIOError):
         while True:
             written += os.write(said.writing, b"ssh: all is lost\n" * 100)
     assert written <= 1 << 20
