@@ -68,13 +68,17 @@ class CalledMesh(ABC):
 
         The future fails with ActorDied as soon as a death is reported, with the exception of the first rank that
         raises (the remote traceback is its cause), with TimeoutError after `timeout` seconds, and with UnreachableError
-        when a connection is lost. What cannot be pickled raises here.
+        when a connection is lost, and with what pickling raises.
         """
-        frames = pickling.dumps(request)
         call = new_call(label, len(ranks), finish)
         if timeout is not None:
             call.fail_after(timeout)
-        now = self.now()
+        try:
+            frames = pickling.dumps(request)
+            now = self.now()
+        except Exception as e:
+            call.fail(e)
+            return call
         if now is not None:
             now.send(call, ranks, frames)
         else:

@@ -130,10 +130,8 @@ class Endpoint:
     def call_one(self, *args: Any, **kwargs: Any) -> Future[Any]:
         """Call the only rank: its value. Raises ValueError if the handle has several: select one by `slice`."""
         if len(self._ranks) != 1:
-            count = len(self._ranks)
-            raise ValueError(
-                f"{self._label}.call_one needs one rank, but the handle has {count}; use slice(procs=RANK)"
-            )
+            there = f"the handle has {len(self._ranks)}; use slice(procs=RANK)"
+            return Future.failed(self._label, ValueError(f"{self._label}.call_one needs one rank, but {there}"))
         return self._send(self._ranks, args, kwargs, _only)
 
     def choose(self, *args: Any, **kwargs: Any) -> Future[Any]:

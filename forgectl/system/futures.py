@@ -42,6 +42,13 @@ class Future(Coroutine[Any, Any, R]):
         self._steps: dict[Any, Generator[Any, Any, R]] = {}  # of tasks that run it as their coroutine
 
     @classmethod
+    def failed(cls, label: str, error: BaseException) -> Future[R]:
+        """One that has failed already: errors of a call come from where it is awaited, whenever they are found."""
+        future: Future[R] = Future(label)
+        future.fail(error)
+        return future
+
+    @classmethod
     def of(cls, work: Coroutine[Any, Any, R], loop: asyncio.AbstractEventLoop, label: str) -> Future[R]:
         """Run a coroutine as a task in `loop`, from any thread. A cancelled one is done when it has cleaned up."""
         tasks: list[asyncio.Task[R]] = []
@@ -170,7 +177,14 @@ class Future(Coroutine[Any, Any, R]):
 
     def __await__(self) -> Generator[Any, Any, R]:
         """See `await`."""
-        cancelled: asyncio.CancelledError | None = None
+        return self._wait(None)
+
+    __iter__ = __await__
+
+    def _wait(self, cancelled: BaseException | None) -> Generator[Any, Any, R]:
+        """Wait until it is done; `cancelled`: why the task that waits was cancelled before it began to."""
+        if cancelled is not None:
+            self.cancel()
         while not self._done:
             loop = asyncio.get_running_loop()
             self._waited_for()
@@ -180,12 +194,11 @@ class Future(Coroutine[Any, Any, R]):
                 yield from waiter
             except asyncio.CancelledError as e:
                 cancelled = e
+                self._unseen = False  # it may have failed at the same time: whoever waited does not want to know
                 self.cancel()  # and goes on to wait, if it takes time to clean up
         if cancelled is not None:
             raise cancelled
         return self.result()
-
-    __iter__ = __await__
 
     def send(self, value: Any) -> Any:
         """As a coroutine's."""
@@ -193,6 +206,9 @@ class Future(Coroutine[Any, Any, R]):
 
     def throw(self, *error: Any) -> Any:
         """As a coroutine's."""
+        if _task() not in self._steps and isinstance(error[0], asyncio.CancelledError):
+            self._steps[_task()] = self._wait(error[0])
+            return self._step("send", None)
         return self._step("throw", *error)
 
     def close(self) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from forgectl.errors import UnreachableError
 from forgectl.messages import pickling
-from forgectl.messages.calling import Exchange, Here, LostError
+from forgectl.messages.calling import Call, Exchange, Here
 from forgectl.messages.frames import Address
 from forgectl.messages.serving import Server
 from forgectl.names import DRIVER_KEY
@@ -18,6 +19,13 @@ from tests.process.test_messengers import RANK, Lab
 
 SECONDS = 30.0
 THERE = Address("a", RANK)
+
+
+def _sent(exchange: Exchange, what: Any) -> Call[Any]:
+    """A call of the rank, which answers with what it is sent."""
+    call = Call("a call", 1, _loads, lambda values: values[0])
+    exchange.call(call, [THERE], pickling.dumps(what))
+    return call
 
 
 class Run:
@@ -47,8 +55,7 @@ class Run:
         return asyncio.ensure_future(self._call(what))
 
     async def _call(self, what: Any) -> Any:
-        [value] = await asyncio.wait_for(self.exchange.call([THERE], what, _loads).future, SECONDS)
-        return value
+        return await asyncio.wait_for(_sent(self.exchange, what), SECONDS)
 
     @property
     def far_way(self) -> Any:
@@ -139,7 +146,7 @@ def test_what_is_under_way_on_a_connection_that_breaks_is_lost_and_what_comes_la
         run.far.process.kill()
         run.far.process.wait()
         for call in under_way:
-            with pytest.raises(LostError, match="connection to host a was lost while this call was under way"):
+            with pytest.raises(UnreachableError, match="connection to host a was lost while this call was under way"):
                 await call
         waiting = [run.begin(k) for k in range(20)]
         cancelled = run.begin("cancelled")
@@ -169,7 +176,7 @@ def test_a_machine_that_can_be_dialled_no_more_is_called_by_way_of_the_messenger
         while not waiting:  # what is sent before the end is noticed is lost
             call = run.begin(0)
             await asyncio.wait([call], timeout=0.3)
-            waiting += [] if call.done() and isinstance(call.exception(), LostError) else [call]
+            waiting += [] if call.done() and isinstance(call.exception(), UnreachableError) else [call]
         waiting += [run.begin(k) for k in range(1, 5)]
         await _until(lambda: not run.exchange._far["a"].broken)
         run.far.start()
@@ -188,8 +195,7 @@ def test_a_process_that_is_not_the_driver_does_not_dial(lab: Lab) -> None:
         child = Exchange(Here(str(run.near.folder), "", os.getpid() + 1))
         try:
             for k in range(50):
-                [value] = await child.call([THERE], k, _loads).future
-                assert value == k
+                assert await _sent(child, k) == k
             assert child._far["a"].way is None and child._far["a"].monitor is None
         finally:
             child._near.socket.close()

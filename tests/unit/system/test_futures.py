@@ -75,6 +75,16 @@ def test_a_cancelled_task_cancels_the_call_and_a_shield_does_not() -> None:
     asyncio.run(main())
 
 
+def test_a_task_that_is_cancelled_before_it_began_cancels_the_call() -> None:
+    async def main() -> None:
+        future = Future[int]("call")
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(future, 0)
+        assert future.cancelled()
+
+    asyncio.run(main())
+
+
 def test_a_cancelled_task_behind_it_is_waited_for_until_it_has_cleaned_up(
     other_thread: asyncio.AbstractEventLoop,
 ) -> None:
