@@ -1,4 +1,4 @@
-"""The process of an actor's rank: it constructs the user's object and performs what its callers ask."""
+"""The process of an actor's rank: it constructs the user's object and runs the endpoints that callers request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from forgectl.actor import monarch_names
 from forgectl.actor.performer import Performer
 from forgectl.actor.plain_calls import check, plain
-from forgectl.actor.remote_errors import RemoteError, carrier, shown
+from forgectl.actor.remote_errors import RemoteError, carrier, user_traceback
 from forgectl.actor.value_mesh import serving
 from forgectl.actor.verbs import ASK, CONSTRUCT, INVOKE
 from forgectl.errors import NotFoundError, UsageError
@@ -30,7 +30,7 @@ class ActorRank:
         self._subject: object = None
 
     async def perform(self, request: Any) -> Any:
-        """Do what a request asks; raises what the user's code raises."""
+        """Handle one request; raises what the user's code raises."""
         verb, *rest = request
         if verb == INVOKE:
             monarch_names.adopt()
@@ -39,7 +39,7 @@ class ActorRank:
             return self._construct(*rest)
         if verb == ASK:
             return await self._answer(*rest)
-        raise ValueError(f"a request with the verb {str(verb)[:40]!r}")
+        raise ValueError(f"unknown verb in a request: {str(verb)[:40]!r}")
 
     def _constructed(self) -> Performer:
         if self._performer is None:
@@ -59,7 +59,7 @@ class ActorRank:
         self._subject, self._performer = made, Performer(mesh, made)
 
     async def _answer(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """For `forgectl call`, which may not know the user's classes: a value as JSON can hold it, or an error."""
+        """Answer `forgectl call`, which may not know the user's classes: a value that JSON can hold, or an error."""
         performer = self._constructed()
         try:
             check(type(self._subject), name, args, kwargs)
@@ -69,20 +69,20 @@ class ActorRank:
             return {"value": plain(await performer.perform(name, tuple(args), kwargs, ()))}
         except Exception as e:
             where = f"{os.environ['FORGE_MESH']}.{name}"
-            what = f"{where} raised {type(e).__name__}: {e}\n{shown(e).strip()}"
+            what = f"{where} raised {type(e).__name__}: {e}\n{user_traceback(e).strip()}"
             return {"code": 1, "message": of_process()(what)}
 
 
-def _carried(error: BaseException) -> RemoteError:
-    """What goes to the caller of an endpoint that raised.
+def _to_remote_error(error: BaseException) -> RemoteError:
+    """The error to send to the caller of an endpoint that raised.
 
-    An exit that the user's code asks for is one of the rank, as in any program.
+    SystemExit and KeyboardInterrupt end the rank, as they end any program.
     """
     if isinstance(error, (Exception, asyncio.CancelledError)):
         return carrier(error)
     code: Any = error.code if isinstance(error, SystemExit) else 130 if isinstance(error, KeyboardInterrupt) else 1
     if not isinstance(error, SystemExit):
-        sys.stderr.write(shown(error))
+        sys.stderr.write(user_traceback(error))
     if code is not None and not isinstance(code, int):
         sys.stderr.write(f"{code}\n")
         code = 1
@@ -92,14 +92,14 @@ def _carried(error: BaseException) -> RemoteError:
 
 
 def _cast_failed(request: Any, error: Exception) -> None:
-    """Nobody awaits the answer to a broadcast: what it raises goes to the rank's log."""
+    """Log what a broadcast call raised, because no caller awaits its answer."""
     name = request[1] if isinstance(request, tuple) and len(request) > 1 else "?"
     trace = error.with_traceback(error.__traceback__)
     logging.getLogger("forgectl").error("endpoint %s, called by broadcast, raised", name, exc_info=trace)
 
 
 def serve() -> None:
-    """Be this rank until the agent ends the process."""
+    """Serve calls as this rank until the agent ends the process."""
     asyncio.run(_serve())
 
 
@@ -107,6 +107,6 @@ async def _serve() -> None:
     mesh, rank = os.environ["FORGE_MESH"], int(os.environ["RANK"])
     generation = int(os.environ["FORGE_GENERATION"])
     path = Path(os.environ["FORGE_MESSAGES"], socket_name(mesh, generation, rank))
-    server = Server(path, ActorRank().perform, _carried, _cast_failed)
+    server = Server(path, ActorRank().perform, _to_remote_error, _cast_failed)
     await asyncio.Event().wait()
     del server

@@ -1,4 +1,4 @@
-"""Calls a mesh of a run from outside of it, for `forgectl call`: arguments and values are plain data."""
+"""Calls a mesh from outside its run, for `forgectl call`: arguments and values are plain data."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from forgectl.system.processes import boot_id
 def ask(
     run: RunDir, mesh: str, procs: int, endpoint: str, args: list[Any], kwargs: dict[str, Any], timeout: float | None
 ) -> list[Any]:
-    """The values that the ranks of a mesh answer, by rank; what JSON cannot hold comes as its repr.
+    """Call an endpoint on every rank of a mesh. Returns the values by rank; a value that JSON cannot hold as its repr.
 
-    Raises ForgeError: NotFoundError and UsageError for an endpoint or arguments that it does not have, ActorDied,
+    Raises NotFoundError for an unknown endpoint, UsageError for arguments that do not fit, ActorDied, and
     TimedOutError after `timeout` seconds.
     """
     plan = run.read_plan()

@@ -1,4 +1,4 @@
-"""A mesh of actors as its callers have it."""
+"""The interface through which handles call a mesh of actors."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from forgectl.actor.ranks import Ranks
 
 
 class CalledMesh(Protocol):
-    """What a handle needs of its mesh."""
+    """What a handle needs from its mesh."""
 
     name: str
     interface: Interface
     procs: int
 
     def foreign(self) -> Any:
-        """The mesh as other processes may have it; raises ActorDied while it is not up."""
+        """The mesh in a form that other processes can use."""
         ...
 
     async def ranks(self) -> Ranks:
-        """Those of the living generation; waits while it restarts, and raises ActorDied once it is over."""
+        """The ranks of the current generation; waits while the mesh restarts, raises ActorDied once it has ended."""
         ...
 
     def now(self) -> Ranks | None:
-        """Those of the living generation, if it is up."""
+        """The ranks of the current generation if it is up, else None."""
         ...
 
     async def shutdown(self, grace: float) -> None:
-        """End it, and return when nothing is left of it."""
+        """End the mesh; returns when none of its processes is left."""
         ...

@@ -1,4 +1,4 @@
-"""Why a mesh of actors is no more, as its callers are told."""
+"""Turns the state of an ended mesh into the ActorDied that its callers get."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from forgectl.model.status import MeshStatus
 from forgectl.protocol.supervision import MeshNews
 
 
-def again(died: ActorDied) -> ActorDied:
-    """A copy to raise: an exception that many raise would gather the tracebacks of all."""
+def fresh_copy(died: ActorDied) -> ActorDied:
+    """A copy to raise: one exception object raised by many callers would collect the tracebacks of all of them."""
     copy = ActorDied.__new__(ActorDied)
     copy.__dict__.update(died.__dict__)
     copy.args = died.args
@@ -16,7 +16,7 @@ def again(died: ActorDied) -> ActorDied:
 
 
 def died(of: MeshStatus | MeshNews) -> ActorDied:
-    """What is known of a mesh, as the error that its callers get."""
+    """The error for callers of a mesh that ended or failed, with what is known about the failure."""
     failure = of.failure or (of.last_failure if isinstance(of, MeshStatus) else None)
     text = f"mesh {of.mesh}: {failure.message if failure else of.reason or f'it is {of.state}'}"
     if failure is None:

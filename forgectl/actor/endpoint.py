@@ -1,4 +1,4 @@
-"""What makes a method callable from elsewhere. Pure marks: the class itself can be used, and tested, without a mesh."""
+"""Marks methods that other processes may call. Marks only: the class can be used and tested without a mesh."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ F = TypeVar("F", bound=Callable[..., Any])
 MARK = "__forge_endpoint__"
 MONARCHS_CONCURRENT = {"_ConcurrentEndpointProperty"}
 MONARCHS = {"EndpointProperty", *MONARCHS_CONCURRENT}
-"""What Monarch's decorators make, by the names of its classes: nobody need import it."""
+"""Class names of what Monarch's decorators return: names, so that nothing here has to import Monarch."""
 
 
 @dataclass(frozen=True)
 class EndpointInfo:
-    """How an endpoint is called, beside its signature.
+    """How an endpoint is called, apart from its signature.
 
-    idempotent: a service may call it again on another replica when one dies meanwhile. router: a name or class,
-    instead of the service's own. batch_size: a service gathers up to so many calls into one, whose arguments are
-    lists; batch_timeout: seconds that the first of them waits for others. concurrent: it does not wait for its turn.
+    idempotent: a service may call it again on another replica if the first one dies during the call.
+    router: a name or class that replaces the service's router for this endpoint.
+    batch_size: a service gathers up to this many calls into one call, whose arguments are lists.
+    batch_timeout: seconds that the first call of a batch waits for others.
+    concurrent: it runs without waiting for other endpoints of its rank.
     """
 
     idempotent: bool = False
@@ -39,8 +41,8 @@ def endpoint(*, idempotent: bool = False) -> Callable[[F], F]: ...
 def endpoint(method: F | None = None, *, idempotent: bool = False) -> F | Callable[[F], F]:
     """Make a method, `async` or plain, an endpoint of its actor: `handle.method.call(…)` runs it on every rank.
 
-    A plain one runs in a thread of the rank, so that it does not block the rank's event loop. A rank runs one
-    endpoint at a time. With `idempotent` a service may repeat a call whose replica died while it ran.
+    A plain method runs in a thread of the rank, so that it does not block the rank's event loop. A rank runs one
+    endpoint at a time. With `idempotent` a service may repeat a call whose replica died during the call.
     """
     mark = _marker(EndpointInfo(idempotent=idempotent))
     return mark if method is None else mark(method)
@@ -49,11 +51,12 @@ def endpoint(method: F | None = None, *, idempotent: bool = False) -> F | Callab
 def service_endpoint(
     *, router: Any = None, batch_size: int = 1, batch_timeout: float = 0.01, idempotent: bool = False
 ) -> Callable[[F], F]:
-    """An endpoint with settings of its own in a service; on an actor it is like `endpoint`.
+    """An endpoint with its own settings in a service; on an actor it works like `endpoint`.
 
-    `router` as in `options(router=…)`. With `batch_size` above 1 scalar calls are gathered: the method gets a list
-    for each argument, of up to `batch_size` values in the order of the calls, and returns as many results. A batch
-    starts when it is full, or `batch_timeout` seconds after its first call. Raises ValueError for other values.
+    `router` is as in `options(router=…)`. With `batch_size` above 1 a service gathers scalar calls: the method gets,
+    for each argument, a list of up to `batch_size` values in the order of the calls, and returns one result per call.
+    A batch starts when it is full, or `batch_timeout` seconds after its first call. Raises ValueError for a
+    `batch_size` below 1 or a negative `batch_timeout`.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; at least 1 is needed")
@@ -73,7 +76,7 @@ def _marker(info: EndpointInfo) -> Callable[[F], F]:
 
 
 def endpoints_of(cls: type) -> dict[str, EndpointInfo]:
-    """Name → info of every endpoint of a class, Monarch's own `@endpoint` included; `setup` counts if defined."""
+    """Name → info of every endpoint of a class, including those marked with Monarch's `@endpoint`."""
     found = {}
     for name in dir(cls):
         member = inspect.getattr_static(cls, name)
@@ -86,10 +89,10 @@ def endpoints_of(cls: type) -> dict[str, EndpointInfo]:
 
 
 def method_of(cls: type, name: str) -> Callable[..., Any]:
-    """The function behind an endpoint, Monarch's or ours."""
+    """The function behind an endpoint, whether marked by Monarch's decorator or by ours."""
     member = inspect.getattr_static(cls, name)
     method = getattr(member, "_method", member)
-    if type(member).__name__ in MONARCHS_CONCURRENT:  # it is behind one that takes a port of Monarch's
+    if type(member).__name__ in MONARCHS_CONCURRENT:  # wrapped in a function that takes one of Monarch's ports
         method = inspect.unwrap(method)
     return method  # type: ignore[no-any-return]
 
@@ -102,14 +105,14 @@ def signature_of(cls: type, name: str) -> inspect.Signature:
 
 @dataclass(frozen=True)
 class Interface:
-    """What callers know of a class: its name, and its endpoints with their signatures. Needs no import to unpickle."""
+    """A class as its callers know it: its name, its endpoints and their signatures. Unpickles without the class."""
 
     name: str
     endpoints: dict[str, str]
-    unmarked: frozenset[str] = frozenset()  # methods that are no endpoints
+    unmarked: frozenset[str] = frozenset()  # methods that are not endpoints
 
     def unknown(self, name: str) -> str:
-        """What to say of an endpoint that is none: the nearest, and all that there are."""
+        """The message for an unknown endpoint: it names the nearest endpoint and lists all of them."""
         near = nearest(name, self.endpoints)
         guess = f"; did you mean {near!r}?" if near else ""
         there = ", ".join(f"{n}{signature}" for n, signature in sorted(self.endpoints.items())) or "none"
@@ -120,7 +123,6 @@ class Interface:
 
 
 def interface_of(cls: type) -> Interface:
-    """The interface of a class."""
     endpoints = {name: str(signature_of(cls, name)) for name in endpoints_of(cls)}
     own = {n for c in cls.__mro__ if c.__module__.partition(".")[0] not in ("forgectl", "monarch") for n in vars(c)}
     unmarked = {n for n in own if callable(getattr(cls, n, None)) and not n.startswith("__")} - endpoints.keys()

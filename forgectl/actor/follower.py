@@ -1,4 +1,4 @@
-"""What becomes of the run's meshes, as this machine's agent tells every process that follows it."""
+"""Receives the state of the run's meshes from this machine's agent."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Watcher = Callable[[MeshNews], None]
 
 AGAIN_SECONDS = 0.2
 TRIES = 25
-"""How often an agent is dialled anew, when the connection to it was lost, before the run counts as over."""
+"""Failed attempts to connect to the agent, one after another, before the run counts as ended."""
 
 
 class Follower:
-    """A connection to an agent, in a thread of its own; watchers are called there."""
+    """A connection to an agent. It has its own thread, and calls watchers in that thread or in `watch`."""
 
     def __init__(self, run: str, agent: str) -> None:
-        self.heard: concurrent.futures.Future[None] = concurrent.futures.Future()
-        """Done once the agent has told of all meshes that there are."""
+        self.synced: concurrent.futures.Future[None] = concurrent.futures.Future()
+        """Done once the agent has sent the state of every existing mesh."""
         self._run = run
         self._agent = Path(agent)
         self._lock = threading.Lock()
@@ -37,7 +37,7 @@ class Follower:
         threading.Thread(target=self._follow, name="forgectl-news", daemon=True).start()
 
     def watch(self, mesh: str, watcher: Watcher) -> None:
-        """Have `watcher` called with what there is to know of a mesh, and with whatever comes later."""
+        """Call `watcher` with the latest news of a mesh, if there is any, and with all later news."""
         with self._lock:
             self._watchers.setdefault(mesh, []).append(watcher)
             latest = self._latest.get(mesh) or (_lost(mesh) if self._over else None)
@@ -47,9 +47,9 @@ class Follower:
     def _follow(self) -> None:
         failures = 0
         while failures < TRIES:
-            with contextlib.suppress(OSError, ProtocolError), contextlib.closing(self._connect()) as line:
+            with contextlib.suppress(OSError, ProtocolError), contextlib.closing(self._connect()) as connection:
                 failures = 0
-                while (message := line.receive()) is not None:
+                while (message := connection.receive()) is not None:
                     self._take(message)
             failures += 1
             time.sleep(AGAIN_SECONDS)
@@ -58,18 +58,18 @@ class Follower:
             for mesh, watchers in self._watchers.items():
                 for watcher in watchers:
                     watcher(_lost(mesh))
-        if not self.heard.done():
-            self.heard.set_result(None)
+        if not self.synced.done():
+            self.synced.set_result(None)
 
     def _connect(self) -> Connection:
-        line = Connection(dial(self._agent, 5.0), AGENT_TO_FOLLOWER)
-        line.send(Follow(__version__, self._run))
-        return line
+        connection = Connection(dial(self._agent, 5.0), AGENT_TO_FOLLOWER)
+        connection.send(Follow(__version__, self._run))
+        return connection
 
     def _take(self, message: MeshNews | Synced) -> None:
         if isinstance(message, Synced):
-            if not self.heard.done():
-                self.heard.set_result(None)
+            if not self.synced.done():
+                self.synced.set_result(None)
             return
         with self._lock:
             self._latest[message.mesh] = message
@@ -86,7 +86,7 @@ _lock = threading.Lock()
 
 
 def follower(run: str, agent: str) -> Follower:
-    """This process's follower of an agent."""
+    """The follower of an agent in this process; created on first use."""
     key = os.getpid(), run, agent
     with _lock:
         if key not in _followers:

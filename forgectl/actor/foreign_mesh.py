@@ -1,4 +1,4 @@
-"""A mesh in the hands of another process than its driver: whoever was handed a handle may call it."""
+"""A mesh as used by a process other than its driver: any process that received a handle may call it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from forgectl.actor import follower
 from forgectl.actor.called_mesh import CalledMesh
-from forgectl.actor.deaths import again, died
+from forgectl.actor.deaths import died, fresh_copy
 from forgectl.actor.endpoint import Interface
 from forgectl.actor.origin import Origin
 from forgectl.actor.ranks import Ranks
@@ -21,11 +21,11 @@ from forgectl.protocol.supervision import MeshNews
 from forgectl.system.processes import boot_id
 
 NEWS_SECONDS = 30.0
-"""How long the host's agent may take to say what became of a mesh."""
+"""How long the agent of this host may take to send the state of the meshes."""
 
 
 class ForeignMesh:
-    """A mesh as this machine's agent tells of it: its generation that is up, and why one has ended."""
+    """A mesh as this machine's agent reports it: the generation that is up, or why the mesh has ended."""
 
     def __init__(
         self, name: str, interface: Interface, procs: int, origin: Origin, generation: int, places: tuple[str, ...]
@@ -34,34 +34,34 @@ class ForeignMesh:
         self.interface = interface
         self.procs = procs
         self._origin = origin
-        self._least = generation, places  # what its driver knew when it handed the handle on
+        self._from_driver = generation, places  # the generation that the driver knew when it pickled the handle
         self._lock = threading.Lock()
         self._following: follower.Follower | None = None
         self._ranks: Ranks | None = None
         self._up: concurrent.futures.Future[Ranks] = concurrent.futures.Future()
 
     def __reduce__(self) -> Any:
-        generation, places = (self._ranks.generation, self._ranks.places) if self._ranks else self._least
-        return _found, (self.name, self.interface, self.procs, self._origin, generation, places)
+        generation, places = (self._ranks.generation, self._ranks.places) if self._ranks else self._from_driver
+        return _restore, (self.name, self.interface, self.procs, self._origin, generation, places)
 
     def foreign(self) -> ForeignMesh:
-        """Itself."""
+        """Itself: it is in that form already."""
         return self
 
     def now(self) -> Ranks | None:
-        """The ranks of the generation that is up, if one is, and as soon as the agent has said so."""
+        """The ranks of the generation that is up, else None. Connects to the agent first, if that is not done yet."""
         if self._following is None:
             self._follow()
         return self._ranks
 
     async def ranks(self) -> Ranks:
-        """The ranks of the generation that is up, or coming up; raises ActorDied where there will be none."""
+        """The ranks of the generation that is up; waits for one that starts. Raises ActorDied if there will be none."""
         if (now := self.now()) is not None:
             return now
         try:
             return await asyncio.shield(asyncio.wrap_future(self._up))
         except ActorDied as e:
-            raise again(e) from None
+            raise fresh_copy(e) from None
 
     def _follow(self) -> None:
         here, agent = _here(self._origin)
@@ -72,15 +72,15 @@ class ForeignMesh:
             self._following = follower.follower(self._origin.run, agent)
         self._following.watch(self.name, self._take)
         try:
-            self._following.heard.result(NEWS_SECONDS)
+            self._following.synced.result(NEWS_SECONDS)
         except concurrent.futures.TimeoutError:
             raise UnreachableError(f"mesh {self.name}: the agent of this host does not answer") from None
 
     def _take(self, now: MeshNews) -> None:
-        """What the agent says of the mesh. From the follower's thread."""
-        least, places = self._least
-        if now.generation < least:  # older than the handle
-            now = MeshNews(self.name, least, "ready", places)
+        """Apply news of the mesh. Called by the follower."""
+        known, places = self._from_driver
+        if now.generation < known:  # older than the handle
+            now = MeshNews(self.name, known, "ready", places)
         ranks = self._ranks
         alive = now.state in ("starting", "ready")
         if ranks is not None and (not alive or now.generation != ranks.generation):
@@ -90,17 +90,17 @@ class ForeignMesh:
         if now.state in OVER:
             if not self._up.done():
                 self._up.set_exception(died(now))
-        elif self._ranks is None and (now.state == "ready" or (alive and now.generation == least)):
+        elif self._ranks is None and (now.state == "ready" or (alive and now.generation == known)):
             self._ranks = Ranks(self.name, now.generation, now.places, self._here)
             self._up.set_result(self._ranks)
 
     async def shutdown(self, grace: float) -> None:
-        """Not here: raises ForgeError."""
+        """Raises ForgeError: only the driver may shut a mesh down."""
         raise ForgeError(f"mesh {self.name} is shut down by the driver that launched it, not by an actor")
 
 
 def _here(origin: Origin) -> tuple[Here, str]:
-    """How this process takes part in messages, and its agent's socket; raises UnreachableError where it cannot."""
+    """How this process takes part in messages, and its agent's socket; raises UnreachableError outside the run."""
     if os.environ.get("FORGE_RUN_ID") == origin.run and (folder := os.environ.get("FORGE_MESSAGES")):
         return Here(folder, os.environ.get("FORGE_PLACE", "")), os.environ["FORGE_AGENT"]
     if boot_id() == origin.machine:
@@ -111,8 +111,8 @@ def _here(origin: Origin) -> tuple[Here, str]:
     )
 
 
-def _found(
+def _restore(
     name: str, interface: Interface, procs: int, origin: Origin, generation: int, places: tuple[str, ...]
 ) -> CalledMesh:
-    """The mesh that this process launched itself, when its handle comes back; else a foreign one."""
+    """The LiveMesh if this process launched the mesh, so that a returned handle is a full one; else a ForeignMesh."""
     return origin.launched_here(name) or ForeignMesh(name, interface, procs, origin, generation, places)

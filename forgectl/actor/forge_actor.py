@@ -28,20 +28,20 @@ if missing := [p for m, p in (("zmq", "pyzmq"), ("cloudpickle", "cloudpickle")) 
 class ForgeActor:
     """Subclass it, mark methods with `@endpoint`, and launch it: `await MyActor.options(procs=4).as_actor(…)`.
 
-    Each process of the mesh has one instance, made with the arguments of `as_actor`. An endpoint named `setup` is
-    awaited on every rank before `as_actor` returns. In each rank `torch.distributed.init_process_group()` works.
+    Each process of the mesh has one instance, constructed with the arguments of `as_actor`. An endpoint named `setup`
+    runs on every rank before `as_actor` returns. `torch.distributed.init_process_group()` works in each rank.
     """
 
     procs: ClassVar[int] = 1
-    """Processes in all."""
+    """Number of processes in the mesh."""
     hosts: ClassVar[int | tuple[str, ...] | None] = None
-    """So many hosts, or these, with equally many processes each; None: as few as have room."""
+    """A number of hosts, or their names; each gets equally many processes. None: as few hosts as have room."""
     with_gpus: ClassVar[bool] = False
-    """One GPU a process."""
+    """Whether each process gets one GPU."""
     num_replicas: ClassVar[int] = 1
-    """Meshes of a service."""
+    """Number of meshes of a service."""
     mesh_name: ClassVar[str | None] = None
-    """What `forgectl status` calls it; None: the class's name in lower case."""
+    """The name in `forgectl status`; None: the class's name in lower case."""
     _settings: ClassVar[Settings] = Settings()
     _kind: ClassVar[Any] = "actor"
 
@@ -49,7 +49,7 @@ class ForgeActor:
     """The mesh that this rank belongs to."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Takes any arguments, for subclasses to pass theirs on."""
+        """Accepts any arguments, so that subclasses can pass theirs to `super().__init__`."""
 
     # ------------------------------------------------------------ in a rank
 
@@ -60,7 +60,7 @@ class ForgeActor:
 
     @property
     def size(self) -> int:
-        """Processes in its mesh."""
+        """Number of processes in its mesh."""
         return int(os.environ.get("WORLD_SIZE", "1"))
 
     @functools.cached_property
@@ -81,9 +81,9 @@ class ForgeActor:
         mesh_name: str | None = _UNSET,
         **kwargs: Any,
     ) -> type[Self]:
-        """A subclass with these settings; what is not given stays as it was. `kwargs`: see `Settings`.
+        """A subclass with these settings; settings that are not given stay unchanged. `kwargs`: see `Settings`.
 
-        Raises TypeError for an unknown setting or a value of the wrong type, ValueError for one that cannot be.
+        Raises TypeError for an unknown setting or a value of the wrong type, ValueError for a value out of range.
         """
         given = zip(SHAPE, (procs, hosts, with_gpus, num_replicas, mesh_name), strict=True)
         body = {name: check_shape(name, value) for name, value in given if value is not _UNSET}
@@ -96,35 +96,35 @@ class ForgeActor:
 
     @classmethod
     async def as_actor(cls, *args: Any, **kwargs: Any) -> ActorHandle:
-        """Launch one mesh whose ranks are made with these arguments; returns once `setup` has returned on each.
+        """Launch one mesh and construct its ranks with these arguments; returns once `setup` has returned on each rank.
 
-        Raises what a constructor or `setup` raised, with its remote traceback as the cause; BusyError where GPUs or the
-        mesh's name are taken; ActorDied when a rank dies. Then, and when it is cancelled, nothing of it is left.
+        Raises what a constructor or `setup` raised, with the remote traceback as its cause; BusyError if GPUs or the
+        mesh's name are taken; ActorDied if a rank dies. After an error or a cancellation no process is left.
         """
         return await cls.launch(*args, **kwargs)
 
     @classmethod
     async def as_service(cls, *args: Any, **kwargs: Any) -> ServiceHandle:
-        """Launch `num_replicas` meshes behind one handle. Raises as `as_actor` does, and then leaves none of them."""
+        """Launch `num_replicas` meshes behind one handle. Raises as `as_actor` does; then no replica is left."""
         from forgectl.actor.service_handle import launch_service
 
         return await launch_service(cls, args, kwargs)
 
     @classmethod
     async def launch(cls, *args: Any, **kwargs: Any) -> ActorHandle:
-        """What `as_actor` does, and `as_service` for each replica. Override it to launch several meshes together."""
+        """Called by `as_actor`, and by `as_service` for each replica. Override it to launch several meshes together."""
         from forgectl.actor.driver.launch_mesh import launch_mesh
 
         return await launch_mesh(cls, _origin(cls), args, kwargs)
 
     @classmethod
     async def shutdown(cls, actor: Any) -> None:
-        """End what `launch` gave. Override it together with `launch`. Again, it does nothing."""
+        """End what `launch` returned. Override it together with `launch`. A second call does nothing."""
         await actor.shutdown()
 
     @classmethod
     def _base_name(cls) -> str:
-        """What its mesh or service is called, unless the name is not given and taken."""
+        """The name of its mesh or service; if it was not chosen and is taken, the launch picks another one."""
         return cls.mesh_name or _origin(cls).__name__.lower().strip("_") or "actor"
 
     @classmethod
@@ -150,7 +150,7 @@ class ForgeActor:
 
 
 def _origin(cls: type) -> type:
-    """The class as the user wrote it, of one that `options` made."""
+    """The class that the user wrote, from a class that `options` made."""
     return cls.__dict__.get("_forge_origin", cls)  # type: ignore[no-any-return]
 
 
@@ -159,7 +159,7 @@ def _logger(name: str, rank: int, size: int) -> logging.Logger:
     if not logger.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter(f"%(levelname)s [{name} {rank}/{size}] %(message)s"))
-        handler.addFilter(lambda record: not logging.getLogger().handlers)  # else it is shown by those
+        handler.addFilter(lambda record: not logging.getLogger().handlers)  # the root handlers show it
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
     return logger

@@ -1,4 +1,4 @@
-"""What `as_actor` gives: the ranks of a mesh, to be called."""
+"""The handle that `as_actor` returns: it calls the ranks of a mesh."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GRACE = 10.0
 class ActorHandle:
     """A mesh of actors, or a slice of one. `handle.ENDPOINT.call(…)` calls; see `Endpoint`.
 
-    It may be handed to other actors as an argument, and called there.
+    It can be passed to other actors as an argument, and they can call it.
     """
 
     def __init__(self, mesh: CalledMesh, *, where: dict[str, Any] | None = None, timeout: float | None = None) -> None:
@@ -31,18 +31,18 @@ class ActorHandle:
             raise AttributeError(name)
         if name not in self._mesh.interface.endpoints:
             raise AttributeError(self._mesh.interface.unknown(name))
-        endpoint = self.__dict__[name] = Endpoint(self, name)  # found here the next time
+        endpoint = self.__dict__[name] = Endpoint(self, name)  # the next access skips __getattr__
         return endpoint
 
     def options(self, *, timeout: float | None = None) -> ActorHandle:
-        """The same ranks, with `timeout` seconds for each call: TimeoutError after that, while the rank goes on."""
+        """The same ranks with a timeout in seconds: a longer call raises TimeoutError, while the rank goes on."""
         return ActorHandle(self._mesh, where=self._where, timeout=timeout)
 
     def slice(self, **where: Any) -> ActorHandle:
-        """Some ranks: `slice(procs=0)`, or `slice(procs=slice(2, 4))`. Raises ValueError where there are none."""
+        """Some of the ranks: `slice(procs=0)`, or `slice(procs=slice(2, 4))`. Raises ValueError if none is selected."""
         for dimension, chosen in where.items():
             if dimension != "procs":
-                raise ValueError(f"mesh {self._mesh.name} has the dimension 'procs', not {dimension!r}")
+                raise ValueError(f"mesh {self._mesh.name} has only the dimension 'procs', not {dimension!r}")
             if not self._ranks()[chosen] if isinstance(chosen, slice) else not -1 < chosen < len(self):
                 raise ValueError(f"mesh {self._mesh.name} has no rank {chosen}; it has {len(self)}")
         if "procs" in self._where and where:
@@ -59,16 +59,19 @@ class ActorHandle:
 
     @property
     def size(self) -> dict[str, int]:
-        """Dimension → how many ranks along it."""
+        """Dimension → number of ranks along it."""
         return {"procs": len(self)}
 
     @property
     def mesh_name(self) -> str:
-        """What `forgectl status` calls the mesh."""
+        """The name of the mesh in `forgectl status`."""
         return self._mesh.name
 
     async def shutdown(self, grace: float = GRACE) -> None:
-        """End the mesh: SIGTERM, `grace` seconds, SIGKILL. Returns when nothing is left; again, it does nothing."""
+        """End the mesh: SIGTERM, then SIGKILL after `grace` seconds. Returns when no process is left.
+
+        A second call does nothing.
+        """
         await self._mesh.shutdown(grace)
 
     def __repr__(self) -> str:
@@ -84,7 +87,7 @@ def _from_parts(mesh: CalledMesh, where: dict[str, Any], timeout: float | None) 
 
 
 def _composed(ranks: range, chosen: Any) -> Any:
-    """A choice among `ranks`, as a choice among all of the mesh."""
+    """Translate an index or slice of `ranks` into one of the whole mesh."""
     if isinstance(chosen, slice):
         part = ranks[chosen]
         return slice(part.start, part.stop, part.step)
@@ -94,9 +97,9 @@ def _composed(ranks: range, chosen: Any) -> Any:
 class Endpoint:
     """One endpoint of the ranks of a handle.
 
-    All raise ActorDied when a rank of the mesh dies meanwhile, what the endpoint raises (with the remote traceback as
-    its cause), and TimeoutError where the handle has a timeout. What is passed is copied
-    when the call is sent, and may be changed from then on.
+    Every kind of call that has an answer raises what the endpoint raises (with the remote traceback as its cause),
+    ActorDied if a rank of the mesh dies during the call, and TimeoutError if the handle has a timeout.
+    Arguments are copied when the call is sent; the caller may change them afterwards.
     """
 
     def __init__(self, handle: ActorHandle, name: str) -> None:
@@ -110,31 +113,31 @@ class Endpoint:
         return await called.call(ranks, (INVOKE, self.name, args, kwargs, calling.get()), self._timeout)
 
     async def call(self, *args: Any, **kwargs: Any) -> ValueMesh[Any]:
-        """Every rank: a ValueMesh of their values, by rank."""
+        """Call every rank; returns a ValueMesh of their values, by rank."""
         return ValueMesh(await self._send(self._ranks, args, kwargs))
 
     async def call_one(self, *args: Any, **kwargs: Any) -> Any:
-        """The only rank: its value. Raises ValueError where the handle has several; `slice` one out of them."""
+        """Call the only rank; returns its value. Raises ValueError if the handle has several: select one by `slice`."""
         if len(self._ranks) != 1:
             name, count = f"{self._mesh.name}.{self.name}", len(self._ranks)
-            raise ValueError(f"{name}.call_one needs one rank, the handle has {count}; use slice(procs=RANK)")
+            raise ValueError(f"{name}.call_one needs one rank, but the handle has {count}; use slice(procs=RANK)")
         return (await self._send(self._ranks, args, kwargs))[0]
 
     async def choose(self, *args: Any, **kwargs: Any) -> Any:
-        """Any one rank, at random: its value."""
+        """Call one rank, chosen at random; returns its value."""
         return (await self._send((random.choice(self._ranks),), args, kwargs))[0]
 
     def broadcast(self, *args: Any, **kwargs: Any) -> None:
-        """Every rank, no answer: what it raises goes to the rank's log. While the mesh is not up, it is dropped.
+        """Call every rank without an answer: what the endpoint raises goes to the rank's log.
 
-        Where a rank has too many calls waiting, it blocks until there is room.
+        The call is dropped while the mesh is not up. It blocks while too many calls wait for one of the ranks.
         """
         called = self._mesh.now()
         if called is not None and called.died is None:
             called.cast(self._ranks, (INVOKE, self.name, args, kwargs, ()))
 
     async def stream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        """Every rank: `async for value in handle.endpoint.stream(…)` gives their values as they come."""
+        """Call every rank: `async for value in handle.endpoint.stream(…)` yields the values as they arrive."""
         called = self._mesh.now() or await self._mesh.ranks()
         request = (INVOKE, self.name, args, kwargs, calling.get())
         pending = [asyncio.ensure_future(called.call((rank,), request, self._timeout)) for rank in self._ranks]
@@ -145,16 +148,16 @@ class Endpoint:
             for task in pending:
                 task.cancel()
 
-    def _instead(self, verb: str) -> NoReturn:
+    def _reject(self, verb: str) -> NoReturn:
         raise NotImplementedError(f"{self._mesh.name} is an actor, not a service: use call, call_one or choose")
 
     def route(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Of services alone: raises NotImplementedError."""
-        self._instead("route")
+        """Only services have it: raises NotImplementedError."""
+        self._reject("route")
 
     def fanout(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Of services alone: raises NotImplementedError."""
-        self._instead("fanout")
+        """Only services have it: raises NotImplementedError."""
+        self._reject("fanout")
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(f"{self.name} is an endpoint of a mesh: use {self.name}.call(…), call_one, choose or broadcast")

@@ -1,7 +1,7 @@
-"""Monarch's names on a ForgeActor, for code that was written with them: nothing here imports Monarch.
+"""Makes Monarch's functions work in a ForgeActor, for code written for Monarch. Nothing here imports Monarch.
 
-Its endpoint decorators are recognised by what they make (endpoint.py). Its `current_rank` and `current_size` read the
-rank of a context of Monarch's, which has ours while an endpoint of a ForgeActor runs.
+endpoint.py recognises Monarch's endpoint decorators by the classes of what they return. Monarch's `current_rank` and
+`current_size` read the rank from Monarch's context; while an endpoint of a ForgeActor runs, that context has our rank.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _MODULE = "monarch._src.actor.actor_mesh"
 
 
 class _Context:
-    """Monarch's context, but for the rank; it is made only when something else of it is asked for."""
+    """Monarch's context with our rank; Monarch's own context is created only if another attribute is read."""
 
     def __init__(self, theirs: Callable[[], Any]) -> None:
         self._theirs = theirs
@@ -30,9 +30,9 @@ class _Context:
 
 
 def adopt() -> None:
-    """Have Monarch's `current_rank` and `current_size` tell of our ranks, where this process has imported Monarch."""
+    """If this process has imported Monarch, make its `current_rank` and `current_size` return our ranks."""
     module: Any = sys.modules.get(_MODULE)
-    theirs = getattr(module, "context", None)  # not there while it is being imported
+    theirs = getattr(module, "context", None)  # absent while Monarch is being imported
     if theirs is None or isinstance(getattr(theirs, "of_forgectl", None), _Context):
         return
     ours = _Context(theirs)

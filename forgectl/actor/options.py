@@ -1,4 +1,4 @@
-"""What `options(…)` may say, checked at once: a wrong value is an error where it is written, not where it is used."""
+"""The settings of `options(…)`, checked at once: a wrong value raises where it is written, not where it is used."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from forgectl.names import NAME, nearest
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a mesh, and of a service, besides those that are class attributes of ForgeActor.
+    """The settings of a mesh or a service, apart from those that are class attributes of ForgeActor.
 
-    env: variables of its ranks. restart: how often, or {"max": N, "within": SECONDS}, or a RestartPolicy; None: never,
-    and 3 times in 10 minutes for a service's replicas. start_method: fork or spawn. preload: modules that the fork
-    server imports once; None: torch, where it is installed. python: another interpreter. The others are those of
-    ServiceConfig, and return_first_rank_result: whether `route` gives the value of rank 0, or a ValueMesh of all.
+    env: environment variables of the ranks.
+    restart: how many restarts, or {"max": N, "within": SECONDS}, or a RestartPolicy. None: no restart for an actor,
+    and 3 in 10 minutes for each replica of a service.
+    start_method: "fork" or "spawn".
+    preload: modules that the fork server imports once. None: torch, if it is installed.
+    python: another interpreter for the ranks.
+    return_first_rank_result: `route` returns the value of rank 0; if False, a ValueMesh of all ranks.
+    The others: see ServiceConfig.
     """
 
     env: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -37,11 +41,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not isinstance(self.env, Mapping) or not all(isinstance(v, str) for p in self.env.items() for v in p):
-            raise TypeError(f"env is {self.env!r}; it maps names to texts")
+            raise TypeError(f"env is {self.env!r}; it must map names to strings")
         if self.start_method not in ("fork", "spawn"):
-            raise ValueError(f"start_method is {self.start_method!r}; it is 'fork' or 'spawn'")
+            raise ValueError(f"start_method is {self.start_method!r}; it must be 'fork' or 'spawn'")
         if isinstance(self.preload, str):
-            raise TypeError(f"preload is {self.preload!r}; it is a list of modules")
+            raise TypeError(f"preload is {self.preload!r}; it must be a list of modules")
         if self.preload is not None:
             object.__setattr__(self, "preload", tuple(self.preload))
         self.restart_policy(service=False)
@@ -49,7 +53,7 @@ class Settings:
         make_router(self.router)
 
     def restart_policy(self, *, service: bool) -> RestartPolicy:
-        """How often the mesh is restarted; raises ValueError or TypeError for what cannot be."""
+        """The restart policy of the mesh; raises ValueError or TypeError for an invalid `restart`."""
         given = self.restart
         if given is None:
             return SERVICE_RESTART if service else RestartPolicy()
@@ -60,11 +64,11 @@ class Settings:
         if parts or not isinstance(policy.max, int) or isinstance(policy.max, bool) or policy.max < 0:
             raise ValueError(f"restart is {given!r}; give a number, or {{'max': 3, 'within': SECONDS}}")
         if policy.within is not None and not (isinstance(policy.within, (int, float)) and policy.within > 0):
-            raise ValueError(f"restart within {policy.within!r}; give seconds")
+            raise ValueError(f"restart within {policy.within!r}; give a positive number of seconds")
         return policy
 
     def service_config(self, num_replicas: int) -> ServiceConfig:
-        """The part that is a service's; raises ValueError."""
+        """The settings that concern a service; raises ValueError for an invalid one."""
         return ServiceConfig(
             num_replicas=num_replicas,
             router=self.router,
@@ -75,7 +79,7 @@ class Settings:
         )
 
     def with_changes(self, changes: Mapping[str, Any], others: tuple[str, ...]) -> Settings:
-        """These settings with some changed; TypeError for a name that is none, naming the nearest (`others` too)."""
+        """A copy with changes. Raises TypeError for an unknown name and suggests the nearest, also from `others`."""
         known = [f.name for f in dataclasses.fields(self)]
         for name in changes:
             if name not in known:
@@ -86,10 +90,10 @@ class Settings:
 
 
 def check_shape(name: str, value: Any) -> Any:
-    """A class attribute of ForgeActor that `options` sets; raises TypeError or ValueError."""
+    """Check and return a value for a class attribute of ForgeActor; raises TypeError or ValueError."""
     if name == "with_gpus":
         if not isinstance(value, bool):
-            raise TypeError(f"with_gpus is {value!r}; it is True (one GPU a process) or False")
+            raise TypeError(f"with_gpus is {value!r}; it must be True (one GPU per process) or False")
         return value
     if name == "mesh_name":
         if value is not None and (not isinstance(value, str) or not NAME.fullmatch(value)):
@@ -98,9 +102,9 @@ def check_shape(name: str, value: Any) -> Any:
     if name == "hosts" and not isinstance(value, int):
         return _check_host_names(value)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}; it is a whole number")
+        raise TypeError(f"{name} is {value!r}; it must be a whole number")
     if not 1 <= value <= MAX_RANKS:
-        raise ValueError(f"{name} is {value}; it is 1 to {MAX_RANKS}")
+        raise ValueError(f"{name} is {value}; it must be 1 to {MAX_RANKS}")
     return value
 
 
@@ -108,7 +112,7 @@ def _check_host_names(value: Any) -> tuple[str, ...] | None:
     if value is None:
         return None
     if isinstance(value, str) or not isinstance(value, (list, tuple)) or not value:
-        raise TypeError(f"hosts is {value!r}; it is a number, a list of host names, or None for as few as have room")
+        raise TypeError(f"hosts is {value!r}; it must be a number, a list of host names, or None for as few as fit")
     if len(set(value)) != len(value):
         raise ValueError(f"hosts is {value!r}; a host is named twice")
     return tuple(value)

@@ -1,4 +1,4 @@
-"""Where a handle comes from, and how it finds back to the mesh itself in the process that launched it."""
+"""The origin of a handle: in the process that launched the mesh, an unpickled handle finds the mesh by it."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ from typing import Any
 
 from forgectl.frozen import dataclass
 
-_launched: Callable[[str, str], Any] | None = None
+_lookup: Callable[[str, str], Any] | None = None
 
 
-def find_launched_by(find: Callable[[str, str], Any]) -> None:
-    """`find` gives a mesh of this process by its run and name, None where it launched no such. Ranks need none."""
-    global _launched
-    _launched = find
+def set_launched_lookup(find: Callable[[str, str], Any]) -> None:
+    """Set the function that finds a mesh which this process launched, by run and name. A rank needs none.
+
+    `find` returns None if this process launched no such mesh.
+    """
+    global _lookup  # noqa: PLW0603  # a driver sets it once; imports the other way round would load the driver in ranks
+    _lookup = find
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a handle comes from: the run, and how a process on the launching machine takes part in its messages."""
+    """The run of a handle, and what a process on the launching machine needs to send messages to its ranks."""
 
     run: str
-    machine: str  # its boot id
-    folder: str  # of its sockets for messages
-    agent: str  # the socket of its agent
+    machine: str  # boot id of the launching machine
+    folder: str  # folder of the message sockets there
+    agent: str  # socket of the agent there
 
     def launched_here(self, mesh: str) -> Any:
-        """The mesh of that name, where this process launched it; else None."""
-        return _launched and _launched(self.run, mesh)
+        """The mesh of this name if this process launched it, else None."""
+        return _lookup and _lookup(self.run, mesh)

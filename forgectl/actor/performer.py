@@ -18,27 +18,27 @@ from forgectl.actor.value_mesh import serving
 Chain = tuple[str, ...]
 
 calling: contextvars.ContextVar[Chain] = contextvars.ContextVar("forgectl_calling", default=())
-"""The meshes whose endpoints await what this code does: a call back to one of them cannot wait for its turn."""
+"""The meshes whose endpoints wait for the code that runs now: a call back to one of them must not wait for its turn."""
 
 
 class Performer:
-    """One rank's object of a mesh. To be made and used in one event loop."""
+    """Runs endpoints on the object of one rank. Create and use it in one event loop."""
 
     def __init__(self, mesh: str, subject: object) -> None:
         self._mesh = mesh
         self._subject = subject
         self._endpoints = endpoints_of(type(subject))
-        self._methods: dict[str, tuple[Callable[..., Any], bool, bool]] = {}  # with: is it async, is it concurrent
+        self._methods: dict[str, tuple[Callable[..., Any], bool, bool]] = {}  # (method, is async, is concurrent)
         self._turns = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="endpoint")
 
     async def perform(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], chain: Chain) -> Any:
-        """Run an endpoint when those that came before it are done; raises what it raises."""
+        """Run an endpoint after those that arrived earlier; raises what the endpoint raises."""
         method, is_async, concurrent = self._methods.get(name) or self._find(name)
-        back = self._mesh in chain  # such a call: whoever has the turn awaits it
+        is_callback = self._mesh in chain  # the endpoint that has the turn waits for this call
         calling.set((*chain, self._mesh))
         serving.set(True)
-        out_of_turn = back or concurrent
+        out_of_turn = is_callback or concurrent
         async with contextlib.nullcontext() if out_of_turn else self._turns:
             if is_async:
                 return await method(self._subject, *args, **kwargs)
@@ -54,10 +54,10 @@ class Performer:
         return found
 
     async def _in_thread(self, run: Callable[[], Any], out_of_turn: bool) -> Any:
-        """Run it off the loop, on the GPU that this thread has selected; a selection of its own comes back."""
+        """Run it in a thread with this thread's selected GPU. If it selects another GPU, this thread does so too."""
         context = contextvars.copy_context()
         work = functools.partial(context.run, _on_device, _device(), run)
-        executor = None if out_of_turn else self._thread  # of a call back the one thread may be the one that waits
+        executor = None if out_of_turn else self._thread  # for a call back, the one thread may be waiting
         result, device = await asyncio.get_running_loop().run_in_executor(executor, work)
         _select(device)
         return result
@@ -69,7 +69,7 @@ def _on_device(device: int | None, run: Callable[[], Any]) -> tuple[Any, int | N
 
 
 def _device() -> int | None:
-    """The CUDA device that this thread has selected, where CUDA is in use: the selection is a thread's own."""
+    """The CUDA device that this thread has selected, if CUDA is in use. Every thread has its own selection."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return None

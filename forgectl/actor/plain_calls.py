@@ -1,4 +1,4 @@
-"""Calls from the shell: their arguments and values are plain data, and what is wrong with one is said in words."""
+"""Calls from the shell: plain data as arguments and values, and readable errors for wrong arguments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from forgectl.errors import NotFoundError, UsageError
 
 
 def check(cls: type, endpoint: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Raises NotFoundError for an endpoint that the class does not have, UsageError for arguments that do not fit."""
+    """Raises NotFoundError if the class has no such endpoint, UsageError if the arguments do not fit it."""
     interface = interface_of(cls)
     if endpoint not in interface.endpoints:
         raise NotFoundError(interface.unknown(endpoint))
@@ -24,7 +24,7 @@ def check(cls: type, endpoint: str, args: Sequence[Any], kwargs: Mapping[str, An
 
 
 def plain(value: Any) -> Any:
-    """A value that JSON can hold, or its repr."""
+    """The value itself if JSON can hold it, else its repr."""
     try:
         json.dumps(value)
     except (TypeError, ValueError, RecursionError):

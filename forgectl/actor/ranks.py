@@ -1,4 +1,4 @@
-"""The ranks of one generation of a mesh as they are called, and the calls that wait for them."""
+"""Calls the ranks of one generation of a mesh, and keeps the calls that wait for an answer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from forgectl.actor.deaths import again
+from forgectl.actor.deaths import fresh_copy
 from forgectl.actor.remote_errors import RemoteError, original
 from forgectl.errors import ActorDied, UnreachableError
 from forgectl.messages import pickling
@@ -15,12 +15,12 @@ from forgectl.messages.frames import ERROR, Address, socket_name
 
 
 def addresses(mesh: str, generation: int, places: Sequence[str]) -> list[Address]:
-    """Where the ranks of a mesh's generation are called, whose places are these, by rank."""
+    """The address of each rank of a generation, from each rank's place."""
     return [Address(place, socket_name(mesh, generation, rank)) for rank, place in enumerate(places)]
 
 
 class Ranks:
-    """One generation of a mesh. Its calls may be made in any event loop."""
+    """The ranks of one generation of a mesh. Any event loop may call them."""
 
     def __init__(self, mesh: str, generation: int, places: Sequence[str], here: Here) -> None:
         self.mesh = mesh
@@ -33,21 +33,21 @@ class Ranks:
 
     @property
     def died(self) -> ActorDied | None:
-        """Why it is no more; None while it lives."""
+        """Why this generation ended; None while it lives."""
         return self._why
 
     async def call(self, ranks: Sequence[int], request: Any, timeout: float | None = None) -> list[Any]:
-        """Send a request to some ranks: their answers, in order.
+        """Send a request to some ranks; returns their answers in the order of `ranks`.
 
-        Raises ActorDied as soon as the agents report a death, the exception of the first rank that raises with the
-        remote traceback as its cause, or TimeoutError after `timeout` seconds.
+        Raises the exception of the first rank that raises (with the remote traceback as its cause), ActorDied as soon
+        as an agent reports a death, UnreachableError if a connection is lost, TimeoutError after `timeout` seconds.
         """
         self._check_alive()
-        way = exchange(self._here)
-        call = way.call([self._addresses[r] for r in ranks], request, _value_or_raise)
+        messages = exchange(self._here)
+        call = messages.call([self._addresses[r] for r in ranks], request, _value_or_raise)
         self._calls.add(call)
         try:
-            self._check_alive()  # it may have died meanwhile, in another thread
+            self._check_alive()  # another thread may have called `die` since the first check
             if timeout is None:
                 return await call.future
             return await asyncio.wait_for(call.future, timeout)
@@ -56,27 +56,27 @@ class Ranks:
         finally:
             self._calls.discard(call)
             if call.unanswered:
-                way.forget(call)
+                messages.forget(call)
 
     def cast(self, ranks: Sequence[int], request: Any) -> None:
-        """Send a request that nobody awaits the answer to. From any thread, in an event loop or not."""
+        """Send a request that gets no answer. From any thread, in an event loop or not."""
         exchange(self._here).cast([self._addresses[r] for r in ranks], request, lambda: self._why is not None)
 
     def _check_alive(self) -> None:
         if self._why is not None:
-            raise again(self._why)
+            raise fresh_copy(self._why)
 
     def die(self, why: ActorDied) -> None:
-        """Cut all calls short, and refuse later ones. From any thread."""
+        """Fail all running calls, and refuse later ones. From any thread."""
         if self._why is None:
             self._why = why
             for call in list(self._calls):
-                call.cut(again(why))
+                call.cut(fresh_copy(why))
             exchange(self._here).drop(self._addresses)
 
 
 def _value_or_raise(kind: int, body: Sequence[Any]) -> Any:
-    """What a rank answers, or raises."""
+    """Decode the answer of a rank: return its value, or raise its error."""
     value = pickling.loads(body)
     if kind != ERROR:
         return value

@@ -1,4 +1,4 @@
-"""What an endpoint raises, on its way to the caller: the exception itself where it can be had there, and words."""
+"""Sends an exception of an endpoint to its caller: the exception itself if it can be pickled, and its text."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from forgectl.messages import pickling
 
-_OURS = {str(Path(__file__).with_name(name)) for name in ("actor_rank.py", "performer.py")}
-_BELOW = {*_OURS, concurrent.futures.thread.__file__}
+_OUR_FILES = {str(Path(__file__).with_name(name)) for name in ("actor_rank.py", "performer.py")}
+_HIDDEN_FILES = {*_OUR_FILES, concurrent.futures.thread.__file__}
 
 
 class RemoteError(Exception):
-    """Carries an exception out of a rank. `pickled` is empty where that cannot be."""
+    """Carries an exception out of a rank. `pickled` is empty if the exception cannot be pickled."""
 
     def __init__(self, pickled: list[Any], line: str, text: str) -> None:
         super().__init__(pickled, line, text)
@@ -25,38 +25,38 @@ class RemoteError(Exception):
 
 
 def carrier(error: BaseException) -> RemoteError:
-    """An exception that any process can unpickle, whatever `error` is."""
+    """A RemoteError for `error`; any process can unpickle it."""
     line = "".join(traceback.format_exception_only(type(error), error)).strip()
     try:
         pickled = pickling.nested(error)
     except Exception:
         pickled = []
-    return RemoteError(pickled, line, shown(error))
+    return RemoteError(pickled, line, user_traceback(error))
 
 
-def shown(error: BaseException) -> str:
-    """The traceback of `error` from the user's code on."""
+def user_traceback(error: BaseException) -> str:
+    """The traceback of `error` as text, without the frames above the user's code."""
     return "".join(traceback.format_exception(type(error), error, _without_ours(error.__traceback__)))
 
 
 def _without_ours(trace: TracebackType | None) -> TracebackType | None:
-    while trace is not None and trace.tb_frame.f_code.co_filename in _BELOW:
+    while trace is not None and trace.tb_frame.f_code.co_filename in _HIDDEN_FILES:
         trace = trace.tb_next
     return trace
 
 
 class RemoteTraceback(Exception):
-    """Where in a rank an endpoint raised, as text. The cause of the exception that its caller gets."""
+    """The traceback from the rank, as text. It is the cause of the exception that the caller gets."""
 
     def __str__(self) -> str:
         return "\n" + str(self.args[0])
 
 
 def original(raised: RemoteError) -> tuple[Exception, RemoteTraceback]:
-    """The exception that was carried, or a RuntimeError where it cannot be had here, and its cause."""
+    """The exception that was carried, and its cause. A RuntimeError if the exception cannot be unpickled here."""
     try:
         found = pickling.loads(raised.pickled)
-        if not isinstance(found, Exception) or isinstance(found, StopIteration):  # no coroutine may raise that
+        if not isinstance(found, Exception) or isinstance(found, StopIteration):  # a coroutine must not raise it
             raise TypeError
     except Exception:
         found = RuntimeError(raised.line)

@@ -1,4 +1,4 @@
-"""What `as_service` gives: one handle before all replicas, usable from any event loop."""
+"""The handle that `as_service` returns: one for all replicas, usable from any event loop."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from forgectl.wire.codec import to_json
 
 
 class _Replica:
-    """A launched actor as its service needs it."""
+    """Adapts a launched actor to what a service needs (`ReplicaMesh`)."""
 
     def __init__(self, cls: Any, handle: ActorHandle, *, first_rank: bool) -> None:
-        assert isinstance(handle._mesh, LiveMesh), "it was launched here"
+        assert isinstance(handle._mesh, LiveMesh), "this process launched it"
         self.name = handle.mesh_name
         self._cls = cls
         self._handle = handle
@@ -48,10 +48,10 @@ class _Replica:
 
 
 class ServiceHandle:
-    """A service. `service.ENDPOINT.route(…)` calls one healthy replica, `fanout(…)` all; see `ServiceEndpoint`."""
+    """A service. `service.ENDPOINT.route(…)` calls one healthy replica, `fanout(…)` each; see `ServiceEndpoint`."""
 
-    def __init__(self, home: RunClient, cls: type, core: ServiceCore) -> None:
-        self._home = home
+    def __init__(self, client: RunClient, cls: type, core: ServiceCore) -> None:
+        self._client = client
         self._cls = cls
         self._interface = interface_of(cls)
         self._core = core
@@ -66,42 +66,48 @@ class ServiceHandle:
 
     @property
     def name(self) -> str:
-        """Its replicas' meshes are NAME.0 and on."""
+        """The service's name. The meshes of its replicas are NAME.0, NAME.1 and so on."""
         return self._core.name
 
     def session(self) -> Session:
-        """`async with service.session():` — calls inside stick to one replica, while that lives."""
+        """`async with service.session():` calls inside go to one replica as long as it lives."""
         return self._core.session()
 
     async def start_session(self) -> str:
-        """A new session's id, for `route(…, sess_id=ID)`. It lasts until `terminate_session`."""
+        """Start a session and return its id, for `route(…, sess_id=ID)`. It lasts until `terminate_session`."""
         return self._core.start_session()
 
     async def terminate_session(self, session: str) -> None:
-        """End a session; raises NotFoundError for one that is not known."""
+        """End a session; raises NotFoundError if it is unknown."""
         self._core.terminate_session(session)
 
     async def scale(self, replicas: int) -> None:
-        """Have so many replicas; no request is lost. Raises ValueError below 1."""
-        await self._home.in_loop(self._core.scale(replicas))
+        """Change the number of replicas; no request is lost. Raises ValueError below 1.
+
+        If a new replica fails to start, none is added, and its error is raised.
+        """
+        await self._client.in_loop(self._core.scale(replicas))
 
     def metrics(self) -> dict[str, Any]:
-        """Totals, successes, failures, rates per second, latencies in seconds, queues and sessions; by replica too."""
+        """Totals, successes, failures, rates per second, latencies in seconds, queues, sessions; also by replica."""
         found: dict[str, Any] = to_json(self._core.metrics())
         return found
 
     async def shutdown(self, timeout: float = 10.0) -> None:
-        """End it: running requests have `timeout` seconds, queued ones raise ServiceStopped. Again: nothing."""
-        await self._home.in_loop(self._core.shutdown(timeout))
-        if self._home.services.get(self.name) is self:  # and not a later one of the same name
-            del self._home.services[self.name]
+        """End the service: queued requests raise ServiceStopped, running ones have `timeout` seconds to finish.
+
+        A second call does nothing more.
+        """
+        await self._client.in_loop(self._core.shutdown(timeout))
+        if self._client.services.get(self.name) is self:  # not a later service of the same name
+            del self._client.services[self.name]
 
     def __repr__(self) -> str:
         return f"<service {self.name} of {self._cls.__name__}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            f"service {self.name} routes in the driver; hand an actor's handle, or a result, to other actors"
+            f"service {self.name} routes in the driver; pass an actor's handle, or a result, to other actors"
         )
 
 
@@ -113,48 +119,50 @@ class ServiceEndpoint:
         self.name = name
 
     async def route(self, *args: Any, sess_id: str | None = None, **kwargs: Any) -> Any:
-        """One healthy replica, chosen by the router, or by the session that this code is in: the value of its rank 0.
+        """Call one healthy replica, chosen by the current session or else by the router; returns the value of rank 0.
 
-        Every rank of the replica runs the endpoint. Raises what it raises; ActorDied when the replica dies meanwhile
-        (unless the endpoint is idempotent); ServiceUnavailable, ServiceOverloaded or ServiceStopped.
+        `sess_id` names another session. Every rank of the replica runs the endpoint; with the setting
+        `return_first_rank_result=False` the result is a ValueMesh of all ranks. Raises what the endpoint raises;
+        ActorDied if the replica dies during the call (an idempotent endpoint runs again on another replica);
+        ServiceUnavailable, ServiceOverloaded or ServiceStopped; NotFoundError for an unknown session.
         """
         core = self._service._core
         session = sess_id if sess_id is not None else current_session(core)
-        return await self._service._home.in_loop(core.route(self.name, args, kwargs, session))
+        return await self._service._client.in_loop(core.route(self.name, args, kwargs, session))
 
     async def fanout(self, *args: Any, **kwargs: Any) -> list[Any]:
-        """Every healthy replica: their values in the order of replicas."""
-        return await self._service._home.in_loop(self._service._core.fanout(self.name, args, kwargs))
+        """Call every healthy replica; returns their values in the order of replicas."""
+        return await self._service._client.in_loop(self._service._core.fanout(self.name, args, kwargs))
 
-    def _instead(self, verb: str) -> NoReturn:
+    def _reject(self, verb: str) -> NoReturn:
         what = "fanout" if verb in ("call", "broadcast", "stream") else "route"
         raise NotImplementedError(f"{self._service.name} is a service: use {self.name}.{what}(…) in place of {verb}")
 
     def call(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Of actors alone: raises NotImplementedError."""
-        self._instead("call")
+        """Only actors have it: raises NotImplementedError."""
+        self._reject("call")
 
     def call_one(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Of actors alone: raises NotImplementedError."""
-        self._instead("call_one")
+        """Only actors have it: raises NotImplementedError."""
+        self._reject("call_one")
 
     def choose(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Of actors alone: raises NotImplementedError."""
-        self._instead("choose")
+        """Only actors have it: raises NotImplementedError."""
+        self._reject("choose")
 
     def broadcast(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Of actors alone: raises NotImplementedError."""
-        self._instead("broadcast")
+        """Only actors have it: raises NotImplementedError."""
+        self._reject("broadcast")
 
     def stream(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Of actors alone: raises NotImplementedError."""
-        self._instead("stream")
+        """Only actors have it: raises NotImplementedError."""
+        self._reject("stream")
 
 
 async def launch_service(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ServiceHandle:
-    """Bring up `cls.num_replicas` replicas, and a service before them."""
-    home = await asyncio.to_thread(run_client, cls._unit())
-    name = home.service_name(cls._base_name(), named=cls.mesh_name is not None)
+    """Start `cls.num_replicas` replicas and the service that routes to them."""
+    client = await asyncio.to_thread(run_client, cls._unit())
+    name = client.service_name(cls._base_name(), named=cls.mesh_name is not None)
     settings = cls._settings
 
     async def start(index: int) -> _Replica:
@@ -163,11 +171,11 @@ async def launch_service(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         return _Replica(cls, await replica.launch(*args, **kwargs), first_rank=settings.return_first_rank_result)
 
     core = ServiceCore(name, settings.service_config(cls.num_replicas), endpoints_of(cls), start)
-    service = ServiceHandle(home, cls, core)
-    home.services[name] = service
+    service = ServiceHandle(client, cls, core)
+    client.services[name] = service
     try:
-        await home.in_loop(core.start())
+        await client.in_loop(core.start())
     except BaseException:
-        del home.services[name]
+        del client.services[name]
         raise
     return service

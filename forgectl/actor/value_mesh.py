@@ -1,4 +1,4 @@
-"""What a call of all ranks gives, by rank; and where a rank is in its mesh. After Monarch's ValueMesh and Point."""
+"""The values of a call, by rank, and the position of a rank in its mesh. Modelled on Monarch's ValueMesh and Point."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ DIMENSION = "procs"
 """The one dimension of every mesh: `handle.slice(procs=0)`."""
 
 serving: contextvars.ContextVar[bool] = contextvars.ContextVar("forgectl_serving", default=False)
-"""Whether this code runs in an endpoint of a ForgeActor."""
+"""Whether the current context runs code of a ForgeActor: its constructor or an endpoint."""
 
 
 class Point(Mapping[str, int]):
-    """A rank's place in its mesh: `point["procs"]`, or `point.rank`; `size` is the number of ranks."""
+    """A rank's position in its mesh: `point["procs"]` or `point.rank`. `point.size()` is the number of ranks."""
 
     __slots__ = ("_label", "_size", "rank")
 
@@ -28,11 +28,11 @@ class Point(Mapping[str, int]):
 
     @property
     def extent(self) -> dict[str, int]:
-        """Dimension → how many ranks along it."""
+        """Dimension → number of ranks along it."""
         return {self._label: self._size}
 
     def size(self, label: str = DIMENSION) -> int:
-        """How many ranks there are along a dimension; raises KeyError for one that is not there."""
+        """The number of ranks along a dimension; raises KeyError for an unknown dimension."""
         return self.extent[label]
 
     def __getitem__(self, label: str) -> int:
@@ -53,7 +53,7 @@ class Point(Mapping[str, int]):
 class ValueMesh(Generic[R]):
     """The values of a call, in the order of ranks.
 
-    `values()`, `items()` with the Point of each, `item(procs=RANK)`, `get(RANK)`, `slice(procs=…)`, `len()`.
+    Iterating yields (Point, value). See also `values()`, `get(RANK)`, `item(procs=RANK)`, `slice(procs=…)`, `len()`.
     """
 
     __slots__ = ("_label", "_values")
@@ -63,13 +63,16 @@ class ValueMesh(Generic[R]):
         self._label = label
 
     def get(self, rank: int) -> R:
-        """The value of a rank; raises IndexError where there is none."""
+        """The value of a rank; raises IndexError if there is no such rank."""
         if not 0 <= rank < len(self._values):
             raise IndexError(f"there is no rank {rank} of {len(self._values)}")
         return self._values[rank]
 
     def item(self, **coordinates: int) -> R:
-        """The value at `procs=RANK`, or the only one. Raises KeyError for other dimensions, IndexError."""
+        """The value at `procs=RANK`, or without arguments the only value.
+
+        Raises KeyError for a missing or unknown dimension, IndexError for an unknown rank.
+        """
         if not coordinates and len(self._values) == 1:
             return self._values[0]
         rank = coordinates.pop(self._label)
@@ -82,7 +85,7 @@ class ValueMesh(Generic[R]):
         return iter(self._values)
 
     def items(self) -> Iterator[tuple[Point, R]]:
-        """Each rank's Point and value."""
+        """(Point, value) of each rank."""
         size = len(self._values)
         return ((Point(rank, size, self._label), value) for rank, value in enumerate(self._values))
 
@@ -93,32 +96,35 @@ class ValueMesh(Generic[R]):
         return len(self._values)
 
     def slice(self, **where: Any) -> ValueMesh[R]:
-        """Some of the values: `slice(procs=0)`, `slice(procs=slice(2, 4))`. Raises KeyError for another dimension."""
+        """Some of the values: `slice(procs=0)`, `slice(procs=slice(2, 4))`.
+
+        Raises KeyError for an unknown dimension, IndexError for an unknown rank.
+        """
         chosen = where.pop(self._label, slice(None))
         if where:
-            raise KeyError(f"there is the dimension {self._label!r}, not {next(iter(where))!r}")
+            raise KeyError(f"there is only the dimension {self._label!r}, not {next(iter(where))!r}")
         return ValueMesh(self._values[chosen] if isinstance(chosen, slice) else (self.get(chosen),), self._label)
 
     def flatten(self, name: str) -> ValueMesh[R]:
-        """The same values along one dimension of that name."""
+        """The same values along one dimension with this name."""
         return ValueMesh(self._values, name)
 
     def rename(self, **names: str) -> ValueMesh[R]:
-        """The same values with another name of the dimension: `rename(procs="gpus")`."""
+        """The same values with the dimension renamed: `rename(procs="gpus")`."""
         return ValueMesh(self._values, names.get(self._label, self._label))
 
     @property
     def extent(self) -> dict[str, int]:
-        """Dimension → how many values along it."""
+        """Dimension → number of values along it."""
         return {self._label: len(self._values)}
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The same."""
+        """The same as `extent`."""
         return self.extent
 
     def size(self, dim: str | None = None) -> int:
-        """How many values there are, in all or along a dimension; raises KeyError for one that is not there."""
+        """The number of values, in total or along a dimension; raises KeyError for an unknown dimension."""
         return len(self._values) if dim is None else self.extent[dim]
 
     def __eq__(self, other: object) -> bool:
@@ -133,15 +139,15 @@ class ValueMesh(Generic[R]):
 
 
 def rank_and_size() -> tuple[int, int]:
-    """This process's rank in its mesh, and the number of those; 0 and 1 outside of one."""
+    """This process's rank and the world size of its mesh; 0 and 1 outside a mesh."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def current_rank() -> Point:
-    """Where this rank is in its mesh: `current_rank()["procs"]`, `current_rank().rank`."""
+    """This process's position in its mesh: `current_rank()["procs"]`, `current_rank().rank`. Outside a mesh: 0 of 1."""
     return Point(*rank_and_size())
 
 
 def current_size() -> dict[str, int]:
-    """The size of this rank's mesh, by dimension: `{"procs": 8}`."""
+    """The size of this process's mesh, by dimension: `{"procs": 8}`. Outside a mesh: `{"procs": 1}`."""
     return current_rank().extent

@@ -1,8 +1,8 @@
-"""What ranks are asked: plain tuples, whose first part is the verb. Verbs travel as data.
+"""The requests that ranks receive: plain tuples that begin with a verb.
 
-(CONSTRUCT, sys.path of the caller, mesh, handle of the mesh, pickle of (class, args, kwargs) in frames)
+(CONSTRUCT, sys.path of the caller, mesh, handle of the mesh, pickle of (class, args, kwargs) as frames)
 (INVOKE, endpoint, args, kwargs, chain)
-(ASK, endpoint, args, kwargs)                what `forgectl call` sends: its answer is plain data
+(ASK, endpoint, args, kwargs)                sent by `forgectl call`; the answer is plain data
 """
 
 from __future__ import annotations

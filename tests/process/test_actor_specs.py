@@ -187,7 +187,7 @@ actors:
         ("{class: 'players:BadSetup', preload: []}", "LookupError: rank 0 finds no data"),
         ("{class: 'players:DeadSetup', procs: 2, preload: []}", "rank 1 on local exited with code 3"),
         ("{class: 'players:Missing', preload: []}", "players has no Missing"),
-        ("{class: 'players:NotAnActor', preload: []}", "is no ForgeActor"),
+        ("{class: 'players:NotAnActor', preload: []}", "is not a ForgeActor"),
         ("{class: 'no_such_module:A', preload: []}", "No module named 'no_such_module'"),
         ("{class: 'players:Counter', preload: [], args: {nothing: 1}}", "unexpected keyword argument 'nothing'"),
         ("{class: 'players:Counter', preload: [monarch.actor]}", "ImportError: it imports monarch"),

@@ -111,7 +111,7 @@ def test_every_way_to_call(forge: Forge) -> None:
         assert len(c) == 4 and c.size == {"procs": 4}
 
         error = await raised(ValueError, c.add.call_one(1))
-        assert "counter.add.call_one needs one rank, the handle has 4" in str(error)
+        assert "counter.add.call_one needs one rank, but the handle has 4" in str(error)
         first = c.slice(procs=0)
         assert len(first) == 1 and first.size == {"procs": 1}
         assert await first.add.call_one(10) == 13

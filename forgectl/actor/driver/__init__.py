@@ -1,1 +1,1 @@
-"""The driver's side of actors: the run, the meshes launched here, and who calls from outside."""
+"""The driver's side of actors: the run, the meshes launched here, and calls from the CLI."""

@@ -1,4 +1,4 @@
-"""Where a driver is asked by the CLI: calls that a service routes, and the metrics of services."""
+"""Answers the CLI in the driver: calls that a service routes, and the metrics of services."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from forgectl.wire.stream import Stream
 
 
 class Served(Protocol):
-    """What answers: the run that this process drives."""
+    """What the server needs of the RunClient: the run that this process drives, and its services."""
 
     run: RunDir
     services: dict[str, Any]
 
 
 class CallServer:
-    """Where the driver is asked: a Unix socket beside the controller's."""
+    """Serves requests of the CLI on a Unix socket next to the controller's."""
 
-    def __init__(self, home: Served) -> None:
-        self._home = home
-        self._door = Listener(home.run.driver_socket, self._serve)
+    def __init__(self, client: Served) -> None:
+        self._client = client
+        self._listener = Listener(client.run.driver_socket, self._serve)
 
     async def keep(self) -> None:
-        """Answer until the process ends."""
-        await self._door.open()
-        await self._door.keep_open()
+        """Answer requests until cancelled."""
+        await self._listener.open()
+        await self._listener.keep_open()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         stream = Stream(reader, writer, CLI_TO_DRIVER)
         try:
-            if stream.is_ours() and await stream.greet(self._home.run.run):
+            if stream.is_ours() and await stream.greet(self._client.run.run):
                 while (request := await stream.receive()) is not None:
                     stream.send(await self._answer(request))
         except (ProtocolError, asyncio.TimeoutError, ConnectionError):
@@ -47,7 +47,7 @@ class CallServer:
 
     async def _answer(self, request: Any) -> Any:
         if isinstance(request, GetMetrics):
-            return Metrics({name: service._core.metrics() for name, service in self._home.services.items()})
+            return Metrics({name: service._core.metrics() for name, service in self._client.services.items()})
         try:
             return Values([plain(await self._call(request))])
         except ForgeError as e:
@@ -61,10 +61,10 @@ class CallServer:
             return Refusal(1, of_process()(what))
 
     async def _call(self, call: CallEndpoint) -> Any:
-        service = self._home.services.get(call.target)
+        service = self._client.services.get(call.target)
         if service is None:
-            there = ", ".join(self._home.services) or "none yet"
-            raise NotFoundError(f"run {self._home.run.run} has no service {call.target!r}; there is {there}")
+            there = ", ".join(self._client.services) or "none yet"
+            raise NotFoundError(f"run {self._client.run.run} has no service {call.target!r}; there is {there}")
         check(service._cls, call.endpoint, call.args, call.kwargs)
         routed = getattr(service, call.endpoint).route(*call.args, **call.kwargs)
         return await asyncio.wait_for(routed, call.timeout)

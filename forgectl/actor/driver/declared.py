@@ -1,4 +1,4 @@
-"""The driver of a run: brings up what the spec declares, before the user's script."""
+"""Launches what the spec declares, in the driver, before the user's script runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _declared: dict[str, Any] = {}
 
 
 def get(name: str) -> Any:
-    """The handle of an actor or service that the spec declares, already up. In the driver; raises NotFoundError."""
+    """The handle of an actor or service that the spec declares; it is up already. Works only in the driver.
+
+    Raises NotFoundError for a name that the spec does not declare.
+    """
     if name in _declared:
         return _declared[name]
     there = ", ".join(_declared) or "none: only the driver of a spec with actors or services has them"
@@ -24,15 +27,15 @@ def get(name: str) -> Any:
 
 
 def bring_up() -> None:
-    """Launch every actor and service that the spec declares, all at once; raises what the first failure raised."""
-    home = run_client()
-    asyncio.run(_bring_up(home))
+    """Launch every actor and service that the spec declares, at the same time; raises the first error."""
+    client = run_client()
+    asyncio.run(_bring_up(client))
 
 
-async def _bring_up(home: RunClient) -> None:
-    classes = [_class_of(d) for d in home.plan.declared]
-    launches = [_launch(home, d, cls) for d, cls in zip(home.plan.declared, classes, strict=True)]
-    for declaration, handle in zip(home.plan.declared, await asyncio.gather(*launches), strict=True):
+async def _bring_up(client: RunClient) -> None:
+    classes = [_class_of(d) for d in client.plan.declared]
+    launches = [_launch(client, d, cls) for d, cls in zip(client.plan.declared, classes, strict=True)]
+    for declaration, handle in zip(client.plan.declared, await asyncio.gather(*launches), strict=True):
         _declared[declaration.name] = handle
 
 
@@ -44,12 +47,12 @@ def _class_of(declaration: Declaration) -> Any:
             raise NotFoundError(f"{declaration.kind}s.{declaration.name}.class: {module} has no {path}")
         found = getattr(found, part)
     if not (isinstance(found, type) and issubclass(found, ForgeActor)):
-        raise UsageError(f"{declaration.kind}s.{declaration.name}.class: {declaration.target} is no ForgeActor")
+        raise UsageError(f"{declaration.kind}s.{declaration.name}.class: {declaration.target} is not a ForgeActor")
     return found
 
 
-async def _launch(home: RunClient, declaration: Declaration, cls: Any) -> Any:
-    plan = home.plan.mesh(declaration.meshes[0])
+async def _launch(client: RunClient, declaration: Declaration, cls: Any) -> Any:
+    plan = client.plan.mesh(declaration.meshes[0])
     configured = cls.options(mesh_name=declaration.name, procs=plan.procs, **declaration.settings)
     if declaration.kind == "actor":
         return await configured.as_actor(**declaration.args)
@@ -57,6 +60,6 @@ async def _launch(home: RunClient, declaration: Declaration, cls: Any) -> Any:
 
 
 def stay() -> None:
-    """Serve until told to end."""
+    """Keep the process alive until a signal ends it."""
     while True:
         signal.pause()

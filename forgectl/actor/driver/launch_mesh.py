@@ -1,4 +1,4 @@
-"""What `as_actor` does. A rank, which launches nothing, needs none of it."""
+"""Implements `as_actor`. A rank launches nothing, so it does not import this."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ if TYPE_CHECKING:
 
 
 def _import_the_rest() -> None:
-    """What is needed once the run's processes are there, imported while they start."""
-    with contextlib.suppress(ImportError):  # whoever needs it will be told
+    """Import the modules that are needed later, while the processes of the run start."""
+    with contextlib.suppress(ImportError):  # the import that needs it will raise again
         import forgectl.actor.driver.call_server
         import forgectl.actor.driver.live_mesh  # noqa: F401
 
 
 async def launch_mesh(cls: Any, made: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ActorHandle:
-    """Bring up one mesh as `cls` is configured, with `made(*args, **kwargs)` in each rank."""
+    """Launch one mesh with the settings of `cls`, and construct `made(*args, **kwargs)` in each rank."""
     unit = cls._unit()
-    home = await asyncio.to_thread(run_client, unit, _import_the_rest)
+    client = await asyncio.to_thread(run_client, unit, _import_the_rest)
     from forgectl.actor.driver.live_mesh import Making
 
     making = Making(made, args, kwargs, unit.procs, backoff=cls._kind == "service")
-    return await home.in_loop(_launch(home, unit, making, named=cls.mesh_name is not None))
+    return await client.in_loop(_launch(client, unit, making, named=cls.mesh_name is not None))
 
 
-async def _launch(home: RunClient, unit: Unit, making: Making, *, named: bool) -> ActorHandle:
+async def _launch(client: RunClient, unit: Unit, making: Making, *, named: bool) -> ActorHandle:
     from forgectl.actor.driver.live_mesh import LiveMesh
     from forgectl.actor.handle import ActorHandle
 
-    obtaining = asyncio.ensure_future(home.obtain(unit, named=named))
+    obtaining = asyncio.ensure_future(client.obtain(unit, named=named))
     mesh: LiveMesh | None = None
     try:
-        mesh = LiveMesh.begun(home, await asyncio.shield(obtaining), making)
+        mesh = LiveMesh.begun(client, await asyncio.shield(obtaining), making)
         await mesh.ranks()
     except BaseException:
-        with contextlib.suppress(ForgeError):  # it was refused: nothing of it is there
-            await (mesh or LiveMesh.begun(home, await obtaining, making)).shutdown(0.0)
+        with contextlib.suppress(ForgeError):  # `obtain` failed: there is no mesh to shut down
+            await (mesh or LiveMesh.begun(client, await obtaining, making)).shutdown(0.0)
         raise
     return ActorHandle(mesh)

@@ -1,4 +1,4 @@
-"""A mesh that this process launched: follows its generations, and fills each with actors."""
+"""A mesh that this process launched: follows its generations, and constructs the actors of each one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from forgectl.actor.deaths import again, died
+from forgectl.actor.deaths import died, fresh_copy
 from forgectl.actor.driver.run_client import RunClient
 from forgectl.actor.endpoint import endpoints_of, interface_of
 from forgectl.actor.handle import ActorHandle
@@ -31,7 +31,7 @@ LONGEST_BACKOFF = 10.0
 
 @dataclass(frozen=True)
 class Making:
-    """What each generation is made of: the constructor's arguments, and what the ranks are asked as."""
+    """How to construct the actors of each generation: the class, its arguments, and the number of ranks."""
 
     cls: type
     args: tuple[Any, ...]
@@ -41,26 +41,26 @@ class Making:
 
     @property
     def parts(self) -> tuple[type, tuple[Any, ...], dict[str, Any]]:
-        """What a rank needs to construct its object."""
+        """The parts that a rank needs to construct its object."""
         return self.cls, self.args, self.kwargs
 
 
 class LiveMesh:
-    """One mesh, from its first generation to its end. Lives in the home's loop; may be called from any."""
+    """One mesh, from its first generation to its end. It runs in the client's loop; any event loop may call it."""
 
-    def __init__(self, home: RunClient, name: str, making: Making) -> None:
+    def __init__(self, client: RunClient, name: str, making: Making) -> None:
         self.name = name
         self.cls = making.cls
         self.interface = interface_of(making.cls)
         self.procs = making.procs
-        self._home = home
+        self._client = client
         self._making = making
-        self._attempted = -1  # the generation that was last filled, or tried to be
-        self._reported: tuple[int, int] | None = None  # (generation, connection) that was told to be set up
+        self._attempted = -1  # the last generation whose actors we began to construct
+        self._reported_up: tuple[int, int] | None = None  # (generation, connection) for which we reported success
         self._ranks: Ranks | None = None
         self._making_ranks: Ranks | None = None
-        self._known: Ranks | None = None  # those of the last generation that was up
-        self._error: BaseException | None = None  # what a constructor or setup raised
+        self._known: Ranks | None = None  # the ranks of the last generation that was up
+        self._error: BaseException | None = None  # raised by a constructor or `setup`
         self._up: concurrent.futures.Future[Ranks] = concurrent.futures.Future()
         self._over: concurrent.futures.Future[MeshStatus] = concurrent.futures.Future()
         self._listeners: list[Callable[[], None]] = []
@@ -69,55 +69,55 @@ class LiveMesh:
     # ------------------------------------------------------------ what callers see
 
     def now(self) -> Ranks | None:
-        """The ranks of the generation that is up."""
+        """The ranks of the generation that is up, else None."""
         return self._ranks
 
     def foreign(self, ranks: Ranks | None = None) -> ForeignMesh:
-        """The mesh as other processes may have it, up or not: they learn by themselves what becomes of it."""
+        """The mesh in a form that other processes can use, up or not: they follow its state by themselves."""
         from forgectl.actor.foreign_mesh import ForeignMesh
 
         known = ranks or self._known
-        assert known is not None, "a handle is made once the mesh has been up"
-        return ForeignMesh(self.name, self.interface, self.procs, self._home.origin, known.generation, known.places)
+        assert known is not None, "a handle exists only after the mesh was up"
+        return ForeignMesh(self.name, self.interface, self.procs, self._client.origin, known.generation, known.places)
 
     async def ranks(self) -> Ranks:
-        """The ranks of the generation that is up, or coming up; raises why there will be none."""
+        """The ranks of the generation that is up; waits for one that starts. Raises why there will be none."""
         if self._ranks is not None:
             return self._ranks
         coming = asyncio.wrap_future(self._up)
-        coming.add_done_callback(lambda f: f.cancelled() or f.exception())  # also when nobody waits any more
+        coming.add_done_callback(lambda f: f.cancelled() or f.exception())  # retrieved, even if nobody waits
         try:
             return await asyncio.shield(coming)
         except ActorDied as e:
-            raise again(e) from None
+            raise fresh_copy(e) from None
 
     @property
     def healthy(self) -> bool:
-        """Whether it can be called now."""
+        """Whether the mesh can be called now."""
         return self._ranks is not None
 
     @property
     def ended(self) -> BaseException | None:
-        """Why it will never be up again; None while it may."""
+        """Why the mesh will never be up again; None while it may come up."""
         return self._up.exception() if self._over.done() and self._up.done() else None
 
     def subscribe(self, listener: Callable[[], None]) -> None:
-        """Have `listener` called, in the home's loop, when `healthy` or `ended` has changed."""
+        """Call `listener` in the client's loop whenever `healthy` or `ended` has changed."""
         self._listeners.append(listener)
 
     async def shutdown(self, grace: float = 10.0) -> None:
-        """End it; returns when no process of it is left. Again, or after its end: nothing."""
+        """End the mesh; returns when none of its processes is left. Does nothing after its end."""
         if not self._over.done():
-            await self._home.stop(self.name, grace)
+            await self._client.stop(self.name, grace)
             await asyncio.shield(asyncio.wrap_future(self._over))
 
-    # ------------------------------------------------------------ what happens to it
+    # ------------------------------------------------------------ its state
 
     @classmethod
-    def begun(cls, home: RunClient, name: str, making: Making) -> LiveMesh:
-        """One that follows its mesh from now on. In the home's loop."""
-        mesh = home.meshes[name] = cls(home, name, making)
-        home.watch(name, mesh._take)
+    def begun(cls, client: RunClient, name: str, making: Making) -> LiveMesh:
+        """Create one that follows its mesh from now on. Call it in the client's loop."""
+        mesh = client.meshes[name] = cls(client, name, making)
+        client.watch(name, mesh._take)
         return mesh
 
     def _take(self, now: MeshStatus) -> None:
@@ -131,48 +131,48 @@ class LiveMesh:
             self._attempted = now.generation
             self._tasks.begin(self._fill(now))
         elif now.state == "starting" and self._ranks is not None and now.generation == self._ranks.generation:
-            self._tasks.begin(self._tell(now.generation))  # a new controller may not have heard
+            self._tasks.begin(self._report_up(now.generation))  # a new controller may not have received the report
 
     def _lose(self, ranks: Ranks, now: MeshStatus) -> None:
         was_up = ranks is self._ranks
-        if was_up:  # first: who learns of the death may call again at once, and is to wait for what comes
+        if was_up:  # before `die`: whoever gets the error may call again at once, and must wait for the next ranks
             self._ranks = None
             self._up = concurrent.futures.Future()
         ranks.die(died(now))
         if was_up:
-            self._tell_listeners()
+            self._notify_listeners()
 
     def _end(self, now: MeshStatus) -> None:
         if self._over.done():
             return
-        self._home.forget(self.name, self._take)
+        self._client.forget(self.name, self._take)
         self._over.set_result(now)
         if self._up.done():
             self._up = concurrent.futures.Future()
         self._up.set_exception(self._error or _refused(now) or died(now))
-        self._tell_listeners()
+        self._notify_listeners()
 
-    def _tell_listeners(self) -> None:
+    def _notify_listeners(self) -> None:
         for listener in self._listeners:
             listener()
 
     # ------------------------------------------------------------ a generation
 
     async def _fill(self, now: MeshStatus) -> None:
-        """Construct an actor in each rank of a generation, set them up, and say so."""
+        """Construct an actor in each rank of a generation, run `setup`, and report the result."""
         generation = now.generation
         if self._making.backoff and now.restarts > 1:
             await asyncio.sleep(min(0.1 * 2**now.restarts, LONGEST_BACKOFF))
-        places = [self._home.place_of(rank.host) for rank in now.ranks]
-        ranks = self._making_ranks = Ranks(self.name, generation, places, self._home.here)
+        places = [self._client.place_of(rank.host) for rank in now.ranks]
+        ranks = self._making_ranks = Ranks(self.name, generation, places, self._client.here)
         try:
             await self._make(ranks)
         except ActorDied as e:
-            if ranks.died is None:  # of another mesh, whose handle its constructor was given
-                await self._cannot(generation, e)
-            return  # its state tells why
+            if ranks.died is None:  # another mesh died, whose handle the constructor used
+                await self._report_failure(generation, e)
+            return  # its own death: the state of the mesh has the reason
         except Exception as e:
-            await self._cannot(generation, e)
+            await self._report_failure(generation, e)
             return
         finally:
             self._making_ranks = None
@@ -180,15 +180,15 @@ class LiveMesh:
             return
         self._ranks = self._known = ranks
         self._up.set_result(ranks)
-        self._tell_listeners()
-        await self._tell(generation)
+        self._notify_listeners()
+        await self._report_up(generation)
 
-    async def _cannot(self, generation: int, error: Exception) -> None:
+    async def _report_failure(self, generation: int, error: Exception) -> None:
         self._error = error
         remote = str(error.__cause__).strip() if error.__cause__ else ""
         text = remote or "".join(traceback.format_exception(error))
         what = f"its constructor or setup raised {_one_line(error)}"
-        await self._home.report(Report(self.name, generation, what, text))
+        await self._client.report(Report(self.name, generation, what, text))
 
     async def _make(self, ranks: Ranks) -> None:
         making, every = self._making, range(self.procs)
@@ -198,15 +198,15 @@ class LiveMesh:
         if "setup" in endpoints_of(making.cls):
             await ranks.call(every, (INVOKE, "setup", (), {}, ()))
 
-    async def _tell(self, generation: int) -> None:
-        key = (generation, self._home.connections)
-        if self._reported != key:
-            self._reported = key
-            await self._home.report(Report(self.name, generation))
+    async def _report_up(self, generation: int) -> None:
+        key = (generation, self._client.connections)
+        if self._reported_up != key:
+            self._reported_up = key
+            await self._client.report(Report(self.name, generation))
 
 
 def _import_path() -> list[str]:
-    """Where this process finds modules, for ranks to find them too."""
+    """This process's import path as absolute folders, so that ranks find the same modules."""
     return [os.path.abspath(p) for p in sys.path if p != ""] + [os.getcwd()] * ("" in sys.path)  # noqa: PTH100, PTH109
 
 
@@ -216,7 +216,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _refused(now: MeshStatus) -> ForgeError | None:
-    """What kept it from starting, where that was not the user's code."""
+    """The error that kept the mesh from starting, if it did not come from the user's code."""
     if now.error is None or now.error.code == 1:
         return None
     return now.error.error(f"mesh {now.mesh}: ")

@@ -1,7 +1,7 @@
-"""The run that this process drives: its state as the controller reports it, and what it asks of the controller.
+"""The run that this process drives: the state that the controller reports, and requests to the controller.
 
-One thread reads the controller's reports, another is the event loop that meshes and services live in: the user's code
-may run loops of its own, one after the other, or none.
+One thread reads the controller's reports. Another thread runs the event loop of meshes and services, because the
+user's code may run several loops, one after the other, or none.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from forgectl.actor.origin import Origin, find_launched_by
+from forgectl.actor.origin import Origin, set_launched_lookup
 from forgectl.controller import client
 from forgectl.controller.run_dir import RunDir
 from forgectl.controller.start_run import begin_run
@@ -39,28 +39,28 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 END_SECONDS = 20.0
-"""How long the end of a script waits for the end of its run."""
+"""Seconds that a script waits at its end for the end of its run."""
 END_GRACE = 10.0
-"""Seconds that ranks have to end in, once their driver has."""
+"""Seconds between SIGTERM and SIGKILL for ranks whose driver has ended."""
 
 
 class RunClient:
-    """The run of this process. Get it by `home()`."""
+    """The run of this process. `run_client()` returns the one object of a process."""
 
     def __init__(self, run: RunDir, plan: Plan, *, own: bool) -> None:
         self.run = run
         self.plan = plan
         self.ended = False
-        self.connections = 0  # how often a controller was found: what was said to the one before may be lost
+        self.connections = 0  # to controllers so far; reports sent over an earlier one may be lost
         self._pid = os.getpid()
         self._own = own
         self._closing = False
-        self._reachable: concurrent.futures.Future[None] | None = None
+        self._serving: concurrent.futures.Future[None] | None = None
         self._latest: dict[str, MeshStatus] = {}
         self._places = {h.name: h.place for h in plan.hosts}
         self._watchers: dict[str, Callable[[MeshStatus], None]] = {}
-        self._firsts: dict[str, int] = {}  # mesh → its first generation, where an ended one had its name before
-        self.meshes: dict[str, Any] = {}  # those launched here, by name
+        self._first_generations: dict[str, int] = {}  # by mesh; above 0 if an ended mesh had the same name before
+        self.meshes: dict[str, Any] = {}  # LiveMesh by name: those that this process launched
         self.services: dict[str, Any] = {}
         self._unclaimed = {name for d in plan.declared for name in d.meshes}
         self.loop = asyncio.new_event_loop()
@@ -69,14 +69,14 @@ class RunClient:
         self._follower.start()
 
     @property
-    def is_of_a_parent(self) -> bool:
-        """Whether this process was forked since: threads and connections stayed behind."""
+    def belongs_to_parent(self) -> bool:
+        """Whether a parent process created this object: its threads and connections are not in this process."""
         return os.getpid() != self._pid
 
     # ------------------------------------------------------------ the loop
 
     async def in_loop(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await `work` in the loop of meshes and services, from any other; when cancelled, until it has cleaned up."""
+        """Run `work` in the loop of meshes and services, from any loop. If cancelled, waits until it has cleaned up."""
         theirs = asyncio.get_running_loop()
         if theirs is self.loop:
             return await work
@@ -86,10 +86,10 @@ class RunClient:
 
         def settle() -> None:
             ended.set()
-            _hand_over(tasks[0], answer)
+            _copy_outcome(tasks[0], answer)
 
         def over(_: asyncio.Task[T]) -> None:
-            with contextlib.suppress(RuntimeError):  # their loop is closed: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the caller's loop is closed: nobody waits any more
                 theirs.call_soon_threadsafe(settle)
 
         def begin() -> None:
@@ -101,7 +101,7 @@ class RunClient:
             return await answer
         except asyncio.CancelledError:
             if not ended.is_set():
-                self.loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+                self.loop.call_soon_threadsafe(lambda: tasks[0].cancel())  # noqa: PLW0108  # not begun yet
                 await ended.wait()
             raise
 
@@ -109,7 +109,7 @@ class RunClient:
 
     @functools.cached_property
     def here(self) -> Here:
-        """How this process takes part in the run's messages; raises OSError where its folder cannot be had."""
+        """How this process takes part in the run's messages; raises OSError if it cannot create their folder."""
         from forgectl.messages.calling import Here
 
         private_folder(self.run.messages.parent)
@@ -117,7 +117,7 @@ class RunClient:
 
     @functools.cached_property
     def origin(self) -> Origin:
-        """What a handle tells other processes of this run."""
+        """The origin that handles of this process carry."""
         number = next(i for i, host in enumerate(self.plan.hosts) if host.local)
         return Origin(self.run.run, boot_id(), self.here.folder, str(self.run.agent_socket(number)))
 
@@ -125,31 +125,31 @@ class RunClient:
         """The place (`frames.Address`) of a host of the run."""
         return self._places[host]
 
-    # ------------------------------------------------------------ its door
+    # ------------------------------------------------------------ its socket for the CLI
 
-    def keep_reachable(self, work: Coroutine[Any, Any, None]) -> None:
-        """Have `work` look after the socket where this process is asked, until the run begins to end.
+    def serve(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work`, which serves this process's socket, until the run begins to end.
 
-        Whose sockets its controller then removes: nobody would clean up after another one.
+        The controller removes the run's sockets then; nobody would remove one that is created later.
         """
-        self._reachable = asyncio.run_coroutine_threadsafe(work, self.loop)
+        self._serving = asyncio.run_coroutine_threadsafe(work, self.loop)
 
-    def _let_go(self) -> None:
-        if self._reachable is not None:
-            self._reachable.cancel()
+    def _stop_serving(self) -> None:
+        if self._serving is not None:
+            self._serving.cancel()
 
     # ------------------------------------------------------------ what the controller reports
 
     def _follow(self) -> None:
         while not self._closing:
             try:
-                line = client.connect(self.run)
-                if line is None:
+                connection = client.connect(self.run)
+                if connection is None:
                     break
-                with contextlib.closing(line):
-                    line.send(Attach())
+                with contextlib.closing(connection):
+                    connection.send(Attach())
                     self.connections += 1
-                    while (report := line.receive()) is not None:
+                    while (report := connection.receive()) is not None:
                         if isinstance(report, StatusReport):
                             self.loop.call_soon_threadsafe(self._take, report.run)
             except (ForgeError, OSError):
@@ -160,44 +160,44 @@ class RunClient:
 
     def _take(self, status: RunStatus) -> None:
         if status.state not in ("starting", "running"):
-            self._let_go()
+            self._stop_serving()
         for mesh in status.meshes:
-            if mesh.generation >= self._firsts.get(mesh.mesh, 0):
-                self._tell(mesh)
+            if mesh.generation >= self._first_generations.get(mesh.mesh, 0):
+                self._notify(mesh)
 
     def _take_last(self, final: RunStatus | None) -> None:
-        """The run has ended; None: without a trace."""
-        self._let_go()
+        """Apply the state in which the run ended; None if the run left none."""
+        self._stop_serving()
         meshes = final.meshes if final is not None else ()
         for mesh in meshes:
-            self._tell(mesh)
+            self._notify(mesh)
         self.ended = True
         for name, watcher in list(self._watchers.items()):
             if all(mesh.mesh != name for mesh in meshes):
                 watcher(MeshStatus.lost(name, "its run has ended"))
 
-    def _tell(self, mesh: MeshStatus) -> None:
+    def _notify(self, mesh: MeshStatus) -> None:
         self._latest[mesh.mesh] = mesh
         if (watcher := self._watchers.get(mesh.mesh)) is not None:
             watcher(mesh)
 
     def watch(self, mesh: str, watcher: Callable[[MeshStatus], None]) -> None:
-        """Have `watcher` called with every later state of a mesh, and with the present one. In the loop."""
+        """Call `watcher` with the present state of a mesh, if known, and with every later one. In the loop."""
         self._watchers[mesh] = watcher
         latest = self._latest.get(mesh)
-        if latest is not None and (self.ended or latest.generation >= self._firsts.get(mesh, 0)):
+        if latest is not None and (self.ended or latest.generation >= self._first_generations.get(mesh, 0)):
             watcher(latest)
 
     def forget(self, mesh: str, watcher: Callable[[MeshStatus], None]) -> None:
-        """Call `watcher` no more: the mesh is over."""
+        """Stop calling `watcher`, because the mesh has ended."""
         if self._watchers.get(mesh) == watcher:
             del self._watchers[mesh]
             self._latest.pop(mesh, None)
 
-    # ------------------------------------------------------------ what is asked of the controller
+    # ------------------------------------------------------------ requests to the controller
 
     async def obtain(self, unit: Unit, *, named: bool) -> str:
-        """The name of a mesh for this unit: one that the spec declares, else a new one; raises ForgeError."""
+        """Get a mesh for a unit, one that the spec declares or a new one; returns its name. Raises ForgeError."""
         if unit.mesh in self._unclaimed:
             self._unclaimed.discard(unit.mesh)
             return unit.mesh
@@ -206,58 +206,59 @@ class RunClient:
             raise answer.error()
         if not isinstance(answer, MeshAdded):
             raise ForgeError(f"run {self.run.run} has ended; no mesh can be added to it")
-        self._firsts[answer.mesh] = answer.generation
+        self._first_generations[answer.mesh] = answer.generation
         return answer.mesh
 
     def service_name(self, name: str, *, named: bool) -> str:
-        """A name that no living service has; raises BusyError for one that was chosen and is taken."""
+        """A name that no living service has. If the user chose it (`named`) and it is taken, raises BusyError."""
         if named and name in self.services:
             hint = "choose another mesh_name, or shut that one down"
             raise BusyError(f"there is a service {name} already", hint=hint)
         return free_name(name, self.services)
 
     async def report(self, report: Report) -> None:
-        """Tell what became of a generation's actors, without secrets."""
+        """Report to the controller whether a generation's actors were set up; secrets are redacted."""
         redact = of_process()
         error = redact(report.error) if report.error else None
-        await self._say(Report(report.mesh, report.generation, error, redact(report.traceback)))
+        await self._send(Report(report.mesh, report.generation, error, redact(report.traceback)))
 
     async def stop(self, mesh: str, grace: float) -> None:
-        """Have a mesh end: SIGTERM, `grace` seconds, SIGKILL."""
-        await self._say(Shutdown((mesh,), grace, "its driver"))
+        """Ask the controller to end a mesh: SIGTERM, then SIGKILL after `grace` seconds."""
+        await self._send(Shutdown((mesh,), grace, "its driver"))
 
-    async def _say(self, request: Any) -> None:
+    async def _send(self, request: Any) -> None:
         ask = functools.partial(self._ask, request, answer=False)
         try:
             asking = asyncio.get_running_loop().run_in_executor(None, ask)
-        except RuntimeError:  # the interpreter is ending and takes no more work for threads: the run ends with it
+        except RuntimeError:  # the interpreter ends and starts no more threads; the run ends too
             return
         await asking
 
     def _ask(self, request: Any, *, answer: bool = True) -> Any:
-        line = client.connect(self.run)
-        if line is None:
+        connection = client.connect(self.run)
+        if connection is None:
             return None
-        with contextlib.closing(line):
+        with contextlib.closing(connection):
             if answer:
-                return client.ask(self.run, line, request)
+                return client.ask(self.run, connection, request)
             with contextlib.suppress(OSError):
-                line.send(request)
-                line.socket.shutdown(1)  # all is said: wait until it was read
-                line.receive(client.ANSWER_SECONDS)
+                connection.send(request)
+                connection.socket.shutdown(1)  # nothing more to send; wait until the controller has read it
+                connection.receive(client.ANSWER_SECONDS)
             return None
 
     # ------------------------------------------------------------ the end
 
     def close(self) -> None:
-        """At the end of the process: end a run of one's own, and wait until nothing is left of it.
+        """Clean up at the end of the process.
 
-        In a run's driver: have its meshes end.
+        If this process began the run, end the run and wait until nothing of it is left. In the driver of another run,
+        end the meshes that were launched here.
         """
-        if self.is_of_a_parent or self._closing:
+        if self.belongs_to_parent or self._closing:
             return
         self._closing = True
-        self._let_go()
+        self._stop_serving()
         if not self._own:
             with contextlib.suppress(ForgeError, OSError):
                 self._ask(Shutdown(tuple(self.meshes), END_GRACE, "the end of its driver"), answer=False)
@@ -269,9 +270,9 @@ class RunClient:
             client.wait_gone(final)
 
 
-def _hand_over(task: asyncio.Task[T], answer: asyncio.Future[T]) -> None:
-    """Give what a task came to to whoever awaits it in another loop, if that still does."""
-    error = None if task.cancelled() else task.exception()  # seen, whether or not anybody awaits it
+def _copy_outcome(task: asyncio.Task[T], answer: asyncio.Future[T]) -> None:
+    """Copy the result or error of a task to a future of another loop, unless that future is done."""
+    error = None if task.cancelled() else task.exception()  # mark it as retrieved, even if nobody waits
     if answer.done():
         return
     if task.cancelled():
@@ -282,27 +283,27 @@ def _hand_over(task: asyncio.Task[T], answer: asyncio.Future[T]) -> None:
         answer.set_result(task.result())
 
 
-_home: RunClient | None = None
+_run_client: RunClient | None = None
 _lock = threading.Lock()
 
 
 def run_client(coming: Unit | None = None, meanwhile: Callable[[], None] = lambda: None) -> RunClient:
-    """The run that this process drives; begun now where there is none, for the mesh `coming`. Raises ForgeError.
+    """The run that this process drives. If there is none, begins one for the mesh `coming`. Raises ForgeError.
 
-    `meanwhile` is called while the processes of a run that is begun start.
+    `meanwhile` is called while the processes of a new run start.
     """
-    global _home
+    global _run_client  # noqa: PLW0603  # one per process
     with _lock:
-        if _home is None or _home.is_of_a_parent:
-            _home = _find_or_begin(coming, meanwhile)
-            find_launched_by(_launched)
-            atexit.register(_home.close)
-        return _home
+        if _run_client is None or _run_client.belongs_to_parent:
+            _run_client = _find_or_begin(coming, meanwhile)
+            set_launched_lookup(_launched)
+            atexit.register(_run_client.close)
+        return _run_client
 
 
 def living_run_client() -> RunClient | None:
-    """That of the run that this process drives, if it does already."""
-    return _home if _home is not None and not _home.is_of_a_parent else None
+    """The RunClient of this process if it drives a run already, else None."""
+    return _run_client if _run_client is not None and not _run_client.belongs_to_parent else None
 
 
 def _launched(run: str, mesh: str) -> Any:
@@ -316,21 +317,21 @@ def _find_or_begin(coming: Unit | None, meanwhile: Callable[[], None]) -> RunCli
     elif "FORGE_RUN_DIR" in os.environ:
         raise UsageError(
             "actors are launched by the driver of a run, not by other actors",
-            hint="launch it in the driver, and hand its handle to this actor",
+            hint="launch it in the driver, and pass its handle to this actor",
         )
     else:
         plan = _own_plan()
         run = begin_run(plan, b"", name_is_given=False, own=True, coming=coming, meanwhile=meanwhile)
         own = True
-    from forgectl.actor.driver.call_server import CallServer  # not before: time counts until the run has begun
+    from forgectl.actor.driver.call_server import CallServer  # late: an import before `begin_run` would delay the run
 
     found = RunClient(run, run.read_plan(), own=own)
-    found.keep_reachable(CallServer(found).keep())
+    found.serve(CallServer(found).keep())
     return found
 
 
 def _own_plan() -> Plan:
-    """A run without meshes on this machine, named after the script."""
+    """The plan of a run without meshes on this machine, named after the script."""
     name = name_of(Path(sys.argv[0] or "python").stem, "python")
     host = HostPlan("local", True, sys.executable, "127.0.0.1", cores=len(os.sched_getaffinity(0)))
     return Plan(name, "", str(Path.cwd()), LEASE, LOG_LIMIT, (host,), (), open=True)

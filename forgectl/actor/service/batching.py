@@ -13,9 +13,10 @@ from forgectl.errors import ActorDied
 from forgectl.system.tasks import Background
 
 Key = tuple[str, int | None, int, frozenset[str]]
-"""What calls must agree in to share a batch: endpoint, home, number of positional arguments, names of the others."""
-HOMELESS = -1
-"""In place of the replica's index, for sessions that come while no replica is healthy."""
+"""Calls with equal keys share a batch: endpoint, index of the session's replica, number of positional arguments, names
+of keyword arguments."""
+NO_REPLICA = -1
+"""In place of the replica's index, for calls of a session that arrive while no replica is healthy."""
 
 
 class BatchItem:
@@ -36,7 +37,7 @@ class BatchItem:
 
 
 class Batch(Request):
-    """Calls that go as one. It gathers until `close`, then waits its turn, then runs in a task of its own."""
+    """Calls that are sent as one. It gathers calls until `close`, waits for its turn, then runs in its own task."""
 
     def __init__(self, batcher: Batcher, endpoint: str, info: EndpointInfo, key: Key, in_sessions: bool) -> None:
         super().__init__(endpoint)
@@ -55,19 +56,19 @@ class Batch(Request):
         return len(self.items)
 
     def drop(self, item: BatchItem) -> None:
-        """Its caller is gone: leave it out, if there is still time."""
+        """Leave out a call whose caller is gone, unless the batch has started."""
         if self._started or item not in self.items:
             return
         self.items.remove(item)
-        if self.line is not None:
-            self.line.size -= 1
+        if self.queue is not None:
+            self.queue.size -= 1
             if not self.items:
-                self.line.discard(self)
+                self.queue.discard(self)
         elif self.replica is None and not self.items:
             self._batcher.forget(self)
 
     def parts(self, choose: Callable[[str, str | None], Replica | None]) -> list[tuple[Request, Replica | None]]:
-        """Itself, or a batch for each replica where sessions that shared one do so no longer."""
+        """Itself and its replica; one batch per replica if its sessions are on different replicas now."""
         if not self._in_sessions:
             return [(self, choose(self.endpoint, None))]
         groups: dict[Replica | None, list[BatchItem]] = {}
@@ -120,7 +121,7 @@ class Batch(Request):
                 item.future.set_result(value)
 
     def _again(self, error: Exception, replica: Replica) -> bool:
-        """Whether it was sent to another replica since this one has died."""
+        """Send it to another replica if this one died and the endpoint is idempotent; whether it was sent."""
         self._attempts += 1
         if not (isinstance(error, ActorDied) and replica.owns(error) and self.info.idempotent):
             return False
@@ -135,7 +136,7 @@ class Batch(Request):
 
 
 def checked(endpoint: str, result: Any, count: int) -> list[Any] | tuple[Any, ...]:
-    """The results, one for each of `count` calls. Raises TypeError or ValueError if they are not."""
+    """Return `result` if it is a list of `count` results, one for each call; else raise TypeError or ValueError."""
     what = f"{endpoint} has batch_size > 1: it must return a list with a result for each of the {count} calls"
     if not isinstance(result, (list, tuple)):
         raise TypeError(f"{what}, not {type(result).__name__}")
@@ -145,7 +146,7 @@ def checked(endpoint: str, result: Any, count: int) -> list[Any] | tuple[Any, ..
 
 
 class Batcher:
-    """The batches that still gather. `place` sends one on its way; it must not raise."""
+    """The batches that still gather calls. `place` sends a batch to a replica; it must not raise."""
 
     def __init__(self, place: Callable[[Request], None]) -> None:
         self.place = place
@@ -153,15 +154,15 @@ class Batcher:
         self._open: dict[Key, Batch] = {}
 
     def gathering(self) -> int:
-        """Calls in batches that have not closed yet."""
+        """The number of calls in batches that still gather."""
         return sum(len(batch.items) for batch in list(self._open.values()))
 
-    async def call(self, call: ServiceCall, home: int | None) -> Any:
-        """This caller's result. `home`: the index of its session's replica, HOMELESS, or None outside sessions.
+    async def call(self, call: ServiceCall, index: int | None) -> Any:
+        """Return this caller's result. `index`: of its session's replica, NO_REPLICA, or None outside sessions.
 
-        Calls without any arguments share no batch, since the method could not tell how many they are.
+        A call without arguments never shares a batch, because the method could not see how many calls there are.
         """
-        key = (call.endpoint, home, len(call.args), frozenset(call.kwargs))
+        key = (call.endpoint, index, len(call.args), frozenset(call.kwargs))
         batch = self._open.get(key)
         if batch is None:
             batch = self._open[key] = Batch(self, call.endpoint, call.info, key, call.session is not None)
@@ -177,25 +178,25 @@ class Batcher:
             raise
 
     def close(self, batch: Batch) -> None:
-        """It takes no more calls, and goes to a replica."""
+        """Add no more calls to the batch, and send it to a replica."""
         self.forget(batch)
         self.place(batch)
 
     def forget(self, batch: Batch) -> None:
-        """It gathers no more."""
+        """Add no more calls to the batch."""
         if self._open.get(batch.key) is batch:
             del self._open[batch.key]
         if batch.timer is not None:
             batch.timer.cancel()
             batch.timer = None
 
-    def flush(self, home: int) -> None:
-        """Close the batches of sessions that live there: some of them will live elsewhere."""
-        for batch in [batch for batch in self._open.values() if batch.key[1] == home]:
+    def flush(self, index: int) -> None:
+        """Close the batches of sessions on this replica, because some of these sessions will move to another one."""
+        for batch in [batch for batch in self._open.values() if batch.key[1] == index]:
             self.close(batch)
 
     def stop(self, error: Callable[[], Exception]) -> None:
-        """Fail all that gather."""
+        """Fail all calls in batches that still gather."""
         for batch in list(self._open.values()):
             self.forget(batch)
             batch.fail(error())

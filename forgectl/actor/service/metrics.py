@@ -1,4 +1,4 @@
-"""What a service, or one replica of it, has answered lately: counts, rate and latency, in bounded memory."""
+"""Counts, rate and latency of the requests that a service or one replica has answered, in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Awaitable, Callable
 from typing import TypedDict, TypeVar
 
 T = TypeVar("T")
-WINDOW = 60  # seconds that the rate looks back
-SAMPLES = 1000  # requests that the latency looks back
+WINDOW = 60  # seconds over which the rate is measured
+SAMPLES = 1000  # latest requests over which the latency is measured
 
 
 class Answered(TypedDict):
-    """What ServiceStatus and ReplicaStatus both have."""
+    """The fields that ServiceStatus and ReplicaStatus share."""
 
     total: int
     successes: int
@@ -28,7 +28,7 @@ class Answered(TypedDict):
 
 
 class AnswerCounts:
-    """Counts of answered requests. `clock` gives seconds, as `time.monotonic`."""
+    """Counts answered requests. `clock` returns seconds, like `time.monotonic`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
@@ -36,22 +36,22 @@ class AnswerCounts:
         self.failures = 0
         self.cancelled = 0
         self._latencies: deque[float] = deque(maxlen=SAMPLES)
-        self._counts = [0] * WINDOW  # answers within each of the last seconds; a slot is reused a window later
+        self._counts = [0] * WINDOW  # answers per second; after WINDOW seconds a slot is reused
         self._seconds = [-1] * WINDOW
         self._since = clock()
 
     def succeeded(self, began: float) -> None:
-        """A request that came at `began`, on the same clock, has its result."""
+        """Count the result of a request that arrived at `began`, a time of the same clock."""
         self.successes += 1
         self._answered(began)
 
     def failed(self, began: float) -> None:
-        """A request that came at `began` ended with an exception."""
+        """Count the exception of a request that arrived at `began`."""
         self.failures += 1
         self._answered(began)
 
     async def counted(self, request: Awaitable[T], began: float) -> T:
-        """Await the request, and count how it ends."""
+        """Await the request, and count its result, exception or cancellation."""
         try:
             result = await request
         except asyncio.CancelledError:
@@ -74,15 +74,15 @@ class AnswerCounts:
         self._counts[slot] += 1
 
     def rate(self) -> float:
-        """Answered requests per second over the last minute, or since the start if that is later."""
+        """Answered requests per second, over the last minute or since the start if that is shorter."""
         now = self.clock()
         recent = sum(n for n, s in zip(self._counts, self._seconds, strict=True) if s > now - WINDOW)
         return recent / min(WINDOW, max(1.0, now - self._since))
 
     def numbers(self) -> Answered:
-        """Counts, and latency in seconds from a request's arrival to its answer; None where nothing was answered.
+        """Counts, and latency in seconds from a request's arrival to its answer; None if there were no answers.
 
-        `total` is successes and failures; requests whose callers were cancelled count only as `cancelled`.
+        `total` is successes plus failures. Requests whose callers were cancelled count only as `cancelled`.
         """
         latencies = sorted(self._latencies)
         return {
@@ -98,5 +98,5 @@ class AnswerCounts:
 
 
 def _percentile(ordered: list[float], share: float) -> float | None:
-    """The nearest rank: the least value that `share` of all do not exceed."""
+    """By the nearest-rank method: the smallest value that at least `share` of the values do not exceed."""
     return ordered[math.ceil(share * len(ordered)) - 1] if ordered else None

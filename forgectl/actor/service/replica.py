@@ -1,4 +1,4 @@
-"""One replica of a service: how many requests run on it, and the line of those that wait for it."""
+"""One replica of a service: the requests that run on it, and the queue of those that wait for it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from forgectl.actor.service.metrics import AnswerCounts
 from forgectl.errors import ActorDied, ServiceStopped
 
 ATTEMPTS = 3
-"""How many replicas an idempotent request may see die: one that kills its replica must not kill them all."""
+"""On how many replicas an idempotent request may run: one that kills its replica must not kill them all."""
 
 
 class ReplicaMesh(Protocol):
-    """The actor mesh behind a replica, which others start, watch and relaunch."""
+    """The actor mesh behind a replica. Code outside the service starts, watches and restarts it."""
 
-    name: str  # of the mesh, "policy.0"
+    name: str  # such as "policy.0"
 
     @property
     def healthy(self) -> bool:
@@ -25,51 +25,51 @@ class ReplicaMesh(Protocol):
 
     @property
     def ended(self) -> Exception | None:
-        """Why it will never be healthy again (an ActorDied), else None."""
+        """Why the mesh will never be healthy again (an ActorDied), else None."""
 
     def subscribe(self, listener: Callable[[], None]) -> None:
-        """Have `listener` called, in the loop, whenever `healthy` or `ended` changes."""
+        """Call `listener` in the service's loop whenever `healthy` or `ended` changes."""
 
     async def call(self, endpoint: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Raises ActorDied if the mesh is not healthy, dies or is shut down meanwhile; else the user's exception."""
+        """Call every rank. Raises the user's exception; ActorDied if the mesh is not healthy, dies, or is shut down."""
 
     async def shutdown(self) -> None:
-        """End it; calls that still run raise ActorDied."""
+        """End the mesh; calls that still run raise ActorDied."""
 
 
 class Request:
-    """A call, or a batch of calls: it waits in at most one line, or else holds a slot of at most one replica.
+    """A call or a batch of calls. It waits in at most one queue, or holds a slot of at most one replica.
 
-    `pinned`: for this replica and no other (fanout).
+    `pinned`: only this replica may run it (fanout).
     """
 
     def __init__(self, endpoint: str, session: str | None = None, pinned: bool = False) -> None:
         self.endpoint = endpoint
         self.session = session
         self.pinned = pinned
-        self.line: RequestQueue | None = None
+        self.queue: RequestQueue | None = None
         self.replica: Replica | None = None
-        self.deadline = 0.0  # in the loop's time, while it waits for any replica to be healthy
+        self.deadline = 0.0  # in the loop's time; set while it waits for a healthy replica
 
     @property
     def weight(self) -> int:
-        """How many calls it is."""
+        """The number of calls in it."""
         return 1
 
     def granted(self) -> None:
-        """A slot of `self.replica` is its own: start."""
+        """Start: the request now has a slot of `self.replica`."""
         raise NotImplementedError
 
     def revoked(self) -> None:
-        """The slot is gone before it has started; another will come, or `fail`."""
+        """The slot was lost before the request started. `granted` or `fail` will follow."""
         raise NotImplementedError
 
     def fail(self, error: Exception) -> None:
-        """It will never start."""
+        """The request will never start, because of `error`."""
         raise NotImplementedError
 
     def parts(self, choose: Callable[[str, str | None], Replica | None]) -> list[tuple[Request, Replica | None]]:
-        """Itself and the replica that it should go to, None if none is healthy; several where it has to be split."""
+        """Itself and its replica, None if no replica is healthy. A batch may return several parts."""
         return [(self, choose(self.endpoint, self.session))]
 
 
@@ -81,9 +81,9 @@ class SingleCall(Request):
         self._turn = asyncio.get_running_loop().create_future()
 
     async def turn(self) -> Replica:
-        """The replica of which it now holds a slot. Cancelled, it leaves its line."""
+        """Wait for a slot, and return its replica. If cancelled, gives up the slot or the place in the queue."""
         try:
-            while self.replica is None:  # woken by a slot that was revoked since, it waits for the next
+            while self.replica is None:  # the slot that woke it may have been revoked since
                 await self._turn
         except BaseException:
             self._leave()
@@ -93,9 +93,9 @@ class SingleCall(Request):
 
     def _leave(self) -> None:
         if self._turn.done() and not self._turn.cancelled():
-            self._turn.exception()  # seen, so that asyncio does not report it as never retrieved
-        if self.line is not None:
-            self.line.discard(self)
+            self._turn.exception()  # retrieve it, so that asyncio does not report an unseen exception
+        if self.queue is not None:
+            self.queue.discard(self)
         elif self.replica is not None:
             self.replica.started(self)
             self.replica.release()
@@ -113,14 +113,14 @@ class SingleCall(Request):
 
 
 class RequestQueue:
-    """Requests in order of arrival; one may leave from the middle at no more cost than from the front."""
+    """Requests in order of arrival. Removing one from the middle costs no more than from the front."""
 
     def __init__(self) -> None:
         self._requests: OrderedDict[Request, None] = OrderedDict()
-        self.size = 0  # calls in it, a batch counting as all of its own
+        self.size = 0  # calls in it; every call of a batch counts
 
     def push(self, request: Request) -> None:
-        request.line = self
+        request.queue = self
         self._requests[request] = None
         self.size += request.weight
 
@@ -134,11 +134,11 @@ class RequestQueue:
 
     def discard(self, request: Request) -> None:
         del self._requests[request]
-        request.line = None
+        request.queue = None
         self.size -= request.weight
 
     def take(self, wanted: Callable[[Request], bool] = lambda request: True) -> list[Request]:
-        """Remove those wanted, in order."""
+        """Remove and return the requests for which `wanted` is true, in order."""
         taken = [request for request in self._requests if wanted(request)]
         for request in taken:
             self.discard(request)
@@ -146,32 +146,32 @@ class RequestQueue:
 
 
 class Replica:
-    """At most `limit` requests run on the mesh, the rest wait in line.
+    """Runs at most `limit` requests on a mesh; the others wait in the queue.
 
-    `notice` is told when the mesh may have changed. `epoch` grows whenever the replica goes up or down, so that the
-    news of a death is not held against the mesh that was launched since.
+    `on_change` is called when the mesh may have changed. `epoch` grows whenever the replica goes up or down, so that a
+    late error of a dead generation does not mark the next one as dead.
     """
 
-    def __init__(self, index: int, mesh: ReplicaMesh, limit: int, notice: Callable[[Replica], None]) -> None:
+    def __init__(self, index: int, mesh: ReplicaMesh, limit: int, on_change: Callable[[Replica], None]) -> None:
         self.index = index
         self.mesh = mesh
         self.limit = limit
         self.running = 0
-        self.line = RequestQueue()
+        self.queue = RequestQueue()
         self.stats = AnswerCounts()
-        self.up = False  # routed to; `check` keeps it
+        self.up = False  # whether requests are routed to it; `check` updates this
         self.epoch = 0
         self.retiring = False
-        self._notice = notice
-        self._suspect = False  # a call said that it died, and the mesh has said nothing yet
-        self._granted: dict[Request, None] = {}  # they have slots, but have not woken up yet
+        self._on_change = on_change
+        self._suspect = False  # a call raised ActorDied, but the mesh has not reported it yet
+        self._granted: dict[Request, None] = {}  # requests that have slots, but have not woken up yet
         self._quiet = asyncio.Event()
         self._ending: asyncio.Future[None] | None = None
-        mesh.subscribe(self.look_again)
+        mesh.subscribe(self.recheck)
 
     @property
     def queued(self) -> int:
-        return self.line.size
+        return self.queue.size
 
     @property
     def alive(self) -> bool:
@@ -179,23 +179,23 @@ class Replica:
 
     @property
     def free(self) -> bool:
-        """Whether a request would start at once. Not before those which are about to."""
-        return self.running < self.limit and not self.line.size and not self._granted
+        """Whether a request would start at once. False while others have slots but have not started."""
+        return self.running < self.limit and not self.queue.size and not self._granted
 
     def take_slot(self) -> bool:
-        """Start at once, without a place in line, if there is room."""
-        if self.running < self.limit and not self.line.size and not self._granted:
+        """Take a slot without queueing, if one is free; whether it was taken."""
+        if self.free:
             self.running += 1
             return True
         return False
 
-    def look_again(self) -> None:
-        """The mesh has news, or it is time to look."""
+    def recheck(self) -> None:
+        """Trust the state of the mesh again, and check it. On news of the mesh, and at each poll."""
         self._suspect = False
-        self._notice(self)
+        self._on_change(self)
 
     def check(self) -> bool:
-        """Bring `up` up to date; whether it has changed."""
+        """Update `up`; whether it has changed."""
         up = self.alive and not self.retiring
         if up == self.up:
             return False
@@ -204,56 +204,60 @@ class Replica:
         return True
 
     def add(self, request: Request) -> None:
-        """To the end of the line; it starts when it is its turn."""
+        """Append to the queue. The request starts at its turn."""
         start = self.free
-        self.line.push(request)
+        self.queue.push(request)
         if start:
             self._pump()
 
     def _pump(self) -> None:
-        while self.line.size and self.running < self.limit:
+        while self.queue.size and self.running < self.limit:
             if not self.alive:
-                self._notice(self)
+                self._on_change(self)
                 return
-            request = self.line.pop()
+            request = self.queue.pop()
             request.replica = self
             self.running += 1
             self._granted[request] = None
             request.granted()
 
     def started(self, request: Request) -> None:
-        """It has woken up, and calls `call` or `release` next."""
+        """A request with a slot has woken up. It calls `call` or `release` next."""
         del self._granted[request]
         self._pump()
 
     def release(self) -> None:
-        """A slot is free again."""
+        """Give a slot back."""
         self.running -= 1
         self._pump()
         self.settle()
 
     def settle(self) -> None:
-        if not self.running and not self.line.size:
+        if not self.running and not self.queue.size:
             self._quiet.set()
 
     def take_back(self) -> list[Request]:
-        """Those which another replica must run, in order: all that have not started, if this one is dead."""
+        """Remove and return, in order, the requests that must leave.
+
+        From a dead replica: all that have not started. From a living one that takes no more: all in the queue that are
+        not pinned.
+        """
         if self.alive:
-            taken = self.line.take(lambda request: not request.pinned)
+            taken = self.queue.take(lambda request: not request.pinned)
         else:
             revoked, self._granted = list(self._granted), {}
             self.running -= len(revoked)
             for request in revoked:
                 request.replica = None
                 request.revoked()
-            taken = revoked + self.line.take()
+            taken = revoked + self.queue.take()
         self.settle()
         return taken
 
     async def call(self, endpoint: str, args: tuple[Any, ...], kwargs: dict[str, Any], began: Iterable[float]) -> Any:
-        """Run it in a slot that is held, and give the slot back. `began`: when its callers came, one each.
+        """Run a request in its slot, then free the slot. `began`: the arrival time of each call in it.
 
-        Raises what the mesh's call does, or ServiceStopped if it was shut down meanwhile.
+        Raises what the call of the mesh raises; ServiceStopped if the replica was shut down during the call.
         """
         epoch, stats = self.epoch, self.stats
         try:
@@ -275,31 +279,31 @@ class Replica:
             self.release()
 
     def owns(self, error: ActorDied) -> bool:
-        """Whether it tells of this mesh, and not of another that the user's code had called."""
+        """Whether the error is about this mesh, not about another mesh that the user's code called."""
         return error.mesh is None or error.mesh == self.mesh.name
 
     def _died(self, error: ActorDied, epoch: int, endpoint: str) -> None:
         if self._ending is not None:
             raise ServiceStopped(f"{self.mesh.name} was shut down while it ran {endpoint}") from error
         if epoch == self.epoch:
-            self._suspect = True  # before the slot is free: the next in line must not go there
-            self._notice(self)
+            self._suspect = True  # before the slot is freed: the next request must not go there
+            self._on_change(self)
 
     def death(self) -> Exception:
-        """What a request is told that was for this replica only."""
+        """The error for a request pinned to this replica."""
         reason = self.mesh.ended
         if isinstance(reason, ActorDied):
             return reason
         return ActorDied(f"{self.mesh.name} died before the request started", mesh=self.mesh.name)
 
     async def idle(self) -> None:
-        """Until nothing runs on it or waits for it."""
-        while self.running or self.line.size:
+        """Wait until nothing runs on it or waits for it."""
+        while self.running or self.queue.size:
             self._quiet.clear()
             await self._quiet.wait()
 
     async def shutdown(self) -> None:
-        """End the mesh, once; what still runs raises ServiceStopped."""
+        """End the mesh, once; calls that still run raise ServiceStopped."""
         if self._ending is None:
             self._ending = asyncio.ensure_future(self.mesh.shutdown())
         await asyncio.shield(self._ending)

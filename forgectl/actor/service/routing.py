@@ -1,4 +1,4 @@
-"""Which replica a request goes to: the routers, and the placement that asks them and keeps those none can take yet."""
+"""Chooses the replica of a request: the routers, and the placement, which holds requests while none is healthy."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class Load(Protocol):
 
 
 class Router:
-    """Chooses a replica for each request; subclass it for a choice of your own.
+    """Chooses a replica for each request; subclass it to choose differently.
 
-    One instance serves one service, or one endpoint of it. Within a session it is asked once, for the first call, and
-    again when the session's replica has died.
+    One instance serves one service, or one endpoint of it. In a session, `pick` runs for the first call, and again
+    after the session's replica has died.
     """
 
     def pick(self, replicas: Sequence[Load]) -> Load:
-        """One of `replicas`: the healthy ones, never empty, ordered by index. What it raises goes to the caller."""
+        """Return one of `replicas`: the healthy ones, at least one, by index. The caller gets what it raises."""
         raise NotImplementedError(f"{type(self).__name__} does not define pick(replicas)")
 
 
 class RoundRobin(Router):
-    """Each in its turn, by index, also while replicas come and go."""
+    """Replicas take turns in order of index, also while some come and go."""
 
     def __init__(self) -> None:
         self._last = -1
@@ -50,7 +50,7 @@ class RoundRobin(Router):
 
 
 class LeastLoaded(RoundRobin):
-    """The one with the fewest requests running and queued; equals take turns."""
+    """The replica with the fewest requests, running and queued; equal ones take turns."""
 
     def pick(self, replicas: Sequence[Load]) -> Load:
         loads = [r.running + r.queued for r in replicas]
@@ -59,14 +59,14 @@ class LeastLoaded(RoundRobin):
 
 
 class SessionRouter(RoundRobin):
-    """Sessions spread evenly over replicas, and stick, as they do with every router; other calls take turns."""
+    """Spreads sessions evenly; other calls take turns. A session keeps its replica, as with every router."""
 
 
 ROUTERS: dict[str, type[Router]] = {"round_robin": RoundRobin, "least_loaded": LeastLoaded, "session": SessionRouter}
 
 
 def make_router(router: Any) -> Router:
-    """A router of this name or class, or the instance itself. Raises ValueError, naming the choices, for others."""
+    """A router from its name or class, or the instance itself. Else raises ValueError, which names the choices."""
     if isinstance(router, str) and router in ROUTERS:
         return ROUTERS[router]()
     if isinstance(router, Router):
@@ -76,14 +76,14 @@ def make_router(router: Any) -> Router:
     near = nearest(router, ROUTERS) if isinstance(router, str) else None
     guess = f"; did you mean {near!r}?" if near else ""
     choices = ", ".join(map(repr, ROUTERS))
-    raise ValueError(f"router {router!r} is none{guess}; choices: {choices}, or a subclass of Router")
+    raise ValueError(f"unknown router {router!r}{guess}; choices: {choices}, or a subclass of Router")
 
 
 class Placement:
-    """Brings requests to healthy replicas, and holds back, in order, those that come while there is none.
+    """Sends requests to healthy replicas. While there is none, it holds requests in order of arrival.
 
-    `timeout`: seconds that a request waits for a healthy replica. `changed` is told of each replica that went up or
-    down, after its requests were moved.
+    `timeout`: seconds that a request waits for a healthy replica. `changed` is called with each replica that went up
+    or down, after its requests have moved.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Placement:
         self.replicas: dict[int, Replica] = {}  # by index, ascending
         self.up: tuple[Replica, ...] = ()
         self.held = RequestQueue()
-        self.coming = 0  # replicas that are being started
+        self.coming = 0  # number of replicas that are starting
         self.stopped = False
         self._service = service
         self._router = router
@@ -110,23 +110,23 @@ class Placement:
 
     def add(self, replica: Replica) -> None:
         self.replicas[replica.index] = replica
-        self.look(replica)
+        self.update(replica)
 
     def remove(self, replica: Replica) -> None:
         self.replicas.pop(replica.index, None)
 
     def choose(self, endpoint: str, session: str | None) -> Replica | None:
-        """The session's own replica, else the router's choice; None if none is healthy. Raises what the router does."""
+        """The session's replica, else the router's choice; None if none is healthy. Raises what the router raises."""
         while self.up:
-            home = self._sessions.home(session) if session is not None else None
-            replica = self.replicas.get(home) if home is not None else None
+            index = self._sessions.replica_of(session) if session is not None else None
+            replica = self.replicas.get(index) if index is not None else None
             if replica is None or not replica.up:
                 replica = self._picked(endpoint)
                 if session is not None:
                     self._sessions.move(session, replica.index)
             if replica.mesh.healthy:
                 return replica
-            self.look(replica)  # it died before its news came
+            self.update(replica)  # it died, and its notification has not arrived yet
         return None
 
     def _picked(self, endpoint: str) -> Replica:
@@ -134,10 +134,10 @@ class Placement:
         picked: Any = router.pick(self.up)
         if isinstance(picked, Replica) and picked.up and self.replicas.get(picked.index) is picked:
             return picked
-        raise TypeError(f"{type(router).__name__}.pick returned {picked!r}, which is none of the replicas it was given")
+        raise TypeError(f"{type(router).__name__}.pick returned {picked!r}, which is not one of the given replicas")
 
     def place(self, request: Request) -> None:
-        """Send it to a healthy replica, or hold it back until there is one. Never raises: errors go to the request."""
+        """Send a request to a healthy replica, or hold it until there is one. Never raises: the request gets errors."""
         if self.stopped:
             request.fail(self.stopped_error())
             return
@@ -151,12 +151,12 @@ class Placement:
                 self.hold(part)
             elif replica.up:
                 replica.add(part)
-            else:  # it was found dead while the next part was placed
+            else:  # it was found dead while another part was placed
                 self.place(part)
 
     def hold(self, request: Request) -> None:
-        """Until a replica is healthy again; fails at once if none will be."""
-        error = self.no_hope()
+        """Hold the request until a replica is healthy; fail it at once if none will be."""
+        error = self.unavailable_error()
         if error is not None:
             request.fail(error)
             return
@@ -164,8 +164,8 @@ class Placement:
         self.held.push(request)
         self._set_timer()
 
-    def look(self, replica: Replica) -> None:
-        """Act on what its mesh says now: requests leave a dead replica, and come to one that is back."""
+    def update(self, replica: Replica) -> None:
+        """Act on the present state of a replica: requests leave a dead one, and held requests go to one that is up."""
         changed = replica.check()
         if changed:
             self.up = tuple(r for r in self.replicas.values() if r.up)
@@ -179,22 +179,22 @@ class Placement:
             self.place(self.held.pop())
         if changed:
             self._changed(replica)
-        self.give_up_if_hopeless()
+        self.fail_if_hopeless()
 
-    def look_at_all(self) -> None:
-        """The safety net: as if each mesh had news."""
+    def recheck_all(self) -> None:
+        """Recheck every replica, in case a notification was missed."""
         for replica in list(self.replicas.values()):
-            replica.look_again()
-        self.give_up_if_hopeless()
+            replica.recheck()
+        self.fail_if_hopeless()
 
-    def give_up_if_hopeless(self) -> None:
-        """Fail what is held back for replicas that will not come."""
-        if not self.up and self.held.size and self.no_hope() is not None:
+    def fail_if_hopeless(self) -> None:
+        """Fail the held requests if no replica will ever be healthy."""
+        if not self.up and self.held.size and self.unavailable_error() is not None:
             for request in self.held.take():
                 self.hold(request)
 
-    def no_hope(self) -> ServiceUnavailable | None:
-        """The error to raise if no replica is healthy and none will be."""
+    def unavailable_error(self) -> ServiceUnavailable | None:
+        """The error if no replica is healthy and none will be, else None."""
         if self.up or self.coming:
             return None
         staying = [r for r in self.replicas.values() if not r.retiring]
@@ -218,23 +218,23 @@ class Placement:
             self.held.pop().fail(
                 ServiceUnavailable(
                     f"service {self._service}: no healthy replica for {self._timeout:g} s ({names})",
-                    hint="see `forgectl status` and `forgectl logs` for why; unavailable_timeout says how long to wait",
+                    hint="see `forgectl status` and `forgectl logs` for why; unavailable_timeout sets how long to wait",
                 )
             )
         self._set_timer()
 
     def waiting(self) -> int:
-        """Calls that wait, for a replica or for any."""
-        return self.held.size + sum(r.line.size for r in list(self.replicas.values()))
+        """The number of calls that wait, for one replica or for any."""
+        return self.held.size + sum(r.queue.size for r in list(self.replicas.values()))
 
     def stop(self) -> None:
-        """Fail all that has not started, and all that comes."""
+        """Fail all requests that have not started, and all later ones."""
         self.stopped = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        lines = [self.held, *(r.line for r in self.replicas.values())]
-        for request in [request for line in lines for request in line.take()]:
+        queues = [self.held, *(r.queue for r in self.replicas.values())]
+        for request in [request for queue in queues for request in queue.take()]:
             request.fail(self.stopped_error())
         for replica in self.replicas.values():
             replica.settle()

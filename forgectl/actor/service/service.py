@@ -1,4 +1,4 @@
-"""A service: replicas of one actor mesh, requests routed among them, and their number changed while it runs."""
+"""A service: routes requests among replicas of one actor mesh, and changes their number while it runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from forgectl.actor.endpoint import EndpointInfo
-from forgectl.actor.service.batching import HOMELESS, Batcher, checked
+from forgectl.actor.service.batching import NO_REPLICA, Batcher, checked
 from forgectl.actor.service.metrics import AnswerCounts
 from forgectl.actor.service.replica import ATTEMPTS, Replica, ReplicaMesh, SingleCall
 from forgectl.actor.service.routing import Placement, make_router
@@ -23,11 +23,13 @@ from forgectl.system.tasks import Background
 
 @dataclass(frozen=True)
 class ServiceConfig:
-    """How a service runs. Raises ValueError for values that make no sense.
+    """How a service runs. Raises ValueError for values out of range.
 
-    router: see `make_router`. max_concurrent_requests: on one replica, a batch counting once; more wait in line.
-    max_queue: calls that may wait over the whole service, None for any number. unavailable_timeout: seconds that a
-    call waits while no replica is healthy. health_poll_rate: seconds between looks at the replicas, besides events.
+    router: see `make_router`.
+    max_concurrent_requests: requests that run on one replica at a time; a batch counts as one; others wait in a queue.
+    max_queue: calls that may wait in the whole service; None: no limit.
+    unavailable_timeout: seconds that a call waits while no replica is healthy.
+    health_poll_rate: seconds between checks of the replicas, in addition to their notifications.
     """
 
     num_replicas: int = 1
@@ -49,10 +51,10 @@ class ServiceConfig:
 
 
 class ServiceCore:
-    """Routes calls to replicas that `start` brings up, one for each index it is given. All within one event loop.
+    """Routes calls to replicas. Everything runs in one event loop.
 
-    `start` cleans up after itself when it is cancelled. An index is given once: a replica that is added later gets a
-    new one. Relaunching a dead mesh is up to the mesh; the service waits for it, or does without.
+    `start` brings up the replica of an index, and cleans up when it is cancelled. An index is used once: a replica that
+    is added later gets a new one. The mesh itself restarts after a death; the service waits for it, or uses the others.
     """
 
     def __init__(
@@ -74,9 +76,9 @@ class ServiceCore:
         self._batcher = Batcher(self._placement.place)
         self._stats = AnswerCounts()
         self._next_index = 0
-        self._sizing = asyncio.Lock()  # start and scale take turns
+        self._sizing = asyncio.Lock()  # held by start and scale, so that only one runs at a time
         self._starting: set[asyncio.Future[ReplicaMesh]] = set()
-        self._background = Background()  # it goes on when the caller that began it is cancelled
+        self._background = Background()  # tasks that go on if the caller that began them is cancelled
         self._poll_timer: asyncio.TimerHandle | None = None
         self._grace_over = asyncio.Event()
         self._stopping: asyncio.Task[None] | None = None
@@ -86,11 +88,11 @@ class ServiceCore:
     async def route(
         self, endpoint: str, args: tuple[Any, ...], kwargs: dict[str, Any], session: str | None = None
     ) -> Any:
-        """Call it on one healthy replica: the session's own, else the router's choice.
+        """Call an endpoint on one healthy replica: the session's replica, else the router's choice.
 
-        Raises the user's exception; ActorDied if the replica dies meanwhile, unless the endpoint is idempotent: then
-        it runs again on another, and raises after so many deaths as `replica.ATTEMPTS`; ServiceUnavailable,
-        ServiceOverloaded, ServiceStopped; NotFoundError for an endpoint or session that is not known.
+        Raises the user's exception; ActorDied if the replica dies during the call; ServiceUnavailable,
+        ServiceOverloaded or ServiceStopped; NotFoundError for an unknown endpoint or session. After a death an
+        idempotent endpoint runs again on another replica, and raises ActorDied only after `replica.ATTEMPTS` deaths.
         """
         info = self._checked(endpoint)
         if session is not None:
@@ -116,7 +118,7 @@ class ServiceCore:
                     raise
 
     async def _turn(self, request: SingleCall, replica: Replica | None) -> Replica:
-        """In line at this replica, or until one is healthy."""
+        """Wait for a slot of this replica, or of any if `replica` is None."""
         if replica is None:
             self._placement.hold(request)
         else:
@@ -127,20 +129,21 @@ class ServiceCore:
         placement = self._placement
         if not any(replica.free for replica in placement.up):
             self._check_room()
-        hopeless = placement.no_hope()
-        if hopeless is not None:
-            raise hopeless
-        home = None
+        unavailable = placement.unavailable_error()
+        if unavailable is not None:
+            raise unavailable
+        index = None
         if call.session is not None:
             replica = placement.choose(call.endpoint, call.session)
-            home = HOMELESS if replica is None else replica.index
-        return await self._batcher.call(call, home)
+            index = NO_REPLICA if replica is None else replica.index
+        return await self._batcher.call(call, index)
 
     async def fanout(self, endpoint: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        """Call it on every healthy replica: the results in their order, or the first exception once all are done.
+        """Call an endpoint on every healthy replica; returns the results in their order.
 
-        If none is healthy it waits for one, as `route` does. Each replica's part is a request of its own: it counts,
-        and waits in line, as such. With `batch_size` above 1 the method gets lists of one.
+        If calls raise, waits until all are done, and raises the first exception. If no replica is healthy, waits for
+        one, as `route` does. Each replica's part is a request of its own, in the queue and in the metrics. With
+        `batch_size` above 1 the method gets lists of length 1.
         """
         info = self._checked(endpoint)
         while not self._placement.up:
@@ -187,7 +190,7 @@ class ServiceCore:
             raise self._placement.stopped_error()
 
     def _check_room(self, more: int = 1) -> None:
-        """Whether so many more calls may wait."""
+        """Raise ServiceOverloaded if so many more calls may not wait."""
         limit = self.config.max_queue
         if limit is None:
             return
@@ -201,22 +204,22 @@ class ServiceCore:
     # Sessions
 
     def session(self) -> Session:
-        """`async with service.session() as session_id`; `current_session(service)` says which one a context is in."""
+        """`async with service.session() as session_id`. `current_session(service)` is that of the current context."""
         return Session(self)
 
     def start_session(self) -> str:
-        """A new session's id. It lasts until `terminate_session`."""
+        """Start a session and return its id. It lasts until `terminate_session`."""
         self._check_running()
         return self._sessions.start()
 
     def terminate_session(self, session: str) -> None:
-        """Calls already under way go on. Raises NotFoundError for a session that is not known."""
+        """End a session. Its running calls go on. Raises NotFoundError for an unknown session."""
         self._sessions.terminate(session)
 
     # Size
 
     async def start(self) -> None:
-        """Bring up all replicas at once; if one fails the others are shut down, and its error is raised."""
+        """Start all replicas at the same time. If one fails, shuts the others down and raises its error."""
         async with self._sizing:
             self._check_running()
             if self._poll_timer is not None:
@@ -225,10 +228,11 @@ class ServiceCore:
             self._poll()
 
     async def scale(self, n: int) -> None:
-        """Have so many replicas, not counting those that ended for good, which go. Scale calls take turns.
+        """Change the number of replicas to `n`; replicas that ended for good do not count, and are removed.
 
-        New ones get new indexes; if one fails to start, none is added, and its error is raised. Of too many those with
-        the highest indexes go, once what runs on them is done; what waits there moves. Raises ValueError below 1.
+        New replicas get new indexes. If one fails to start, none is added, and its error is raised. If there are too
+        many, those with the highest indexes go after their running requests are done; their waiting requests move to
+        other replicas. Calls of `scale` run one after the other. Raises ValueError below 1.
         """
         if n < 1:
             raise ValueError(f"a service needs at least 1 replica, not {n}; `shutdown` ends it")
@@ -251,17 +255,17 @@ class ServiceCore:
             await asyncio.wait(starts, return_when=asyncio.FIRST_EXCEPTION)
             self._check_running()
             failed = [s for s in starts if s.done() and (s.cancelled() or s.exception() is not None)]
-            meshes = [s.result() for s in failed or starts]  # raises what the first that failed has raised
+            meshes = [s.result() for s in failed or starts]  # raises the error of the first one that failed
             for index, mesh in zip(indexes, meshes, strict=True):
                 limit = self.config.max_concurrent_requests
-                self._placement.add(Replica(index, mesh, limit, self._placement.look))
+                self._placement.add(Replica(index, mesh, limit, self._placement.update))
         except BaseException:
             await asyncio.shield(self._background.begin(self._abandon(starts)))
             raise
         finally:
             self._starting.difference_update(starts)
             self._placement.coming -= count
-            self._placement.give_up_if_hopeless()
+            self._placement.fail_if_hopeless()
 
     async def _abandon(self, starts: Sequence[asyncio.Future[ReplicaMesh]]) -> None:
         for start in starts:
@@ -274,7 +278,7 @@ class ServiceCore:
         for replica in replicas:
             replica.retiring = True
         for replica in replicas:
-            self._placement.look(replica)
+            self._placement.update(replica)
         endings = [self._background.begin(self._end(replica)) for replica in replicas]
         for result in await asyncio.shield(asyncio.gather(*endings, return_exceptions=True)):
             if isinstance(result, BaseException):
@@ -290,17 +294,17 @@ class ServiceCore:
     def _poll(self) -> None:
         if not self._placement.stopped:
             self._poll_timer = asyncio.get_running_loop().call_later(self.config.health_poll_rate, self._poll)
-            self._placement.look_at_all()
+            self._placement.recheck_all()
 
     def _changed(self, replica: Replica) -> None:
-        self._batcher.flush(HOMELESS if replica.up else replica.index)
+        self._batcher.flush(NO_REPLICA if replica.up else replica.index)
 
     # End
 
     async def shutdown(self, timeout: float = 10.0) -> None:
-        """End all replicas, once what runs is done or `timeout` seconds have passed; what waits fails at once.
+        """End all replicas when running requests are done, or after `timeout` seconds. Waiting requests fail at once.
 
-        Called again, it waits for the same end, which comes no later than the shortest timeout says.
+        A second call waits for the same end; the shortest timeout counts.
         """
         self._stop_taking()
         timer = asyncio.get_running_loop().call_later(max(0.0, timeout), self._grace_over.set)
@@ -327,7 +331,7 @@ class ServiceCore:
         idle.cancel()
         grace.cancel()
         results = await asyncio.gather(*(replica.shutdown() for replica in replicas), return_exceptions=True)
-        async with self._sizing:  # a scale under way has seen that all is over
+        async with self._sizing:  # wait until a running `scale` has noticed the end
             await asyncio.gather(*self._background, *self._batcher.tasks, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
@@ -336,9 +340,9 @@ class ServiceCore:
     # Numbers
 
     def metrics(self) -> ServiceStatus:
-        """The service's numbers and each replica's. From any thread."""
+        """The metrics of the service and of each replica. From any thread."""
         sessions = self._sessions.count()
-        present = list(self._placement.replicas.values())  # at once: another thread may change it meanwhile
+        present = list(self._placement.replicas.values())  # a copy: another thread may change it during the loop
         replicas = tuple(
             ReplicaStatus(
                 index=r.index,
@@ -363,5 +367,5 @@ class ServiceCore:
 
 
 async def _all_idle(replicas: Sequence[Replica]) -> None:
-    for replica in replicas:  # one after the other will do: they get no more requests
+    for replica in replicas:  # one after the other is enough: they get no new requests
         await replica.idle()

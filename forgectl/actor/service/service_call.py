@@ -1,4 +1,4 @@
-"""One call of a service's endpoint, as it comes from a caller."""
+"""One call of a service's endpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from forgectl.actor.endpoint import EndpointInfo
 
 @dataclass(frozen=True)
 class ServiceCall:
-    """`session`: the id of the session that it belongs to. `began`: when it came, in seconds of the service's clock."""
+    """`session`: the id of its session, if any. `began`: its arrival time, in seconds of the service's clock."""
 
     endpoint: str
     info: EndpointInfo

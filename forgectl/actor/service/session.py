@@ -1,4 +1,4 @@
-"""Sessions: calls that stick to one replica of a service. Which one a context is in, and where each lives."""
+"""Sessions: calls that go to one replica of a service. The session of a context, and the replica of each session."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from forgectl.errors import ForgeError, NotFoundError
 
 Sessions = Mapping["weakref.ref[Any]", str]
-# Keyed by weak reference: an id() may be given again to a later service, while a task still has the older context.
+# Keys are weak references: a later service may reuse an id() while a task still has the older context.
 _current: ContextVar[Sessions] = ContextVar("forgectl_sessions")
 _NONE: Sessions = {}
 
@@ -26,14 +26,14 @@ class HasSessions(Protocol):
 
 
 def current_session(service: object) -> str | None:
-    """The session of this very service object that the current context is in, if any."""
+    """The session of this service object in the current context, else None."""
     return _current.get(_NONE).get(weakref.ref(service))
 
 
 class Session:
-    """`async with Session(service) as session_id`: calls inside, and in tasks started inside, stick to one replica.
+    """`async with Session(service) as session_id`: calls inside, and in tasks started inside, go to one replica.
 
-    Ends the session on leaving. Sessions of one service nest: the inner one holds until it is left.
+    Leaving the block ends the session. Sessions of one service can be nested: the innermost counts.
     """
 
     def __init__(self, service: HasSessions) -> None:
@@ -53,54 +53,54 @@ class Session:
         try:
             _current.reset(token)
         except ValueError:
-            pass  # left in another context than entered, as fixtures of some test runners do: there is nothing to undo
+            pass  # the block was left in another context, as in fixtures of some test runners; nothing to undo there
         try:
             self._service.terminate_session(session)
         except ForgeError:
-            pass  # terminated by hand, which is as good
+            pass  # the user has terminated it already
 
 
 class SessionTable:
-    """Session id → index of its replica; None until its first call."""
+    """Session id → index of the session's replica; None until its first call."""
 
     def __init__(self, service: str) -> None:
         self._service = service
-        self._homes: dict[str, int | None] = {}
+        self._replicas: dict[str, int | None] = {}
 
     def __contains__(self, session: str) -> bool:
-        return session in self._homes
+        return session in self._replicas
 
     def start(self) -> str:
-        """A new session's id."""
+        """Start a session and return its id."""
         session = os.urandom(16).hex()
-        self._homes[session] = None
+        self._replicas[session] = None
         return session
 
     def terminate(self, session: str) -> None:
-        """Forget it. Raises NotFoundError for one that is not known."""
+        """Forget a session. Raises NotFoundError if it is unknown."""
         self.check(session)
-        del self._homes[session]
+        del self._replicas[session]
 
     def check(self, session: str) -> None:
-        """Raises NotFoundError for a session that is not known."""
-        if session not in self._homes:
+        """Raises NotFoundError for an unknown session."""
+        if session not in self._replicas:
             raise NotFoundError(
                 f"service {self._service}: unknown session {session!r}; it may have been terminated",
                 hint="call within `async with service.session()`, or pass an id from `start_session()`",
             )
 
-    def home(self, session: str) -> int | None:
-        """The index of its replica, healthy or not."""
-        return self._homes.get(session)
+    def replica_of(self, session: str) -> int | None:
+        """The index of the session's replica, healthy or not; None before its first call."""
+        return self._replicas.get(session)
 
     def move(self, session: str, index: int) -> None:
-        """It lives there from now on, unless it was terminated meanwhile."""
-        if session in self._homes:
-            self._homes[session] = index
+        """Move a session to another replica, unless it has been terminated."""
+        if session in self._replicas:
+            self._replicas[session] = index
 
     def count(self) -> Counter[int | None]:
-        """How many sessions live on each replica."""
-        return Counter(self._homes.values())
+        """The number of sessions on each replica."""
+        return Counter(self._replicas.values())
 
     def __len__(self) -> int:
-        return len(self._homes)
+        return len(self._replicas)
