@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from forgectl.version import __version__
 
-TYPE_CHECKING = False  # as typing's, which would be the first import of every command
+TYPE_CHECKING = False  # not typing's: every command would have to import typing first
 if TYPE_CHECKING:
     from typing import Any
 
@@ -30,11 +30,11 @@ _PUBLIC = {
     "get": "actor.driver.declared",
     "service_endpoint": "actor.endpoint",
 }
-__all__ = ["__version__", *_PUBLIC]
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604  (the keys are strings)
 
 
 def __getattr__(name: str) -> Any:
-    """The public API, imported when it is first asked for."""
+    """A name of the public API, imported on first use."""
     import importlib
 
     if name not in _PUBLIC:
