@@ -195,10 +195,10 @@ NONSENSE: dict[str, tuple[str | What, str]] = {
         {"type": "Event", "seq": -1, "what": {"type": "Prepared", "mesh": "stay"}},
         "seq -1, which is impossible",
     ),
-    "an event of nothing": ({"type": "Event", "seq": 1, "what": {}}, "Event.what: a message names its type"),
+    "an event of nothing": ({"type": "Event", "seq": 1, "what": {}}, "Event.what: the message does not name its type"),
     "keys that are no numbers": (
         {"type": "Stats", "meshes": {"stay": {"x": {"cpu_percent": 0, "rss_bytes": 0}}}},
-        "'x' is no number",
+        "'x' is not a number",
     ),
 }
 
