@@ -384,7 +384,7 @@ def test_a_host_that_wants_files_without_end(hosts: Hosts, kind: str) -> None:
 def test_a_host_that_says_nothing_of_the_workdir_ends_with_the_timeout(hosts: Hosts) -> None:
     hosts.be("bad", drop=["Wanted", "SendListing"])
     said = hosts.refused("--timeout", "2", code=124, text=synced(hosts))
-    assert "host bad: the workdir was not there within --timeout" in said
+    assert "host bad: the workdir was not synced within --timeout" in said
     assert not hosts.forge.runs()
 
 
