@@ -1,7 +1,7 @@
 """Starts one of forgectl's own processes in any interpreter: `python boot.py agent|forkserver|rank|controller …`.
 
-Run as a file, so that the interpreter of a mesh needs no installed forgectl; only this copy of the package is
-added to the path, and only until it is found.
+Run as a file, so that the interpreter of a mesh needs no installed forgectl. The path has this copy of the package
+only until it is imported.
 """
 
 import sys
@@ -21,11 +21,11 @@ ROLES = {
 
 
 AHEAD = "forgectl.rank.ahead"
-"""What a fork server of actors preloads, besides what it is told to."""
+"""The module that a fork server of actors preloads, besides those of its mesh."""
 ACTOR_RANK = "forgectl.actor.actor_rank"
-"""What a rank of an actor serves its callers with."""
+"""The module with which a rank of an actor serves its callers."""
 DRIVER = "forgectl.actor.driver.declared"
-"""What a driver brings declared actors up with."""
+"""The module with which a driver launches declared actors."""
 FORGE_ACTOR = "forgectl.actor.forge_actor"
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     importlib.import_module("forgectl")
     sys.path.remove(root)  # from here on the package finds its own modules by itself
     then = importlib.import_module(ROLES[sys.argv[1]]).main(sys.argv[2:])
-    if then is not None:  # a forked rank: it runs on from here, with the server's frames gone
+    if then is not None:  # in a forked rank: continue here, without the fork server's stack frames
         then()
 
 

@@ -1,6 +1,6 @@
-"""Every error that a user can meet: what, where, why, and what to do; each knows its exit code.
+"""Every error that a user can meet: what, where, why, and what to do; each has its exit code.
 
-Raised once, rendered once, at the edge (`cli/`). Exit codes follow sysexits.h where it has one.
+Raised once, rendered once, at the edge (`cli/`). Exit codes follow sysexits.h where it has a fitting one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class ForgeError(Exception):
 
 
 class UsageError(ForgeError):
-    """The command line asks for something that cannot be asked."""
+    """The command line asks for something that is not possible."""
 
     exit_code = 64
 
@@ -81,7 +81,7 @@ class InternalError(ForgeError):
 
 
 class BusyError(ForgeError):
-    """Something that is needed is taken (a GPU, a name) or full (a disk): try again later."""
+    """A needed resource is taken (a GPU, a name) or full (a disk): try again later."""
 
     exit_code = 75
 
@@ -93,13 +93,13 @@ class SshRefusedError(ForgeError):
 
 
 class NotOursError(ForgeError, PermissionError):
-    """Another user owns, or may change, what must be this user's alone: nothing in it was read."""
+    """Another user owns, or can change, what must belong to this user alone; nothing was read from it."""
 
     exit_code = 77
 
 
 class TimedOutError(ForgeError):
-    """Not done within the time that was given."""
+    """The work was not done within its time limit."""
 
     exit_code = 124
 
@@ -122,16 +122,16 @@ BY_EXIT_CODE: dict[int, type[ForgeError]] = {
 
 
 def error_of(code: int, message: str, hint: str | None) -> ForgeError:
-    """An error that crossed a socket, as an exception again."""
+    """The exception for an error that arrived over a socket; `code` is its exit code."""
     error = BY_EXIT_CODE.get(code, ForgeError)(message, hint=hint)
     error.exit_code = code
     return error
 
 
 class ActorDied(ForgeError):
-    """A rank of an actor mesh died, so that the call cannot be answered. Every field is None, or empty, if not known.
+    """A rank of an actor mesh died, so the call has no answer. A field that is not known is None, or empty.
 
-    `rank_exit_code` and `signal` say how its process ended, `log_tail` the last lines that it printed.
+    `rank_exit_code` and `signal` say how its process ended; `log_tail` has the last lines that it printed.
     """
 
     exit_code = 1
@@ -170,6 +170,6 @@ class ServiceUnavailable(ForgeError):
 
 
 class ServiceOverloaded(ForgeError):
-    """As many requests wait for the service as `max_queue` allows."""
+    """The service's queue is full: `max_queue` requests are waiting."""
 
     exit_code = 75

@@ -1,4 +1,4 @@
-"""What runs, meshes and services may be called, and how a name is made of what there is."""
+"""Names of runs, meshes and services: which are valid, and how one is made from other text."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from itertools import count
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 DRIVER = "driver"
-"""The mesh of a run's driver, and of nothing else."""
+"""The name that only the mesh of a run's driver has."""
 SECRETS = "FORGE_SECRETS"
-"""The variable that tells each process of a run which of its others are secrets."""
+"""The environment variable that lists which other variables of a process are secrets."""
 DRIVER_KEY = "@driver"
-"""The name of the key with which a run's driver dials the messengers of its hosts: no host has it."""
+"""The name of the key with which a run's driver dials the messengers of hosts. No host can have this name."""
 NET_SOCKET = "messenger-net"
-"""The Unix socket at which a machine's messenger is reached by links that come through ssh."""
+"""The Unix socket of a machine's messenger for links that come through ssh."""
 
 
 def name_of(text: str, otherwise: str) -> str:
-    """A name like `text`, short enough to be numbered; `otherwise` where nothing of it can be used."""
+    """A valid name like `text`, short enough to append a number; `otherwise` if no character of it is usable."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip("._-")[:50] or otherwise
 
 
@@ -32,12 +32,12 @@ def free_name(name: str, taken: Container[str]) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """What of `known` was probably meant by `word`."""
-    import difflib  # only who is mistaken needs it
+    """The one of `known` that `word` was probably meant to be, if any."""
+    import difflib  # needed only after a mistake
 
     return next(iter(difflib.get_close_matches(word, known, n=1)), None)
 
 
 def socket_prefix(mesh: str) -> str:
-    """What the names of the sockets of a mesh's ranks begin with: short, as the addresses of sockets are."""
+    """The start of the names of the sockets of a mesh's ranks: short, because socket addresses are."""
     return hashlib.blake2s(mesh.encode(), digest_size=6).hexdigest()

@@ -1,4 +1,4 @@
-"""Takes secrets out of text where it leaves a run: failure reports, and what `forgectl call` is answered."""
+"""Removes secrets from text that leaves a run: failure reports, and answers to `forgectl call`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from forgectl.names import SECRETS
 
 MARK = "***"
 LEAST = 4
-"""Characters of a line of a secret that is taken out by itself: a lone bracket of a JSON document is no secret."""
+"""Length of the shortest line of a secret that is removed by itself: a lone bracket of a JSON document is no secret."""
 
 
 class Redaction:
@@ -41,9 +41,9 @@ def _forms(secret: str) -> Iterator[str]:
 
 @functools.cache
 def of_process() -> Redaction:
-    """That of the secrets which this process of a run has.
+    """The redaction of the secrets in this process's environment.
 
-    To be called early in it: the user's code may take them out of its environment later.
+    Call it early: the user's code may remove them from the environment later.
     """
     names = os.environ.get(SECRETS, "").split(",")
     return Redaction(os.environ[name] for name in names if name in os.environ)

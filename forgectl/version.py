@@ -1,3 +1,3 @@
-"""forgectl's version, which both ends of each connection compare."""
+"""forgectl's version; both ends of each connection compare it."""
 
 __version__ = "0.1.0"

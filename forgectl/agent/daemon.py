@@ -301,7 +301,7 @@ class Agent:
             await asyncio.sleep(LOG_CHECK_SECONDS)
             owners = {p: m for m in self.meshes.values() for p in m.log_files()}
             for change in self.log_cap.check(list(owners)):
-                if change.worth_telling:
+                if change.worth_reporting:
                     self.events.emit(Notice(owners[change.path].share.mesh, change.describe()))
 
     def quit(self, why: str) -> None:

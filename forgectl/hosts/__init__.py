@@ -1,1 +1,1 @@
-"""What a machine has, and who holds it. Standard library and psutil only."""
+"""What a machine has, and who uses it. Standard library and psutil only."""

@@ -1,4 +1,4 @@
-"""Examines this host before anything is launched on it, and starts, changes and imports nothing heavy for that."""
+"""Examines this host before anything is launched on it; changes nothing, and starts and imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -48,8 +48,11 @@ def examine(
     addresses: Sequence[str] = (),
     machine: str = "",
 ) -> Examination:
-    """All there is to know of this host. `root`: what forgectl keeps here; `addresses`: its likeliest ones; `machine`:
-    what its declared GPUs are known by, on a host that may have other names."""
+    """All that can be known about this host.
+
+    `root` is forgectl's folder here; `addresses` are the host's likeliest ones; `machine` is for its declared GPUs, as
+    in `discover`.
+    """
     received = time.time()
     memory = psutil.virtual_memory()
     found = Examination(
@@ -90,14 +93,15 @@ def _interpreter(python: str) -> Interpreter:
     except OSError as e:
         return Interpreter(error=e.strerror or str(e))
     except subprocess.TimeoutExpired:
-        return Interpreter(error=f"says nothing within {PYTHON_SECONDS:g} s")
+        return Interpreter(error=f"does not answer within {PYTHON_SECONDS:g} s")
     except (ValueError, CodecError):
         lines = done.stderr.decode(errors="replace").strip().splitlines()
-        return Interpreter(error=lines[-1][:200] if lines else f"is no Python, it ends with {done.returncode}")
+        status = f"is not a Python interpreter: its exit status is {done.returncode}"
+        return Interpreter(error=lines[-1][:200] if lines else status)
 
 
 def _space(path: Path) -> Space:
-    """Of a path that need not be there, the file system that it would be on."""
+    """The file system that `path` is on, or would be on if it existed."""
     there = path
     try:
         while not there.exists() and there != there.parent:
@@ -131,7 +135,7 @@ def _with_gpus(
 
 
 def _ask_nvml(nvml: Callable[[], Any | None], gpus: Sequence[Gpu]) -> tuple[str, list[GpuMemory]]:
-    """The driver's version, and the memory of these GPUs; whatever NVML cannot tell is left out."""
+    """The driver's version, and the memory of these GPUs; without those that NVML cannot report."""
     module = nvml()
     driver, memory = "", []
     try:

@@ -1,4 +1,4 @@
-"""What planning has to know of this host, found out on the host itself."""
+"""What planning needs to know about this host, collected on the host itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from forgectl.system.processes import boot_id
 
 
 def gather(root: Path, request: GetFacts) -> HostReport:
-    """The report of an ssh host; GPUs that are not there are told in it."""
+    """The report of an ssh host; it also says if requested GPUs do not exist."""
     gpus: tuple[Gpu, ...] = ()
     declared, no_such_gpu = False, None
     if request.look_for_gpus:
@@ -42,5 +42,5 @@ def gather(root: Path, request: GetFacts) -> HostReport:
 
 
 def dialled_at() -> list[str]:
-    """The address of ours that the launcher's ssh reached, or the one that a proxy between us did."""
+    """Our address that the launcher's ssh connected to, or that a proxy in between connected to."""
     return os.environ.get("SSH_CONNECTION", "").split()[2:3]

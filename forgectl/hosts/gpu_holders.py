@@ -1,7 +1,7 @@
 """Who holds a GPU's lock, in words.
 
-The lock files lie where every user of the machine may write. What another user put there is never followed,
-waited for or believed: at worst it makes a GPU look taken.
+The lock files are in a folder where every user of the machine may write. We never follow, wait for or trust what
+another user put there: at worst it makes a GPU look taken.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from pathlib import Path
 import psutil
 
 OPEN = os.O_NOFOLLOW | os.O_NONBLOCK
-"""Never through a link, never waiting for the other end of a FIFO or the holder of a file lease."""
+"""Never follow a link; never wait for the other end of a FIFO or for the holder of a file lease."""
 
 NOT_OURS = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EAGAIN, errno.EROFS}
-"""How `open` fails on what others put in the place of a lock file. Any other failure is trouble of ours."""
+"""Errors of `open` if others put something else in the place of a lock file. Any other error is a real failure."""
 
 _RECORD_LIMIT = 1024  # bytes
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def lock_name(uuid: str) -> str:
-    """The file that stands for a GPU; different UUIDs have different files, whatever they contain."""
+    """The name of a GPU's lock file; different UUIDs have different files, whatever they contain."""
     return f"forgectl-gpu-{urllib.parse.quote(uuid, safe='')}.lock"
 
 
 def is_lock_file(found: os.stat_result) -> bool:
-    """A plain file. One with a second name (a hard link) is somebody's file, and meant for other things."""
+    """Whether it is a plain file with one name: one with a second name (a hard link) has another purpose."""
     return stat.S_ISREG(found.st_mode) and found.st_nlink <= 1
 
 
 def holders_in(folder: int, uuids: Iterable[str]) -> dict[str, str]:
-    """Who holds which of these GPUs, without the free ones. `folder`: a descriptor of the lock folder."""
+    """UUID → who holds it, in words; without free GPUs. `folder` is a descriptor of the lock folder."""
     found = {uuid: _holder(folder, uuid) for uuid in uuids}
     return {uuid: words for uuid, words in found.items() if words is not None}
 
 
 def blocker(folder: int, uuid: str) -> str:
-    """Who is in the way of a lock that cannot be opened, or that somebody shares for no reason of ours."""
+    """Who blocks a lock that cannot be opened, or that somebody holds shared although forgectl does not."""
     name = lock_name(uuid)
     try:
         found = os.stat(name, dir_fd=folder, follow_symlinks=False)
@@ -55,11 +55,11 @@ def blocker(folder: int, uuid: str) -> str:
         return f"somebody who keeps removing its lock file {name}"
     if _lockers(found):
         return _locker_words(found)
-    return f"user {_user(found.st_uid)}, whose {name} cannot be locked: no plain file, or not for others"
+    return f"user {_user(found.st_uid)}, whose {name} cannot be locked: not a plain file, or closed to others"
 
 
 def write_record(lock: int, *, run: str, mesh: str) -> None:
-    """Say in a lock's file who holds it. In another user's we cannot: there /proc/locks tells of us."""
+    """Write to a lock's file who holds it. We cannot write to another user's file; /proc/locks then shows our pid."""
     owner = os.fstat(lock).st_uid
     if owner != os.geteuid():
         return
@@ -71,7 +71,7 @@ def write_record(lock: int, *, run: str, mesh: str) -> None:
 
 
 def process_words(pid: int) -> str | None:
-    """`pid 812 (python train.py) of user bob`, or None where there is no such process to be seen."""
+    """`pid 812 (python train.py) of user bob`, or None if no such process is visible."""
     try:
         process = psutil.Process(pid)
         with process.oneshot():
@@ -82,7 +82,7 @@ def process_words(pid: int) -> str | None:
 
 
 def _program(command: list[str]) -> str:
-    """What runs, without its arguments: they may be secrets, and these words end up in logs."""
+    """The program that runs, without its arguments: they may be secrets, and this text ends up in logs."""
     name = Path(command[0]).name
     if not name.startswith("python"):
         return name
@@ -95,7 +95,7 @@ def _program(command: list[str]) -> str:
 
 
 def _holder(folder: int, uuid: str) -> str | None:
-    """Only the kernel knows whether a lock is held. It is asked with a shared lock, let go of at once."""
+    """Who holds a GPU, or None. Only the kernel knows whether a lock is held: try a shared lock, and release it."""
     try:
         lock = os.open(lock_name(uuid), os.O_RDONLY | OPEN, dir_fd=folder)
     except FileNotFoundError:
@@ -116,7 +116,7 @@ def _holder(folder: int, uuid: str) -> str | None:
 
 
 def _record_words(lock: int) -> str | None:
-    """What the file says of its holder, unless the kernel names another one: it may be of an earlier run."""
+    """What the file says about its holder; None if the kernel names another one: the record may be old."""
     try:
         record = json.loads(os.pread(lock, _RECORD_LIMIT, 0).split(b"\n")[0])
         run, mesh, pid, namespace = (record[k] for k in ("run", "mesh", "pid", "pidns"))
@@ -143,9 +143,9 @@ def _locker_words(found: os.stat_result) -> str:
 
 
 def _lockers(found: os.stat_result) -> list[int]:
-    """Who took the flock of this file, as far as /proc/locks shows it.
+    """The pids that took the flock of this file, as far as /proc/locks shows them.
 
-    It shows none of other containers, nor, in a container, those that have ended and left the lock to others.
+    It shows none of other containers. In a container, it shows none that has ended while others still hold its lock.
     """
     place = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
     try:

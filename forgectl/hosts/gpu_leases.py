@@ -19,24 +19,24 @@ from forgectl.model.plan import Gpu
 from forgectl.system.files import open_folder
 
 VARIABLE = "FORGECTL_GPU_LOCK_DIR"
-PATIENCE = 0.15  # seconds; who only looks, or gives up half-way, has a lock for microseconds
-LONG_PATIENCE = 2.0  # seconds, where nobody holds a lock that cannot be had all the same
+PATIENCE = 0.15  # seconds; a process that only checks, or gives up half-way, holds a lock for microseconds
+LONG_PATIENCE = 2.0  # seconds, if no holder is found and still a lock cannot be taken
 
 _SYSTEM_FOLDERS = (Path("/run/lock"), Path("/tmp"))
-_FOLDER_HINT = f"let {VARIABLE} name a local folder of root's with mode 1777, the same for all, or unset it"
+_FOLDER_HINT = f"set {VARIABLE} to a local folder owned by root with mode 1777, the same for all, or unset it"
 
 
 @dataclass(frozen=True)
 class GpuLease:
-    """GPUs of one host, held until `release()` and the end of every process that was given the locks."""
+    """GPUs of one host, held until `release()` and the end of every process that received the locks."""
 
     uuids: tuple[str, ...]
     locks: tuple[int, ...]  # open descriptors; ranks are sent them, so a lease outlives its agent
 
     def release(self) -> None:
-        """Let go of this process's share. The files stay: else two runs could lock two files of one name."""
+        """Release this process's share. The files stay: otherwise two runs could lock two files of one name."""
         locks = self.locks
-        object.__setattr__(self, "locks", ())  # closed twice, a number may be somebody else's by then
+        object.__setattr__(self, "locks", ())  # never close twice: the number may belong to another file by then
         for lock in locks:
             os.close(lock)
 
@@ -57,11 +57,11 @@ class GpuTaken(BusyError):
 
 
 def lock_dir(environ: Mapping[str, str]) -> Path:
-    """The folder of the locks, the same for all users of a machine; UsageError where it cannot be trusted.
+    """The folder of the locks, the same for all users of a machine; raises UsageError if it cannot be trusted.
 
-    Without FORGECTL_GPU_LOCK_DIR it is one of the system's, where all may write and none may remove what
-    others made: a folder of ours would belong to whoever came first. Its mode decides, not whether the caller
-    may write (root always may), so that all users decide alike. /tmp comes last: it may be swept by age.
+    Without FORGECTL_GPU_LOCK_DIR it is a system folder where all may write and none may remove what others made: a
+    folder of ours would belong to the first user. Its mode decides, not whether the caller may write (root always
+    may), so that all users choose the same one. /tmp comes last: old files may be deleted there.
     """
     chosen = environ.get(VARIABLE)
     if not chosen:
@@ -76,7 +76,7 @@ def lock_dir(environ: Mapping[str, str]) -> Path:
     except FileExistsError:
         pass
     except OSError as e:
-        raise UsageError(f"{VARIABLE}={chosen}: cannot be made: {e.strerror}", hint=_FOLDER_HINT) from e
+        raise UsageError(f"{VARIABLE}={chosen}: cannot be created: {e.strerror}", hint=_FOLDER_HINT) from e
     with _opened(path) as folder:
         if made:
             os.fchmod(folder, 0o1777)  # whatever the umask
@@ -84,8 +84,11 @@ def lock_dir(environ: Mapping[str, str]) -> Path:
 
 
 def acquire(gpus: Sequence[Gpu], *, run: str, mesh: str, host: str, directory: Path) -> GpuLease:
-    """Lease all of `gpus` or none. Raises GpuTaken, naming each holder, after PATIENCE; so long it blocks."""
-    uuids = tuple(sorted({g.uuid for g in gpus}))  # in one order for all, so that of two rivals one gets on
+    """Lease all of `gpus` or none; blocks for up to PATIENCE, then raises GpuTaken, which names each holder.
+
+    Blocks for up to LONG_PATIENCE while no holder is found.
+    """
+    uuids = tuple(sorted({g.uuid for g in gpus}))  # all use the same order, so that one of two rivals succeeds
     start = time.monotonic()
     with _opened(directory) as folder:
         while True:
@@ -106,7 +109,7 @@ def acquire(gpus: Sequence[Gpu], *, run: str, mesh: str, host: str, directory: P
 
 
 def holders(uuids: Iterable[str], directory: Path) -> dict[str, str]:
-    """Who holds which of these GPUs, in words; those that are free are left out. Takes none from anybody."""
+    """UUID → who holds it, in words; without free GPUs. It never takes a GPU from anybody."""
     with _opened(directory) as folder:
         return gpu_holders.holders_in(folder, uuids)
 
@@ -121,7 +124,7 @@ def _is_shared(path: Path) -> bool:
 
 @contextmanager
 def _opened(directory: Path) -> Iterator[int]:
-    """A descriptor of the folder, so that it cannot be exchanged meanwhile, once it is seen to be no trap."""
+    """A descriptor of the folder, so that nobody can replace it meanwhile; raises UsageError if it is not safe."""
     try:
         folder = open_folder(directory)
     except OSError as e:
@@ -129,9 +132,9 @@ def _opened(directory: Path) -> Iterator[int]:
         raise UsageError(f"GPU lock folder {directory} cannot be used: {why}", hint=_FOLDER_HINT) from e
     try:
         found = os.fstat(folder)
-        # In a user namespace the system's own folders are not root's.
+        # In a user namespace the system's own folders do not belong to root.
         if found.st_uid not in (0, os.geteuid()) and directory not in _SYSTEM_FOLDERS:
-            why = f"it belongs to another user (uid {found.st_uid}), who may exchange what is in it"
+            why = f"it belongs to another user (uid {found.st_uid}), who may replace its content"
             raise UsageError(f"GPU lock folder {directory} cannot be used: {why}", hint=_FOLDER_HINT)
         if found.st_mode & 0o1002 == 0o0002:
             why = "it has no sticky bit, so everybody may remove what others made there"
@@ -142,7 +145,7 @@ def _opened(directory: Path) -> Iterator[int]:
 
 
 def _lock_all(folder: int, uuids: Iterable[str], directory: Path) -> tuple[tuple[int, ...] | None, str]:
-    """Descriptors of all locks; or None and the first GPU that could not be had, with nothing kept."""
+    """Descriptors of all locks; or None and the first GPU whose lock failed, with no lock kept."""
     locks: list[int] = []
     with ExitStack() as undo:
         for uuid in uuids:
@@ -155,7 +158,7 @@ def _lock_all(folder: int, uuids: Iterable[str], directory: Path) -> tuple[tuple
                 if not _lock(lock, folder, name):
                     return None, uuid
             except OSError as e:
-                what = f"GPU lock {directory / name} cannot be had: {e.strerror}"
+                what = f"GPU lock {directory / name} cannot be taken: {e.strerror}"
                 raise BusyError(what, hint=f"{VARIABLE} may name another folder, the same for all") from e
             locks.append(lock)
         undo.pop_all()
@@ -163,7 +166,7 @@ def _lock_all(folder: int, uuids: Iterable[str], directory: Path) -> tuple[tuple
 
 
 def _open_lock(folder: int, name: str) -> int | None:
-    """A descriptor of the lock file, made if need be; None where what is there cannot be opened."""
+    """A descriptor of the lock file, which is created if missing; None if others put something unusable there."""
     while True:
         # First without O_CREAT, which fails on other users' files in sticky folders (fs.protected_regular).
         # Their files can be read only, and that is enough for a flock.
@@ -180,7 +183,7 @@ def _open_lock(folder: int, name: str) -> int | None:
         try:
             lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | gpu_holders.OPEN, 0o644, dir_fd=folder)
         except FileExistsError:
-            continue  # somebody was faster
+            continue  # another process was faster
         os.fchmod(lock, 0o644)  # whatever the umask: other users must be able to open it
         return lock
 

@@ -23,14 +23,14 @@ _SHOWN_PROCESSES = 3
 
 @dataclass(frozen=True)
 class FoundGpus:
-    """What `discover` found. `declared`: they are there because the spec says so, NVML does not see them."""
+    """The GPUs that `discover` found. `declared`: only the spec names them, NVML does not see them."""
 
     gpus: tuple[Gpu, ...]
     declared: bool = False
 
 
 class NoSuchGpu(ValueError):
-    """The spec names GPUs that are not to be had; the message says which there are."""
+    """The spec names GPUs that do not exist; the message says which there are."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class _Card:
 
 
 def load_nvml(marks: Sequence[str] = DRIVER_MARKS) -> Any | None:
-    """The module `pynvml`; None where it or the NVIDIA driver is absent. Costs a few stat calls there."""
+    """The module `pynvml`; None if it or the NVIDIA driver is absent. Without a driver it costs a few stat calls."""
     if not any(Path(mark).exists() for mark in marks):
         return None
     try:
@@ -76,12 +76,12 @@ def discover(
 ) -> FoundGpus:
     """The GPUs of this machine that a host of the spec may use, in the order in which ranks should get them.
 
-    `declared` is the host's `gpus`: "auto", "none", a number, or indices in PCI order; a number or indices
-    that NVML knows nothing of become GPUs by declaration alone, known by `machine`, which other names of it share, or
-    else the host's by itself. CUDA_VISIBLE_DEVICES in `environ` hides GPUs
-    that NVML sees. Processes of `run` are no foreign holders. `directory`: the locks, by default lock_dir().
-    `Gpu.visible` is an index only where every CUDA process counts alike, else a UUID.
-    Raises NoSuchGpu, and UsageError for a folder of locks not to be trusted; nothing that NVML does raises.
+    `declared` is the host's `gpus`: "auto", "none", a number, or indices in PCI order. A number or indices that NVML
+    does not see become GPUs by declaration; `machine`, which all names of the machine share, or else `host`, is a part
+    of their UUID. CUDA_VISIBLE_DEVICES in `environ` hides GPUs that NVML sees. Processes of `run` do not count as
+    holders. `directory` has the locks, by default lock_dir(). `Gpu.visible` is an index only if every CUDA process
+    counts in the same way, else a UUID.
+    Raises NoSuchGpu, and UsageError for a lock folder that cannot be trusted; no failure of NVML raises.
     """
     if declared != "auto" and (declared == "none" or not declared):
         return FoundGpus(())
@@ -106,7 +106,7 @@ def discover(
 def _choose(
     declared: str | int | Sequence[int], cards: Sequence[_Card], host: str, environ: Mapping[str, str]
 ) -> list[_Device] | None:
-    """The devices that `declared` means; None where NVML sees too few and the declaration has to do."""
+    """The devices that `declared` means; None if NVML sees too few, so that only the declaration counts."""
     visible = _visible(cards, environ)
     if declared == "auto":
         return visible
@@ -115,7 +115,7 @@ def _choose(
     if len(visible) < sum(len(c.devices) for c in cards):
         seen += f", as CUDA_VISIBLE_DEVICES is {environ['CUDA_VISIBLE_DEVICES']!r}"
     if isinstance(declared, str) or (declared < 0 if isinstance(declared, int) else min(declared) < 0):
-        raise NoSuchGpu(f"{declared!r} for host {host} is none of auto, none, a number, a list of indices")
+        raise NoSuchGpu(f"{declared!r} for host {host} is not auto, none, a number or a list of indices")
     if isinstance(declared, int):
         if declared <= len(visible):
             return visible[:declared]
@@ -135,8 +135,11 @@ def _list(indices: Sequence[int]) -> str:
 
 
 def _visible(cards: Sequence[_Card], environ: Mapping[str, str]) -> list[_Device]:
-    """What CUDA_VISIBLE_DEVICES leaves, in its order, read as CUDA reads it: up to the first bad entry; no
-    device at all when one comes twice. An index stands for a card's first MIG device, where it has any."""
+    """The devices that CUDA_VISIBLE_DEVICES leaves, in its order.
+
+    As in CUDA, the list ends at the first bad entry, and is empty if one device comes twice. An index means the card's
+    first MIG device, if it has any.
+    """
     wanted = environ.get("CUDA_VISIBLE_DEVICES")
     if wanted is None:
         return [d for c in cards for d in c.devices]
@@ -153,7 +156,7 @@ def _visible(cards: Sequence[_Card], environ: Mapping[str, str]) -> list[_Device
 
 
 def _named(entry: str, cards: Sequence[_Card]) -> _Device | None:
-    """The device of one entry: an index (what follows its digits does not count) or the start of a UUID."""
+    """The device of one entry: an index (text after its digits is ignored) or the start of a UUID."""
     if number := re.match(r"\+?([0-9]{1,9})", entry):
         index = int(number[1])
         return next(iter(cards[index].devices), None) if index < len(cards) else None
@@ -166,8 +169,11 @@ def _named(entry: str, cards: Sequence[_Card]) -> _Device | None:
 
 
 def _in_cuda_order(cards: Sequence[_Card], environ: Mapping[str, str]) -> list[_Card]:
-    """As CUDA counts them: by default the fastest first. How it measures that is not documented; cores times
-    clock is as near as NVML gets, and it matters only where the cards are not all of one kind."""
+    """The cards in CUDA's order: by default the fastest first.
+
+    CUDA does not document how it measures speed. Cores times clock is the best that NVML offers; it matters only if the
+    cards are of different kinds.
+    """
     if _by_bus(cards, environ):
         return list(cards)
     return sorted(cards, key=lambda c: -c.speed)
@@ -178,15 +184,15 @@ def _by_bus(cards: Sequence[_Card], environ: Mapping[str, str]) -> bool:
 
 
 def _counted_differently(cards: Sequence[_Card], complete: bool, environ: Mapping[str, str]) -> bool:
-    """Whether an index may mean one card to us and another one to a rank."""
+    """Whether an index may mean different cards to us and to a rank."""
     return not complete or not _by_bus(cards, environ) or any(d.mig for c in cards for d in c.devices)
 
 
 class _Nvml:
-    """NVML between init and shutdown, in which every question has an answer.
+    """NVML between init and shutdown; every question gets an answer, at least the default.
 
-    Bindings differ in what they have, drivers in what they support, containers in what they allow; and a GPU
-    may fall off the bus at any moment. None of that may stop an agent: hence the bare `Exception`.
+    Bindings differ in their functions, drivers in what they support, containers in what they allow; and a GPU may fall
+    off the bus at any moment. None of that may stop an agent, so it catches any `Exception`.
     """
 
     def __init__(self, module: Any) -> None:
@@ -214,7 +220,7 @@ def _session(load: Callable[[], Any | None]) -> Iterator[_Nvml | None]:
 
 
 def _cards(nvml: _Nvml) -> tuple[tuple[_Card, ...], bool]:
-    """All cards that can be leased, and whether those are all there are."""
+    """All cards that can be leased, and whether there are no others."""
     count = nvml.ask("nvmlDeviceGetCount", default=0)
     cards = [card for i in range(count) if (card := _card(nvml, i)) is not None]
     return tuple(cards), len(cards) == count
@@ -224,7 +230,7 @@ def _card(nvml: _Nvml, index: int) -> _Card | None:
     handle = nvml.ask("nvmlDeviceGetHandleByIndex", index)
     uuid = nvml.ask("nvmlDeviceGetUUID", handle) if handle is not None else None
     if not uuid:
-        return None  # not ours to use, or broken; and what has no name cannot be leased
+        return None  # we may not use it, or it is broken; and without a UUID it cannot be leased
     name = nvml.ask("nvmlDeviceGetName", handle, default="")
     sm_clock = 1  # NVML_CLOCK_SM
     speed = nvml.ask("nvmlDeviceGetNumGpuCores", handle, default=0)
@@ -236,7 +242,7 @@ def _card(nvml: _Nvml, index: int) -> _Card | None:
 
 def _mig_devices(nvml: _Nvml, card: Any) -> tuple[_Device, ...]:
     found = []
-    for i in range(nvml.ask("nvmlDeviceGetMaxMigDeviceCount", card, default=0)):  # with gaps
+    for i in range(nvml.ask("nvmlDeviceGetMaxMigDeviceCount", card, default=0)):  # the indices have gaps
         handle = nvml.ask("nvmlDeviceGetMigDeviceHandleByIndex", card, i)
         uuid = nvml.ask("nvmlDeviceGetUUID", handle) if handle is not None else None
         if uuid:
@@ -245,7 +251,7 @@ def _mig_devices(nvml: _Nvml, card: Any) -> tuple[_Device, ...]:
 
 
 def _foreign(nvml: _Nvml | None, device: _Device, run: str | None) -> str | None:
-    """The processes on a GPU that are not of `run`, in words, those with most memory first."""
+    """The processes on a GPU that do not belong to `run`, in words, those with the most memory first."""
     if nvml is None:
         return None
     used: dict[int, int] = {}  # bytes by pid; a container may show several as pid 0
@@ -276,7 +282,7 @@ def _is_of(pid: int, run: str | None) -> bool:
     try:
         return psutil.Process(pid).environ().get("FORGE_RUN_ID") == run
     except (psutil.Error, OSError, ValueError):
-        return False  # another user's, for whose environment we may not ask, or gone
+        return False  # it is gone, or belongs to another user, so that we may not read its environment
 
 
 def _foreign_words(pid: int, used: int) -> str:

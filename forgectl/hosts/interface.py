@@ -11,11 +11,11 @@ import psutil
 
 DIAL_SECONDS = 10.0
 GLOO = "GLOO_SOCKET_IFNAME"
-"""Without it gloo takes the interface of the host's own name: often 127.0.1.1, or a bridge that nobody else reaches."""
+"""Without it gloo takes the interface of the host's own name: often 127.0.1.1, or a bridge that others cannot reach."""
 
 
 def gloo_environment(address: str, given: Mapping[str, str]) -> dict[str, str]:
-    """What gloo has to be told where `address` is on another host, unless the user (`given`) has."""
+    """The variable that gloo needs if `address` is on another host, unless the user set it (in `given`)."""
     if GLOO in given or GLOO in os.environ:
         return {}
     name = interface_towards(address)
@@ -23,17 +23,17 @@ def gloo_environment(address: str, given: Mapping[str, str]) -> dict[str, str]:
 
 
 async def check_reachable(address: str, port: int) -> None:
-    """Raise OSError unless the rendezvous of rank 0 can be dialled from here: ranks would wait for it for minutes."""
+    """Raise OSError unless the rendezvous of rank 0 can be dialled from here: else ranks would wait for minutes."""
     try:
         _, writer = await asyncio.wait_for(asyncio.open_connection(address, port), DIAL_SECONDS)
     except (OSError, asyncio.TimeoutError) as e:
         why = str(e) or f"no answer within {DIAL_SECONDS:g} s"
-        raise OSError(f"the rendezvous of rank 0 at {address}:{port} is not reached from here: {why}") from None
+        raise OSError(f"the rendezvous of rank 0 at {address}:{port} cannot be reached from here: {why}") from None
     writer.close()
 
 
 def interface_towards(address: str) -> str | None:
-    """The name of the interface that packets to `address` leave by; None for loopback, or where it is not known."""
+    """The name of the interface by which packets to `address` leave; None for loopback, or if not known."""
     try:
         family, _, _, _, where = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as probe:

@@ -1,4 +1,4 @@
-"""What a Python has installed, found out without importing any of it. Stands alone: other Pythons run its text."""
+"""Which packages a Python has, without importing them. Imports nothing of ours: other Pythons run this source."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 MODULES = {"pyzmq": "zmq", "psutil": "psutil", "cloudpickle": "cloudpickle", "numpy": "numpy"}
-"""What pip calls it → what Python calls it."""
+"""Package (pip's name) → module."""
 NCCL = ("nvidia-nccl-cu13", "nvidia-nccl-cu12", "nvidia-nccl-cu11")
 
 
 def packages() -> dict[str, str | None]:
-    """Versions by package; None where it is not there, `?` where it does not say."""
+    """Package → version; None if it is not installed, `?` if its version is not known."""
     found: dict[str, str | None] = {"torch": version_of("torch", "torch"), "CUDA": None, "NCCL": None}
     if found["torch"]:
         found.update(of_torch())
@@ -28,7 +28,7 @@ def packages() -> dict[str, str | None]:
 
 
 def version_of(name: str, module: str) -> str | None:
-    """The version of a package, by its metadata; `?` where there is only a module."""
+    """The version in a package's metadata; `?` if there is only a module."""
     return installed(name) or ("?" if spec_of(module) else None)
 
 
@@ -49,7 +49,7 @@ def spec_of(module: str) -> ModuleSpec | None:
 
 
 def of_torch() -> dict[str, str | None]:
-    """What torch's own version.py says of it: its version, with the kind of build, and CUDA's."""
+    """From torch's version.py: its version, which includes the kind of build, and CUDA's."""
     spec = spec_of("torch")
     if spec is None or spec.origin is None:
         return {}
@@ -62,7 +62,7 @@ def of_torch() -> dict[str, str | None]:
 
 
 def literal(text: str, name: str) -> str | None:
-    """The text that a module assigns to a name."""
+    """The string that the source `text` of a module assigns to `name`."""
     match = re.search(rf"^{re.escape(name)}\s*(?::[^=\n]*)?=(.*)$", text, re.MULTILINE)
     try:
         value = ast.literal_eval(match.group(1).strip()) if match else None
@@ -74,8 +74,8 @@ def literal(text: str, name: str) -> str | None:
 def main() -> None:
     """Print this Python and its packages as JSON."""
     version = ".".join(map(str, sys.version_info[:3]))
-    said = {"executable": sys.executable, "version": version, "packages": packages()}
-    sys.stdout.write(json.dumps(said) + "\n")
+    answer = {"executable": sys.executable, "version": version, "packages": packages()}
+    sys.stdout.write(json.dumps(answer) + "\n")
 
 
 if __name__ == "__main__":

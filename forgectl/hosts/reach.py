@@ -1,4 +1,4 @@
-"""Which addresses of hosts other hosts can dial: listeners on every candidate, and dials of all of them at once."""
+"""Which addresses of hosts can be dialled by other hosts: listen on every candidate, and dial all at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CANDIDATES = 8
 
 
 def network() -> str:
-    """What processes that reach each other on 127.0.0.1 have in common; the user, too: a store there knows no other."""
+    """An id shared by processes that reach each other on 127.0.0.1 as one user: a store there serves one user only."""
     try:
         return f"{boot_id()}/{os.stat('/proc/self/ns/net').st_ino}/{os.geteuid()}"  # noqa: PTH116
     except OSError:
@@ -28,7 +28,7 @@ def network() -> str:
 
 
 def candidates(first: Iterable[str] = ()) -> tuple[str, ...]:
-    """Addresses of this host where others may reach it, the likeliest first: `first`, IPv4, IPv6."""
+    """At most CANDIDATES addresses at which others may reach this host, the likeliest first: `first`, IPv4, IPv6."""
     here = [a for addresses in psutil.net_if_addrs().values() for a in addresses]
     own = [a.address.partition("%")[0] for a in here if a.family in (socket.AF_INET, socket.AF_INET6)]
     usable = [a for a in own if not a.startswith(("127.", "fe80:", "169.254.")) and a != "::1"]
@@ -38,7 +38,7 @@ def candidates(first: Iterable[str] = ()) -> tuple[str, ...]:
 
 
 def listen_on(addresses: Sequence[str]) -> tuple[list[socket.socket], dict[str, int]]:
-    """Listeners on a free port of each address that is this host's own, and their ports."""
+    """Listeners on a free port of each address that is this host's own; and address → port."""
     listeners, ports = [], {}
     for address in addresses:
         with contextlib.suppress(OSError):
@@ -49,7 +49,7 @@ def listen_on(addresses: Sequence[str]) -> tuple[list[socket.socket], dict[str, 
 
 
 def dial_all(targets: Sequence[DialTarget]) -> dict[str, str | None]:
-    """Dial all targets at once; by `key` None for those that answer, else why not."""
+    """Dial all targets at once, for at most DIAL_SECONDS; `key` → None if it answers, else why not."""
     results: dict[str, str | None] = {}
     with selectors.DefaultSelector() as waiting:
         for target in targets:

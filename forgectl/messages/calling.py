@@ -1,11 +1,11 @@
-"""The calling side: one socket a process, the calls that wait for answers, and how many may be under way.
+"""The calling side: one socket per process, the calls that wait for answers, and how many may be under way.
 
-Calls of one process to one rank arrive in the order in which they were made, from whatever threads, and calls of
-several ranks in the same order on each: two threads may call endpoints with collectives. No call is sent twice.
-To a rank that is slow at most `WINDOW` calls and `WINDOW_BYTES` are under way; later ones wait here.
+Calls of one process to one rank arrive in the order in which they were made, from any thread. Calls of several ranks
+arrive in the same order on each: two threads may call endpoints with collectives. No call is sent twice. At most
+`WINDOW` calls and `WINDOW_BYTES` are under way to a slow rank; later ones wait here.
 
-Every thread sends by itself, under a lock. Answers are read by whichever event loop waits for any, and given in the
-loop of their call: with one loop, as in most programs, no message crosses from one thread to another.
+Every thread sends by itself, under a lock. Any event loop that waits for answers reads them, and delivers each in the
+loop of its call: with one loop, as in most programs, no message goes from one thread to another.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ log = logging.getLogger("forgectl")
 WINDOW = 1024
 WINDOW_BYTES = 256 * 2**20
 POLL_SECONDS = 0.05
-"""How often a broadcast that waits for room looks whether its ranks are still there."""
+"""How often a broadcast that waits for room checks whether its ranks are still alive."""
 
 
 class Here(NamedTuple):
     """Where this process is: the folder of its machine's sockets, and the machine's place.
 
-    `driver` is the id of the run's driver process, where that is this one: it may dial other machines by itself.
+    `driver` is the pid of the run's driver, if this process is the driver: it may dial other machines by itself.
     """
 
     folder: str
@@ -66,13 +66,13 @@ class Here(NamedTuple):
 
 
 class LostError(Exception):
-    """A call whose answer will not come: its connection was lost on the way."""
+    """The answer to a call will not come: the connection was lost meanwhile."""
 
 
 class Call:
     """One call of several ranks: a future in its loop, and the answers so far.
 
-    `future` is set once all have answered, or to the first exception. From any other thread only `cut` may be called.
+    `future` gets its result once all have answered, or the first exception. Other threads may call only `cut`.
     """
 
     __slots__ = ("_loads", "_missing", "future", "loop", "parts", "values")
@@ -87,11 +87,11 @@ class Call:
 
     @property
     def unanswered(self) -> bool:
-        """Whether answers of ranks are yet to come."""
+        """Whether answers of ranks are missing."""
         return self._missing > 0
 
     def answer(self, index: int, kind: int, body: Sequence[Any]) -> None:
-        """Take in what the rank of that index answers."""
+        """Take the answer of the rank with that index."""
         if self.future.done():
             return
         try:
@@ -103,22 +103,22 @@ class Call:
             return
         self._missing -= 1
         if not self._missing:
-            self.parts = []  # they know it: what it got would be kept until somebody collects garbage
+            self.parts = []  # they refer to this call: the cycle would keep the values until a garbage collection
             self.future.set_result(self.values)
 
     def fail(self, error: BaseException) -> None:
-        """End it by an exception. In its loop."""
+        """End the call with an exception. To be called in its loop."""
         if not self.future.done():
             self.future.set_exception(error)
-            self.future.exception()  # seen, also where nobody awaits it any more
+            self.future.exception()  # marks it as retrieved: nobody may await it any more
 
     def cut(self, error: BaseException) -> None:
-        """The same from any thread."""
+        """The same as `fail`, from any thread."""
         in_loop(self.loop, self.fail, error)
 
 
 class _Part:
-    """A message to one rank; `call` is None for one that nobody awaits. `watch`: of the loop that it came from."""
+    """A message to one rank; `call` is None if nobody awaits it. `watch` is that of the loop that sent it."""
 
     __slots__ = ("call", "frames", "index", "kind", "line", "number", "shared", "size", "watch", "way")
 
@@ -132,17 +132,17 @@ class _Part:
         self.call = call
         self.index = index
         self.number = 0
-        self.way: SharedSocket | None = None  # that it was sent by
+        self.way: SharedSocket | None = None  # the socket that sent it
         self.shared = shared
 
 
 class _Body:
-    """What is sent: in memory that ranks here share, and as frames for all others. The values may change at once."""
+    """A call's content: in shared memory for ranks here, and as frames for all others. Values may change afterwards."""
 
     __slots__ = ("frames", "shared", "size")
 
     def __init__(self, what: Any, near: int, far: int) -> None:
-        """For so many ranks here and elsewhere; raises what pickling raises."""
+        """`near` and `far` are the numbers of ranks on this machine and on others; raises what pickling raises."""
         self.frames = pickling.dumps(what)
         self.size = pickling.size(self.frames)
         self.shared = share(self.frames, self.size, near) if near else None
@@ -150,7 +150,7 @@ class _Body:
 
 
 class _Line:
-    """What goes to one rank, in order: over `near` to `peer`, or over `far`; `way` is None while its way is broken."""
+    """The messages to one rank, in order: over `near` to `peer`, or over `far`; `way` is None while that is broken."""
 
     __slots__ = ("bytes", "far", "peer", "rank", "to", "under_way", "waiting", "way")
 
@@ -178,11 +178,11 @@ Answered = list[tuple["_Part", int, list[Any]]]
 
 
 class Exchange:
-    """This process's way to every rank. Get it by `exchange()`."""
+    """This process's connections to all ranks. Get it by `exchange()`."""
 
     def __init__(self, here: Here) -> None:
         self.here = here
-        self._lock = threading.Lock()  # of all that follows
+        self._lock = threading.Lock()  # guards all that follows
         near = new_socket(zmq.ROUTER)
         near.setsockopt(zmq.ROUTING_ID, of_this_process())
         self._near = SharedSocket(near)  # to ranks of this machine, and to its messenger
@@ -200,7 +200,7 @@ class Exchange:
     def call(self, ranks: Sequence[Address], what: Any, loads: Callable[[int, Sequence[Any]], Any]) -> Call:
         """Send `what` to these ranks, in an event loop; raises what pickling raises.
 
-        `loads` makes a value of an answer (its kind and body) or raises.
+        `loads` turns an answer (its kind and body) into a value, or raises.
         """
         body = self._body(ranks, what)
         call = Call(len(ranks), loads)
@@ -212,7 +212,7 @@ class Exchange:
     def cast(self, ranks: Sequence[Address], what: Any, died: Callable[[], bool]) -> None:
         """Send `what` to these ranks, whose answers nobody awaits; raises what pickling raises.
 
-        Where too much is under way it blocks until there is room, or until they have died.
+        If too much is under way, it blocks until there is room, or until `died()`.
         """
         body = self._body(ranks, what)
         loop = running_loop()
@@ -224,7 +224,7 @@ class Exchange:
                 self._readers.wait(POLL_SECONDS)
 
     def _body(self, ranks: Sequence[Address], what: Any) -> _Body:
-        """To be made before the lock is taken: it runs the values' own code."""
+        """Make the body. Call this without the lock: pickling runs the values' own code."""
         near = sum(rank.place == self.here.place for rank in ranks)
         return _Body(what, near, len(ranks) - near)
 
@@ -255,7 +255,7 @@ class Exchange:
     def _connect(self, socket: str) -> bytes:
         name = socket.encode()
         if name not in self._connected:
-            check_private(self.here.folder)  # ZeroMQ does not say who listens: in such a folder it is one of ours
+            check_private(self.here.folder)  # ZeroMQ does not show who listens; in a private folder only we can
             self._connected.add(name)
             self._near.socket.connect_routing_id = name
             self._near.socket.connect(ipc(Path(self.here.folder, socket)))
@@ -270,7 +270,7 @@ class Exchange:
         self._readers.used.add(way)
         try:
             line.send(part.kind, part.number, part.frames, way)
-        except zmq.Again:  # the connection has just broken: nothing of this was sent, and its end will be told
+        except zmq.Again:  # the connection has just broken: nothing was sent, and the monitor will report its end
             line.way = None
             line.waiting.appendleft(part)
             return
@@ -280,7 +280,7 @@ class Exchange:
         part.frames = []
 
     def _send_waiting(self, line: _Line) -> None:
-        """As much as there is room for."""
+        """Send waiting messages while there is room."""
         while line.waiting and line.has_room:
             part = line.waiting.popleft()
             if part.call is not None and part.call.future.done():  # cancelled, or too late
@@ -291,7 +291,7 @@ class Exchange:
     # ------------------------------------------------------------ to other machines
 
     def _choose(self, line: _Line, far: Far) -> None:
-        """By which way calls of a line go, once nothing of it is on its way any more."""
+        """Choose the way for the calls of a line; it changes only while none of them is under way."""
         if line.under_way or (line.waiting and line.way is not None):
             return
         way = far.way or (None if far.broken else self._near)
@@ -302,43 +302,43 @@ class Exchange:
             line.way = way
 
     def _ask(self, far: Far) -> None:
-        """How to dial a machine, if it is time to."""
+        """Ask the messenger how to dial a machine, if it is time to."""
         if self._may_dial and far.wants_asking:
             far.ask(next(self._numbers))
             send(self._near.socket, (self._connect(MESSENGER), *pack(WAY, far.asked, to=far.place.encode())))
             self._readers.used.add(self._near)
 
     def _dial(self, number: int, body: Sequence[Any]) -> bool:
-        """Take an answer of the messenger for that: False, it is none."""
+        """Use the messenger's answer to `_ask`; False if it is no such answer."""
         far = next((f for f in self._far.values() if f.asked == number), None)
         if far is None:
             return False
-        told = far.told
+        monitor = far.monitor
         self._readers.retire(far.dial(body[0]))
-        if far.told is not None and far.told is not told:
+        if far.monitor is not None and far.monitor is not monitor:
             for source in far.sources:
                 self._readers.add(source, lambda: self._listen(far))
         self._resume(far)
         return True
 
     def _listen(self, far: Far) -> None:
-        """See what has become of a connection."""
+        """React to a connection that was made, or that ended."""
         lost: Answered = []
         with self._lock:
-            there = far.listen()
-            if there:
+            connected = far.listen()
+            if connected:
                 assert far.way is not None
                 self._readers.add(far.way)
                 self._resume(far)
-            elif there is not None:
+            elif connected is not None:
                 for part in [p for p in self._under_way.values() if p.way is not None and p.way is far.way]:
                     del self._under_way[part.number]
-                    self._took_off(part)
+                    self._leave_window(part)
                     lost.append((part, LOST, [frames.lost(far.place).encode()]))
                 self._readers.retire(far.hang_up())
                 self._resume(far)
             self._readers.look()
-        self._give(lost, running_loop())
+        self._deliver(lost, running_loop())
 
     def _resume(self, far: Far) -> None:
         for line in self._lines.values():
@@ -347,7 +347,7 @@ class Exchange:
                 self._send_waiting(line)
 
     def _try_again(self, far: Far) -> None:
-        """Ask anew for as long as calls wait for a connection that is broken."""
+        """Ask again from time to time, as long as calls wait for a broken connection."""
 
         def again() -> None:
             with self._lock:
@@ -368,22 +368,22 @@ class Exchange:
         return [self._near, *(far.way for far in self._far.values() if far.way is not None)]
 
     def _drain(self, way: SharedSocket, again: bool = False) -> int:
-        """Take in what has come; how much it was. The first answer is given before the next is looked for."""
+        """Receive and deliver answers; returns how many. It delivers the first before it looks for the next."""
         here = running_loop()
         with self._lock:
             if again and way.looked_at_in is here:
                 way.looked_at_in = None
             messages = taken(way.socket, all_=again)
-            answered = self._sorted(way, messages)
-        self._give(answered, here)
+            answered = self._matched(way, messages)
+        self._deliver(answered, here)
         with self._lock:
             if messages:
                 self._readers.used.add(way)
             self._readers.look()
         return len(messages)
 
-    def _sorted(self, way: SharedSocket, messages: list[list[Any]]) -> Answered:
-        """Whose answers these are; what waited for room is sent."""
+    def _matched(self, way: SharedSocket, messages: list[list[Any]]) -> Answered:
+        """Match answers with their calls, and send messages that waited for room."""
         answered: Answered = []
         for message in messages:
             try:
@@ -396,19 +396,19 @@ class Exchange:
                     raise BadFrames(f"an answer to number {number}, which was not asked there")
             except (BadFrames, LookupError, ValueError) as e:
                 if message == [HELLO]:
-                    continue  # so a messenger sees whether we are still connected
-                log.warning("an answer that nobody waits for was dropped: %r", e)
+                    continue  # by this a messenger checks whether we are still connected
+                log.warning("dropped an answer that nobody waits for: %r", e)
                 continue
             del self._under_way[number]
             if part.shared is not None:
                 part.shared.received()
-            self._took_off(part)
+            self._leave_window(part)
             if kind > SHARED:
                 kind -= SHARED
                 try:
                     body = self._opened(part, body)
                 except Gone:
-                    continue  # the rank has ended: its death will be told
+                    continue  # the rank has ended: its death will be reported
                 except (BadFrames, OSError) as e:
                     kind, body = LOST, [f"its answer could not be received: {e}".encode()]
             answered.append((part, kind, body))
@@ -420,21 +420,21 @@ class Exchange:
         return answered
 
     def _opened(self, part: _Part, body: list[Any]) -> list[Any]:
-        """What a rank here answers in its memory, which may be used for others from now on."""
+        """An answer in the memory of a rank here; tells the rank that it may reuse that memory."""
         try:
             return opened(body[0]) if part.call is not None and not part.call.future.done() else body
         finally:
             part.line.send(TAKEN, part.number, (), self._near)
             self._readers.used.add(self._near)
 
-    def _took_off(self, part: _Part) -> None:
+    def _leave_window(self, part: _Part) -> None:
         part.line.under_way -= 1
         part.line.bytes -= part.size
         part.watch.waits_for -= 1
         part.shared = None
 
     @staticmethod
-    def _give(answered: Answered, here: asyncio.AbstractEventLoop | None) -> None:
+    def _deliver(answered: Answered, here: asyncio.AbstractEventLoop | None) -> None:
         for part, kind, body in answered:
             call = part.call
             if call is None:
@@ -447,7 +447,7 @@ class Exchange:
     # ------------------------------------------------------------ ends
 
     def forget(self, call: Call) -> None:
-        """Nobody waits for a call any more: messengers need not remember it. What waits is left out at its turn."""
+        """Nobody waits for a call any more: let messengers forget it. Its unsent messages are skipped at their turn."""
         with self._lock:
             for part in call.parts:
                 if part.number in self._under_way and part.line.far is not None:
@@ -457,14 +457,14 @@ class Exchange:
 
     def _abandon(self, part: _Part) -> None:
         del self._under_way[part.number]
-        self._took_off(part)
+        self._leave_window(part)
         if part.line.far is not None and part.way is not None:
             self._readers.used.add(part.way)
             with contextlib.suppress(zmq.Again):
                 part.line.send(FORGET, part.number, (), part.way)
 
     def drop(self, ranks: Sequence[Address]) -> None:
-        """These ranks are no more."""
+        """Forget these ranks, which have ended."""
         with self._lock:
             for rank in ranks:
                 line = self._lines.pop(rank, None)
@@ -488,8 +488,8 @@ _lock = threading.Lock()
 
 
 def _loop_of_plain_code() -> asyncio.AbstractEventLoop:
-    """A loop, in a thread of its own, that reads answers for code without one."""
-    global _plain
+    """A loop, in a thread of its own, that reads answers for code without a loop."""
+    global _plain  # noqa: PLW0603  (one per process)
     with _lock:
         if _plain is None:
             _plain = asyncio.new_event_loop()
@@ -508,11 +508,11 @@ def exchange(here: Here) -> Exchange:
     return found
 
 
-def _begin_anew() -> None:
-    """In a forked child: its parent's sockets, and locks that other threads may hold, are not its own."""
+def _reset_after_fork() -> None:
+    """In a forked child: drop the parent's sockets, and locks that other threads of the parent may hold."""
     global _lock, _plain
     _lock, _plain = threading.Lock(), None
     _exchanges.clear()
 
 
-os.register_at_fork(after_in_child=_begin_anew)
+os.register_at_fork(after_in_child=_reset_after_fork)

@@ -1,17 +1,17 @@
-"""The format of messages: which frames there are, and what the first one says. Pure.
+"""The format of messages: their frames, and the content of the first one. Pure.
 
     START BODY BUFFER…      START: kind, number, TO, and BODY where that is short
 
     caller → rank           kinds CALL, CAST, TAKEN
     rank → caller           kinds VALUE, ERROR
-    process → messenger     kinds CALL, CAST, FORGET, with TO; WAY, whose TO is the place that is asked for
+    process → messenger     kinds CALL, CAST, FORGET, with TO; WAY, whose TO is a place
     messenger → process     kinds VALUE, ERROR, LOST; a VALUE of JSON for WAY
     between machines        kinds CALL, CAST, FORGET, with TO; VALUE, ERROR, LOST
 
-BODY is a pickle, each BUFFER one of its out-of-band buffers. A kind + SHARED has a reference for a body (shared.py).
-The number is the caller's: answers carry the number of their request. A CAST is answered, too, with an empty VALUE, so
-that its caller knows how much is under way. A frame costs as much as a thousand bytes, and between machines each is
-encrypted by itself: hence so few.
+BODY is a pickle, each BUFFER one of its out-of-band buffers. The body of a kind + SHARED is a reference (shared.py).
+The caller chooses the number; answers carry the number of their request. A CAST is answered, too, with an empty VALUE,
+so that its caller knows how much is under way. A frame costs as much as a thousand bytes, and between machines each is
+encrypted separately: so there are few.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from typing import Any, NamedTuple
 from forgectl.names import socket_prefix
 
 CALL, CAST, FORGET, WAY, TAKEN = 1, 2, 3, 4, 5
-"""Requests. FORGET has no body: nobody waits for the answer to that number any more. WAY asks how to dial the messenger
-of another machine, as the driver of the run."""
+"""Requests. FORGET has no body: nobody waits for the answer to that number any more. WAY asks how the driver of the
+run can dial the messenger of another machine. TAKEN: the caller has opened an answer in shared memory."""
 VALUE, ERROR, LOST = 11, 12, 13
-"""Answers. The body of LOST is a text (UTF-8) that says why there will be no other answer."""
+"""Answers. The body of LOST is a UTF-8 text that says why there will be no other answer."""
 
 SHARED = 64
-"""Added to a kind: the body is a reference to memory of the sender."""
+"""Added to a kind: the body is a reference to the sender's memory."""
 
 LONG = 64 * 1024
-"""Bytes from which on a buffer is a frame of its own, and a frame is not copied."""
+"""Bytes; from this size on, a buffer is a frame of its own, and a frame is not copied."""
 
 SHORT = 4096
-"""Bytes up to which a body is sent in one frame with what comes before it."""
+"""Bytes; up to this size, a body is sent in the first frame."""
 
 REQUESTS = frozenset({CALL, CAST, FORGET})
 ANSWERS = frozenset({VALUE, ERROR, LOST})
@@ -50,7 +50,7 @@ LONGEST_PLACE = 255
 
 
 class BadFrames(Exception):
-    """A peer sent what is no message."""
+    """A peer sent something that is not a message."""
 
 
 def pack(kind: int, number: int, body: Sequence[Any] = (), to: bytes = b"") -> tuple[Any, ...]:
@@ -62,7 +62,7 @@ def pack(kind: int, number: int, body: Sequence[Any] = (), to: bytes = b"") -> t
 
 
 def unpack(frames: Sequence[Any], kinds: frozenset[int]) -> tuple[int, int, bytes, list[Any]]:
-    """Kind, number, TO and body of what `pack` made, a message of one of these kinds; raises BadFrames."""
+    """(kind, number, TO, body) of a message that `pack` made, of one of these kinds; raises BadFrames."""
     if not frames:
         raise BadFrames("a message without frames")
     start = frames[0]
@@ -73,22 +73,22 @@ def unpack(frames: Sequence[Any], kinds: frozenset[int]) -> tuple[int, int, byte
         raise BadFrames(f"a message of kind {kind}")
     end = _START.size + length
     if len(start) < end:
-        raise BadFrames(f"a first frame of {len(start)} bytes, {end} or more of which were said")
+        raise BadFrames(f"a first frame of {len(start)} bytes, which announces {end} or more")
     first, rest = bytes(start[end:]), frames[1:]
     return kind, number, bytes(start[_START.size : end]), [first, *rest] if first or not rest else list(rest)
 
 
 class Address(NamedTuple):
-    """Where a rank is called: `place` is "" on the launching machine, else the name of an ssh host.
+    """The address of a rank: `place` is "" on the launching machine, else the name of an ssh host.
 
-    `name` is that of its socket in the folder of that machine.
+    `name` is the name of its socket in that machine's folder.
     """
 
     place: str
     name: str
 
     def to(self) -> bytes:
-        """The frame that tells a messenger where a message is to go."""
+        """TO of a message: tells a messenger where the message should go."""
         return f"{self.place}\0{self.name}".encode()
 
 
@@ -101,12 +101,12 @@ def address_from(to: bytes) -> Address:
 
 
 def socket_name(mesh: str, generation: int, rank: int) -> str:
-    """The name of a rank's socket: short, as socket addresses are, and another one for each generation."""
+    """The name of a rank's socket: short, because socket addresses are, and different for each generation."""
     return f"{socket_prefix(mesh)}.{generation}.{rank}"
 
 
 def _is_socket_name(name: str) -> bool:
-    """Whether it is one of ours: it becomes a part of a path."""
+    """Whether it is a name that `socket_name` makes: it becomes a part of a path."""
     mesh, *numbers = name.split(".")
     return (
         len(mesh) == 12
@@ -117,14 +117,14 @@ def _is_socket_name(name: str) -> bool:
 
 
 MESSENGER = "messenger"
-"""The socket of a machine's messenger, in the same folder, for processes there."""
+"""The name of the messenger's socket for processes of its machine, in the same folder."""
 
 
 def lost(place: str) -> str:
-    """Why a call to that machine has no answer, whose connection has broken."""
+    """Why a call has no answer: the connection to that machine has broken."""
     return f"the connection to {named(place)} was lost while this call was under way; whether it ran is not known"
 
 
 def named(place: str) -> str:
-    """A machine, in a text for users."""
+    """The machine of a place, in a text for users."""
     return f"host {place}" if place else "the launching machine"

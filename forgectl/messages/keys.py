@@ -1,4 +1,4 @@
-"""CURVE keys of a run: one secret, of which the key pair of each of its machines is derived."""
+"""CURVE keys of a run: one secret, from which the key pair of each machine is derived."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PERSON = b"forgectl-curve"
 
 
 class RunKeys:
-    """Whoever has the secret has every key of the run. Neither repr nor str shows it."""
+    """The keys of a run, derived from its secret of LENGTH bytes. Neither repr nor str shows the secret."""
 
     def __init__(self, secret: bytes) -> None:
         if len(secret) != LENGTH:
@@ -23,17 +23,17 @@ class RunKeys:
 
     @classmethod
     def new(cls) -> RunKeys:
-        """Those of a new run."""
+        """The keys of a new run."""
         return cls(os.urandom(LENGTH))
 
     @classmethod
     def from_text(cls, text: str) -> RunKeys:
-        """Those that `text` was taken of; raises ValueError for any other text."""
+        """The keys whose `text` this is; raises ValueError for any other text."""
         return cls(bytes.fromhex(text))
 
     @property
     def text(self) -> str:
-        """The secret, to be kept in a file that only the user can read."""
+        """The secret as hexadecimal text; keep it in a file that only the user can read."""
         return self._secret.hex()
 
     def secret(self, place: str) -> str:

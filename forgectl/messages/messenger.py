@@ -1,12 +1,12 @@
 """The messenger of a machine: passes messages between its processes and the messengers of a run's other machines.
 
-Run as `boot.py messenger PARENT DESCRIPTOR`. The first line of standard input is a `Config` as JSON. Once it serves it
-writes `{"port": N}` on DESCRIPTOR (0: no TCP), or `{"error": …}` if it cannot. Further lines are `{"links": {place:
-address}}`, all messengers that it is to dial, and `{"ended": [prefix, generation]}`, ranks that are no more. It ends
-with standard input, and dies with PARENT. `{"describe": true}` has it write what it holds to standard error.
+Run as `boot.py messenger PARENT DESCRIPTOR`. The first line of standard input is a `Config` as JSON. Once it serves,
+it writes `{"port": N}` to DESCRIPTOR (0: no TCP), or `{"error": …}` if it cannot. Later lines are `{"links": {place:
+address}}`, all messengers that it should dial; `{"ended": [prefix, generation]}`, ranks that have ended; and
+`{"describe": true}`, on which it writes counts to standard error. It ends with standard input, and dies with PARENT.
 
-Of messages only the start is read. Each hop gives a request a number of its own and remembers where the answer goes.
-A request is sent once at most: what was sent over a link that breaks is answered LOST, what waits for a link is kept.
+It reads only the start of messages. Each hop gives a request a number of its own and remembers where the answer goes.
+A request is sent at most once: if its link breaks, it is answered LOST; a request that waits for a link is kept.
 """
 
 from __future__ import annotations
@@ -58,23 +58,24 @@ from forgectl.system.processes import die_with_parent
 
 DOMAIN = b"forgectl"
 READ_AHEAD = 256
-"""Messages that ZeroMQ takes in from a peer before we do: beyond that the peer has to wait."""
+"""Messages of a peer that ZeroMQ receives before we read them; beyond that the peer must wait."""
 MOST_UNSENT = 1 << 18
-"""Messages that wait to be read by one peer."""
+"""Messages that may wait until one peer reads them."""
 REPORTS = 10
-"""Lines a second about what is dropped."""
+"""Lines per second in the log about dropped messages."""
 COMPLAINT_S = 60.0
-"""Between two lines about strangers."""
+"""Between two log lines about strangers."""
 LOOK_S = 0.2
-"""Between two looks at how much strangers have sent."""
+"""Between two checks of how much strangers have sent."""
 LONGEST_ORDER = 16 << 20
+"""Bytes of one line of standard input."""
 PROBES_S = (0.02, 0.5)
-"""After a connection has ended: when to see whose it was. ZeroMQ says so only once its own thread has cleaned up."""
+"""Delays after the end of a connection; then find out whose it was. ZeroMQ's own thread must have cleaned up before."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """What a messenger is told: protocol.Membership, and the folder of its machine's sockets."""
+    """A messenger's configuration: protocol.Membership, and the folder of its machine's sockets."""
 
     place: str
     folder: str
@@ -89,7 +90,7 @@ class Messenger:
     """The sockets, and one poll loop over them. Nothing that comes in ends it."""
 
     def __init__(self, config: Config, orders: bytes = b"") -> None:
-        """Listen; raises OSError. `orders` is what was read of standard input already."""
+        """Listen; raises OSError. `orders` was already read from standard input, after the configuration."""
         self.config = config
         self._folder = Path(config.folder)
         self._orders = b""
@@ -98,14 +99,14 @@ class Messenger:
         self._identity = CurveKeys(config.secret, config.members[config.place])
         self._loop = Poll(self._failed)
         zap = context().socket(zmq.ROUTER)
-        zap.bind("inproc://zeromq.zap.01")  # before there is anything to let in
+        zap.bind("inproc://zeromq.zap.01")  # before any connection can be accepted
         self._zap = Polled(self._loop, zap, self._answer_zap)
         self._front = Polled(self._loop, _bounded(zmq.ROUTER), self._from_process)
         self._back = Polled(self._loop, _bounded(zmq.ROUTER), self._from_rank)
         self._back.socket.reconnect_ivl_max = SLOWEST_REDIAL_MS // 10
         self._net = Polled(self._loop, self._new_net(), self._from_net, named=True)
-        told = monitor(self._net.socket, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
-        self._comings = Polled(self._loop, told, self._on_coming)
+        events = monitor(self._net.socket, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        self._connections = Polled(self._loop, events, self._on_connection)
         self._crowded = self._looking = False
         self._complained = -COMPLAINT_S
         self._switch = Switch(config.place, config.members, config.direct, self._folder, self._back)
@@ -152,7 +153,7 @@ class Messenger:
         self.report(f"dropped: {e}" if isinstance(e, BadFrames) else f"dropped: {type(e).__name__}: {e}")
 
     def report(self, text: str) -> None:
-        """A line in the log, if there were not too many in this second."""
+        """Write a line to the log (standard error), unless this second had REPORTS lines already."""
         now, (since, count) = time.monotonic(), self._reports
         if now - since > 1.0:
             since, count = now, 0
@@ -179,14 +180,14 @@ class Messenger:
         self._switch.request(caller, kind, number, to, body)
 
     def _way(self, place: str) -> bytes:
-        """How this machine's driver dials the messenger there, if it can."""
+        """How this machine's driver can dial the messenger of a place, as JSON; an empty address if it cannot."""
         link = self._switch.links.get(place)
         dialled = link is not None and link.address.startswith("tcp:") and self.config.driver
         if link is None or not dialled:
             return b'{"address": ""}'
         members, secret = self.config.members, self.config.driver
-        told = {"address": link.address, "server": members[place], "secret": secret, "public": members[DRIVER_KEY]}
-        return json.dumps(told).encode()
+        answer = {"address": link.address, "server": members[place], "secret": secret, "public": members[DRIVER_KEY]}
+        return json.dumps(answer).encode()
 
     def _from_rank(self, frames: list[Any]) -> None:
         kind, number, _, body = unpack(frames[1:], ANSWERS)
@@ -203,11 +204,11 @@ class Messenger:
 
     def _from_net(self, frames: list[Any]) -> None:
         sign, name, *frames = frames
-        link = self._by_key[key_of(sign)]  # that it was let in with, whatever it says of itself
+        link = self._by_key[key_of(sign)]  # the key that was checked, whatever name the peer gave itself
         peer = link.accepted
         if peer is None or peer.name[0] != name:
             if peer is not None and frames != [HELLO]:
-                return  # what was left of a connection that has ended: its calls were given up on both sides
+                return  # from a connection that has ended: both sides have given up its calls
             peer = self._accept(link, name)
             self._let_in(peer, connection_of(sign))
         self._from_link(peer, frames)
@@ -231,25 +232,25 @@ class Messenger:
             self._switch.request(peer, kind, number, to, body)
 
     def _let_in(self, peer: Peer, connection: int) -> None:
-        self._comings.drain_all()  # it has come before its first message
-        self._strangers.go(connection)
-        self._loop.do_later(PROBES_S[-1], lambda: self._greet(peer))  # it may have gone before that was read, too
+        self._connections.drain_all()  # its event came before its first message
+        self._strangers.remove(connection)
+        self._loop.do_later(PROBES_S[-1], lambda: self._greet(peer))  # it may have ended before we read that event
 
-    def _on_coming(self, frames: list[bytes]) -> None:
-        """A connection has come or gone."""
+    def _on_connection(self, frames: list[bytes]) -> None:
+        """A connection was accepted, or has ended."""
         connection = connection_in(frames)
         if event_of(frames) == zmq.EVENT_ACCEPTED:
-            if self._strangers.come(connection) and not self._crowded:
+            if self._strangers.add(connection) and not self._crowded:
                 self._crowded = True
-                self._loop.do_later(0, self._hang_up_on_strangers)  # by then those are known that have shown a key
+                self._loop.do_later(0, self._hang_up_on_strangers)  # after those that have shown a key are known
             if not self._looking:
                 self._looking = True
                 self._loop.do_later(LOOK_S, self._look_at_strangers)
-        elif not self._strangers.go(connection):
+        elif not self._strangers.remove(connection):
             self._look_for_ends()
 
     def _hang_up_on_strangers(self) -> None:
-        self._comings.drain_all()
+        self._connections.drain_all()
         self._crowded = False
         hit, now = self._strangers.end_surplus(), time.monotonic()
         if hit and now - self._complained > COMPLAINT_S:
@@ -262,7 +263,7 @@ class Messenger:
             self._loop.do_later(LOOK_S, self._look_at_strangers)
 
     def _look_for_ends(self) -> None:
-        """Some connection of a member has ended; which, only sending shows."""
+        """A member's connection has ended; only sending to each shows which."""
         if not self._probing:
             self._probing = True
             for after in PROBES_S:
@@ -274,7 +275,7 @@ class Messenger:
             self._greet(peer)
 
     def _greet(self, peer: Peer) -> None:
-        """Say hello, which shows whether it is still connected."""
+        """Send hello, which also shows whether the peer is still connected."""
         if peer.link is None or peer.link.accepted is not peer:
             return
         try:
@@ -289,29 +290,29 @@ class Messenger:
         dealer = None
         try:
             dealer = _bounded(zmq.DEALER)
-            told = dial(dealer, self._identity, self.config.members[link.place], link.address)
+            events = dial(dealer, self._identity, self.config.members[link.place], link.address)
         except zmq.ZMQError as e:
             if dealer is not None:
                 dealer.close()
-            if e.errno in (errno.EMFILE, errno.ENFILE):  # others may let go of some
+            if e.errno in (errno.EMFILE, errno.ENFILE):  # descriptors may become free
                 self._loop.do_later(SLOWEST_REDIAL_MS / 1000, lambda: self._redial(link, None))
             raise
-        link.monitor = Polled(self._loop, told, lambda event: self._on_event(link, event_of(event)))
+        link.monitor = Polled(self._loop, events, lambda event: self._on_event(link, event_of(event)))
         link.dealer = Polled(self._loop, dealer, lambda frames: self._from_dialled(link, frames))
 
     def _on_event(self, link: MessengerLink, event: zmq.Event) -> None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             assert link.dealer is not None
-            link.said_hello = True
+            link.sent_hello = True
             link.dealer.send((HELLO,))
         elif event == zmq.EVENT_DISCONNECTED:
-            said_hello, had = link.said_hello, link.dialled is not None
-            if said_hello:  # a greeting that is read after this would be of a connection that is no more
+            sent_hello, had = link.sent_hello, link.dialled is not None
+            if sent_hello:  # a hello that is read after this would belong to the ended connection
                 self._hang_up(link)
             if had:
                 self._dial(link)
-            else:  # ZeroMQ tries again by itself, but not after an answer in another protocol, or a refusal
-                dealer, pause = link.dealer, REDIAL_MS if said_hello else SLOWEST_REDIAL_MS
+            else:  # ZeroMQ dials again by itself, but not after a refusal, or an answer in another protocol
+                dealer, pause = link.dealer, REDIAL_MS if sent_hello else SLOWEST_REDIAL_MS
                 self._loop.do_later(pause / 1000, lambda: self._redial(link, dealer))
         else:
             self.report(f"{named(link.place)} at {link.address}: {FAILURES.get(event, 'no connection')}; trying again")
@@ -324,16 +325,16 @@ class Messenger:
     def _from_dialled(self, link: MessengerLink, frames: list[Any]) -> None:
         if link.dialled is not None:
             self._from_link(link.dialled, frames)
-        elif link.dealer is not None and link.said_hello and frames == [HELLO]:
+        elif link.dealer is not None and link.sent_hello and frames == [HELLO]:
             link.dialled = Peer(link.dealer, (), link)
             self._switch.flush(link)
 
     def _hang_up(self, link: MessengerLink) -> None:
         dealer, monitor, peer = link.dealer, link.monitor, link.dialled
         link.dealer = link.monitor = None
-        link.said_hello = False
+        link.sent_hello = False
         if dealer is not None and monitor is not None:
-            while peer is not None and (frames := receive(dealer.socket)) is not None:  # what came before the end
+            while peer is not None and (frames := receive(dealer.socket)) is not None:  # messages from before the end
                 self._loop.guarded(self._from_link, peer, frames)
             dealer.socket.disable_monitor()
             monitor.close()
@@ -355,7 +356,7 @@ class Messenger:
             self._loop.guarded(self._obey, line)
         if len(self._orders) > LONGEST_ORDER:
             self._orders = b""
-            self.report("an order without an end was dropped")
+            self.report("dropped an order without an end")
 
     def _obey(self, line: bytes) -> None:
         order = json.loads(line)
@@ -379,11 +380,11 @@ class Messenger:
             elif link.accepted is not None:
                 self._switch.flush(link)
         if unknown := addresses.keys() - self._switch.links:
-            self.report(f"links to {len(unknown)} places that are no members")
+            self.report(f"links to {len(unknown)} places that are not members")
 
 
 def _bounded(kind: int) -> Socket:
-    """A peer that sends more than we can pass on has to wait; what one does not read is dropped some time."""
+    """A socket with limits: a peer that sends more than we can pass on must wait; we drop what a peer never reads."""
     made = new_socket(kind)
     made.rcvhwm, made.sndhwm = READ_AHEAD, MOST_UNSENT
     return made
@@ -393,24 +394,24 @@ def main(arguments: list[str]) -> None:
     """Serve until killed, or until standard input ends."""
     parent, report = int(arguments[0]), int(arguments[1])
     die_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends in its own order
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the run in its own order
     os.set_inheritable(report, False)
     os.umask(0o077)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         line, orders = _first_line()
-        told = json.loads(line)
-        messenger = Messenger(Config(**{**told, "direct": tuple(told["direct"])}), orders)
+        given = json.loads(line)
+        messenger = Messenger(Config(**{**given, "direct": tuple(given["direct"])}), orders)
     except Exception as e:
-        _say(report, {"error": f"{type(e).__name__}: {e}"})
+        _write_report(report, {"error": f"{type(e).__name__}: {e}"})
         raise
-    _say(report, {"port": messenger.port})
+    _write_report(report, {"port": messenger.port})
     messenger.serve()
 
 
 def _first_line() -> tuple[bytes, bytes]:
-    """It, and what has come after it."""
+    """The first line of standard input, and the data that came after it."""
     data = b""
     while b"\n" not in data and (chunk := os.read(0, 1 << 16)):
         data += chunk
@@ -418,6 +419,6 @@ def _first_line() -> tuple[bytes, bytes]:
     return line, rest
 
 
-def _say(report: int, answer: dict[str, Any]) -> None:
+def _write_report(report: int, answer: dict[str, Any]) -> None:
     os.write(report, json.dumps(answer).encode() + b"\n")
     os.close(report)

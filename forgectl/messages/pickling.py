@@ -1,7 +1,7 @@
 """Python values as frames: a pickle (protocol 5) and its buffers, which are not copied into it.
 
-What the plain pickle cannot do, or would do by a name that the other side does not have, cloudpickle does.
-Nothing here is for values from outside a run: to load a pickle is to run code.
+cloudpickle takes values that the plain pickle cannot handle, or would send by a name that the other side lacks.
+Never use it for values from outside a run: loading a pickle runs code.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from forgectl.messages.frames import LONG
 
 
 def dumps(value: Any) -> list[Any]:
-    """The frames of a value: a pickle, then its long buffers, which are the value's own memory.
+    """The frames of a value: a pickle, then its buffers of LONG bytes or more, which are the value's own memory.
 
     Raises TypeError or PicklingError.
     """
@@ -29,7 +29,7 @@ def dumps(value: Any) -> list[Any]:
     def in_band(buffer: pickle.PickleBuffer) -> bool:
         try:
             raw = buffer.raw()
-        except BufferError:  # its memory is not in one piece
+        except BufferError:  # its memory is not contiguous
             return True
         if raw.nbytes < LONG:
             return True
@@ -41,7 +41,7 @@ def dumps(value: Any) -> list[Any]:
             data = _plain(value, in_band)
             if b"__main__" not in data:
                 return [data, *buffers]
-        except Exception:  # of any type: it is the value's own code that raises; cloudpickle has the last word
+        except Exception:  # of any type: the value's own code raises; cloudpickle decides
             pass
         buffers.clear()
     file = io.BytesIO()
@@ -61,18 +61,18 @@ def _plain(value: Any, in_band: Any) -> bytes:
 
 
 def nested(value: Any) -> list[Any]:
-    """The same frames as a value that may itself be a part of one; `loads` takes them at the other end."""
+    """The same frames in a form that may be a part of another value; the other end gives them to `loads`."""
     first, *buffers = dumps(value)
     return [first, *map(pickle.PickleBuffer, buffers)]
 
 
 def loads(frames: Sequence[Any]) -> Any:
-    """The value of these frames. Raises whatever its own code raises."""
+    """The value of these frames. Raises whatever the value's own code raises."""
     return pickle.loads(frames[0], buffers=frames[1:])  # noqa: S301 (from a process of the same run)
 
 
 def copied(frames: Sequence[Any]) -> list[Any]:
-    """The same, without the value's own memory: that may change from now on."""
+    """The same frames without the value's own memory, which may then change."""
     return [f if isinstance(f, bytes) else bytes(f) for f in frames]
 
 
@@ -92,7 +92,7 @@ class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
 
 
 def _of_tensors() -> dict[type, Any]:
-    """How tensors are pickled, where torch is imported: by themselves they would write their memory into the pickle."""
+    """The reducers for tensors, if torch is imported: torch's own would copy their memory into the pickle."""
     if not _reducers and (tensor := getattr(sys.modules.get("torch"), "Tensor", None)) is not None:
         _reducers[tensor] = _reduce_tensor
     return _reducers
@@ -110,14 +110,14 @@ def _reduce_tensor(tensor: Any) -> Any:
         and not tensor.is_conj()
         and not tensor.is_neg()
         and not (tensor.requires_grad and not tensor.is_leaf)
-        and not tensor.__dict__  # somebody's own attributes
+        and not tensor.__dict__  # attributes set by the user
         and not tensor._backward_hooks
     )
     if not plain:
         return tensor.__reduce_ex__(5)
     try:
         memory = tensor.detach().reshape(-1).view(torch.uint8).numpy()
-    except (RuntimeError, TypeError):  # without numpy, or of a type that cannot be seen as bytes
+    except (RuntimeError, TypeError):  # without numpy, or of a type that has no view as bytes
         return tensor.__reduce_ex__(5)
     return _tensor_of, (pickle.PickleBuffer(memory), tensor.dtype, tuple(tensor.shape), tensor.requires_grad)
 

@@ -1,7 +1,7 @@
-"""A messenger's loop: its sockets and other descriptors, and what is to be done later.
+"""A messenger's loop: its sockets and other descriptors, and timers.
 
-ZeroMQ shows on a socket's descriptor only that something has changed, and any use of the socket may take that sign
-away. So each socket that was used in a round is looked at in the next one. zmq.Poller asks all of them every time.
+A socket's descriptor shows only that something has changed, and any use of the socket may clear that sign. So each
+socket that was used in a round is checked in the next one. zmq.Poller would check all of them every time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from forgectl.messages.sockets import Socket, receive, send, taken
 class Polled:
     """A socket in a loop: `on_message` gets the frames of each message, in order.
 
-    If `named`, after ZeroMQ's first frame itself, as `receive` has it.
+    If `named`, ZeroMQ's first frame itself comes before them, as in `receive`.
     """
 
     def __init__(
@@ -37,16 +37,16 @@ class Polled:
         self.touched()
 
     def send(self, parts: Sequence[Any]) -> None:
-        """Queue a message; raises zmq.ZMQError where nobody is connected under its first frame."""
+        """Queue a message; raises zmq.ZMQError if no peer has the name in its first frame."""
         self._loop.used[self] = None
         send(self.socket, parts)
 
     def touched(self) -> None:
-        """To be said after anything else was done with the socket: it is looked at in the next round."""
+        """Have the socket checked in the next round; call this after any other use of it."""
         self._loop.used[self] = None
 
     def drain(self) -> None:
-        """Take in what has come. The first message is passed on before the next is looked for."""
+        """Receive messages. The first one is passed on before the next is looked for."""
         messages = taken(self.socket, all_=self._busy, named=self._named)
         self._busy = bool(messages)
         for frames in messages:
@@ -55,20 +55,20 @@ class Polled:
             self.touched()
 
     def drain_all(self) -> None:
-        """Take in all that has come, before anything else is."""
+        """Receive all messages that have arrived, now."""
         while (frames := receive(self.socket, self._named)) is not None:
             self._loop.guarded(self._on_message, frames)
         self.touched()
 
     def close(self) -> None:
-        """Take in no more."""
+        """Stop receiving, and close the socket."""
         self._loop.unwatch(self.descriptor)
         self._loop.used.pop(self, None)
         self.socket.close()
 
 
 class Poll:
-    """The loop. Whatever a callback raises goes to `failed`; the loop goes on."""
+    """The loop. It passes every exception of a callback to `failed`, and goes on."""
 
     def __init__(self, failed: Callable[[Exception], None]) -> None:
         self.used: dict[Polled, None] = {}  # in order
@@ -79,21 +79,21 @@ class Poll:
         self._numbers = itertools.count()
 
     def watch(self, descriptor: int, on_readable: Callable[[], None]) -> None:
-        """Call it whenever something can be read there."""
+        """Call `on_readable` whenever the descriptor is readable."""
         self._on[descriptor] = on_readable
         self._epoll.register(descriptor, select.EPOLLIN)
 
     def unwatch(self, descriptor: int) -> None:
-        """No more."""
+        """End `watch`."""
         del self._on[descriptor]
         self._epoll.unregister(descriptor)
 
     def do_later(self, seconds: float, do: Callable[[], None]) -> None:
-        """Once, in so many seconds."""
+        """Call `do` once, after `seconds`."""
         heapq.heappush(self._later, (time.monotonic() + seconds, next(self._numbers), do))
 
     def serve(self) -> None:
-        """Without end."""
+        """Run forever."""
         while True:
             for descriptor, _ in self._epoll.poll(self._pause()):
                 if (do := self._on.get(descriptor)) is not None:  # it may have been closed in this round
@@ -111,7 +111,7 @@ class Poll:
         return max(0.0, self._later[0][0] - time.monotonic()) if self._later else None
 
     def guarded(self, do: Callable[..., None], *arguments: Any) -> None:
-        """Whatever a peer has sent: at worst it is dropped, and reported."""
+        """Call `do`; report an exception: whatever a peer sends, at worst it is dropped."""
         try:
             do(*arguments)
         except Exception as e:

@@ -1,4 +1,4 @@
-"""Which event loops of a process read its sockets: those that wait for answers, whatever thread they run in."""
+"""Which event loops of a process read its sockets: those that wait for answers, in any thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from forgectl.messages.sockets import SharedSocket, has_come
 
 
 class LoopWatch:
-    """One event loop's part in reading answers."""
+    """Whether one event loop reads answers, and for how many it waits."""
 
     __slots__ = ("waits_for", "watching")
 
@@ -22,21 +22,21 @@ class LoopWatch:
 
 
 class Readers:
-    """All methods but `wait` are to be called under `lock`, that of the sockets' owner.
+    """Lets event loops read sockets. Call all methods except `wait` under `lock`, which the sockets' owner has.
 
-    `drain(source, True)` takes in what has come, and what comes next; `drain(source)` the first of it.
+    `drain(source, True)` receives all messages of a socket, also later ones; `drain(source)` only the first.
     """
 
     def __init__(self, lock: threading.Lock, drain: Callable[..., Any]) -> None:
         self.used: set[SharedSocket] = set()
-        """Sockets that something was done with: it may have taken the sign of an answer away (`look`)."""
+        """Sockets that were used: this may have cleared the sign of an answer (see `look`)."""
         self._lock = lock
         self._drain = drain
         self._watches: dict[asyncio.AbstractEventLoop, LoopWatch] = {}
         self._on: dict[int, Callable[[], Any]] = {}
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> LoopWatch:
-        """Have the loop read answers, as it is about to wait for some; others that wait for none read no more."""
+        """Have a loop read answers, as it is about to wait for some; loops that wait for none stop reading."""
         watch = self._watches.get(loop)
         if watch is None:
             for closed in [other for other in self._watches if other.is_closed()]:
@@ -64,20 +64,20 @@ class Readers:
         return [loop for loop, watch in self._watches.items() if watch.watching and not loop.is_closed()]
 
     def add(self, source: SharedSocket, read: Callable[[], Any] | None = None) -> None:
-        """Have a socket read from now on; answers, if nothing else is said."""
+        """Have a socket read from now on, by `read`, or else by `drain`."""
         do = self._on[source.fd] = read or (lambda: self._drain(source))
         for loop in self._watching():
             _now_or_soon(loop, loop.add_reader, source.fd, do)
-            in_loop(loop, do)  # what has come before
+            in_loop(loop, do)  # for messages from before
 
     def retire(self, sources: list[SharedSocket]) -> None:
-        """Close sockets that nobody is to read any more, once no loop looks at their descriptors."""
+        """Close sockets that nobody needs any more, once no loop watches their descriptors."""
         for source in sources:
             self._on.pop(source.fd, None)
             self.used.discard(source)
         left = self._watching()
 
-        def let_go(loop: asyncio.AbstractEventLoop) -> None:
+        def stop_reading(loop: asyncio.AbstractEventLoop) -> None:
             for source in sources:
                 loop.remove_reader(source.fd)
             with self._lock:
@@ -92,10 +92,10 @@ class Readers:
         if not left:
             close()
         for loop in list(left):
-            in_loop(loop, let_go, loop)
+            in_loop(loop, stop_reading, loop)
 
     def look(self) -> None:
-        """Have the sockets that were used looked at."""
+        """Check the sockets that were used, in a loop that reads."""
         used, self.used = self.used, set()
         here = running_loop()
         for source in used:
@@ -108,7 +108,7 @@ class Readers:
                 in_loop(loops[0], self._drain, source)
 
     def wait(self, seconds: float) -> None:
-        """Until something can be read, or for so long."""
+        """Wait until a socket is readable, or for `seconds`."""
         poll = select.poll()
         for fd in list(self._on):
             poll.register(fd, select.POLLIN)
@@ -131,7 +131,7 @@ def _now_or_soon(loop: asyncio.AbstractEventLoop, do: Callable[..., Any], *argum
 
 
 def in_loop(loop: asyncio.AbstractEventLoop, do: Callable[..., Any], *arguments: Any) -> None:
-    """Call it soon in that loop, from any thread; not at all if the loop is closed: nobody waits there any more."""
+    """Call `do` soon in that loop, from any thread; not if the loop is closed, as nobody waits there any more."""
     try:
         loop.call_soon_threadsafe(do, *arguments)
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""The answering side: a rank's socket, and one task for each request that comes in."""
+"""The answering side: a rank's socket, and one task for each request."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ log = logging.getLogger("forgectl")
 class Server:
     """Listens at `path` from now on, in the running loop.
 
-    `perform` is given what a caller sent and returns an answer, or raises; `carry` makes of what it raises the value
-    that goes to the caller. Requests of one caller are begun in their order.
+    `perform` gets what a caller sent, and returns an answer or raises. `carry` turns that exception into the value that
+    is sent to the caller. `cast_failed` gets the request and the exception of a cast. Requests of one caller are
+    started in their order.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Server:
             self._socket.send((caller, *pack(LOST, number, [why.encode()])))
             return
         except (BadFrames, ValueError) as e:
-            log.warning("what is no request was dropped: %s", e)
+            log.warning("dropped a message that is not a request: %s", e)
             return
         self._tasks.begin(self._serve(caller, kind, number, body))
 
@@ -83,19 +84,19 @@ class Server:
         size = pickling.size(frames)
         if size >= LEAST and (reference := self._shared.put(caller, number, frames, size)) is not None:
             self._socket.send((caller, *pack(answer + SHARED, number, [reference])))
-        else:  # copied: the next endpoint may change it
+        else:  # copied, as the next endpoint may change the value
             self._socket.send((caller, *pack(answer, number, pickling.copied(frames))))
 
 
 class _SharedAnswers:
-    """The answers that callers of this machine have yet to open. What a caller leaves behind goes with it."""
+    """The answers that callers on this machine have not opened yet. They are dropped when their caller ends."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._of: dict[bytes, dict[int, Shared]] = {}
 
     def put(self, caller: bytes, number: int, frames: list[Any], size: int) -> bytes | None:
-        """Share an answer: a reference to it; None where that cannot be."""
+        """Share an answer; returns the reference to it, or None if it cannot be shared."""
         if caller not in self._of and not self._watch(caller):
             return None
         shared = share(frames, size, 1)
@@ -105,7 +106,7 @@ class _SharedAnswers:
         return shared.reference
 
     def taken(self, caller: bytes, number: int) -> None:
-        """The caller has opened one."""
+        """Note that the caller has opened the answer with this number."""
         if (shared := self._of.get(caller, {}).pop(number, None)) is not None:
             shared.received()
 

@@ -1,11 +1,11 @@
-"""Long messages between processes of one machine: through memory that both have, copied once.
+"""Long messages between processes of one machine: through shared memory, copied once.
 
-The sender writes a message's frames into a file that is in memory only (memfd) and says where: the receiver opens it
-through the sender's folder in /proc, and maps it for itself, so that it may change what it got and keep it. The file
-has no name anywhere: the kernel frees it with its last user, however that ends.
+The sender writes a message's frames into a file in memory (memfd) and sends a reference. The receiver opens the file
+through the sender's folder in /proc and maps it privately, so that it may change and keep what it received. The file
+has no name: the kernel frees it when its last user ends, in whatever way.
 
-A sender uses memory again once nobody else has it open, which a write lease tells. Pages that are there already make
-three quarters of the difference to a socket.
+A sender reuses memory once nobody else has it open, which it checks by a write lease. Reusing pages makes three
+quarters of the gain over a socket.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from typing import Any
 from forgectl.messages.frames import BadFrames
 
 LEAST = 256 * 1024
-"""Bytes of a message from which on it is worth it."""
+"""Bytes of the smallest message that is shared."""
 MOST_KEPT = 256 * 2**20
 """Bytes that a process keeps for later messages."""
 MOST_SEGMENTS = 128
-"""Descriptors that a process has open for this at most; what is beyond goes through sockets."""
+"""Segments, each with a descriptor, that a process has at most; further messages go through sockets."""
 ALIGNED = 64
 _NAME = "forgectl-message"
 _HEAD = struct.Struct(">IIQH")
@@ -41,7 +41,7 @@ _idle: list[Segment] = []  # the latest last
 
 
 class Segment:
-    """Memory with one message in it. When nobody holds it any more it may be used again."""
+    """Memory that holds one message at a time. It is reused when nobody has it open any more."""
 
     __slots__ = ("_fd", "_inode", "_size", "reference")
 
@@ -50,17 +50,17 @@ class Segment:
         made = os.memfd_create(_NAME, os.MFD_CLOEXEC)
         try:
             self._inode = os.fstat(made).st_ino
-            # The first descriptor of a memfd does not count among its writers, as those of receivers do.
+            # For a lease, the first descriptor of a memfd does not count as a writer; those of receivers do.
             self._fd = os.open(f"/proc/self/fd/{made}", os.O_RDWR | os.O_CLOEXEC)
         finally:
             os.close(made)
-        fcntl.fcntl(self._fd, fcntl.F_SETSIG, signal.SIGURG)  # should a lease be broken: by itself, SIGIO would kill us
+        fcntl.fcntl(self._fd, fcntl.F_SETSIG, signal.SIGURG)  # if a lease is broken: the default, SIGIO, would kill us
         self._size = size
         self.reference = b""
         _open.add(self)
 
     def write(self, frames: Sequence[Any]) -> None:
-        """Raises OSError where there is no room."""
+        """Write a message and set `reference`; raises OSError if there is no room."""
         sizes, at = [], 0
         for frame in frames:
             view = memoryview(frame).cast("B")
@@ -75,7 +75,7 @@ class Segment:
         self.reference = first + struct.pack(f">{len(sizes)}Q", *sizes)
 
     def fits(self, size: int) -> bool:
-        """Whether a message of that size may go there now: it is not too large for it, and nobody else has it open."""
+        """Whether a message of that size may use it now: the sizes match, and nobody else has it open."""
         if not size <= self._size <= 4 * size:
             return False
         try:
@@ -86,13 +86,13 @@ class Segment:
         return True
 
     def close(self) -> None:
-        """For good."""
+        """Give the memory up; it cannot be reused."""
         if self in _open:
             _open.discard(self)
             os.close(self._fd)
 
     def release(self) -> None:
-        """All receivers have opened it: it may be used again when they have let go of it."""
+        """All receivers have opened it: keep it for reuse, once they have closed it."""
         with _lock:
             if self not in _open:
                 return
@@ -102,7 +102,7 @@ class Segment:
 
 
 class Shared:
-    """A message in shared memory, until each of its receivers has opened it, or this is held no more."""
+    """A message in shared memory, until all its receivers have opened it, or this object is deleted."""
 
     __slots__ = ("_missing", "_segment", "reference")
 
@@ -112,18 +112,18 @@ class Shared:
         self.reference = segment.reference
 
     def received(self) -> None:
-        """One more of them has opened it."""
+        """Note that one more receiver has opened it."""
         self._missing -= 1
         if not self._missing:
             self._segment.release()
 
     def __del__(self) -> None:
-        if self._missing > 0:  # one that is late must not find another message here
+        if self._missing > 0:  # a late receiver must not find another message here
             self._segment.close()
 
 
 def share(frames: Sequence[Any], size: int, receivers: int) -> Shared | None:
-    """Put a message where processes of this machine can read it; None where it is better sent, or there is no room."""
+    """Put a message where processes of this machine can read it; None if it is too short, or there is no room."""
     if size < LEAST or len(frames) > MOST_FRAMES or not _can_be_opened():
         return None
     try:
@@ -158,7 +158,7 @@ def _aligned(size: int) -> int:
 
 
 def _can_be_opened() -> bool:
-    """Whether other processes of this user may look into our folder in /proc: not where this one changed its user."""
+    """Whether other processes of this user may read our folder in /proc: not if this process changed its user."""
     return Path("/proc/self/fd").stat().st_uid == os.geteuid()
 
 
@@ -166,7 +166,7 @@ def _can_be_opened() -> bool:
 
 
 class Gone(Exception):
-    """Whoever had sent a message does not have it any more, as it has ended."""
+    """The sender does not have the message any more, because it has ended."""
 
 
 def opened(reference: Any) -> list[memoryview]:
@@ -179,14 +179,14 @@ def opened(reference: Any) -> list[memoryview]:
     path = f"/proc/{pid}/fd/{number}"
     try:
         if not str(Path(path).readlink()).startswith(f"/memfd:{_NAME}"):
-            raise Gone("that is not there any more")
+            raise Gone("its sender has closed it")
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, ProcessLookupError):
-        raise Gone("its process has ended, or is of another PID namespace") from None
+        raise Gone("its sender has ended, or is in another PID namespace") from None
     try:
         found, size = os.fstat(fd), sum(map(_aligned, sizes))
-        if found.st_ino != inode:  # its number was given anew
-            raise Gone("that is not there any more")
+        if found.st_ino != inode:  # the descriptor's number was reused
+            raise Gone("its sender has closed it")
         if not 0 < size <= found.st_size:
             raise BadFrames(f"{size} bytes of shared memory, of which there are {found.st_size}")
         memory = _mapped(fd, size)
@@ -203,8 +203,8 @@ def _mapped(fd: int, size: int) -> memoryview:
     """A private mapping, which ends with its last view."""
     if sys.version_info >= (3, 13):
         return memoryview(mmap.mmap(fd, size, mmap.MAP_PRIVATE, trackfd=False))
-    # Up to Python 3.12, mmap keeps a descriptor for each mapping: who holds a thousand arrays has no other left.
-    length = 1 << (size - 1).bit_length()  # few types of array are made; beyond the file nobody looks
+    # Up to Python 3.12, mmap keeps a descriptor for each mapping: a thousand arrays would use up all descriptors.
+    length = 1 << (size - 1).bit_length()  # few array types are made; nobody reads beyond the file's end
     address = _libc.mmap(None, length, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, fd, 0)
     if address == ctypes.c_void_p(-1).value:
         raise OSError(ctypes.get_errno(), "no memory can be mapped")
@@ -232,9 +232,9 @@ _kinds: dict[int, type[_Mapping]] = {}
 # ---------------------------------------------------------------- forks
 
 
-def _begin_anew() -> None:
-    """In a forked child: it must not keep its parent's memory."""
-    global _lock
+def _reset_after_fork() -> None:
+    """In a forked child: give up the parent's memory."""
+    global _lock  # noqa: PLW0603  (one per process)
     _lock = threading.RLock()
     _idle.clear()
     for segment in list(_open):
@@ -242,4 +242,4 @@ def _begin_anew() -> None:
             segment.close()
 
 
-os.register_at_fork(after_in_child=_begin_anew)
+os.register_at_fork(after_in_child=_reset_after_fork)

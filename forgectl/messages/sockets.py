@@ -1,7 +1,7 @@
-"""ZeroMQ's sockets as this package wants them: one context a process, Unix sockets that are private, and event loops.
+"""ZeroMQ's sockets as this package needs them: one context per process, private Unix sockets, and event loops.
 
-Queues are bounded by callers (calling.py), which know what is unanswered, and not by ZeroMQ's own limits, at which a
-socket would block or drop.
+Callers (calling.py) bound the queues, as they know what is unanswered. ZeroMQ's own limits are not used: at them, a
+socket blocks or drops.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ RECONNECT_MS = 10
 LONGEST_PATH = 107
 """Bytes of a Unix socket's address."""
 TURN = 64
-"""Messages of one socket that are taken in before others have their turn."""
+"""Messages of one socket that are received before other sockets have their turn."""
 
 Socket = zmq.Socket[bytes]
 
 _send = zmq.backend.Socket.send
-"""Without the options that zmq.Socket looks for in Python, which take as long again."""
+"""The backend's method: that of zmq.Socket also checks options in Python, which takes as long again."""
 _NOW, _MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
 _EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 
@@ -35,8 +35,8 @@ _context: tuple[int, zmq.Context[zmq.Socket[bytes]]] | None = None
 
 
 def context() -> zmq.Context[zmq.Socket[bytes]]:
-    """This process's context; a forked child has one of its own."""
-    global _context
+    """This process's context; a forked child gets its own."""
+    global _context  # noqa: PLW0603  (one per process)
     if _context is None or _context[0] != os.getpid():
         made: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         made.set(zmq.MAX_SOCKETS, made.get(zmq.SOCKET_LIMIT))
@@ -45,7 +45,7 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
 
 
 def new_socket(kind: int) -> Socket:
-    """A socket that drops nothing while it is open, and nothing keeps from closing."""
+    """A socket that drops nothing while it is open, and that closes without waiting."""
     made = context().socket(kind)
     made.linger = 0
     made.set_hwm(0)
@@ -56,12 +56,12 @@ def new_socket(kind: int) -> Socket:
 
 
 def of_this_process() -> bytes:
-    """What a socket of a process is called by ranks of its machine: `process_of` tells whose it is."""
+    """A new name, for ranks of this machine, of a socket of this process; `process_of` reads the pid from it."""
     return f"{_pid_namespace()}.{os.getpid()}.{os.urandom(6).hex()}".encode()
 
 
 def process_of(caller: bytes) -> int | None:
-    """The process whose socket is called so, if it is one that this process sees under that number."""
+    """The pid in the name of a socket; None if it is of another PID namespace, where pids mean other processes."""
     namespace, _, rest = caller.partition(b".")
     pid, _, _ = rest.partition(b".")
     return int(pid) if namespace == str(_pid_namespace()).encode() and pid.isdigit() and len(pid) < 10 else None
@@ -72,7 +72,7 @@ def _pid_namespace() -> int:
 
 
 def bind_private(bound: Socket, path: Path) -> None:
-    """Listen at `path`, whose folder is ours alone (0700), for processes of this user; raises OSError."""
+    """Listen at `path`, whose folder must be ours alone (0700), for processes of this user; raises OSError."""
     if len(os.fsencode(path)) > LONGEST_PATH:
         raise OSError(f"{path} is longer than the {LONGEST_PATH} bytes of a socket's address")
     bound.setsockopt(zmq.IPC_FILTER_UID, os.getuid())
@@ -84,12 +84,12 @@ def bind_private(bound: Socket, path: Path) -> None:
 
 
 def ipc(path: Path) -> str:
-    """A Unix socket's address as ZeroMQ has it."""
+    """A Unix socket's address in ZeroMQ's form."""
     return f"ipc://{path}"
 
 
 def send(to: Socket, parts: Sequence[Any]) -> None:
-    """Queue a message without waiting; parts that are long are sent from where they are. Raises zmq.ZMQError."""
+    """Queue a message without waiting; long parts are not copied. Raises zmq.ZMQError."""
     last = len(parts) - 1
     for i, part in enumerate(parts):
         long = not isinstance(part, bytes) or len(part) >= LONG
@@ -97,9 +97,9 @@ def send(to: Socket, parts: Sequence[Any]) -> None:
 
 
 def taken(from_: Socket, *, all_: bool, named: bool = False) -> list[list[Any]]:
-    """The next message that has come, or all, at most TURN; none: nothing will, before a sign of it.
+    """The next message that has arrived, or with `all_` up to TURN; if none, the descriptor will show the next one.
 
-    `all_` only where several are likely: to look in vain takes longer than a message. `named`: as `receive` has it.
+    Use `all_` only if several are likely: a check that finds none takes longer than a message. `named`: see `receive`.
     """
     if from_.closed or not has_come(from_):
         return []
@@ -117,9 +117,9 @@ def has_come(from_: Socket) -> bool:
 
 
 def receive(from_: Socket, named: bool = False) -> list[Any] | None:
-    """The frames of the next message that has arrived: bytes, and memoryviews of those that are long; None: no more.
+    """The frames of the next message that has arrived: bytes, or memoryviews of long ones; None if there is no message.
 
-    If `named`, ZeroMQ's first frame comes before them, which tells by what key and connection they came.
+    If `named`, ZeroMQ's first frame comes before them; it has the key and the connection of the sender.
     """
     try:
         frame = from_.recv(_NOW, copy=False)
@@ -134,12 +134,12 @@ def receive(from_: Socket, named: bool = False) -> list[Any] | None:
 
 
 def key_of(frame: zmq.Frame) -> str:
-    """What whoever sent it was let in with."""
+    """The key with which the sender of a frame was accepted."""
     return str(frame.get("User-Id"))
 
 
 def connection_of(frame: zmq.Frame) -> int:
-    """The descriptor of the connection that it came by."""
+    """The descriptor of the connection by which a frame came."""
     return int(frame.get(zmq.SRCFD))
 
 
@@ -148,7 +148,7 @@ def _content(frame: zmq.Frame) -> bytes | memoryview:
 
 
 class SharedSocket:
-    """A socket that several event loops may read, its descriptor, and the loop that is about to look at it anyway."""
+    """A socket that several event loops may read, its descriptor, and the loop that is about to check it anyway."""
 
     __slots__ = ("fd", "looked_at_in", "socket")
 
@@ -170,9 +170,9 @@ class LoopSocket:
         self._will_look = False
 
     def send(self, parts: Sequence[Any]) -> None:
-        """Queue a message; raises zmq.ZMQError where nobody is connected under its first frame.
+        """Queue a message; raises zmq.ZMQError if no peer has the name in its first frame.
 
-        What has come is looked at soon: to send, or to connect, may take the sign of it from the descriptor.
+        The socket is checked soon afterwards: sending may clear the descriptor's sign of an arrived message.
         """
         send(self.socket, parts)
         self._look_soon()
@@ -183,7 +183,7 @@ class LoopSocket:
             self._loop.call_soon(self._drain, True)
 
     def _drain(self, again: bool = False) -> None:
-        """Take in what has come. The first message is dealt with before the next is looked for."""
+        """Receive messages. The first one is handled before the next is looked for."""
         if again:
             self._will_look = False
         messages = taken(self.socket, all_=again)

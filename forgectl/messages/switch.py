@@ -1,4 +1,4 @@
-"""Which calls pass through a messenger, between whom, and by which links. It sends, but neither listens nor dials."""
+"""Which calls pass through a messenger, from which peer to which, over which links. Sends; does not listen or dial."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from forgectl.messages.polling import Polled
 from forgectl.messages.sockets import ipc
 
 MOST_CALLS = 1 << 17
-"""Calls under way of one caller."""
+"""Calls of one caller that may be under way."""
 MOST_RANKS = 8192
-"""Sockets of ranks here that are connected to; a run has half as many."""
+"""Sockets of ranks here to connect to; a run has at most half as many."""
 MOST_IDLE = 4096
-"""Callers, and addresses, that are remembered although nothing is under way."""
+"""Callers, and addresses, to remember although nothing is under way."""
 
 
 class NoWay(Exception):
-    """A request that is well formed, but cannot be passed on."""
+    """A well-formed request cannot be passed on."""
 
 
 class Peer:
-    """One connection: of a process here, to a rank here, or with another messenger. Each new one is another peer."""
+    """One connection: from a process or to a rank here, or with another messenger. A new connection is a new peer."""
 
     __slots__ = ("link", "name", "socket", "under_way")
 
     def __init__(self, socket: Polled, name: tuple[bytes, ...], link: MessengerLink | None = None) -> None:
-        """`name` is what the socket knows it by, if that has several peers."""
+        """`name` is the socket's name for the peer, if the socket has several peers; else it is empty."""
         self.socket = socket
         self.link = link
         self.name = name
-        self.under_way: dict[int, int] = {}  # its numbers of what it has asked → ours
+        self.under_way: dict[int, int] = {}  # its request numbers → ours
 
     def send(self, kind: int, number: int, body: list[Any], to: bytes = b"") -> None:
         """Send a request to `to`, or an answer; raises zmq.ZMQError."""
@@ -44,26 +44,26 @@ class Peer:
 
 
 class MessengerLink:
-    """The way to another messenger: a socket that dials it, or a connection by which it has dialled us."""
+    """The link to another messenger: a socket that dials it, or a connection that it dialled."""
 
     def __init__(self, place: str) -> None:
         self.place = place
         self.address = ""
         self.dealer: Polled | None = None
         self.monitor: Polled | None = None
-        self.said_hello = False
+        self.sent_hello = False
         self.dialled: Peer | None = None
         self.accepted: Peer | None = None
-        self.waiting: dict[int, tuple[int, list[Any]]] = {}  # number → kind and body of what came before the link
+        self.waiting: dict[int, tuple[int, list[Any]]] = {}  # number → kind and body, of requests without a link yet
 
     @property
     def peer(self) -> Peer | None:
-        """Where requests go now, if anywhere."""
+        """The connection for requests, if there is one now."""
         return self.dialled if self.address else self.accepted
 
 
 class PassedCall:
-    """A request that was passed on, or waits for a link: then `asked` is None."""
+    """A request that was passed on to `asked`, or waits for a link: then `asked` is None."""
 
     __slots__ = ("asked", "caller", "link", "number", "to")
 
@@ -76,17 +76,17 @@ class PassedCall:
 
 
 class Switch:
-    """Which calls are under way, and between whom. Its sockets are the messenger's."""
+    """The calls under way, with their callers and targets. It uses the messenger's sockets."""
 
     def __init__(self, place: str, members: Iterable[str], direct: Iterable[str], folder: Path, back: Polled) -> None:
-        """Of the machine `place`; `back` is to connect to the sockets of ranks in `folder`."""
+        """The switch of the machine `place`; `back` connects to the sockets of ranks in `folder`."""
         self.links = {member: MessengerLink(member) for member in members if member != place}
         self._place = place
         self._direct = frozenset(direct)
         self._folder = folder
         self._back = back
         self._calls: dict[int, PassedCall] = {}
-        # Not from 0: what a former messenger's calls are answered with must not be taken for answers to ours.
+        # A random start: answers to calls of a former messenger must not match ours.
         self._first = self._last = random.getrandbits(62)
         self._targets: dict[bytes, Peer | MessengerLink] = {}
         self._ranks: dict[bytes, Peer] = {}
@@ -99,7 +99,7 @@ class Switch:
     # ------------------------------------------------------------ requests
 
     def request(self, caller: Peer, kind: int, number: int, to: bytes, body: list[Any]) -> None:
-        """Pass it on; raises BadFrames, after an answer if there can be one."""
+        """Pass a request on; raises BadFrames, after an answer if one is possible."""
         if kind == FORGET:
             self._forget(caller, number)
             return
@@ -156,12 +156,10 @@ class Switch:
         try:
             peer.send(kind, number, body, call.to)
         except zmq.ZMQError as e:
-            self._could_not(number, call, peer, kind, body, e)
+            self._not_sent(number, call, peer, kind, body, e)
 
-    def _could_not(
-        self, number: int, call: PassedCall, peer: Peer, kind: int, body: list[Any], e: zmq.ZMQError
-    ) -> None:
-        if e.errno == zmq.EHOSTUNREACH and peer.link is not None:  # it has hung up, and nothing of this was sent
+    def _not_sent(self, number: int, call: PassedCall, peer: Peer, kind: int, body: list[Any], e: zmq.ZMQError) -> None:
+        if e.errno == zmq.EHOSTUNREACH and peer.link is not None:  # the connection has ended; nothing was sent
             call.asked, call.link = None, peer.link
             peer.link.waiting[number] = kind, body
             self.broken(peer)
@@ -182,30 +180,30 @@ class Switch:
     # ------------------------------------------------------------ answers
 
     def answer(self, peer: Peer, kind: int, number: int, body: list[Any]) -> None:
-        """Pass it back to whoever asked; raises BadFrames."""
+        """Pass an answer back to its caller; raises BadFrames."""
         call = self._calls.get(number)
         if call is None:
             if not self._first < number <= self._last:
                 raise BadFrames(f"an answer to number {number}, which was not asked")
-            return  # it was forgotten, or lost
+            return  # the call was forgotten, or lost
         if call.asked is not peer:
-            raise BadFrames("an answer of one that was not asked")
-        self._take_off(number)
+            raise BadFrames("an answer from a peer that was not asked")
+        self._remove(number)
         self._answer(call.caller, kind, call.number, body)
 
     def rank_answer(self, name: bytes, kind: int, number: int, body: list[Any]) -> None:
-        """The same, of a rank here."""
+        """The same, for an answer of a rank here."""
         if (peer := self._ranks.get(name)) is not None:
             self.answer(peer, kind, number, body)
 
     def _answer(self, caller: Peer, kind: int, number: int, body: list[Any]) -> None:
         try:
             caller.send(kind, number, body)
-        except zmq.ZMQError as e:  # whoever asked is gone, or does not read
+        except zmq.ZMQError as e:  # the caller is gone, or does not read
             if caller.link is not None and e.errno == zmq.EHOSTUNREACH:
                 self.broken(caller)
 
-    def _take_off(self, number: int) -> PassedCall:
+    def _remove(self, number: int) -> PassedCall:
         call = self._calls.pop(number)
         call.caller.under_way.pop(call.number, None)
         if call.link is not None:
@@ -213,13 +211,13 @@ class Switch:
         return call
 
     def _lose(self, number: int, why: str) -> None:
-        call = self._take_off(number)
+        call = self._remove(number)
         self._answer(call.caller, LOST, call.number, [why.encode()])
 
-    # ------------------------------------------------------------ what comes and goes
+    # ------------------------------------------------------------ links and ranks
 
     def flush(self, link: MessengerLink) -> None:
-        """Send what has waited for the link, now that there is one."""
+        """Send the requests that waited for the link, which now has a connection."""
         waiting, link.waiting = link.waiting, {}
         for number, (kind, body) in waiting.items():
             if (call := self._calls.get(number)) is not None:
@@ -227,7 +225,7 @@ class Switch:
                 self._pass_on(number, call, link, kind, body)
 
     def broken(self, peer: Peer) -> None:
-        """A connection with another messenger is gone: nobody knows what became of what was asked over it."""
+        """A connection with another messenger has ended: nobody knows whether its calls ran."""
         link = peer.link
         assert link is not None
         if link.dialled is peer:
@@ -236,20 +234,20 @@ class Switch:
             link.accepted = None
         why = lost(link.place)
         for number in [n for n, call in self._calls.items() if call.asked is peer]:
-            if number in self._calls:  # answering others may show that their connections are gone, too
+            if number in self._calls:  # answering one may show that other connections have ended, too
                 self._lose(number, why)
         for number in list(peer.under_way):
             self._forget(peer, number)
 
     def end(self, prefix: str, generation: int) -> None:
-        """Ranks of a mesh are no more, up to a generation. Callers learn it otherwise: calls are forgotten."""
+        """A mesh's ranks have ended, up to a generation: forget their calls. Callers learn of it in another way."""
         self._ended[prefix] = max(generation, self._ended.get(prefix, -1))
         self._targets.clear()
         for name in [n for n in self._ranks if self._has_ended(n.decode())]:
             del self._ranks[name]
             self._back.socket.disconnect(ipc(self._folder / name.decode()))
         for number in [n for n, c in self._calls.items() if self._has_ended(address_from(c.to).name)]:
-            self._take_off(number)
+            self._remove(number)
 
     def _has_ended(self, name: str) -> bool:
         prefix, generation, _ = name.split(".")

@@ -1,1 +1,1 @@
-"""The nouns that are stored, printed and sent: plans, and the environment of ranks."""
+"""The data that is stored, printed and sent: plans, statuses, and the environment of ranks."""

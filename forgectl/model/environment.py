@@ -1,4 +1,4 @@
-"""The variables that a rank sees: torchrun's own, with the meaning torchrun gives them, and forgectl's."""
+"""The environment variables of a rank: torchrun's, with the same meaning, and forgectl's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AT_LAUNCH = (
     "TORCHELASTIC_ERROR_FILE",
     "FORGE_RUN_ID",
 )
-"""Variables that only a launch gives: the keys of `launch_environment`."""
+"""Variables that are known only at launch: the keys of `launch_environment`."""
 
 
 def host_environment(
@@ -28,11 +28,11 @@ def host_environment(
     inherited: Mapping[str, str],
     secrets: Collection[str] = (),
 ) -> dict[str, str]:
-    """What the ranks of a mesh on a host have in common and their fork server starts with.
+    """The variables that all ranks of a mesh on a host share; their fork server starts with them.
 
-    Later layers win. `ranks` counts every rank planned on the host's machine. torchrun's own defaults give
-    way to the layers, to `inherited` (the launching environment) and to `secrets`, given apart from the plan.
-    Nothing here names the mesh, so that meshes of equal needs can share a fork server.
+    Later layers win. `ranks` counts every rank planned on the host's machine. torchrun's own defaults give way to the
+    layers, to `inherited` (the launching environment) and to `secrets`, whose values are not in the plan.
+    Nothing here names the mesh, so that meshes with equal needs can share a fork server.
     """
     env: dict[str, str] = {}
     for layer in layers:
@@ -57,11 +57,11 @@ def rank_environment(
     max_restarts: int,
     gpus: Sequence[Gpu] = (),
 ) -> dict[str, str]:
-    """A rank's variables that are known before launch, on top of its host's.
+    """A rank's variables that are known before launch, in addition to its host's.
 
     A mesh has one role, its own name, so role rank and world size are those of the mesh (as in torchrun).
-    `gpus` are all that the mesh has on the host: a rank picks its own by LOCAL_RANK. Of MIG devices each rank sees
-    only its own, as cuda:0.
+    `gpus` are all GPUs of the mesh on the host: a rank picks its own by LOCAL_RANK. With MIG, each rank sees only its
+    own device, as cuda:0.
     """
     env = {
         "RANK": str(rank),
@@ -81,7 +81,7 @@ def rank_environment(
         mig = any(g.visible.startswith("MIG-") for g in gpus)  # CUDA shows a process only the first MIG device
         seen = gpus[local_rank : local_rank + 1] if mig else gpus
         env["CUDA_VISIBLE_DEVICES"] = ",".join(g.visible for g in seen)
-        env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # what `visible` counts in; CUDA's own order is by speed
+        env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order of the indices in `visible`; CUDA's default is by speed
     return env
 
 
@@ -94,7 +94,7 @@ def in_common(environments: Sequence[Mapping[str, str]]) -> dict[str, str]:
 def launch_environment(
     run_id: str, restarts: int, master_addr: str, master_port: int, error_file: str
 ) -> dict[str, str]:
-    """The variables that a launch adds. `restarts`: how many generations of the mesh were before this one."""
+    """The variables that a launch adds. `restarts` is the number of earlier generations of the mesh."""
     return {
         "MASTER_ADDR": master_addr,
         "MASTER_PORT": str(master_port),

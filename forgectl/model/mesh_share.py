@@ -1,4 +1,4 @@
-"""What one host is sent of a mesh: its own ranks, with the paths that hold there, and the size of the whole."""
+"""The part of a mesh that one host receives: its own ranks, with that host's paths, and the size of the mesh."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from forgectl.names import SECRETS
 class MeshShare:
     """The part of a mesh that one host runs. Its size does not depend on how many hosts the mesh has.
 
-    A rank's environment has three layers: `env`, which its fork server starts with; `common`, which all ranks of the
-    host get; and its own of `ranks`, by rank. `secrets` are names whose values the agent was given apart from this.
-    `gpus` are leased for all ranks of the share together. `world_size` and `hosts` count those of the whole mesh.
+    A rank's environment has three layers: `env`, with which its fork server starts; `common`, which all ranks of the
+    host get; and its own in `ranks`, by rank. `secrets` are names; the agent received their values separately.
+    `gpus` are leased for all ranks of the share together. `world_size` and `hosts` are counts of the whole mesh.
     """
 
     mesh: str
@@ -37,15 +37,15 @@ class MeshShare:
 
     @property
     def stays(self) -> bool:
-        """Whether its ranks end only when told to: those of actors."""
+        """Whether its ranks run until they are stopped, as those of actors do."""
         return self.program.kind == "actor"
 
     def environment(self, rank: int) -> dict[str, str]:
-        """What a rank gets on top of its fork server's environment, as far as it is known before launch."""
+        """The variables that a rank gets besides its fork server's, as far as they are known before launch."""
         return {**self.common, **self.ranks[rank]}
 
     def fork_server(self, run: str, secrets: Mapping[str, str]) -> ForkServerPlan:
-        """What its ranks are forked from; raises KeyError for a secret that is not known."""
+        """The fork server of its ranks; raises KeyError if a secret's value is missing."""
         env = {**self.env, **{name: secrets[name] for name in self.secrets}}
         env |= {"FORGE_RUN_ID": run, "FORGE_HOST": self.host, "FORGE_ROLE": "forkserver"}
         env |= {SECRETS: ",".join(self.secrets)} if self.secrets else {}

@@ -1,6 +1,6 @@
-"""What a plan says: every rank with its host, GPUs and environment. Pure data, standard library only.
+"""A plan: every rank with its host, GPUs and environment. Pure data, standard library only.
 
-The same objects are printed by `forgectl plan` and stored in the run's directory; hosts are sent their shares of them.
+`forgectl plan` prints these objects, the run's directory stores them, and hosts receive their shares of them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ StartMethod = Literal["fork", "spawn"]
 SyncKind = Literal["content", "none"]
 
 MAX_RANKS = 4096
-"""Of a run: the messages about all of them must fit a line of the protocol."""
+"""Ranks of one run: a message about all of them must fit a line of the protocol."""
 LEASE = 30.0
-"""Seconds that agents live on without a controller, where the spec says nothing."""
+"""Seconds that agents live on without a controller, by default."""
 LOG_LIMIT = 2 << 30
-"""Bytes that one rank's log may take on disk, where the spec says nothing."""
+"""Bytes that one rank's log may take on disk, by default."""
 SYNC_LIMIT = 1 << 30
-"""Bytes of workdir that may be copied to ssh hosts, where the spec says nothing."""
+"""Bytes of workdir that may be copied to ssh hosts, by default."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Gpu:
 
     `visible` is what CUDA_VISIBLE_DEVICES must say for it (an index in PCI order, or a MIG UUID);
     `uuid` names it for leases and is the same for every run and user of the machine;
-    `holder` says who has it now, in words, or is None where it is free.
+    `holder` describes in words who uses it now; None if it is free.
     """
 
     visible: str
@@ -42,9 +42,9 @@ class Gpu:
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What planning has to know about a host. Hosts with the same `machine` share its cores and GPUs.
+    """What planning needs to know about a host. Hosts with the same `machine` share its cores and GPUs.
 
-    Hosts with the same `network` reach each other on 127.0.0.1; where it is "", those with the same `machine`.
+    Hosts with the same `network` reach each other on 127.0.0.1; if it is "", those with the same `machine` do.
     """
 
     name: str
@@ -54,8 +54,8 @@ class HostFacts:
     declared_gpus: bool = False  # GPUs were named by the spec, not found by NVML
     network: str = ""
     root: str = ""  # forgectl's folder there
-    workdir: str = ""  # where the run's workdir is there; "": as on the launching machine
-    addresses: tuple[str, ...] = ()  # where other hosts may reach it, the likeliest first
+    workdir: str = ""  # the path of the run's workdir there; "": as on the launching machine
+    addresses: tuple[str, ...] = ()  # at which other hosts may reach it, the likeliest first
 
 
 @dataclass(frozen=True)
@@ -65,19 +65,19 @@ class HostPlan:
     name: str
     local: bool
     python: str
-    address: str  # where other hosts of the run reach it; 127.0.0.1 while all are one machine
+    address: str  # at which other hosts of the run reach it; 127.0.0.1 if all are one machine
     ssh: str | None = None
     env: dict[str, str] | None = None
     gpus: str | int | tuple[int, ...] = "auto"  # as the spec has it
     cores: int = 1
-    slots: int | None = None  # at most so many ranks without GPUs, and so many of its GPUs
+    slots: int | None = None  # limit of its ranks without GPUs, and limit of its GPUs in use
     root: str = ""  # forgectl's folder there
-    workdir: str = ""  # where the run's workdir is there; "": as in the plan
-    reaches: tuple[str, ...] = ()  # hosts that were dialled from here at their address, with success
+    workdir: str = ""  # the path of the run's workdir there; "": as in the plan
+    reaches: tuple[str, ...] = ()  # hosts that it dialled at their address with success
 
     @property
     def place(self) -> str:
-        """Which machine it is among those that messages pass between: "" is the launching one."""
+        """Its machine's place in message addresses: "" is the launching machine."""
         return "" if self.local else self.name
 
 
@@ -85,9 +85,9 @@ class HostPlan:
 class Program:
     """What each rank of a mesh runs.
 
-    file: a Python file, `target` its path; module: as `python -m target`; command: any program, `target`
-    looked up in PATH; actor: `target` is module:Class (its constructor arguments are the driver's business);
-    resident: a driver without a script, which serves `forgectl call`.
+    file: a Python file, `target` is its path; module: as `python -m target`; command: any program, `target` is looked
+    up in PATH; actor: `target` is module:Class (the driver has its constructor arguments); resident: a driver without
+    a script, which serves `forgectl call`.
     """
 
     kind: Literal["file", "module", "command", "actor", "resident"]
@@ -97,19 +97,22 @@ class Program:
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """Restart the whole mesh at most `max` times `within` so many seconds (None: ever)."""
+    """Restart the whole mesh at most `max` times within `within` seconds (None: in all)."""
 
     max: int = 0
     within: float | None = None
 
 
 SERVICE_RESTART = RestartPolicy(3, 600.0)
-"""Of a service's replicas, where nobody says otherwise."""
+"""The default for replicas of a service."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One mesh as the spec, or code, asks for it. `hosts`: these, in this order; so many; or as few as have room."""
+    """One mesh as the spec or code asks for it, before it has a place.
+
+    `hosts`: these hosts, in this order; or this many; or None: as few as have room.
+    """
 
     mesh: str
     kind: MeshKind
@@ -126,9 +129,9 @@ class Unit:
 
 @dataclass(frozen=True)
 class Declaration:
-    """An actor or a service of the spec: what the driver makes of its meshes.
+    """An actor or a service of the spec, which the driver creates on its meshes.
 
-    `target` is module:Class, `args` its keyword arguments; `settings` what a service has besides its meshes.
+    `target` is module:Class, `args` are its keyword arguments; `settings` are a service's settings besides its meshes.
     """
 
     name: str
@@ -141,7 +144,7 @@ class Declaration:
 
 @dataclass(frozen=True)
 class RankPlan:
-    """One process of a mesh. `env` holds what differs from rank to rank and is known before launch."""
+    """One process of a mesh. `env` has the variables that differ between ranks and are known before launch."""
 
     rank: int
     local_rank: int
@@ -152,7 +155,7 @@ class RankPlan:
 
 @dataclass(frozen=True)
 class MeshForm:
-    """A mesh plan as JSON has it: flat, with what is the unit's among what follows from its place.
+    """The JSON form of a mesh plan: flat, with the unit's fields among those of its placement.
 
     `wish`, `own_env` and `unit_python` are the unit's `hosts`, `env` and `python`.
     """
@@ -177,11 +180,11 @@ class MeshForm:
 
 @dataclass(frozen=True)
 class MeshPlan:
-    """A unit that has a place: its ranks over `hosts`, in the order of their group ranks.
+    """A placed unit: its ranks over `hosts`, in the order of their group ranks.
 
-    The unit is kept whole, so that the mesh can be placed anew when it loses a host. `env` is common to all ranks of a
-    host and is what its fork server starts with, by host name. `secrets` are names whose values agents were given apart
-    from the plan. `gpus` are leased per host for the whole mesh.
+    It keeps the unit, so that the mesh can be placed again when it loses a host. `env`, by host name, is common to all
+    ranks of a host; their fork server starts with it. `secrets` are names; agents receive the values separately.
+    `gpus` are leased per host for the whole mesh.
     """
 
     FORM = MeshForm
@@ -195,7 +198,7 @@ class MeshPlan:
     secrets: tuple[str, ...] = ()
 
     def to_form(self) -> MeshForm:
-        """The plan as JSON has it."""
+        """The form in which JSON has the plan."""
         unit = self.unit
         return MeshForm(
             mesh=unit.mesh,
@@ -218,7 +221,7 @@ class MeshPlan:
 
     @classmethod
     def from_form(cls, form: MeshForm) -> MeshPlan:
-        """The plan that has this form: the ranks and the GPUs say how many, and whether, the unit asked for."""
+        """The plan that has this form; its ranks give the unit's `procs`, its GPUs `with_gpus`."""
         unit = Unit(
             mesh=form.mesh,
             kind=form.kind,
@@ -261,12 +264,12 @@ class MeshPlan:
 
     @property
     def stays(self) -> bool:
-        """Whether its ranks end only when told to: those of actors."""
+        """Whether its ranks run until they are stopped, as those of actors do."""
         return self.program.kind == "actor"
 
     @property
     def procs(self) -> int:
-        """World size: the number of ranks in all."""
+        """World size: the number of all ranks."""
         return self.unit.procs
 
     def ranks_on(self, host: str) -> tuple[RankPlan, ...]:
@@ -275,7 +278,7 @@ class MeshPlan:
 
     @functools.cached_property
     def by_host(self) -> dict[str, tuple[RankPlan, ...]]:
-        """The ranks of each host. Asked for at every event of every host: so it is made once."""
+        """The ranks of each host. Cached, because every event of every host needs it."""
         found: dict[str, list[RankPlan]] = {name: [] for name in self.hosts}
         for rank in self.ranks:
             found.setdefault(rank.host, []).append(rank)
@@ -284,9 +287,9 @@ class MeshPlan:
 
 @dataclass(frozen=True)
 class ForkServerPlan:
-    """A fork server of a host, shared by all meshes for which it would be the same.
+    """A fork server of a host; all meshes with an equal plan share it.
 
-    `env`: variables besides those of the host's agent, secrets among them. `python` as the spec has it.
+    `env` has the variables besides those of the host's agent, including secrets. `python` is as in the spec.
     """
 
     python: str
@@ -297,14 +300,14 @@ class ForkServerPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole run before it has an id. `lease` in seconds.
+    """A whole run before it has an id. `lease` is in seconds.
 
-    `env` is the spec's, for meshes that code adds later. An `open` run begins without meshes: the Python process
-    that owns it adds them, and ends it.
+    `env` is the spec's, for meshes that code adds later. An `open` run begins without meshes: the Python process that
+    owns it adds them, and ends the run.
     """
 
     name: str
-    spec: str  # path of the spec file, or "" for one made on the spot
+    spec: str  # path of the spec file, or "" if there is no file
     workdir: str
     lease: float
     log_limit: int  # bytes that one rank's log may take on disk
@@ -315,15 +318,15 @@ class Plan:
     declared: tuple[Declaration, ...] = ()
     open: bool = False
     sync: SyncKind = "content"  # how ssh hosts get workdir
-    sync_limit: int = SYNC_LIMIT  # bytes of it that may be copied
+    sync_limit: int = SYNC_LIMIT  # bytes of workdir that may be copied
 
     @property
     def may_grow(self) -> bool:
-        """Whether code may add meshes: a driver's, or that of the process which an open run belongs to."""
+        """Whether code may add meshes: the driver's, or that of the process that owns an open run."""
         return self.open or any(m.kind == "driver" for m in self.meshes)
 
     def mesh(self, name: str) -> MeshPlan:
-        """The mesh of that name; KeyError where there is none."""
+        """The mesh of that name; raises KeyError."""
         for mesh in self.meshes:
             if mesh.mesh == name:
                 return mesh

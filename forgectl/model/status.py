@@ -1,4 +1,4 @@
-"""What `forgectl status --json` shows of a run: sent by controllers, kept when a run has ended, and printed.
+"""The status of a run as `forgectl status --json` prints it: controllers send it, and it is kept after the run's end.
 
 Fields are named and ordered as in that JSON. Times are UTC, such as `2026-11-22T20:00:00Z`.
 """
@@ -20,12 +20,12 @@ RankStateName = Literal["starting", "running", "exited", "killed", "lost"]
 HostStateName = Literal["starting", "up", "reconnecting", "lost", "gone"]
 
 OVER = frozenset({"succeeded", "failed", "stopped", "lost"})
-"""States of a mesh or run that nothing follows."""
+"""Final states of a mesh or run."""
 
 
 @dataclass(frozen=True)
 class ControllerStatus:
-    """A run's controller; `alive` is false in what it leaves behind."""
+    """A run's controller; `alive` is false in the status kept after the run's end."""
 
     pid: int
     alive: bool
@@ -44,7 +44,7 @@ class HostStatus:
 
 @dataclass(frozen=True)
 class RankStatus:
-    """One rank of the current generation; `log` is its log on this machine, `cpu_percent` of one core."""
+    """One rank of the current generation; `log` is its file on this machine, `cpu_percent` is percent of one core."""
 
     rank: int
     local_rank: int
@@ -73,7 +73,7 @@ class CollateralStatus:
 
 @dataclass(frozen=True)
 class FailureStatus:
-    """The rank that failed first, or why a generation could not start at all: then `rank` and `host` are None."""
+    """The rank that failed first. If a generation could not start at all: the reason, with `rank` and `host` None."""
 
     rank: int | None
     host: str | None
@@ -83,7 +83,7 @@ class FailureStatus:
     log: str | None = None
     exit_code: int | None = None
     signal: int | None = None
-    collateral: tuple[CollateralStatus, ...] = ()  # not known of a generation that was restarted
+    collateral: tuple[CollateralStatus, ...] = ()  # not known for a generation that was restarted
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class MeshStatus:
 
     @classmethod
     def lost(cls, name: str, reason: str) -> MeshStatus:
-        """What is left of an actor's mesh whose run is gone."""
+        """The status of an actor's mesh whose run is gone."""
         return cls(name, "actor", "lost", None, 0, 0, 0, 0, 0, reason, False, None, None, None, (), (), ())
 
     @property
@@ -124,7 +124,7 @@ class MeshStatus:
 
 @dataclass(frozen=True)
 class ReplicaStatus:
-    """What one replica of a service has answered lately. Latencies are in seconds, None where nothing was answered."""
+    """The recent requests of one replica of a service. Latencies are in seconds, or None if it answered nothing."""
 
     index: int
     mesh: str
@@ -145,7 +145,7 @@ class ReplicaStatus:
 
 @dataclass(frozen=True)
 class ServiceStatus:
-    """The same of a whole service."""
+    """The same for a whole service."""
 
     service: str
     active: int

@@ -1,4 +1,4 @@
-"""Meshes that come to a run later: those that code adds, and those that lost a host. Pure, like placement."""
+"""Placement of later meshes of a run: those that code adds, and those that lost a host. Pure, like placement."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def place_more(
     inherited: Mapping[str, str],
     living: Iterable[MeshPlan] = (),
 ) -> MeshPlan:
-    """One more mesh for a run: on the first hosts with room, or those it names.
+    """Place one more mesh of a run: on the first hosts with room, or on those it names.
 
-    `gpus` are those of each host with their holders, `living` the run's meshes, which take slots. Raises
-    UsageError for what can never be, BusyError for GPUs that others hold and slots that the run's meshes take.
+    `gpus` are those of each host with their holders; `living` are the run's meshes, which take slots. Raises
+    UsageError if it can never fit, BusyError if others hold the GPUs or the run's meshes take the slots.
     """
     _check_hosts(plan, unit)
     find = _gpus_for if unit.with_gpus else _slots_for
@@ -45,8 +45,10 @@ def replace_lost(
     inherited: Mapping[str, str],
     living: Iterable[MeshPlan] = (),
 ) -> MeshPlan:
-    """The same mesh on hosts that are not lost, as its spec wishes. `gpus` and `living` are as in `place_more`, its own
-    GPUs among the former. Raises UsageError where it cannot go elsewhere, BusyError where there is no room just now.
+    """Place the same mesh, as its spec asks, on hosts that are not lost.
+
+    `gpus` and `living` are as in `place_more`; `gpus` includes the mesh's own. Raises UsageError if it cannot run
+    elsewhere, BusyError if there is no room at present.
     """
     wish, gone = mesh.unit.hosts, ", ".join(h.name for h in plan.hosts if h.name in lost)
     if mesh.kind == "driver":
@@ -80,7 +82,7 @@ def _check_hosts(plan: Plan, unit: Unit) -> None:
 
 
 def held_by(meshes: Iterable[MeshPlan], gpus: Mapping[str, tuple[Gpu, ...]]) -> dict[str, tuple[Gpu, ...]]:
-    """The GPUs of hosts, with these meshes of the run as the holders of theirs."""
+    """The GPUs of hosts, where each GPU of one of `meshes` has that mesh as its holder."""
     holders = {gpu.uuid: f"mesh {m.mesh} of this run" for m in meshes for found in m.gpus.values() for gpu in found}
     return {
         host: tuple(dataclasses.replace(g, holder=holders[g.uuid]) if g.uuid in holders else g for g in found)
@@ -117,7 +119,7 @@ def _slots_for(
     allotments = allot([request], left)
     if isinstance(allotments, dict):
         return allotments[unit.mesh]
-    said = "; ".join(f"{place}: {what}" for place, what in never_finds_room(allotments, left))
+    message = "; ".join(f"{place}: {what}" for place, what in never_finds_room(allotments, left))
     if isinstance(allot([request], Slots.of(whole)), list):
-        raise UsageError(said)
-    raise BusyError(f"{said}, beside the run's other meshes", hint="shut one of them down first")
+        raise UsageError(message)
+    raise BusyError(f"{message}, beside the run's other meshes", hint="shut one of them down first")

@@ -1,4 +1,4 @@
-"""Which mesh gets which hosts and GPUs: a bounded search over what hosts can give."""
+"""Which mesh gets which hosts and GPUs: a bounded search over the free GPUs and slots of hosts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TRIES = 2000
 class RoomRequest:
     """A mesh that wants, for each rank, a GPU or a slot.
 
-    `hosts`: these, in this order; or so many; or None, as few as have room. `where` is its place in the spec.
+    `hosts`: these hosts, in this order; or this many; or None: as few as have room. `where` is its path in the spec.
     """
 
     mesh: str
@@ -41,34 +41,34 @@ S = TypeVar("S", bound="Stock")
 
 
 class Stock(Protocol):
-    """What hosts can still give, in equal shares: GPUs (`Pool`), or room for ranks without (`Slots`)."""
+    """What hosts can still give in equal shares: GPUs (`Pool`), or room for ranks without GPUs (`Slots`)."""
 
     @property
     def size(self) -> int:
-        """How much there is in all, or more."""
+        """An upper bound of all there is."""
 
     @property
     def hosts(self) -> int:
         """How many hosts there are."""
 
     def take(self, hosts: Sequence[str], each: int) -> Allotment | None:
-        """`each` on each of `hosts`, or None where that is not there."""
+        """`each` on each of `hosts`, or None if one has less."""
 
     def less(self: S, request: RoomRequest, allotment: Allotment) -> S:
         """What is left after a mesh took its share."""
 
     def fitting(self, count: int, each: int) -> Iterator[tuple[str, ...]]:
-        """Sets of `count` hosts with room for `each`, the most welcome first."""
+        """Sets of `count` hosts with room for `each`, the preferred first."""
 
     def for_search(self: S) -> S:
-        """The same, where room is short: the tightest fit is the most welcome."""
+        """The same stock for when room is short: it prefers the tightest fit."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The GPUs that can still be had, by host in the spec's order; `takers` tells where the others went.
+    """The GPUs that are still available, by host in the spec's order; `takers` says which meshes took the others.
 
-    Hosts of one machine share GPUs. A host in `caps` gives no more than so many.
+    Hosts of one machine share GPUs. A host in `caps` gives no more than that number.
     """
 
     gpus: dict[str, tuple[Gpu, ...]]
@@ -94,14 +94,14 @@ class Pool:
         return min(len(self.gpus[host]), self.caps.get(host, len(self.gpus[host])))
 
     def free(self) -> Pool:
-        """Those that nobody outside this run holds."""
+        """The pool of the GPUs that nobody outside this run holds."""
         free = {h: tuple(g for g in gpus if g.holder is None) for h, gpus in self.gpus.items()}
         return Pool(free, caps=self.caps)
 
     def take(self, hosts: Sequence[str], each: int) -> Allotment | None:
-        """`each` GPUs on each of `hosts`, or None where they are not there.
+        """`each` GPUs on each of `hosts`, or None if one has fewer.
 
-        A GPU that no other host can see goes first, then the lowest index.
+        It takes GPUs that no other host can see first, then the lowest index.
         """
         got: dict[str, tuple[Gpu, ...]] = {}
         taken: set[str] = set()
@@ -129,12 +129,12 @@ class Pool:
         yield from in_sets(roomy, sorted(roomy, key=self.room), count)
 
     def for_search(self) -> Pool:
-        """Its preferences are those of a search already."""
+        """Itself: it already prefers the tightest fit."""
         return self
 
 
 def in_sets(hosts: Sequence[str], preferred: Sequence[str], count: int) -> Iterator[tuple[str, ...]]:
-    """Sets of so many `hosts`, in their order; those first that come first in the order of `preferred`."""
+    """Sets of `count` hosts, each in the order of `hosts`; the sets themselves come in the order of `preferred`."""
     place = {h: i for i, h in enumerate(hosts)}
     for chosen in itertools.combinations(preferred, count):
         yield tuple(sorted(chosen, key=place.__getitem__))
@@ -142,19 +142,19 @@ def in_sets(hosts: Sequence[str], preferred: Sequence[str], count: int) -> Itera
 
 @dataclass(frozen=True)
 class Misfit(Generic[S]):
-    """A request that found no room, and the stock as it was then."""
+    """A request that found no room, and the stock at that time."""
 
     request: RoomRequest
     stock: S
 
 
 def in_order(requests: Iterable[RoomRequest]) -> list[RoomRequest]:
-    """Those tied to hosts first, then bigger ones first: what is hardest to place has the choice."""
+    """Those that name their hosts first, then the bigger ones: the hardest to place chooses first."""
     return sorted(requests, key=lambda r: (not isinstance(r.hosts, tuple), -r.procs))
 
 
 def allot(requests: Iterable[RoomRequest], stock: S) -> dict[str, Allotment] | list[Misfit[S]]:
-    """Every mesh's allotment; or else what has no room when each takes what it likes best."""
+    """Every mesh's allotment; else the requests that find no room when each takes its preferred hosts."""
     order = in_order(requests)
     got, lacking = _greedy(order, stock)
     if not lacking:
@@ -180,7 +180,7 @@ def _greedy(order: Sequence[RoomRequest], stock: S) -> tuple[dict[str, Allotment
 
 
 def _search(order: Sequence[RoomRequest], stock: S) -> dict[str, Allotment] | None:
-    """Depth first along the preferences, with a stack of its own: meshes may outnumber Python's frames."""
+    """Depth first along the preferences, with an explicit stack: meshes may outnumber Python's frames."""
     if sum(r.procs for r in order) > stock.size:
         return None
     tries = iter(range(TRIES))
@@ -202,7 +202,7 @@ def _search(order: Sequence[RoomRequest], stock: S) -> dict[str, Allotment] | No
 
 
 def _candidates(request: RoomRequest, stock: Stock, tries: Iterator[int]) -> Iterator[Allotment]:
-    """Where a request could go, best first. Takes one of `tries` for each look."""
+    """The possible allotments of a request, best first. Each attempt uses up one of `tries`."""
     for _, (hosts, each) in zip(tries, _choices(request, stock), strict=False):
         allotment = stock.take(hosts, each)
         if allotment is not None:

@@ -1,7 +1,7 @@
 """Which machines of a run have messengers, and which of two dials the other. Pure.
 
-The launching machine's dials all others, by ssh where it must: it is the one that others go through to whom they have
-no link. Of two others the first by name dials, if it reaches the second, else the second.
+The launching machine's messenger dials all others, by ssh if it must, and passes messages between those that have no
+link. Of two other machines, the first by name dials if it reaches the second; else the second dials.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from forgectl.model.plan import HostPlan, Plan
 
 
 def messengers(plan: Plan) -> tuple[HostPlan, ...]:
-    """The hosts that may have a messenger, the launching machine's first; none where all is one machine."""
+    """The hosts that may have a messenger, the launching machine first; none if all are one machine."""
     away = tuple(h for h in plan.hosts if not h.local)
     here = next((h for h in plan.hosts if h.local), None)
     if here is None or not away or not (plan.may_grow or any(m.stays for m in plan.meshes)):
@@ -29,6 +29,6 @@ def dials(one: HostPlan, other: HostPlan) -> bool:
 
 
 def direct(plan: Plan, host: HostPlan) -> tuple[str, ...]:
-    """The places that a host's messenger has a link of its own with, whichever side dials."""
+    """The places to which a host's messenger has a link of its own, whichever side dials."""
     others = (h for h in messengers(plan) if h is not host)
     return tuple(h.place for h in others if dials(host, h) or dials(h, host))

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 def place(
     spec: Spec, facts: Mapping[str, HostFacts], *, python: str, inherited: Mapping[str, str] | None = None
 ) -> Plan:
-    """The plan of `spec` on its hosts, whose facts are given by name.
+    """The plan of `spec` on its hosts.
 
-    `facts` are needed of all of `spec.all_hosts`. `python` is the interpreter of local hosts that name none;
-    `inherited` the launching environment. Raises SpecError with everything that can never fit, else BusyError where
-    GPUs are taken by others.
+    `facts`, by host name, must have all of `spec.all_hosts`. `python` is the interpreter of local hosts that name none;
+    `inherited` is the launching environment. Raises SpecError with everything that can never fit, else BusyError if
+    others have taken the GPUs.
     """
     units = units_of(spec)
     return _assemble(spec, facts, units, _allot(spec, facts, units), python, inherited or {})
@@ -59,7 +59,7 @@ def _allot(spec: Spec, facts: Mapping[str, HostFacts], units: list[Unit]) -> dic
 
 
 def _of_driver(spec: Spec, units: list[Unit]) -> dict[str, Allotment]:
-    """A driver takes nothing, on the first local host."""
+    """The driver runs on the first local host and takes neither GPUs nor slots."""
     hosts = tuple(h.name for h in spec.all_hosts if h.local)[:1]
     return {u.mesh: Allotment(hosts, dict.fromkeys(hosts, ())) for u in units if u.kind == "driver"}
 
@@ -84,7 +84,7 @@ def _assemble(
 ) -> Plan:
     used = {name for a in allotments.values() for name in a.hosts}
     code_may_add = any(u.kind == "driver" for u in units)
-    may_move = any(u.restart.max and not isinstance(u.hosts, tuple) for u in units)  # to a host that is spare now
+    may_move = any(u.restart.max and not isinstance(u.hosts, tuple) for u in units)  # to a host without ranks now
     hosts = [h for h in spec.all_hosts if h.name in used or code_may_add or may_move] or list(spec.hosts[:1])
     one_machine = len({facts[h.name].network or facts[h.name].machine for h in hosts}) == 1
     host_plans = {h.name: _host_plan(h, facts[h.name], python, one_machine) for h in hosts}
@@ -135,7 +135,7 @@ def environments(
     inherited: Mapping[str, str],
     secrets: tuple[str, ...],
 ) -> dict[str, dict[str, str]]:
-    """What a mesh's ranks have in common, on each of the hosts that `ranks` counts ranks of; `env` is the spec's."""
+    """By host, the variables that a mesh's ranks share there; `ranks` counts ranks by host, `env` is the spec's."""
     return {
         name: host_environment(
             env,
@@ -159,7 +159,7 @@ def mesh_plan(
     workdir: str,
     secrets: tuple[str, ...],
 ) -> MeshPlan:
-    """A unit where it was given room."""
+    """The plan of a unit in its allotment."""
     return MeshPlan(
         unit=unit,
         workdir=workdir,
@@ -173,7 +173,7 @@ def mesh_plan(
 
 
 def _rank_hosts(unit: Unit, allotment: Allotment) -> list[str]:
-    """The host of each rank. Host by host, as torchrun numbers them: a host's index is its group rank."""
+    """The host of each rank, host by host as in torchrun: a host's index is its group rank."""
     each = unit.procs // len(allotment.hosts)
     return [name for name in allotment.hosts for _ in range(each)]
 

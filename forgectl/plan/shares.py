@@ -1,4 +1,4 @@
-"""Makes what each host is sent of a mesh: its own ranks, with the paths that hold there."""
+"""Makes the share of a mesh that each host receives: its own ranks, with that host's paths."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def share_of(mesh: MeshPlan, host: HostPlan) -> MeshShare:
 
 
 def _moved(program: Program, workdir: str, there: str) -> Program:
-    """The program where workdir is `there`: a file in it goes along."""
+    """The program on a host where workdir is `there`: the path of a file in workdir changes accordingly."""
     target = PurePosixPath(program.target)
     if there == workdir or program.kind != "file" or not target.is_relative_to(workdir):
         return program

@@ -1,4 +1,4 @@
-"""Says in words why meshes found no GPUs: never enough of them, or taken by somebody else just now."""
+"""Explains why meshes found no GPUs: there are never enough, or others have taken them at present."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from forgectl.errors import BusyError
 from forgectl.plan.allotment import Misfit, Pool, RoomRequest
 
 SHOWN = 8
-"""Hosts or holders that one message lists before it only counts the rest."""
+"""Number of hosts or holders that one message lists; it only counts the rest."""
 
 
 def never_fits(misfits: Iterable[Misfit[Pool]], whole: Pool) -> Iterator[tuple[str, str]]:
-    """(place in the spec, message) for each misfit; a service is told once, for its first replica."""
-    told: set[str] = set()
+    """(path in the spec, message) for each misfit; a service is reported once, for its first replica."""
+    reported: set[str] = set()
     for misfit in misfits:
         request = misfit.request
-        if request.where not in told:
-            told.add(request.where)
+        if request.where not in reported:
+            reported.add(request.where)
             yield f"{request.where}.procs", f"{wish(request, whole.hosts, _gpus)}, but {_stock(misfit, whole)}"
 
 
 def busy(misfits: Sequence[Misfit[Pool]], whole: Pool) -> BusyError:
-    """The error for meshes that would fit were it not for the holders of GPUs, whom it names."""
+    """The error for meshes that would fit if others did not hold GPUs; it names these holders."""
     hosts = _concerned(misfits, whole)
     holders = _holders(hosts, whole) or _holders(list(whole.gpus), whole)
     wishes = listed([f"{m.request.where} {wish(m.request, whole.hosts, _gpus)}" for m in misfits], "meshes")
@@ -35,7 +35,7 @@ def busy(misfits: Sequence[Misfit[Pool]], whole: Pool) -> BusyError:
 
 
 def wish(request: RoomRequest, hosts: int, many: Callable[[int], str]) -> str:
-    """What a mesh wants of so many hosts; `many` puts a number of it in words."""
+    """What a mesh wants, in words; `hosts` is how many there are, `many` describes a number of GPUs or slots."""
     _, _, name = request.where.partition(".")
     replica = f"replica {request.mesh} " if name and request.mesh != name else ""
     if request.hosts is None:
@@ -52,13 +52,13 @@ def wish(request: RoomRequest, hosts: int, many: Callable[[int], str]) -> str:
 
 
 def _stock(misfit: Misfit[Pool], whole: Pool) -> str:
-    """What each host has, and what other meshes of the spec took of it before."""
+    """What each host has, and how much of it other meshes of the spec took before."""
     hosts = _concerned([misfit], whole)
     sharing: dict[tuple[str, ...], list[str]] = {}
     for host in hosts:
         uuids = tuple(g.uuid for g in whole.gpus[host]) if whole.room(host) == len(whole.gpus[host]) else ()
         sharing.setdefault(uuids or (f"alone: {host}",), []).append(host)
-    said = []
+    texts = []
     for names in sharing.values():
         gpus = whole.gpus[names[0]]
         verb = "has" if len(names) == 1 else "share"
@@ -66,10 +66,10 @@ def _stock(misfit: Misfit[Pool], whole: Pool) -> str:
         capped = f", of which its slots allow {room}" if room < len(gpus) else ""
         takers = Counter(t for g in gpus if (t := misfit.stock.takers.get(g.uuid)))
         taken = ", ".join(f"{mesh} takes {n}" for mesh, n in takers.items())
-        said.append(
+        texts.append(
             f"{listed(names, 'hosts', ', ')} {verb} {_gpus(len(gpus))}{capped}" + (f" ({taken})" if taken else "")
         )
-    return listed(said, "hosts")
+    return listed(texts, "hosts")
 
 
 def _concerned(misfits: Iterable[Misfit[Pool]], whole: Pool) -> list[str]:
@@ -80,13 +80,13 @@ def _concerned(misfits: Iterable[Misfit[Pool]], whole: Pool) -> list[str]:
 
 
 def _holders(hosts: Iterable[str], whole: Pool) -> list[str]:
-    """`GPU 0, 1 of gpu01 by run x`: a text for each holder on a host; a GPU that hosts share is told once."""
+    """`GPU 0, 1 of gpu01 by run x`: one text per holder and host; a GPU that hosts share is reported once."""
     by: dict[tuple[str, str], list[str]] = {}
-    told: set[str] = set()
+    reported: set[str] = set()
     for host in hosts:
         for gpu in whole.gpus[host]:
-            if gpu.holder is not None and gpu.uuid not in told:
-                told.add(gpu.uuid)
+            if gpu.holder is not None and gpu.uuid not in reported:
+                reported.add(gpu.uuid)
                 by.setdefault((host, gpu.holder), []).append(gpu.visible)
     return [f"GPU {', '.join(gpus)} of {host} by {holder}" for (host, holder), gpus in by.items()]
 
@@ -96,6 +96,6 @@ def _gpus(count: int) -> str:
 
 
 def listed(texts: Sequence[str], what: str, separator: str = "; ") -> str:
-    """Some texts, and how many more there are of `what`."""
+    """The first SHOWN of `texts`, joined, and how many more `what` there are."""
     more = len(texts) - SHOWN
     return separator.join(texts[:SHOWN]) + (f"{separator}and {more} more {what}" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""What of a spec becomes one mesh each: scripts, actors, the replicas of services, the driver."""
+"""The parts of a spec that become one mesh each: scripts, actors, replicas of services, the driver."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def units_of(spec: Spec) -> list[Unit]:
 
 
 def declarations_of(spec: Spec) -> tuple[Declaration, ...]:
-    """What the driver has to bring up before its script."""
+    """The actors and services that the driver launches before its script."""
     found = [Declaration(n, "actor", a.class_, (n,), a.args, {}) for n, a in spec.actors.items()]
     for name, s in spec.services.items():
         meshes = tuple(f"{name}.{i}" for i in range(s.num_replicas))
@@ -34,7 +34,7 @@ def declarations_of(spec: Spec) -> tuple[Declaration, ...]:
 
 
 def where(unit: Unit) -> str:
-    """A unit's place in the spec; a service's replicas share theirs."""
+    """A unit's path in the spec; the replicas of a service share it."""
     if unit.kind == "driver":
         return "driver"
     return f"{unit.kind}s.{unit.mesh.rpartition('.')[0] if unit.kind == 'service' else unit.mesh}"

@@ -1,1 +1,1 @@
-"""What our processes say to each other: a file a conversation, a table of messages each way."""
+"""The messages between our processes: one file per conversation, one table of messages per direction."""

@@ -1,4 +1,4 @@
-"""CLI, or driver, and controller: what a run is asked."""
+"""CLI, or driver, and controller: questions and requests about a run."""
 
 from __future__ import annotations
 
@@ -17,38 +17,41 @@ class GetStatus:
 
 @dataclass(frozen=True)
 class Attach:
-    """Stream a StatusReport at every change. An `owner` takes the run down with it when its connection ends."""
+    """Stream a StatusReport at every change. The run ends when the connection of an `owner` ends."""
 
     owner: bool = False
 
 
 @dataclass(frozen=True)
 class FollowLogs:
-    """Bring home what ranks of these meshes (None: all) write on ssh hosts, as long as this connection lasts."""
+    """Fetch what ranks of these meshes (None: all) write on ssh hosts, until this connection ends."""
 
     meshes: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class BringLogs:
-    """Bring home what ranks of these meshes have written on ssh hosts until now; answered by LogsHome."""
+    """Fetch what ranks of these meshes have written on ssh hosts so far; answered by LogsHome."""
 
     meshes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Shutdown:
-    """Stop these meshes (None: all, and the run with them); grace in seconds, 0 kills at once."""
+    """Stop these meshes (None: all, and the run with them); `grace` in seconds, 0 kills at once."""
 
     meshes: tuple[str, ...] | None
     grace: float
     by: str  # who asked, for the reason: "forgectl shutdown", "Ctrl-C"
-    exit_code: int = 0  # what a foreground launch should end with
+    exit_code: int = 0  # of a foreground launch
 
 
 @dataclass(frozen=True)
 class AddMesh:
-    """Place and start one more mesh; answered by MeshAdded or Refusal. Not `named`: a number may follow its name."""
+    """Place and start one more mesh; answered by MeshAdded or Refusal.
+
+    Unless `named`, a number is appended to its name if the name is taken.
+    """
 
     unit: Unit
     named: bool
@@ -56,7 +59,7 @@ class AddMesh:
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a generation's actors: all have been set up, or one raised (`error`, with its traceback)."""
+    """The result of setting up a generation's actors: all are ready, or one raised (`error`, with its traceback)."""
 
     mesh: str
     generation: int
@@ -66,7 +69,7 @@ class Report:
 
 @dataclass(frozen=True)
 class MeshAdded:
-    """The name under which the mesh is now part of the run, and its first generation: a mesh before had the others."""
+    """The name of the new mesh in the run, and its first generation; an earlier mesh of that name had those before."""
 
     mesh: str
     generation: int = 0
@@ -74,14 +77,14 @@ class MeshAdded:
 
 @dataclass(frozen=True)
 class LogsHome:
-    """The logs are in the run's directory; `without` are hosts that could not be asked."""
+    """The logs are in the run's directory, except those of the hosts in `without`, which could not be reached."""
 
     without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class StatusReport:
-    """One run; the last report if it has `ended`."""
+    """The status of a run; `ended`: this is the last report."""
 
     run: RunStatus
     ended: bool = False

@@ -11,7 +11,7 @@ from forgectl.wire.envelope import Hello, Refusal
 
 @dataclass(frozen=True)
 class CallEndpoint:
-    """Call an endpoint of a service, routed; `timeout` in seconds."""
+    """Call an endpoint of a service, which routes it to a replica; `timeout` in seconds."""
 
     target: str
     endpoint: str
@@ -27,7 +27,7 @@ class GetMetrics:
 
 @dataclass(frozen=True)
 class Values:
-    """What it gave, one value; what JSON cannot hold comes as its repr."""
+    """The result, a list of one value; a value that JSON cannot hold is sent as its repr."""
 
     values: list[Any]
 

@@ -1,4 +1,4 @@
-"""The launching machine and the relay on an ssh host: what hosts are asked, and agents there."""
+"""The launching machine and the relay on an ssh host: questions about the host, and ways to its agent."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ class RelayReady:
 
 @dataclass(frozen=True)
 class GetFacts:
-    """Ask for a HostReport. `gpus` as the spec has it; `modules` are what the host's interpreter should have."""
+    """Ask for a HostReport. `gpus` is as in the spec; the host's interpreter should have `modules`."""
 
     host: str
     gpus: str | int | tuple[int, ...]
     look_for_gpus: bool
     modules: tuple[str, ...] = ()
-    folder: str = ""  # a workdir that should be there, on a shared file system
+    folder: str = ""  # a workdir that should exist there, on a shared file system
 
 
 @dataclass(frozen=True)
 class HostReport:
-    """What planning has to know of an ssh host. Hosts of one `network` reach each other on 127.0.0.1."""
+    """What planning needs to know about an ssh host. Hosts of one `network` reach each other on 127.0.0.1."""
 
     hostname: str
     python: str
-    root: str  # the folder of all that forgectl keeps on that host
+    root: str  # forgectl's folder on that host
     boot_id: str
     network: str
     cores: int
-    addresses: tuple[str, ...]  # where others may reach it, the likeliest first
+    addresses: tuple[str, ...]  # at which others may reach it, the likeliest first
     gpus: tuple[Gpu, ...] = ()
     declared_gpus: bool = False
     no_such_gpu: str | None = None
@@ -79,7 +79,7 @@ class DialOut:
 
 @dataclass(frozen=True)
 class Dialled:
-    """Target's key → why it did not answer; None where it did."""
+    """Target's key → why it did not answer; None if it did."""
 
     results: dict[str, str | None]
 
@@ -100,14 +100,14 @@ class AgentStarted:
 
 @dataclass(frozen=True)
 class ReachAgent:
-    """Become a pipe to the agent that listens at `socket`, after the answer AgentReached; or say NoAgent."""
+    """Connect this stream to the agent that listens at `socket`; answered by AgentReached, or by NoAgent."""
 
     socket: str
 
 
 @dataclass(frozen=True)
 class AgentReached:
-    """From here on the connection is the agent's."""
+    """All later bytes of this connection go to and come from the agent."""
 
     pid: int
 
@@ -119,9 +119,9 @@ class NoAgent:
 
 @dataclass(frozen=True)
 class Examine:
-    """Ask for an Examination. `gpus` as the spec has it; `workdir` "" where the host is to get a copy.
+    """Ask for an Examination. `gpus` is as in the spec; `workdir` is "" if the host will get a copy.
 
-    `python`: the host's own interpreter, where that is not the one which answers; `pythons`: what else meshes name.
+    `python` is the host's own interpreter, if another one answers; `pythons` are those that meshes name besides.
     """
 
     host: str
@@ -133,9 +133,9 @@ class Examine:
 
 @dataclass(frozen=True)
 class Interpreter:
-    """A Python and what it has installed: what pip calls it → version, None where it is not there.
+    """A Python and its packages: pip's name → version, or None if it is not installed.
 
-    CUDA and NCCL, which come with torch, are among them. `error` says why it cannot be asked.
+    CUDA and NCCL, which come with torch, are among them. `error` says why the interpreter could not be run.
     """
 
     executable: str = ""
@@ -146,7 +146,7 @@ class Interpreter:
 
 @dataclass(frozen=True)
 class GpuMemory:
-    """Bytes of a GPU, by its uuid."""
+    """The memory of one GPU, in bytes."""
 
     uuid: str
     total: int
@@ -155,7 +155,7 @@ class GpuMemory:
 
 @dataclass(frozen=True)
 class Space:
-    """The file system of `path`, in bytes (0 if it cannot be told); `there`: whether the path itself exists."""
+    """The file system of `path`, in bytes (0 if not known); `there` says whether the path itself exists."""
 
     path: str
     total: int
@@ -165,7 +165,7 @@ class Space:
 
 @dataclass(frozen=True)
 class Examination:
-    """What there is to know of a host before anything is launched on it."""
+    """What can be known about a host before anything is launched on it."""
 
     received: float  # the host's clock when it was asked
     hostname: str
@@ -174,21 +174,21 @@ class Examination:
     network: str  # as in HostReport
     addresses: tuple[str, ...]
     root: str
-    interpreters: dict[str, Interpreter]  # as they were asked for; "" is the host's own
+    interpreters: dict[str, Interpreter]  # by the name in the question; "" is the host's own
     cores: int
     memory: int  # bytes
     memory_available: int
-    disks: tuple[Space, ...]  # of what forgectl keeps there, and of workdir
+    disks: tuple[Space, ...]  # of forgectl's folder, and of workdir
     shm: Space | None
     limits: dict[str, tuple[int, ...]]  # ulimit → soft, hard; -1: none
     cgroup: bool  # whether the host's agent may make cgroups (v2)
     driver: str = ""  # NVIDIA's version
-    nvml: bool = True  # whether the host's own Python can ask that driver, if there is one
+    nvml: bool = True  # whether the host's own Python can query that driver, if there is one
     gpus: tuple[Gpu, ...] = ()
     declared_gpus: bool = False
     gpu_memory: tuple[GpuMemory, ...] = ()
     no_such_gpu: str | None = None
-    answered: float = 0.0  # the host's clock when all of this was known
+    answered: float = 0.0  # the host's clock when it answered
 
 
 LAUNCHER_TO_RELAY = (GetFacts, Examine, ListenOn, DialOut, StartAgent, ReachAgent)

@@ -1,4 +1,4 @@
-"""Controller and agent, and who follows an agent: commands, events, and what becomes of meshes."""
+"""Controller and agent, agent and followers: commands, events, and news of meshes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from forgectl.wire.envelope import Hello, Refusal
 
 @dataclass(frozen=True)
 class Membership:
-    """How a host's messenger takes part in the messages between the run's machines.
+    """The settings of a host's messenger for messages between the run's machines.
 
-    `place` is the host's among messengers (`messages.frames.Address`), `address` where it listens ("": nowhere but in
-    its folder). `secret` and the public keys in `members`, by place, are CURVE keys. `direct` are places that it has a
-    link of its own with; messages to others go by the launching machine. `driver` is the secret key with which a run's
-    driver dials by itself; only the launching machine is told.
+    `place` is the host's place (`messages.frames.Address`); the messenger listens at `address` ("": only at a Unix
+    socket). `secret`, and `members` (place → public key), are CURVE keys. It has a link of its own to each place in
+    `direct`; messages to others go through the launching machine. `driver` is the secret key with which the run's
+    driver dials by itself; only the launching machine receives it.
     """
 
     place: str
@@ -32,7 +32,7 @@ class Membership:
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """What an agent is told on its standard input when it starts (never on a command line)."""
+    """The configuration that an agent reads from standard input when it starts (never from a command line)."""
 
     version: str
     run: str
@@ -43,16 +43,16 @@ class AgentConfig:
     log_limit: int
     secrets: dict[str, str] = field(default_factory=dict)
     sweep: bool = True  # end what an earlier agent of this run and host may have left
-    ahead: tuple[ForkServerPlan, ...] = ()  # of meshes that will be prepared here: they may get warm at once
-    place: str = ""  # among the machines of the run: "" is the launching one
+    ahead: tuple[ForkServerPlan, ...] = ()  # fork servers to warm now, of meshes that will be prepared here
+    place: str = ""  # of this machine in the run: "" is the launching machine
     messages: str = ""  # the folder of the sockets of actors' ranks; "": the agent finds one
-    membership: Membership | None = None  # where actors of the run may be on several machines
-    leaves: bool = False  # its run directory is a guest on an ssh host, and goes when the agent is told to quit
+    membership: Membership | None = None  # if actors of the run may be on several machines
+    leaves: bool = False  # remove the run directory when the controller sends Quit: on ssh hosts it is temporary
 
 
 @dataclass(frozen=True)
 class Ping:
-    """Says that the last Pong (or Welcome) has arrived: the agent's lease runs anew, from when that was sent."""
+    """The last Pong (or Welcome) has arrived: the agent's lease starts again, from the time that was sent."""
 
 
 @dataclass(frozen=True)
@@ -66,17 +66,17 @@ class Ack:
 class Prepare:
     """Lease the mesh's GPUs on this host and start warming its fork server.
 
-    `generation` is its first one, which tells it from an ended mesh that had its name.
+    `generation` is the mesh's first one; it differs from that of an ended mesh with the same name.
     """
 
     mesh: MeshShare
     generation: int = 0
-    before: int = 0  # how many it had on other hosts, before that first one
+    before: int = 0  # generations that the mesh had on other hosts, before `generation`
 
 
 @dataclass(frozen=True)
 class OpenStore:
-    """Bind the rendezvous socket of a generation; only to the host of rank 0."""
+    """Bind the rendezvous socket of a generation; sent only to the host of rank 0."""
 
     mesh: str
     generation: int
@@ -95,16 +95,16 @@ class Start:
 
 @dataclass(frozen=True)
 class OpenMessenger:
-    """Have a messenger run; `generation` counts those that the host has lost."""
+    """Keep a messenger running; `generation` is the number of messengers that the host has lost."""
 
     generation: int
 
 
 @dataclass(frozen=True)
 class Tunnel:
-    """A way through ssh to the messenger of a host that cannot be dialled: `socket` is its Unix socket there.
+    """A connection by ssh to the messenger of a host that cannot be dialled.
 
-    `root` is forgectl's folder there.
+    `socket` is the messenger's Unix socket there, `root` forgectl's folder there.
     """
 
     host: str
@@ -116,9 +116,9 @@ class Tunnel:
 
 @dataclass(frozen=True)
 class Links:
-    """Which messengers this host's is to dial: place → address (tcp://…), and those that it reaches through ssh.
+    """The messengers that this host's messenger should dial: place → address (tcp://…), or tunnel by ssh.
 
-    `generation` counts the messengers that the run has lost.
+    `generation` is the number of messengers that the run has lost.
     """
 
     generation: int
@@ -128,9 +128,9 @@ class Links:
 
 @dataclass(frozen=True)
 class MeshNews:
-    """What became of an actors' mesh, for whoever has a handle of it: to agents, and from them to their followers.
+    """The state of an actors' mesh, for every process with a handle of it: sent to agents, and by them to followers.
 
-    `places` are those of its ranks. If it has ended or is ending: `reason`, and what its first failed rank was.
+    `places` are those of its ranks. If it has ended or is ending: `reason`, and `failure` with its first failed rank.
     """
 
     mesh: str
@@ -143,7 +143,7 @@ class MeshNews:
 
 @dataclass(frozen=True)
 class Stop:
-    """End all that a generation started here: SIGTERM, `grace` seconds, SIGKILL. A lower grace hurries."""
+    """End all processes of a generation here: SIGTERM, `grace` seconds, SIGKILL. Sent again, a lower grace applies."""
 
     mesh: str
     generation: int
@@ -152,7 +152,7 @@ class Stop:
 
 @dataclass(frozen=True)
 class Release:
-    """The mesh is over: give its GPUs back and let its fork server go. `generation` as in Prepare."""
+    """The mesh has ended: release its GPUs and its fork server. `generation` as in Prepare."""
 
     mesh: str
     generation: int = 0
@@ -165,14 +165,14 @@ class GetStats:
 
 @dataclass(frozen=True)
 class GetGpus:
-    """Ask for HostGpus: the GPUs of the host, `gpus` as the spec has it, with their holders of this moment."""
+    """Ask for HostGpus: the GPUs of the host with their present holders; `gpus` is as in the spec."""
 
     gpus: str | int | tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class LogAt:
-    """A place in a rank's log: bytes from its beginning."""
+    """A position in a rank's log; `offset` in bytes from its beginning."""
 
     mesh: str
     generation: int
@@ -182,7 +182,7 @@ class LogAt:
 
 @dataclass(frozen=True)
 class ReadLogs:
-    """Ask for LogParts: what these logs have from there on; without news after `wait` seconds."""
+    """Ask for LogParts: the content of these logs from these positions on; waits up to `wait` seconds for some."""
 
     logs: tuple[LogAt, ...]
     wait: float = 0.0
@@ -190,7 +190,7 @@ class ReadLogs:
 
 @dataclass(frozen=True)
 class Quit:
-    """End everything that is left, then yourself."""
+    """End all processes that are left, then the agent itself."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class Welcome:
 
 @dataclass(frozen=True)
 class Synced:
-    """All that happened before is told."""
+    """All earlier events, or news, have been sent."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class Pong:
 
 @dataclass(frozen=True)
 class RankStats:
-    """CPU in percent of one core since the last question, resident memory in bytes."""
+    """CPU use in percent of one core since the last GetStats, and resident memory in bytes."""
 
     cpu_percent: float
     rss_bytes: int
@@ -223,7 +223,7 @@ class RankStats:
 
 @dataclass(frozen=True)
 class Stats:
-    """Mesh → rank → its use."""
+    """Mesh → rank → its processor and memory use."""
 
     meshes: dict[str, dict[int, RankStats]]
 
@@ -237,7 +237,7 @@ class HostGpus:
 
 @dataclass(frozen=True)
 class LogPart:
-    """A part of a log: `data` (base64) begins at `offset`, beyond what was asked for where the log has a hole."""
+    """A part of a log: `data` (base64) begins at `offset`, which is later than asked for if a hole was there."""
 
     at: LogAt
     offset: int
@@ -247,7 +247,7 @@ class LogPart:
 
 @dataclass(frozen=True)
 class LogParts:
-    """A part of each log; of further ones than fit, nothing."""
+    """A part of each log, of as many logs as fit in a message."""
 
     parts: tuple[LogPart, ...]
 
@@ -261,7 +261,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Refused:
-    """The mesh cannot run here: GPUs taken, no such interpreter."""
+    """The mesh cannot run here: its GPUs are taken, or there is no such interpreter."""
 
     mesh: str
     error: Refusal
@@ -269,7 +269,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class StoreOpened:
-    """Rendezvous of a generation is bound and will be served."""
+    """The rendezvous socket of a generation is bound and will be served."""
 
     mesh: str
     generation: int
@@ -278,7 +278,7 @@ class StoreOpened:
 
 @dataclass(frozen=True)
 class StartFailed:
-    """A generation could not be started here; `detail` is a traceback or output, where there is one."""
+    """A generation could not be started here; `detail` is a traceback or output, if any."""
 
     mesh: str
     generation: int
@@ -288,12 +288,12 @@ class StartFailed:
 
 @dataclass(frozen=True)
 class MessengerOpened:
-    """The host's messenger listens: on a port of the host's address (0: on none), and at `socket`."""
+    """The host's messenger listens on `port` of the host's address (0: on none), and at the Unix socket `socket`."""
 
     generation: int
     port: int
     socket: str
-    mesh: str = ""  # of the host, not of a mesh
+    mesh: str = ""  # it belongs to the host, not to a mesh
 
 
 @dataclass(frozen=True)
@@ -307,7 +307,7 @@ class MessengerGone:
 
 @dataclass(frozen=True)
 class RankStarted:
-    """A rank runs. `log` is its log file on that host; `start_time` in clock ticks since boot."""
+    """A rank runs. `log` is its log file on that host; `start_time` is in clock ticks since boot."""
 
     mesh: str
     generation: int
@@ -319,11 +319,11 @@ class RankStarted:
 
 @dataclass(frozen=True)
 class RankExited:
-    """A rank is gone.
+    """A rank has ended.
 
-    Exactly one of exit_code and signal is set, or neither where its end was not seen. `asked`: a Stop had been
-    sent to it before. `failed_ago`: seconds between its own failure (by its error file, else its end) and this
-    report, so that the first cause can be told from the others although hosts' clocks differ.
+    Exactly one of exit_code and signal is set; neither if nobody saw it end. `asked`: the agent had stopped it.
+    `failed_ago`: seconds from its own failure (the time in its error file, else its end) to this report, so that the
+    root cause can be found although hosts' clocks differ.
     """
 
     mesh: str
@@ -341,7 +341,7 @@ class RankExited:
 
 @dataclass(frozen=True)
 class MeshGone:
-    """No process of the generation is left on this host, but those that even SIGKILL could not end."""
+    """No process of the generation is left on this host, except those that even SIGKILL could not end."""
 
     mesh: str
     generation: int
@@ -351,7 +351,7 @@ class MeshGone:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something worth telling that changes no state, such as log lines dropped from a full disk."""
+    """A message for the user that changes no state, such as log lines dropped from a full disk."""
 
     mesh: str
     message: str
@@ -373,7 +373,7 @@ Happening: TypeAlias = (
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened on a host. Numbered from 1 by its agent, kept and replayed until acknowledged."""
+    """Something that happened on a host. Its agent numbers events from 1, and keeps and resends them until the Ack."""
 
     seq: int
     what: Happening
@@ -381,7 +381,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Follow:
-    """First line of a process that has handles: answered by MeshNews of all meshes, Synced, and what comes later."""
+    """The first line of a process that has handles; answered by MeshNews of all meshes, Synced, and later MeshNews."""
 
     version: str
     run: str

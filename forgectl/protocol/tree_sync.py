@@ -1,4 +1,4 @@
-"""The launching machine and the relay: a workdir and what of it is missing there."""
+"""The launching machine and the relay: a workdir, and which of its files the host lacks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from forgectl.wire.envelope import Refusal
 
 @dataclass(frozen=True)
 class Sync:
-    """Make the host's tree `key` equal to a workdir, whose listing has this hash. Answered by SendListing or Wanted."""
+    """Make the host's tree `key` equal to a workdir whose listing has the hash `digest`.
+
+    Answered by SendListing or Wanted.
+    """
 
     key: str
     digest: str
@@ -16,14 +19,14 @@ class Sync:
 
 @dataclass(frozen=True)
 class SendListing:
-    """The listing is not known here."""
+    """The host does not have this listing."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Some entries of the workdir, numbered from 0 through all messages, folders before what they hold.
+    """Some entries of the workdir, numbered from 0 across all messages; a folder comes before its content.
 
-    Columns, of one length: see `forgectl.sync.listing.Entry`.
+    The fields are columns of equal length: see `forgectl.sync.listing.Entry`.
     """
 
     paths: tuple[str, ...]
@@ -35,7 +38,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Files, by number, whose content is not on the host."""
+    """The numbers of files whose content is not on the host."""
 
     files: tuple[int, ...]
     last: bool
@@ -43,9 +46,9 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Contents:
-    """So many bytes of each of these files follow, end to end; GONE instead of a size for one that is there no more.
+    """The content of these files follows, `sizes` bytes of each, end to end; a size of GONE means the file is gone.
 
-    `more`: the last file goes on in the next message. A file that comes again has changed meanwhile.
+    `more`: the last file continues in the next message. A file that is sent again has changed meanwhile.
     """
 
     files: tuple[int, ...]
@@ -58,12 +61,15 @@ GONE = -1
 
 @dataclass(frozen=True)
 class Sent:
-    """That was all the content, or all that is worth sending after a Refusal."""
+    """All content has been sent, or as much as makes sense after a Refusal."""
 
 
 @dataclass(frozen=True)
 class TreeSynced:
-    """The tree is as listed, but for files (by number) that have changed since; `path` is where it is."""
+    """The tree at `path` is as listed, except the files in `changed` (numbers), which have changed since.
+
+    `deleted` is the number of entries that were removed.
+    """
 
     path: str
     deleted: int

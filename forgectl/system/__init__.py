@@ -1,1 +1,1 @@
-"""What the kernel gives us: processes, private files, cgroups, logs with holes."""
+"""What the kernel offers: processes, private files, cgroups, logs with holes."""

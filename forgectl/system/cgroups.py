@@ -1,4 +1,4 @@
-"""Cgroup v2 directories: found, made, listed, killed, watched and removed."""
+"""Cgroup v2 directories: find, make, list, kill, watch and remove them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def locate(mountinfo: str, cgroup: str) -> Path | None:
 
 
 def locate_v1(mountinfo: str, cgroup: str, controller: str) -> Path | None:
-    """Likewise its cgroup v1 directory for one controller."""
+    """The same for its cgroup v1 directory of one controller."""
     mounted = [
         (root, point)
         for root, point, kind, options in _cgroup_mounts(mountinfo)
@@ -58,7 +58,7 @@ def mounts() -> list[Path]:
 
 
 def find(*names: str) -> list[Cgroup]:
-    """Every v2 cgroup of this host whose path ends in name/name/…, wherever whoever made it was at home."""
+    """Every v2 cgroup of this host whose path ends in name/name/…, whatever cgroup its maker ran in."""
     inner = Path(*names[1:])
     found = [
         Cgroup(Path(folder, names[0], inner))
@@ -70,7 +70,7 @@ def find(*names: str) -> list[Cgroup]:
 
 
 def own() -> Path | None:
-    """The v2 cgroup of this process, or None where there is no such thing."""
+    """The v2 cgroup of this process, or None."""
     return locate(_text(Path("/proc/self/mountinfo")), _text(Path("/proc/self/cgroup")))
 
 
@@ -89,11 +89,11 @@ class Cgroup:
 
     @classmethod
     def create(cls, parent: Path | None, *names: str) -> Cgroup | None:
-        """PARENT/name/name/… where it can be had and can be killed as a whole (Linux 5.14), else None."""
+        """PARENT/name/name/…, or None if we cannot make it or cannot kill it as a whole (needs Linux 5.14)."""
         if parent is None or not _may_hold(parent):
             return None
         group = cls(parent.joinpath(*names))
-        for _ in range(10):  # another agent of the run may just be removing the empty folders above
+        for _ in range(10):  # another agent of the run may be removing the empty folders above right now
             try:
                 group.path.mkdir(parents=True, exist_ok=True)
                 break
@@ -108,7 +108,7 @@ class Cgroup:
 
     @property
     def procs_path(self) -> str:
-        """A process that writes "0" here joins."""
+        """The file to which a process writes "0" to join."""
         return str(self.path / "cgroup.procs")
 
     def tree(self) -> list[Path]:
@@ -125,7 +125,7 @@ class Cgroup:
         return "populated 1" in _text(self.path / "cgroup.events")
 
     def kill(self) -> None:
-        """SIGKILL every process in it and below at once: no fork gets away."""
+        """SIGKILL every process in it and below at once: no fork escapes."""
         self._write(self.path / "cgroup.kill", "1")
 
     def thaw(self) -> None:
@@ -149,7 +149,7 @@ class Cgroup:
         try:
             path.write_text(text)
         except OSError:
-            pass  # gone meanwhile; whoever asked looks at what is left
+            pass  # removed meanwhile; the caller checks what is left
 
 
 def _may_hold(parent: Path) -> bool:
@@ -163,7 +163,7 @@ def _may_hold(parent: Path) -> bool:
 class EmptyWatch:
     """A descriptor that becomes readable when a cgroup gains its first or loses its last process.
 
-    `cgroup.events` signals changes as priority data, which asyncio does not watch; an epoll of its own can.
+    `cgroup.events` signals changes as priority data, which asyncio does not watch; an epoll inside does.
     """
 
     def __init__(self, group: Cgroup) -> None:

@@ -7,5 +7,5 @@ import threading
 
 
 def let_go(process: subprocess.Popen[bytes]) -> None:
-    """It is a daemon from here on: nobody waits for it, and while this process lives it leaves no zombie."""
+    """Treat the process as a daemon from now on: a thread reaps it, so that it leaves no zombie while we live."""
     threading.Thread(target=process.wait, name=f"reap-{process.pid}", daemon=True).start()

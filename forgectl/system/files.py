@@ -1,6 +1,6 @@
-"""Files of ours: no link is followed to them, no child inherits them, and what is written is there whole or not at all.
+"""Opens our own files: never through a symbolic link, and no child inherits them; writes files whole or not at all.
 
-All raise OSError. `folder` is the descriptor of an open folder, which `path` then starts from.
+All functions raise OSError. `folder` is the descriptor of an open folder, where a relative `path` starts.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ _OURS = os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def open_to_read(path: str | os.PathLike[str], folder: int | None = None) -> int:
-    """A descriptor to read by; a pipe in the file's place is opened, too, but nothing waits for its writer."""
+    """A descriptor for reading. If the file turns out to be a pipe, nothing waits for its writer."""
     return os.open(path, os.O_RDONLY | os.O_NONBLOCK | _OURS, dir_fd=folder)
 
 
 def open_to_append(path: str | os.PathLike[str]) -> int:
-    """A descriptor that writes at the end of a file (0600), which is made if need be."""
+    """A descriptor that appends to a file (0600), which is created if missing."""
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _OURS, 0o600)
 
 
 def open_to_write(path: str | os.PathLike[str]) -> int:
-    """A descriptor to write anywhere in a file (0600) by, which is made if need be and keeps what is in it."""
+    """A descriptor that writes anywhere in a file (0600), which is created if missing and keeps its content."""
     return os.open(path, os.O_WRONLY | os.O_CREAT | _OURS, 0o600)
 
 
 def create(path: str | os.PathLike[str], folder: int | None = None, *, mode: int = 0o600, append: bool = False) -> int:
-    """A descriptor to write by to a new file; raises FileExistsError where anything has that name."""
+    """A descriptor for writing a new file; raises FileExistsError if anything has that name."""
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | append * os.O_APPEND | _OURS, mode, dir_fd=folder)
 
 
 def open_lock(path: str | os.PathLike[str], folder: int | None = None) -> int:
-    """A descriptor of a file (0600) to be locked, which is made if need be."""
+    """A descriptor of a file (0600) to lock, which is created if missing."""
     return os.open(path, os.O_RDWR | os.O_CREAT | _OURS, 0o600, dir_fd=folder)
 
 
@@ -43,7 +43,7 @@ def open_folder(path: str | os.PathLike[str], folder: int | None = None) -> int:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file (0600) so that it is there whole or not at all."""
+    """Write a file (0600) whole or not at all."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(create(draft), "wb") as file:

@@ -1,4 +1,4 @@
-"""Keeps logs below a size on disk by punching holes into their oldest part, and finds its way around such holes."""
+"""Keeps logs below a size on disk by punching holes into their oldest part, and finds the data after such holes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from forgectl.frozen import dataclass
 Why: TypeAlias = Literal["limit", "disk full"]
 
 SMALLEST_KEPT = 256 * 1024
-"""Bytes at the end of a log that a full disk leaves in place."""
+"""Bytes at the end of a log that stay even when the disk is full."""
 
 NEARLY_FULL = 64 * 1024 * 1024
 """Free bytes below which a disk counts as nearly full; on a small one, a hundredth of it."""
@@ -27,7 +27,7 @@ _NO_HOLES_HERE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.E
 
 @dataclass(frozen=True)
 class Trimmed:
-    """The oldest `dropped` bytes that `path` still had are gone, `total` since it began; `kept` are left."""
+    """The oldest `dropped` bytes of `path` were freed now, `total` bytes since it began; `kept` bytes are left."""
 
     path: Path
     dropped: int
@@ -36,8 +36,8 @@ class Trimmed:
     why: Why
 
     @property
-    def worth_telling(self) -> bool:
-        """True the first time, then where the total passes a power of two: a flood is trimmed every second or so."""
+    def worth_reporting(self) -> bool:
+        """True the first time, then when the total passes a power of two: a flood is trimmed every second or so."""
         return self.total.bit_length() > (self.total - self.dropped).bit_length()
 
     def describe(self) -> str:
@@ -48,11 +48,11 @@ class Trimmed:
 
 @dataclass(frozen=True)
 class Uncapped:
-    """`path` cannot be trimmed, now or later, because of `reason`. Told once."""
+    """`path` cannot be trimmed, now or later, because of `reason`. Reported once."""
 
     path: Path
     reason: str
-    worth_telling: ClassVar[bool] = True
+    worth_reporting: ClassVar[bool] = True
 
     def describe(self) -> str:
         """One sentence for the user."""
@@ -62,17 +62,17 @@ class Uncapped:
 class LogCap:
     """Keeps each log below `limit` bytes on disk by punching holes into its oldest part.
 
-    The writer is not disturbed and all offsets stay valid: the dropped part reads as a hole at the beginning,
-    so the file itself tells how much is gone. To be called every second or so.
+    The writer is not disturbed and all offsets stay valid: the dropped part becomes a hole at the beginning,
+    so the file itself shows how much is gone. Call `check` every second or so.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._hopeless: set[Path] = set()
+        self._untrimmable: set[Path] = set()
 
     def check(self, paths: Iterable[Path]) -> list[Trimmed | Uncapped]:
-        """Trim the logs that take too much, and big ones where the disk is nearly full. Raises no OSError."""
-        sizes = {path: _on_disk(path) for path in paths if path not in self._hopeless}
+        """Trim the logs over the limit, and big ones if the disk is nearly full. Raises no OSError."""
+        sizes = {path: _on_disk(path) for path in paths if path not in self._untrimmable}
         results: list[Trimmed | Uncapped] = []
         for path, taken in sizes.items():
             if taken > self.limit:  # down to half, so that a steady flood is not trimmed at every call
@@ -82,7 +82,7 @@ class LogCap:
 
     def _make_room(self, paths: list[Path]) -> Iterator[Trimmed | Uncapped]:
         for path in sorted(paths, key=_on_disk, reverse=True):
-            if path in self._hopeless or not _nearly_full(path):
+            if path in self._untrimmable or not _nearly_full(path):
                 continue
             keep = max(_on_disk(path) // 2, SMALLEST_KEPT)
             yield from self._trim(path, keep, "disk full")
@@ -92,15 +92,15 @@ class LogCap:
             dropped, total = _drop_all_but(path, keep)
         except OSError as e:
             if e.errno in _NO_HOLES_HERE:
-                self._hopeless.add(path)
+                self._untrimmable.add(path)
                 yield Uncapped(path, f"its file system cannot free a part of a file ({os.strerror(e.errno)})")
-            return  # anything else, such as a log that is gone, may be otherwise next time
+            return  # any other error, such as a missing log, may be gone next time
         if dropped:
             yield Trimmed(path, dropped, total, _on_disk(path), why)
 
 
 def _drop_all_but(path: Path, keep: int) -> tuple[int, int]:
-    """Free what lies before the last `keep` bytes, in whole blocks: the bytes freed now, and all ever freed."""
+    """Free all but the last `keep` bytes, in whole blocks; returns the bytes freed now, and all ever freed."""
     fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(fd)
@@ -129,7 +129,7 @@ def next_data(fd: int, offset: int, size: int) -> int:
     try:
         return min(os.lseek(fd, offset, os.SEEK_DATA), size)
     except OSError as e:
-        return size if e.errno == errno.ENXIO else offset  # a file system that does not tell holes has none
+        return size if e.errno == errno.ENXIO else offset  # a file system that does not report holes has none
 
 
 def _on_disk(path: Path) -> int:
@@ -148,12 +148,12 @@ def _nearly_full(path: Path) -> bool:
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate  # musl has one, of 64 bits
+_fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate  # musl has only one, with 64-bit offsets
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 def _punch_hole(fd: int, start: int, length: int) -> None:
-    """Give the blocks of a range back to the file system; they read as zeros from then on."""
+    """Give the blocks of a range back to the file system; the range then reads as zeros."""
     if _fallocate(fd, _KEEP_SIZE_AND_PUNCH_HOLE, start, length) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

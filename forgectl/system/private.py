@@ -1,7 +1,7 @@
-"""Folders that are this user's alone: nobody else can have put, or can exchange, what lies in them.
+"""Folders that belong to this user alone: nobody else could put anything there, or can replace anything.
 
-A host gets this text in front of `relay/unpack.py`, before it has any other code of ours: no imports of ours here,
-and syntax that an old Python understands.
+A host receives this source in front of `relay/unpack.py`, before it has any other code of ours. So it imports nothing
+of ours, and its syntax is one that an old Python understands.
 """
 
 import grp
@@ -10,12 +10,12 @@ import pwd
 import stat
 
 MOST_LINKS = 40
-"""Symbolic links that one path may lead over, as in the kernel."""
+"""Symbolic links that one path may follow, as in the kernel."""
 ACCESS_LIST = "system.posix_acl_access"
 
 
 class NotPrivateError(PermissionError):
-    """A folder that others made, may read or may change. `owner`: of the one that is in the way."""
+    """A folder that others made, may read or may change. `owner` is the uid that owns the offending file."""
 
     def __init__(self, message: str, owner: int) -> None:
         super().__init__(message)
@@ -23,7 +23,7 @@ class NotPrivateError(PermissionError):
 
 
 def private_folder(path: str) -> str:
-    """Make a folder (0700), and those above it that are missing, or check that it is ours alone; raises OSError."""
+    """Make a folder and its missing parents (0700), or check that it is ours alone; raises OSError."""
     missing = []
     folder = _absolute(path)
     while not os.path.lexists(folder):
@@ -33,16 +33,16 @@ def private_folder(path: str) -> str:
     for folder in reversed(missing):
         try:
             os.mkdir(folder, 0o700)
-        except FileExistsError:  # somebody was faster
+        except FileExistsError:  # another process was faster
             pass
     _check(path)
     return path
 
 
 def check_private(path: str) -> None:
-    """Raise NotPrivateError unless `path` is a folder of ours alone (0700), on a way that only we and root can change.
+    """Raise NotPrivateError unless `path` is a folder of ours alone (0700), on a path that only we and root can change.
 
-    As far as there is nothing at `path` yet, nobody can have put anything there: that is no error.
+    A folder that does not exist yet is no error: nobody can have put anything there.
     """
     try:
         _check(path)
@@ -55,7 +55,7 @@ def _check(path: str) -> None:
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         what = "it belongs to %s" % who(found.st_uid)
         if not stat.S_ISDIR(found.st_mode):
-            what = "it is no folder"
+            what = "it is not a folder"
         elif found.st_uid == os.getuid():
             what = "others may use it (mode %04o)" % stat.S_IMODE(found.st_mode)
         raise NotPrivateError("%s must be a folder of yours with mode 0700: %s" % (place, what), found.st_uid)
@@ -70,9 +70,9 @@ def who(uid: int) -> str:
 
 
 def _walk(path: str) -> "tuple[str, os.stat_result]":
-    """Where `path` leads, over links, and what is there; each folder and link on the way is checked."""
+    """The end of `path` after all links, and its status; checks each folder and link on the way."""
     here, found, links = "/", os.lstat("/"), 0
-    system = (0, found.st_uid)  # in a user namespace without root the system's folders are nobody's
+    system = (0, found.st_uid)  # in a user namespace without root, user nobody owns the system's folders
     left = _steps(_absolute(path))
     while left:
         _check_step(path, here, found, system)
@@ -83,13 +83,13 @@ def _walk(path: str) -> "tuple[str, os.stat_result]":
             here = place
             continue
         if found.st_uid not in (os.getuid(), *system):
-            message = "%s leads over %s, a link of %s" % (path, place, who(found.st_uid))
+            message = "%s goes through %s, a link of %s" % (path, place, who(found.st_uid))
             raise NotPrivateError(message, found.st_uid)
         if not left:
             raise NotPrivateError("%s must be a folder of yours with mode 0700: it is a link" % place, found.st_uid)
         links += 1
         if links > MOST_LINKS:
-            raise NotPrivateError("%s leads over more than %d links" % (path, MOST_LINKS), found.st_uid)
+            raise NotPrivateError("%s goes through more than %d links" % (path, MOST_LINKS), found.st_uid)
         target = os.readlink(place)
         here = "/" if target.startswith("/") else here
         found = os.lstat(here)
@@ -106,7 +106,7 @@ def _steps(path: str) -> "list[str]":
 
 
 def _check_step(path: str, place: str, found: os.stat_result, system: "tuple[int, int]") -> None:
-    """Raise NotPrivateError where others can exchange what lies in a folder on the way."""
+    """Raise NotPrivateError if others can replace the content of a folder on the way."""
     if found.st_uid not in (os.getuid(), *system):
         message = "%s is not safe from others: %s belongs to %s" % (path, place, who(found.st_uid))
         raise NotPrivateError(message, found.st_uid)
@@ -118,7 +118,7 @@ def _check_step(path: str, place: str, found: os.stat_result, system: "tuple[int
 
 
 def _owner_alone(place: str, found: os.stat_result) -> bool:
-    """Whether the group that may write is the owner's own, as many systems give one to each user."""
+    """Whether the group with write access is the owner's own; many systems give each user one."""
     try:
         group, owner = grp.getgrgid(found.st_gid), pwd.getpwuid(found.st_uid).pw_name
         return group.gr_name == owner and set(group.gr_mem) <= {owner} and ACCESS_LIST not in os.listxattr(place)

@@ -1,4 +1,4 @@
-"""Exact identity of processes: what gets signalled is the process that was meant, or nothing."""
+"""Exact identity of processes: a signal reaches the intended process, or none."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from forgectl.frozen import dataclass
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PF_KTHREAD = 0x00200000
-_libc = ctypes.CDLL(None, use_errno=True)  # loaded now: a forked child should not have to
+_libc = ctypes.CDLL(None, use_errno=True)  # loaded at import, so that no forked child has to
 
 
 @dataclass(frozen=True)
 class Identity:
-    """One process of this host, never to be mistaken for a later one with the same pid."""
+    """One process of this host, told apart from any later one with the same pid."""
 
     pid: int
     start_time: int  # clock ticks after boot: field 22 of /proc/PID/stat
@@ -27,7 +27,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Stat:
-    """What /proc/PID/stat says, as far as it is needed here."""
+    """The fields of /proc/PID/stat that we need."""
 
     pid: int
     name: str
@@ -40,7 +40,7 @@ class Stat:
 
     @property
     def dead(self) -> bool:
-        """A zombie, unless only its first thread has ended: the others then live on and hold what it held."""
+        """Whether it is a zombie. Not if only its first thread has ended: the others live on and hold its resources."""
         return self.state in "ZXx" and self.threads <= 1
 
 
@@ -62,7 +62,7 @@ def parse_stat(data: bytes) -> Stat:
 
 
 class ProcessTable:
-    """All that the agent reads of /proc and sends to processes. Tests replace it to stage what is rare."""
+    """All that the agent reads from /proc, and all signals that it sends. Tests replace it to stage rare cases."""
 
     _boot_id: str | None = None
 
@@ -73,16 +73,16 @@ class ProcessTable:
         return self._boot_id
 
     def pids(self) -> list[int]:
-        """Every process that can be seen, ascending."""
+        """The pids of all visible processes, ascending."""
         return sorted(int(e.name) for e in os.scandir("/proc") if e.name.isdigit())
 
     def stat(self, pid: int) -> Stat | None:
-        """None where there is no such process."""
+        """The state of a process, or None if there is none with this pid."""
         data = _read(f"/proc/{pid}/stat")
         return parse_stat(data) if data else None
 
     def environ(self, pid: int) -> bytes:
-        """What it was executed with (later changes do not show), or b"" where we may not read it."""
+        """The environment it was executed with (later changes do not show), or b"" if we may not read it."""
         return _read(f"/proc/{pid}/environ")
 
     def wchan(self, pid: int) -> str:
@@ -91,14 +91,14 @@ class ProcessTable:
         return "" if name == "0" else name
 
     def owner(self, pid: int) -> int | None:
-        """The effective user id, or None where there is no such process."""
+        """The effective user id, or None if there is no such process."""
         try:
             return Path(f"/proc/{pid}").stat().st_uid
         except OSError:
             return None
 
     def open(self, pid: int) -> int:
-        """A pidfd; ProcessLookupError where there is no such process."""
+        """A pidfd; raises ProcessLookupError if there is no such process."""
         return os.pidfd_open(pid)
 
     def send(self, pidfd: int, signum: int) -> None:
@@ -106,7 +106,7 @@ class ProcessTable:
         signal.pidfd_send_signal(pidfd, signum)
 
     def kill(self, pid: int, signum: int) -> None:
-        """Signal by number, for when no pidfd can be had."""
+        """Signal by pid, for when no pidfd can be opened."""
         os.kill(pid, signum)
 
 
@@ -114,7 +114,7 @@ REAL = ProcessTable()
 
 
 def _read(path: str) -> bytes:
-    """A whole file of /proc, or b"" where the process is gone or not ours to read."""
+    """A whole file of /proc, or b"" if the process is gone or we may not read it."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -122,7 +122,7 @@ def _read(path: str) -> bytes:
     try:
         data = os.read(fd, 65536)
         if len(data) < 4096:
-            return data  # procfs gives a page or more at a time, so a short answer was all of it
+            return data  # procfs returns a page or more at a time, so a shorter read has all of it
         parts = [data]
         while chunk := os.read(fd, 65536):
             parts.append(chunk)
@@ -134,7 +134,7 @@ def _read(path: str) -> bytes:
 
 
 def boot_id() -> str:
-    """The kernel's id of this boot: a pid recorded under another one is nobody's."""
+    """The kernel's id of this boot: a pid recorded under another boot names no process of this one."""
     return REAL.boot_id()
 
 
@@ -158,9 +158,9 @@ def _exact(identity: Identity, table: ProcessTable) -> Stat | None:
 
 
 def open_pidfd(identity: Identity, table: ProcessTable = REAL) -> int | None:
-    """A pidfd of exactly this process, or None where it is gone. OSError where no pidfd can be had at all.
+    """A pidfd of exactly this process, or None if it is gone; raises OSError if no pidfd can be opened at all.
 
-    Checked after opening: from then on the descriptor cannot come to mean another process.
+    The identity is checked again after opening: from then on the descriptor cannot refer to another process.
     """
     if _exact(identity, table) is None:
         return None
@@ -175,7 +175,7 @@ def open_pidfd(identity: Identity, table: ProcessTable = REAL) -> int | None:
 
 
 def signal_exactly(identity: Identity, signum: int, table: ProcessTable = REAL) -> bool:
-    """Signal exactly this process. False where it is gone, or belongs to a user whom we may not signal."""
+    """Signal exactly this process. False if it is gone, or if we may not signal its user."""
     try:
         pidfd = open_pidfd(identity, table)
     except OSError:  # out of descriptors, or a kernel before 5.3: better a tiny race than a survivor
@@ -202,7 +202,7 @@ def _signal_by_number(identity: Identity, signum: int, table: ProcessTable) -> b
 
 
 def collect_children() -> Iterator[tuple[int, int]]:
-    """(pid, wait status) of every child that has ended; returns when none is left to collect."""
+    """(pid, wait status) of every child that has ended, until none is left to collect."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -214,14 +214,14 @@ def collect_children() -> Iterator[tuple[int, int]]:
 
 
 def become_subreaper() -> None:
-    """Orphans below this process become its children, not those of init; it must reap them."""
+    """Make orphans below this process its children, not those of init; it must reap them."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def die_with_parent(parent: int) -> None:
     """Have the kernel SIGKILL this process when its parent, which has the pid `parent`, ends.
 
-    Fires when the parent's *thread* that forked ends. Where the parent is gone already, it ends this one now.
+    The kernel does so when the parent's *thread* that forked ends. If the parent is gone already, end this process now.
     """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

@@ -1,4 +1,4 @@
-"""Tasks that go on by themselves."""
+"""Background tasks."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 
 class Background:
-    """Keeps tasks until they have ended, which an event loop does not."""
+    """Keeps tasks alive until they end; an event loop does not."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def begin(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Have `work` go on in the running loop."""
+        """Start `work` as a task of the running loop."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

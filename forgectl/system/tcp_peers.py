@@ -1,4 +1,4 @@
-"""Which user is at the other end of a TCP connection within this machine: the kernel knows, and tells everybody."""
+"""Which user is at the other end of a TCP connection within this machine: the kernel tells any process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SOCK_DIAG_BY_FAMILY = 20
 _REQUEST = struct.Struct("=IHHII BBBxI")  # nlmsghdr, and inet_diag_req_v2 up to the addresses
 _ADDRESSES = struct.Struct("!HH16s16s")
 _REST = struct.Struct("=III")  # any interface, no cookie
-_ANSWER = struct.Struct("=IHHII BBxx 48x 12x II")  # nlmsghdr, and inet_diag_msg without what we know
+_ANSWER = struct.Struct("=IHHII BBxx 48x 12x II")  # nlmsghdr, and inet_diag_msg without the fields we know
 _ESTABLISHED = 1
 
 
@@ -34,11 +34,11 @@ class Found:
 
 
 Finder: TypeAlias = Callable[[Address, Address], "Found | None"]
-"""The socket with this own address and this peer's."""
+"""Finds the socket with this local address and this peer's address."""
 
 
 class Peers:
-    """Who dials one listener from this machine. Raises OSError where the kernel does not tell."""
+    """Which users of this machine connect to one listener. Raises OSError if the kernel does not report it."""
 
     def __init__(self, listener: socket.socket, finders: tuple[Callable[[], Finder], ...] | None = None) -> None:
         own = _address(listener.getsockname())
@@ -46,15 +46,15 @@ class Peers:
         for finder in finders or (Netlink, ProcNet):
             with contextlib.suppress(OSError):
                 self._find = finder()
-                if self._find(own, anybody):  # it must know the listener itself
+                if self._find(own, anybody):  # a usable finder finds the listener itself
                     return
-        raise OSError(errno.EOPNOTSUPP, "neither netlink nor /proc/net tells who dials")
+        raise OSError(errno.EOPNOTSUPP, "neither netlink nor /proc/net shows who connects")
 
     def uid(self, accepted: socket.socket) -> int | None:
-        """Whose the other end of an accepted connection is; None where that is not certain.
+        """The uid that owns the other end of an accepted connection; None if that is not certain.
 
-        A socket that its owner has closed belongs to uid 0 for the kernel, and its port may soon be another's: so the
-        other end must be open, with an inode, and still be this connection's once we know whose it is.
+        To the kernel a closed socket belongs to uid 0, and another user may soon have its port. So the other end must
+        be open, with an inode, and the connection must still be established once we know the owner.
         """
         try:
             found = self._find(_address(accepted.getpeername()), _address(accepted.getsockname()))
@@ -71,11 +71,11 @@ class Netlink:
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
-        self._socket.settimeout(1.0)  # the answer is there when the request is sent
+        self._socket.settimeout(1.0)  # the kernel answers while the request is sent
         self._asked = 0
 
     def __call__(self, own: Address, peer: Address) -> Found | None:
-        """Raises OSError where there is no answer."""
+        """Raises OSError if there is no answer."""
         self._asked = self._asked + 1 & 0xFFFFFFFF
         family = socket.AF_INET if len(own[0]) == 4 else socket.AF_INET6
         size = _REQUEST.size + _ADDRESSES.size + _REST.size
@@ -89,7 +89,7 @@ class Netlink:
             answer = self._socket.recv(4096)
             _, kind, _, asked, _ = struct.unpack_from("=IHHII", answer)
             if asked != self._asked:
-                continue  # late, to a question that was given up
+                continue  # a late answer to a request that timed out
             if kind != _SOCK_DIAG_BY_FAMILY:
                 return None
             *_, state, uid, inode = _ANSWER.unpack_from(answer)
@@ -97,10 +97,10 @@ class Netlink:
 
 
 class ProcNet:
-    """Reads the tables of all sockets, for where a sandbox has no netlink."""
+    """Reads the tables of all sockets, for sandboxes without netlink."""
 
     def __call__(self, own: Address, peer: Address) -> Found | None:
-        """Raises OSError where there is no such table."""
+        """Raises OSError if a table cannot be read."""
         tables = [("tcp", own, peer), ("tcp6", _mapped(own), _mapped(peer))]
         for name, local, remote in tables if len(own[0]) == 4 else tables[1:]:
             pair = [_as_in_proc(local), _as_in_proc(remote)]
@@ -117,7 +117,7 @@ def _address(name: tuple[str, int]) -> Address:
 
 
 def _mapped(address: Address) -> Address:
-    """The same as an IPv6 socket has it."""
+    """The address as an IPv6 socket has it."""
     host, port = address
     return (bytes(10) + b"\xff\xff" + host if len(host) == 4 else host), port
 

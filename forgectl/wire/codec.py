@@ -1,8 +1,8 @@
 """The one place where typed dataclasses become JSON and come back, checked against their annotations.
 
-The JSON of a dataclass has its fields, in their order. Where an annotation leaves the choice between dataclasses, the
-JSON names the one: `Prepared | Refused` is written as `{"type": "Prepared", …}`.
-A class whose JSON has another shape names a dataclass of that shape, its FORM, and has `to_form` and `from_form`.
+The JSON of a dataclass has its fields, in their order. Where an annotation allows several dataclasses, the JSON names
+the type: `Prepared | Refused` is written as `{"type": "Prepared", …}`.
+A class whose JSON has another shape has a FORM, which is a dataclass of that shape, and `to_form` and `from_form`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
 class CodecError(ValueError):
-    """A JSON value does not fit the type it should become; `where` is its place."""
+    """A JSON value does not fit its type; `where` is its path, such as `Event.what`."""
 
     def __init__(self, what: str, where: str = "") -> None:
         super().__init__(what, where)
@@ -31,7 +31,7 @@ class CodecError(ValueError):
         self.where = where
 
     def within(self, place: str) -> CodecError:
-        """The same error, seen from further out."""
+        """The same error, with `place` in front of its path."""
         return CodecError(self.what, place + self.where)
 
     def __str__(self) -> str:
@@ -89,7 +89,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 @functools.cache
 def _annotation(text: str, module: str) -> Any:
-    """What an annotation of a module stands for. Looked up by its text: most are `str` or `int | None` again."""
+    """The type that an annotation's text names in a module. Cached by text: most are `str` or `int | None`."""
     holder = types.SimpleNamespace(__annotations__={"it": text})
     return typing.get_type_hints(holder, vars(sys.modules[module]))["it"]
 
@@ -104,7 +104,7 @@ def _choice(kind: Any) -> tuple[type, ...]:
 
 
 def _plain(kind: Any) -> frozenset[Any]:
-    """The types of which a value is taken as it is."""
+    """The types whose values need no conversion."""
     if _is_union(kind):
         return frozenset[Any]().union(*map(_plain, typing.get_args(kind)))
     return frozenset({kind}) & PLAIN if isinstance(kind, type) else frozenset()
@@ -116,7 +116,7 @@ def _plain(kind: Any) -> frozenset[Any]:
 def from_json(cls: type[T], value: Any, where: str = "") -> T:
     """`value` as a `cls` (a dataclass or any annotation built of them); raises CodecError."""
     try:
-        return typing.cast(T, _reader(cls)(value))
+        return typing.cast("T", _reader(cls)(value))
     except CodecError as e:
         raise e.within(where or getattr(cls, "__name__", str(cls))) from None
 
@@ -124,10 +124,10 @@ def from_json(cls: type[T], value: Any, where: str = "") -> T:
 def from_tagged(table: tuple[type, ...], value: Any, where: str = "") -> Any:
     """A JSON object that names its type, one of the dataclasses in `table`; raises CodecError."""
     if not isinstance(value, dict):
-        raise CodecError("a message is a JSON object")
+        raise CodecError("the message is not a JSON object")
     name = value.get("type")
     if not isinstance(name, str):
-        raise CodecError("a message names its type")
+        raise CodecError("the message does not name its type")
     kind = _by_name(table).get(name)
     if kind is None:
         raise CodecError(f"unknown message {name[:60]!r}")
@@ -144,7 +144,7 @@ def _by_name(table: tuple[type, ...]) -> dict[str, type]:
 
 @functools.cache
 def _dataclass(cls: type) -> Reader:
-    """The reader of a dataclass. Annotations are looked at once: programs read thousands of ranks and events."""
+    """The reader of a dataclass. It resolves annotations once: programs read thousands of ranks and events."""
     if hasattr(cls, "FORM"):
         form, made = _dataclass(cls.FORM), cls.from_form  # type: ignore[attr-defined]
         return lambda value: made(form(value))
@@ -174,11 +174,11 @@ def _dataclass(cls: type) -> Reader:
 
 
 def _reader(kind: Any) -> Reader:
-    """What reads the JSON of an annotation."""
+    """The function that reads the JSON of an annotation."""
     if kind is Any:
         return lambda value: value
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return lambda value: _dataclass(kind)(value)  # not before there is one: most commands see no failure
+        return lambda value: _dataclass(kind)(value)  # noqa: PLW0108  (made on first use: most commands see no failure)
     if _is_union(kind):
         return _union(kind)
     origin = typing.get_origin(kind)
@@ -222,7 +222,7 @@ def _literal(choices: tuple[Any, ...]) -> Reader:
     def read(value: Any) -> Any:
         if value in choices:
             return value
-        raise CodecError(f"{value!r} is none of {', '.join(map(repr, choices))}")
+        raise CodecError(f"{value!r} is not one of {', '.join(map(repr, choices))}")
 
     return read
 
@@ -234,7 +234,7 @@ def _items(kind: Any) -> Callable[[Any], list[Any]]:
         found: list[Any] = []
         try:
             for v in _expect(list, value):
-                found.append(v if type(v) in plain else reader(v))  # noqa: PERF401  (its length is the place of an error)
+                found.append(v if type(v) in plain else reader(v))  # noqa: PERF401  (its length says where an error is)
         except CodecError as e:
             raise e.within(f"[{len(found)}]") from None
         return found
@@ -272,15 +272,15 @@ def _float(value: Any) -> float:
         try:
             return float(value)
         except OverflowError:
-            raise CodecError("a number that is too large") from None
-    return typing.cast(float, _expect(float, value))
+            raise CodecError("the number is too large") from None
+    return typing.cast("float", _expect(float, value))
 
 
 def _whole(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise CodecError(f"{text[:40]!r} is no number") from None
+        raise CodecError(f"{text[:40]!r} is not a number") from None
 
 
 def _expect(kind: Any, value: Any) -> Any:

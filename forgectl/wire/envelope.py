@@ -1,4 +1,4 @@
-"""What every message has: a line of JSON that names its type, from a table of types; whatever else arrives is refused.
+"""The envelope of all messages: a line of JSON that names a type from a table of types; anything else is refused.
 
 Nothing is ever unpickled.
 """
@@ -17,12 +17,12 @@ MAX_LINE = 4 * 1024 * 1024
 
 
 class ProtocolError(Exception):
-    """The other end said something that cannot be a message."""
+    """The other end sent something that is not a message."""
 
 
 @dataclass(frozen=True)
 class Hello:
-    """First line on any connection. A controller has events up to `since` of the agent with pid `of` in its journal."""
+    """First line on any connection. A controller's journal has events up to `since` of the agent with pid `of`."""
 
     version: str
     run: str
@@ -32,7 +32,7 @@ class Hello:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why the other end will not go on, as an error that a user can read."""
+    """Why the other end will not continue, as an error for the user."""
 
     code: int
     message: str
@@ -40,7 +40,7 @@ class Refusal:
 
     @classmethod
     def of(cls, error: ForgeError) -> Refusal:
-        """An error as it is sent."""
+        """The refusal that carries this error."""
         return cls(error.exit_code, error.message, error.hint)
 
     def error(self, where: str = "") -> ForgeError:

@@ -1,4 +1,4 @@
-"""A listening Unix socket that stays reachable: bound anew when its file was removed under it."""
+"""A listening Unix socket that stays reachable: it is bound again after its file was removed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Listener:
-    """Where a daemon is reached. Logging out empties $XDG_RUNTIME_DIR, a cleaner /var/tmp: a run must outlive that."""
+    """A daemon's socket. Logout empties $XDG_RUNTIME_DIR, and cleaners empty /var/tmp; a run must survive both."""
 
     def __init__(self, path: Path, serve: Serve) -> None:
         self._path = path
@@ -27,36 +27,36 @@ class Listener:
     async def open(self) -> None:
         """Listen; raises OSError."""
         self._server = await asyncio.start_unix_server(self._answer, sock=listen(self._path), limit=MAX_LINE)
-        self._file = self._seen()
+        self._file = self._file_id()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection. Python 3.11 prints a traceback where its task is cancelled by the daemon's end."""
+        """Serve one connection. Python 3.11 prints a traceback if the daemon's end cancels this task."""
         with contextlib.suppress(asyncio.CancelledError):
             await self._serve(reader, writer)
 
     async def keep_open(self) -> None:
-        """Look after the socket's file until cancelled."""
+        """Bind the socket again whenever its file is gone, until cancelled."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            if self._seen() != self._file:
+            if self._file_id() != self._file:
                 self.close()
-                with contextlib.suppress(OSError):  # the folder cannot be made yet: look again later
+                with contextlib.suppress(OSError):  # the folder cannot be made yet: try again later
                     self._make_folders()
                     await self.open()
 
     def _make_folders(self) -> None:
-        """The two around the socket, and whatever is missing above them, none of which others may look into."""
+        """Make the two folders around the socket and all missing ones above them, closed to others."""
         above = [p for p in self._path.parents[2:] if not p.exists()]
         for folder in (*reversed(above), self._path.parent.parent, self._path.parent):
             private_folder(folder)
 
     def close(self) -> None:
-        """Listen no more; connections stay."""
+        """Stop listening; connections stay."""
         if self._server is not None:
             self._server.close()
             self._server = None
 
-    def _seen(self) -> tuple[int, int] | None:
+    def _file_id(self) -> tuple[int, int] | None:
         try:
             info = self._path.lstat()
         except OSError:

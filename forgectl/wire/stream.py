@@ -12,7 +12,7 @@ from forgectl.version import __version__
 from forgectl.wire.envelope import MAX_LINE, Hello, ProtocolError, decode, encode
 from forgectl.wire.unix_sockets import HANDSHAKE_SECONDS, dial, peer_pid, peer_uid, wrong_version
 
-_MAX_BACKLOG = 16 * MAX_LINE
+_MAX_BACKLOG = 16 * MAX_LINE  # bytes
 
 
 class Stream:
@@ -37,11 +37,11 @@ class Stream:
 
     @property
     def peer_pid(self) -> int:
-        """The pid of the process at the other end; of a listening one, where we connected."""
+        """The pid of the process that connected to us, or that listens where we connected."""
         return peer_pid(self._writer.get_extra_info("socket"))
 
     async def greet(self, run: str) -> bool:
-        """Answer the Hello of one who has a question about a run; False for a stranger, or another version."""
+        """Answer the Hello of a client that asks about a run; False if it sent none, or runs another version."""
         hello = await self.receive(HANDSHAKE_SECONDS)
         if not isinstance(hello, Hello) or await self.refuse_version(hello):
             return False
@@ -49,7 +49,7 @@ class Stream:
         return True
 
     async def refuse_version(self, hello: Hello) -> bool:
-        """Hang up on another version of forgectl, naming both; whether it was one."""
+        """Refuse a peer with another version of forgectl, naming both; returns whether it has one."""
         refusal = wrong_version(hello.version)
         if refusal is not None:
             self.send(refusal)
@@ -85,12 +85,12 @@ class Stream:
         return decode(line, self._incoming)
 
     def abort(self) -> None:
-        """End the connection at once, dropping what was not sent."""
+        """End the connection at once, dropping unsent messages."""
         self.closed = True
         self._writer.transport.abort()
 
     async def close(self) -> None:
-        """End the connection once what was queued is sent."""
+        """End the connection once the queued messages are sent; waits up to 2 s."""
         self.closed = True
         self._writer.close()
         with contextlib.suppress(OSError, asyncio.TimeoutError):

@@ -1,4 +1,4 @@
-"""Unix sockets of the control plane: private, short-named, versions compared; and a blocking line of messages."""
+"""Unix sockets of the control plane: private, short-named, versions compared; and a blocking connection."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def private_folder(path: Path) -> Path:
 
 
 def check_private(path: Path, *, hint: str | None = None) -> Path:
-    """Raise NotOursError where `path` is not, or is below, a folder of ours alone; it need not exist."""
+    """Raise NotOursError unless `path` is a folder of ours alone, as system.private checks it; it need not exist."""
     try:
         private.check_private(str(path))
     except private.NotPrivateError as e:
@@ -66,10 +66,10 @@ def listen(path: Path) -> socket.socket:
 
 
 def dial(path: Path, timeout: float | None = None) -> socket.socket:
-    """A blocking connection to the socket at `path`; raises OSError, of which TimeoutError is one.
+    """A blocking connection to the socket at `path`; raises OSError, such as TimeoutError.
 
-    Every connection that we open to a Unix socket is opened here: a listener of another user, who may have been faster
-    to bind where a socket of ours was, is told nothing (NotOursError, which is an OSError too).
+    All our connections to Unix sockets are opened here. Another user may have bound a socket where ours was: nothing is
+    sent to such a listener (NotOursError, which is an OSError too).
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
@@ -80,7 +80,7 @@ def dial(path: Path, timeout: float | None = None) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(0.0))
         sock.settimeout(timeout)
         if (uid := peer_uid(sock)) != os.getuid():
-            raise NotOursError(f"at {path} a process of {private.who(uid)} listens, none of yours")
+            raise NotOursError(f"a process of {private.who(uid)} listens at {path}, not one of yours")
     except BlockingIOError:
         sock.close()
         raise TimeoutError(f"nobody accepted a connection within {timeout:g} s") from None
@@ -110,7 +110,7 @@ def _peer(sock: Any) -> tuple[int, int, int]:
 
 
 def wrong_version(version: str) -> Refusal | None:
-    """The refusal of a peer that runs another version, naming both; None if it is ours."""
+    """The refusal for a peer with another version, naming both; None if it has ours."""
     if version == __version__:
         return None
     return Refusal(
@@ -164,7 +164,7 @@ class Connection:
         return line
 
     def send_bytes(self, data: bytes | memoryview) -> None:
-        """Send bytes whose number a message has told; raises OSError when the other end is gone."""
+        """Send bytes whose number a message has announced; raises OSError when the other end is gone."""
         self.socket.sendall(data)
 
     def receive_bytes(self, count: int, timeout: float | None = None) -> bytes:
@@ -179,7 +179,7 @@ class Connection:
         return bytes(data)
 
     def take_buffered(self, most: int) -> bytearray:
-        """At most so many of the bytes that have been read beyond the last message."""
+        """At most `most` of the bytes that were read beyond the last message."""
         data = self._buffer[:most]
         del self._buffer[:most]
         return data

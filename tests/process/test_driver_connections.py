@@ -190,7 +190,7 @@ def test_a_process_that_is_not_the_driver_does_not_dial(lab: Lab) -> None:
             for k in range(50):
                 [value] = await child.call([THERE], k, _loads).future
                 assert value == k
-            assert child._far["a"].way is None and child._far["a"].told is None
+            assert child._far["a"].way is None and child._far["a"].monitor is None
         finally:
             child._near.socket.close()
             run.close()

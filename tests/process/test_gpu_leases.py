@@ -333,7 +333,7 @@ def test_too_few_descriptors_are_not_reported_as_a_taken_gpu(directory: Path, mo
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(gpu_leases, "_open_lock", refuse)
-    with pytest.raises(BusyError, match=r"GPU-aaaa\.lock cannot be had: Too many open files") as error:
+    with pytest.raises(BusyError, match=r"GPU-aaaa\.lock cannot be taken: Too many open files") as error:
         take(directory, A)
     assert not isinstance(error.value, GpuTaken)
 

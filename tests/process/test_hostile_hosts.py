@@ -195,10 +195,10 @@ NONSENSE: dict[str, tuple[str | What, str]] = {
         {"type": "Event", "seq": -1, "what": {"type": "Prepared", "mesh": "stay"}},
         "seq -1, which is impossible",
     ),
-    "an event of nothing": ({"type": "Event", "seq": 1, "what": {}}, "Event.what: a message names its type"),
+    "an event of nothing": ({"type": "Event", "seq": 1, "what": {}}, "Event.what: the message does not name its type"),
     "keys that are no numbers": (
         {"type": "Stats", "meshes": {"stay": {"x": {"cpu_percent": 0, "rss_bytes": 0}}}},
-        "'x' is no number",
+        "'x' is not a number",
     ),
 }
 
@@ -384,7 +384,7 @@ def test_a_host_that_wants_files_without_end(hosts: Hosts, kind: str) -> None:
 def test_a_host_that_says_nothing_of_the_workdir_ends_with_the_timeout(hosts: Hosts) -> None:
     hosts.be("bad", drop=["Wanted", "SendListing"])
     said = hosts.refused("--timeout", "2", code=124, text=synced(hosts))
-    assert "host bad: the workdir was not there within --timeout" in said
+    assert "host bad: the workdir was not synced within --timeout" in said
     assert not hosts.forge.runs()
 
 

@@ -462,4 +462,4 @@ def test_garbage_from_a_process_of_the_run_is_reported_and_dropped(forge: Forge)
         assert list((await c.add.call(1)).values()) == [1]
         """,
     )
-    assert "what is no request was dropped" in log_of(forge, the_run(forge), "counter", 0)
+    assert "dropped a message that is not a request" in log_of(forge, the_run(forge), "counter", 0)

@@ -169,7 +169,7 @@ def test_a_log_that_goes_on_is_kept_in_bounds(with_holes: Path) -> None:
 @pytest.mark.parametrize("each", [1, 4096, 3 * MB, 1 << 30])
 def test_of_a_steady_flood_the_first_loss_is_told_then_each_doubling(each: int) -> None:
     trimmings = [Trimmed(Path("rank-0.log"), each, n * each, MB, "limit") for n in range(1, 1001)]
-    told = [t.total // each for t in trimmings if t.worth_telling]
+    told = [t.total // each for t in trimmings if t.worth_reporting]
     assert told[0] == 1
     assert 9 <= len(told) <= 11
     assert all(later >= 2 * first for first, later in zip(told, told[2:], strict=False))
@@ -198,7 +198,7 @@ def test_a_file_system_without_holes_is_told_of_once(mount: Mount) -> None:
     results = cap.check([path])
     assert [type(r) for r in results] == [Uncapped]
     assert "log_limit" in results[0].describe()
-    assert results[0].worth_telling
+    assert results[0].worth_reporting
     assert cap.check([path]) == []
     assert path.read_bytes() == b"x" * 100_000
 

@@ -66,8 +66,8 @@ def received(seq: int, what: Any) -> Any:
         ({"type": "Prepared", "mesh": 1}, "Event.what/Prepared.mesh: expected str, got int"),
         ({"type": "MeshGone", "mesh": "m", "generation": 0, "unkillable": ["x", 1]}, r"Gone.unkillable\[1\]: expected"),
         ({"type": "Event", "seq": 1, "what": {}}, "Event.what: unknown message 'Event'"),
-        ({"mesh": "m"}, "Event.what: a message names its type"),
-        (None, "Event.what: a message is a JSON object"),
+        ({"mesh": "m"}, "Event.what: the message does not name its type"),
+        (None, "Event.what: the message is not a JSON object"),
     ],
 )
 def test_what_is_no_happening_is_refused_as_it_arrives(what: Any, words: str) -> None:

@@ -133,7 +133,7 @@ def test_another_interpreter_is_asked_in_its_own_process(tmp_path: Path) -> None
     [
         ("/no/such/python", "No such file or directory"),
         ("/etc/passwd", "Permission denied"),
-        ("/bin/true", "is no Python, it ends with 0"),
+        ("/bin/true", "is not a Python interpreter: its exit status is 0"),
     ],
 )
 def test_what_is_no_interpreter_says_why(tmp_path: Path, python: str, error: str) -> None:
@@ -146,7 +146,7 @@ def test_an_interpreter_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pyte
     program = tmp_path / "python"
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     program.chmod(0o755)
-    assert asked(tmp_path, pythons=(str(program),)).interpreters[str(program)].error == "says nothing within 0.2 s"
+    assert asked(tmp_path, pythons=(str(program),)).interpreters[str(program)].error == "does not answer within 0.2 s"
 
 
 TORCH = "from typing import Optional\n__version__ = '{}'\ndebug = False\ncuda: Optional[str] = {}\nhip = None\n"

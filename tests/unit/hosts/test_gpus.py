@@ -331,7 +331,7 @@ def test_an_index_that_is_not_there_is_an_error_that_says_what_is(find: Any) -> 
 @pytest.mark.parametrize("declared", ["all", -1, [0, -1]])
 @pytest.mark.parametrize("nvml", [None, FakeNvml(*cards(2))], ids=["absent", "2"])
 def test_what_cannot_be_meant_is_an_error(find: Any, nvml: FakeNvml | None, declared: Any) -> None:
-    with pytest.raises(NoSuchGpu, match="for host here is none of auto, none, a number"):
+    with pytest.raises(NoSuchGpu, match="for host here is not auto, none, a number or"):
         find(nvml, declared)
 
 

@@ -125,7 +125,7 @@ def test_where_nothing_tells_that_is_said_and_where_one_way_fails_the_next_is_ta
         return lambda own, peer: None
 
     for finders in [(forbidden,), (blind, forbidden)]:
-        with pytest.raises(OSError, match="tells who dials"):
+        with pytest.raises(OSError, match="shows who connects"):
             Peers(listener, finders)
     peers = Peers(listener, (forbidden, blind, ProcNet))
     with dial(listener), listener.accept()[0] as accepted:
