@@ -42,7 +42,7 @@ def start(config: AgentConfig) -> int:
             start_command.command(sys.executable),
             env=start_command.environment(config),
             cwd="/",
-            input=start_command.told(config),
+            input=start_command.standard_input(config),
             capture_output=True,
             timeout=START_SECONDS,
         )

@@ -39,7 +39,7 @@ class EarlyAgent:
             os.close(theirs)
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
-            stdin.write(start_command.told(config))
+            stdin.write(start_command.standard_input(config))
 
     def wait(self) -> None:
         """Until it listens, or has ended."""

@@ -88,7 +88,7 @@ async def start_agent(config: AgentConfig, python: str) -> int:
             f"host {config.host}: cannot run its python {python!r}: {e.strerror}",
             hint="check `python:` of the host",
         ) from None
-    said = process.communicate(start_command.told(config))
+    said = process.communicate(start_command.standard_input(config))
     try:
         out, err = await asyncio.wait_for(said, START_SECONDS)
         return int(json.loads(out)["pid"])
