@@ -42,7 +42,7 @@ def launch_plan(plan: Plan, hosts: Hosts, spec_text: bytes, how: LaunchOptions, 
     with Signals().noted() as signals:
         handed = hosts.descriptors({h.name for h in plan.hosts})
         run = begin_run(plan, spec_text, name_is_given=name_is_given, own=not how.detach, handed=handed)
-        hosts.hand_on()
+        hosts.hand_over()
         watch = RunWatch(run, signals, owner=not how.detach, with_logs=not how.detach)
         launch = _Launch(run, watch, as_json=how.as_json, deadline=deadline, with_logs=not how.detach)
         try:

@@ -15,7 +15,7 @@ from forgectl.errors import ForgeError
 from forgectl.model.plan import Plan
 from forgectl.sync.scan import scan
 from forgectl.sync.sender import Pushed, push
-from forgectl.transport.survey import Hosts, for_all, together, workdir_key
+from forgectl.transport.survey import Hosts, combined_error, for_all, workdir_key
 
 SLOW_SECONDS = 3.0
 """How long a user waits for the look at a workdir before being told."""
@@ -56,7 +56,7 @@ def sync_workdir(plan: Plan, hosts: Hosts, deadline: float | None = None) -> Non
 
         pushed, errors = for_all({name: job(name) for name in remote}, hosts)
     if errors:
-        raise together(errors)
+        raise combined_error(errors)
     _tell(pushed)
 
 

@@ -73,7 +73,7 @@ class Way(Protocol):
 
     async def start_agent(self, config: AgentConfig) -> int: ...
 
-    def put_down(self, stream: Stream) -> None: ...
+    def kill_agent(self, stream: Stream) -> None: ...
 
     def rebooted(self, boot: str | None) -> bool: ...
 
@@ -200,7 +200,7 @@ class AgentLink:
         for command in self._owner.last_commands_for(self.name):
             stream.send(command)
         self._stream = None  # nothing more is to be sent
-        self._way.put_down(stream)
+        self._way.kill_agent(stream)
         hint = "its agent, or what stands between, does not behave; what still runs there ends with its lease"
         self._lose(what, hint)
         await stream.close()
@@ -281,7 +281,7 @@ class AgentLink:
         try:
             welcome = await stream.receive(max(self._patience, HANDSHAKE_SECONDS))
         except asyncio.TimeoutError:
-            self._way.put_down(stream)
+            self._way.kill_agent(stream)
             return
         if welcome is None:
             return
@@ -305,7 +305,7 @@ class AgentLink:
                 self.host.last_seen = time.time()
                 self._take(stream, message)
         except asyncio.TimeoutError:
-            self._way.put_down(stream)
+            self._way.kill_agent(stream)
 
     def _begin(self, stream: Stream, welcome: Welcome) -> None:
         """An agent has answered over a new connection."""

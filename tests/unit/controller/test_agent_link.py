@@ -64,7 +64,7 @@ class Way:
     async def start_agent(self, config: AgentConfig) -> int:
         raise AssertionError("there is one")
 
-    def put_down(self, stream: Stream) -> None: ...
+    def kill_agent(self, stream: Stream) -> None: ...
 
     def rebooted(self, boot: str | None) -> bool:
         return False
