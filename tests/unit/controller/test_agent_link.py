@@ -98,7 +98,7 @@ class Owner:
 
     def changed(self) -> None: ...
 
-    def logs_are_home(self, host: str) -> bool:
+    def logs_fetched(self, host: str) -> bool:
         return True
 
     @property
