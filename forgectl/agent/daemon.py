@@ -196,7 +196,7 @@ class Agent:
             self._tasks.begin(self._look_for_gpus(command))
         elif isinstance(command, Prepare):
             if not NAME.fullmatch(command.mesh.mesh):
-                raise ProtocolError(f"{command.mesh.mesh[:80]!r} is no name of a mesh")  # it becomes part of paths
+                raise ProtocolError(f"{command.mesh.mesh[:80]!r} is not the name of a mesh")  # it becomes part of paths
             self._mesh(command).prepare()
         elif isinstance(command, Quit):
             self.quit(COMMANDED)

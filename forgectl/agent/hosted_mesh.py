@@ -113,7 +113,7 @@ class HostMesh:
             hint = "wait, or end the holder; `forgectl status` shows the runs of this user"
             await self._refuse(75, f"on host {self.host}: {e}", hint)
         except KeyError as e:
-            hint = "a controller that took over does not know secrets; launch the run anew"
+            hint = "a controller that took over does not know secrets; launch the run again"
             await self._refuse(69, f"on host {self.host}: the secret {e.args[0]} is not known any more", hint)
         except OSError as e:
             what = f"on host {self.host}: cannot start {self.share.python}: {e.strerror}"

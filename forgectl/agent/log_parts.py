@@ -49,7 +49,7 @@ def _parts(logs: Path, wanted: tuple[LogAt, ...]) -> tuple[LogPart, ...]:
 def _part(logs: Path, at: LogAt, most: int) -> LogPart:
     """At most `most` bytes from `at.offset`, or from the end of a hole there (bytes that the log cap dropped)."""
     if not NAME.fullmatch(at.mesh):
-        raise ProtocolError(f"{at.mesh[:80]!r} is no name of a mesh")  # it becomes part of a path
+        raise ProtocolError(f"{at.mesh[:80]!r} is not the name of a mesh")  # it becomes part of a path
     path = logs / at.mesh / str(at.generation) / f"rank-{at.rank}.log"
     with contextlib.suppress(OSError):
         fd = open_to_read(path)

@@ -242,8 +242,8 @@ class AgentLink:
             why = error.message
             if known:
                 why = (
-                    f"host {self.name} was unreachable for longer than its lease of {self._lease:g} s, "
-                    f"at the end of which its agent ended all that it ran ({error.message})"
+                    f"host {self.name} was unreachable for longer than its lease of {self._lease:g} s; "
+                    f"at its end the agent ended all that it ran ({error.message})"
                 )
             self._owner.record(AgentLost(self.name, why, error.exit_code, error.hint, final=True))
             return False

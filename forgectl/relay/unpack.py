@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MARK = b"forgectl-relay "  # begins each of our lines: a login script may print others before them
 
 
-def say(**what: object) -> None:
+def report(**what: object) -> None:
     os.write(1, b"\n" + MARK + json.dumps(what).encode() + b"\n")
 
 
@@ -67,7 +67,7 @@ def code_folder(root: str, digest: str) -> str:
     """The folder of the shipped code, unpacked now unless it exists. Raises OSError."""
     folder = os.path.join(private_folder(os.path.join(root, "code")), digest)
     there = os.path.isdir(folder)
-    say(have=there)
+    report(have=there)
     if there:
         return folder
     data = read_bytes(int(read_line()))
@@ -90,18 +90,18 @@ def main() -> None:
     digest, given = read_line().decode(), read_line().decode()
     here = {"python": sys.executable, "version": list(sys.version_info[:3])}
     if sys.version_info < (3, 10):
-        say(wrong="old", **here)
+        report(wrong="old", **here)
         sys.exit(1)
     try:
         import psutil  # noqa: F401
     except ImportError:
-        say(wrong="psutil", **here)
+        report(wrong="psutil", **here)
         sys.exit(1)
     try:
         root = own_folder(given)
         folder = code_folder(root, digest)
     except OSError as e:
-        say(wrong="root", why=e.strerror or str(e), cure=cure(e), **here)
+        report(wrong="root", why=e.strerror or str(e), cure=cure(e), **here)
         sys.exit(1)
     sys.path.insert(0, folder)
     from forgectl.relay.relay import main as relay

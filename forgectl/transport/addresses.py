@@ -135,7 +135,7 @@ def _choose(
     complaints: list[str] = []
     for address in candidates:
         if address not in ports:
-            complaints.append(f"{address} is no address of {name}")
+            complaints.append(f"{address} is not an address of {name}")
             continue
         failed = [(s, why) for s in starts if (why := seen.get((s, name, address), "not tried"))]
         if not failed:

@@ -15,7 +15,7 @@ def program() -> list[str]:
     try:
         return shlex.split(given) or ["ssh"]
     except ValueError as e:
-        raise UsageError(f"FORGECTL_SSH={given!r} is no command: {e}") from None
+        raise UsageError(f"FORGECTL_SSH={given!r} is not a command: {e}") from None
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def reach_each_other(pairs: Pairs, examined: Mapping[str, Examined], given: Mapp
     seen = dial_out(pairs, listen(candidates, hosts), hosts)
     hosts.stop_listening()
     return {
-        (start, to): {a: seen.get((start, to, a), f"it is no address of {to}") for a in candidates[to]}
+        (start, to): {a: seen.get((start, to, a), f"it is not an address of {to}") for a in candidates[to]}
         for start, to in pairs
     }
 

@@ -67,7 +67,9 @@ def explain(to: Destination, code: int | None, errors: Sequence[str], noise: Seq
         return TryAgain(error) if busy else error
     words = words or " / ".join(noise[-3:]) or f"exit code {code}"
     message = f"{where}: forgectl's relay could not start there: {words}"
-    return UnreachableError(message, hint=f"see what `{to.command} {_name(to)} {shlex.quote(to.python)} -c pass` says")
+    return UnreachableError(
+        message, hint=f"see what `{to.command} {_name(to)} {shlex.quote(to.python)} -c pass` prints"
+    )
 
 
 def unfit(to: Destination, reply: StageReply) -> ForgeError:

@@ -170,7 +170,7 @@ def _reports(
         folder = str(spec.workdir) if spec.sync == "none" else ""
         report = connection.ask_for(HostReport, GetFacts(host.name, host.gpus, look_for_gpus, MODULES, folder))
         if not report.root.startswith("/"):
-            raise connection.out_of_step(f"it keeps its files in {report.root!r}, which is no path")
+            raise connection.out_of_step(f"it keeps its files in {report.root!r}, which is not a path")
         if wrong := [a for a in report.addresses if not _is_address(a)]:
             raise connection.out_of_step(f"it has the address {wrong[0]!r}")
         if report.no_such_folder:

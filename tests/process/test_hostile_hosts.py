@@ -308,7 +308,7 @@ def test_noise_without_end_before_the_relay_runs(hosts: Hosts, text: str) -> Non
     [
         ("HostReport", {"type": "NoAgent"}, "it answered GetFacts with NoAgent"),
         ("HostReport", {"cores": "many"}, "HostReport.cores"),
-        ("HostReport", {"root": "../../x"}, "which is no path"),
+        ("HostReport", {"root": "../../x"}, "which is not a path"),
         ("HostReport", {"addresses": ["x" * 300]}, "it has the address"),
         ("AgentReached", {"type": "RelayReady", "version": "1"}, "RelayReady"),
     ],
