@@ -182,7 +182,7 @@ def test_an_agent_killed_while_it_takes_over_leaves_that_to_another(forge: Forge
 
 
 @pytest.mark.parametrize("spec", [STAY, RESTART], ids=["plain", "restart"])
-def test_a_hung_agent_is_put_down(forge: Forge, spec: str) -> None:
+def test_a_hung_agent_is_killed(forge: Forge, spec: str) -> None:
     run = forge.launch(spec)
     agent, ranks = agent_of(forge, run), pids(forge.mesh(run, "stay"))
     os.kill(agent, signal.SIGSTOP)
@@ -195,7 +195,7 @@ def test_a_hung_agent_is_put_down(forge: Forge, spec: str) -> None:
     assert other == agent_of(forge, run) != agent
 
 
-def test_a_hung_agent_is_put_down_by_a_controller_that_never_heard_it(forge: Forge) -> None:
+def test_a_hung_agent_is_killed_by_a_controller_that_never_heard_it(forge: Forge) -> None:
     run = forge.launch(RESTART)
     agent, ranks = agent_of(forge, run), pids(forge.mesh(run, "stay"))
     os.kill(agent, signal.SIGSTOP)
