@@ -13,8 +13,8 @@ import pytest
 from tests.conftest import Forge, until
 from tests.process.actor_scripts import HEAD, bring
 from tests.process.deaths import agent_of, controller_of, end
+from tests.process.gpu_locks import is_free
 from tests.process.outputs import document_of, log_of, until_said
-from tests.process.test_restart import _is_free
 
 COUNTER = "actors: {counter: {class: 'players:Counter', procs: 2, preload: [], args: {start: 5}}}\n"
 
@@ -115,8 +115,9 @@ def test_a_foreground_launch_shows_logs_until_ctrl_c(forge: Forge) -> None:
     bring(forge)
     process = forge.start("launch", forge.spec(COUNTER))
     until(lambda: forge.run("call", "counter", "say", "hello").returncode == 0, "the actors")
-    assert process.stdout
-    until(lambda: "printed hello" in (process.stdout and process.stdout.readline()), "the line")
+    shown = process.stdout
+    assert shown
+    until(lambda: "printed hello" in shown.readline(), "the line")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130
@@ -178,7 +179,7 @@ actors:
     assert "ValueError: no such model" in shown
     locks = list((forge.folder.parent / "locks").iterdir())
     assert len(locks) == 2
-    assert all(_is_free(Path(lock)) for lock in locks)
+    assert all(is_free(Path(lock)) for lock in locks)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ def test_what_keeps_actors_from_starting_is_told(forge: Forge, entry: str, words
     said, document = fails(forge, f"actors: {{it: {entry}}}", 3 if "DeadSetup" in entry else 1)
     assert words in said, said
     assert document["state"] == "failed"
-    assert words.split(":")[-1].strip() in json.dumps(document)
+    assert words.rsplit(":", maxsplit=1)[-1].strip() in json.dumps(document)
 
 
 # ---------------------------------------------------------------- a driver's script
@@ -301,10 +302,10 @@ await last.hang.call()
     until_said(forge, run, "driver", "all is well")
     locks = list((forge.folder.parent / "locks").iterdir())
     assert len(locks) == 2
-    assert not any(_is_free(Path(lock)) for lock in locks)
+    assert not any(is_free(Path(lock)) for lock in locks)
     end(forge.mesh(run, "driver")["ranks"][0]["pid"])
     forge.until_ended(run)
-    assert all(_is_free(Path(lock)) for lock in locks)
+    assert all(is_free(Path(lock)) for lock in locks)
 
 
 # ---------------------------------------------------------------- parts of the run die

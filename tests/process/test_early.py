@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from forgectl import __version__
 from forgectl.protocol.supervision import AgentConfig
 from forgectl.transport.early_agent import EarlyAgent
 from tests.conftest import Forge, processes_of, until
+from tests.process.deaths import run_named, until_empty
 
 RUN = f"early-{os.getpid()}"
 PRELOADED = "import os\nwith open(os.environ['COUNT'], 'a') as file: print(os.getppid(), file=file)\n"
@@ -63,12 +65,12 @@ def test_nothing_is_left_of_a_launch_that_is_killed_as_it_begins(forge: Forge) -
     for number in range(3):
         spec = forge.spec("lease: 1s\nscripts: {stay: {run: PROGRAMS/stay.py, preload: []}}")
         launch = forge.start("launch", spec, "--name", f"n{number}")
-        [run] = until(lambda n=number: [r for r in forge.runs() if r.startswith(f"n{n}-")], "the run")
+        run = run_named(forge, f"n{number}")
         if number:
-            until(lambda: processes_of(run), "its first process")  # noqa: B023
+            until(functools.partial(processes_of, run), "its first process")
         os.kill(launch.pid, signal.SIGKILL)
         launch.communicate()
-        until(lambda: not processes_of(run), "the end of all")  # noqa: B023
+        until_empty(run)
 
 
 def test_what_lost_its_owner_before_it_had_a_controller_is_ended_by_the_next_command(forge: Forge) -> None:

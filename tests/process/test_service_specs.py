@@ -6,8 +6,8 @@ import json
 import os
 import signal
 
-from tests.conftest import Forge, until
-from tests.process.outputs import log_of
+from tests.conftest import Forge
+from tests.process.outputs import until_said
 from tests.process.service_scripts import background, bring, meshes
 
 SPEC = """
@@ -124,7 +124,7 @@ class Speaker(Worker):
     for text in ("first", "second"):
         forge.ok("call", "talk", "say", text)
     for i, text in enumerate(("first", "second")):
-        until(lambda i=i, text=text: text in log_of(forge, run, f"talk.{i}"), f"the log of talk.{i}")
+        until_said(forge, run, f"talk.{i}", text)
     shown = forge.ok("logs", "talk")
     assert "talk.0/0@local │ INFO [Speaker 0/1] first" in shown
     assert "talk.1/0@local │ INFO [Speaker 0/1] second" in shown

@@ -47,7 +47,9 @@ def relay(root: Path) -> Iterator[Relay]:
     root.mkdir(mode=0o700, exist_ok=True)
     ours, theirs = socket.socketpair()
     with theirs:
-        process = subprocess.Popen([sys.executable, "-c", RELAY, str(root)], stdin=theirs, stdout=theirs)
+        process = subprocess.Popen(
+            [sys.executable, "-c", RELAY, str(root)], stdin=theirs.fileno(), stdout=theirs.fileno()
+        )
     with ours:
         line = Connection(ours, ANSWERS)
         assert isinstance(line.receive(), RelayReady)
@@ -173,8 +175,8 @@ def test_memory_does_not_grow_with_a_file(work: Path, tmp_path: Path) -> None:
             str(tmp_path / f"root{size}"),
         ]
         with ours, theirs, said.open("wb") as out:
-            host = subprocess.Popen(reports, stdin=theirs, stdout=theirs)
-            here = subprocess.Popen([sys.executable, "-c", PUSHER, str(work)], stdin=ours, stdout=out)
+            host = subprocess.Popen(reports, stdin=theirs.fileno(), stdout=theirs.fileno())
+            here = subprocess.Popen([sys.executable, "-c", PUSHER, str(work)], stdin=ours.fileno(), stdout=out)
         assert here.wait(60) == 0
         _, status, usage = os.wait4(host.pid, 0)
         host.returncode = os.waitstatus_to_exitcode(status)
