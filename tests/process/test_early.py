@@ -14,25 +14,11 @@ import pytest
 from forgectl import __version__
 from forgectl.protocol.supervision import AgentConfig
 from forgectl.transport.early_agent import EarlyAgent
-from tests.conftest import Forge, processes_of, until
+from tests.conftest import PROGRAMS, Forge, processes_of, until
 from tests.process.deaths import run_named, until_empty
 
 RUN = f"early-{os.getpid()}"
 PRELOADED = "import os\nwith open(os.environ['COUNT'], 'a') as file: print(os.getppid(), file=file)\n"
-ACTOR = """
-import asyncio, os
-from forgectl import ForgeActor, endpoint
-
-class Teller(ForgeActor):
-    @endpoint
-    def tell(self): return os.environ["MORE"], len(os.listdir(f"/proc/{os.getppid()}/task"))
-
-async def main():
-    actor = await Teller.options(procs=2, preload=["once"], env={"MORE": "more"}).as_actor()
-    print(list((await actor.tell.call()).values()))
-
-asyncio.run(main())
-"""
 
 
 @pytest.fixture
@@ -55,7 +41,7 @@ def test_the_fork_server_that_was_begun_early_is_the_one_that_serves(forge: Forg
 
 def test_the_first_actors_of_a_script_get_theirs_early_too(forge: Forge, count: Path) -> None:
     """And whatever it has imported for messages, it has one thread: others would not survive its forks."""
-    script = forge.python(forge.write("script.py", ACTOR))
+    script = forge.python(forge.write("script.py", (PROGRAMS / "early.py").read_text()))
     out, err = script.communicate(timeout=60)
     assert out == "[('more', 1), ('more', 1)]\n", err
     assert len(count.read_text().split()) == 1

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from forgectl.system.processes import REAL, Identity, alive, boot_id, identify, open_pidfd, signal_exactly
-from tests.process.families import identified
+from tests.process.families import PROGRAMS, identified
 
 ROOT = Path(__file__).parent.parent.parent
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
@@ -120,70 +120,20 @@ def fork_as(pid: int) -> int:
     pytest.skip(f"PID {pid} WAS TAKEN BY OTHERS 200 TIMES")
 
 
-def run_python(code: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-    )
-
-
-def test_orphans_fall_to_a_subreaper() -> None:
-    done = run_python("""
-import os
-from forgectl.system.processes import become_subreaper
-become_subreaper()
-ready, told = os.pipe()
-if os.fork() == 0:
-    if os.fork() == 0:
-        os.close(told)
-        os.read(ready, 1)  # until every other holder of the pipe is gone or has closed it
-        os._exit(7)
-    os._exit(0)
-os.wait()
-os.close(told)
-assert os.waitstatus_to_exitcode(os.wait()[1]) == 7
-""")
+def check_orphans(way: str) -> None:
+    argv = [sys.executable, str(PROGRAMS / "orphans.py"), way]
+    done = subprocess.run(argv, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
 
 
-DIES = """
-import os, signal, sys
-from forgectl.system.processes import become_subreaper, die_with_parent
-become_subreaper()
-ready, told = os.pipe()
-parent = os.fork()
-if parent == 0:
-    parent = os.getpid()
-    if os.fork() == 0:
-        while {too_late} and os.getppid() == parent:
-            os.sched_yield()
-        die_with_parent(parent)
-        os.write(told, b"x")
-        signal.pause()
-    if not {too_late}:
-        os.read(ready, 1)
-    os.kill(os.getpid(), signal.SIGKILL)
-os.waitpid(parent, 0)
-assert os.waitstatus_to_exitcode(os.wait()[1]) == -signal.SIGKILL
-"""
+def test_orphans_fall_to_a_subreaper() -> None:
+    check_orphans("fall")
 
 
 @pytest.mark.parametrize("too_late", [False, True], ids=["parent-dies-later", "parent-was-dead-already"])
 def test_die_with_parent(too_late: bool) -> None:
-    done = run_python(DIES.format(too_late=too_late))
-    assert done.returncode == 0, done.stderr.decode()
+    check_orphans("die-too-late" if too_late else "die")
 
 
 def test_die_with_parent_leaves_a_child_of_a_living_parent_alone() -> None:
-    done = run_python("""
-import os
-from forgectl.system.processes import die_with_parent
-parent = os.getpid()
-if os.fork() == 0:
-    die_with_parent(parent)
-    os._exit(7)
-assert os.waitstatus_to_exitcode(os.wait()[1]) == 7
-""")
-    assert done.returncode == 0, done.stderr.decode()
+    check_orphans("live")

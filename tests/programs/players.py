@@ -89,7 +89,7 @@ class Counter(ForgeActor):
     async def hang(self, mark: str | None = None) -> None:
         """Never returns; leaves a file as soon as it runs."""
         if mark:
-            Path(f"{mark}-{self.rank}").touch()  # noqa: ASYNC240  (it takes microseconds)
+            Path(f"{mark}-{self.rank}").touch()
         await asyncio.Event().wait()
 
     @endpoint
@@ -236,7 +236,7 @@ class SlowSetup(Counter):
     @endpoint
     async def setup(self) -> None:
         (self.folder / f"waiting-{self.rank}").touch()
-        while not (self.folder / "go").exists():  # noqa: ASYNC110  (the test makes the file)
+        while not (self.folder / "go").exists():
             await asyncio.sleep(0.01)
 
 

@@ -24,7 +24,7 @@ class Worker(ForgeActor):
             notes.write(f"{text}\n")
 
     async def until(self, name: str) -> None:
-        while not (self.folder / name).exists():  # noqa: ASYNC110  (the test makes the file)
+        while not (self.folder / name).exists():
             await asyncio.sleep(0.005)
 
     @endpoint
