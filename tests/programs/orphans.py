@@ -1,4 +1,4 @@
-"""`orphans.py WAY`: who gets a process whose parent ends, and who ends with its parent; it fails where that is wrong."""
+"""`orphans.py WAY`: who gets a process whose parent ends, and who ends with its own; it fails where that is wrong."""
 
 from __future__ import annotations
 

@@ -57,19 +57,18 @@ SECRET = 42
 
 class Local(ForgeActor):
     @endpoint
-    def give(self) -> tuple[int, str]:
-        return SECRET, type(self).__name__
+    def give(self) -> tuple[int, str, bool]:
+        """The last: whether this process has run the script."""
+        return SECRET, type(self).__name__, hasattr(sys.modules["__main__"], "SECRET")
 
 
 def a_class_of_the_script_itself() -> None:
-    print("once")
-
-    async def launch() -> tuple[int, str]:
+    async def launch() -> tuple[int, str, bool]:
         local = await Local.options(preload=[]).as_actor()
-        given: tuple[int, str] = await local.give.call_one()
+        given: tuple[int, str, bool] = await local.give.call_one()
         return given
 
-    assert asyncio.run(launch()) == (42, "Own")
+    assert asyncio.run(launch()) == (42, "Local", False)
 
 
 async def current_rank_and_size() -> None:

@@ -189,7 +189,7 @@ async def all_who_wait_are_told_how_a_rank_died(how: str, number: str, code: str
     errors = await asyncio.gather(*calls, return_exceptions=True)
     errors += [await raised(ActorDied, c.add.call(1)), await raised(ActorDied, c.slice(procs=2).add.call_one(1))]
     for e in errors:
-        assert isinstance(e, ActorDied), repr(e)
+        assert type(e) is ActorDied, repr(e)
         assert (e.mesh, e.rank, e.host) == ("counter", 1, "local"), vars(e)
         assert (str(e.signal and int(e.signal)), str(e.rank_exit_code)) == (number, code), (number, code, str(e))
         assert text in str(e), str(e)
