@@ -25,7 +25,7 @@ from forgectl.protocol.supervision import Happening
 from forgectl.transport.survey import workdir_key
 from forgectl.wire.codec import from_tagged
 from tests.conftest import PROGRAMS, Forge, processes_with, until
-from tests.process.deaths import controller_of, end_controller, pids, records
+from tests.process.deaths import controller_of, end_controller, pids, records, until_empty
 
 STAY = "scripts: {stay: {run: stay.py, procs: 4, hosts: 2, preload: []}}"
 HERE = "scripts: {stay: {run: PROGRAMS/stay.py, procs: 1, preload: []}}"
@@ -89,9 +89,8 @@ class Hosts:
 def hosts(forge: Forge, tmp_path: Path) -> Iterator[Hosts]:
     yield Hosts(forge, tmp_path)
     forge.run("shutdown", "--all", "--force")
-    marks = [f"FORGE_RUN_ID={run}" for run in forge.runs()]
-    for mark in marks:  # agents of hosts that were given up end by their lease
-        until(lambda m=mark: not processes_with(m), "the end of what runs on hosts that were given up")
+    for run in forge.runs():  # agents of hosts that were given up end by their lease
+        until_empty(run)
     for run in forge.runs():
         shutil.rmtree(ROOT / "runs" / run, ignore_errors=True)
         assert "Traceback" not in (log := (forge.run_dir(run) / "controller.log").read_text()), log[-3000:]
