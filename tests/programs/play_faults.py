@@ -224,8 +224,8 @@ async def a_run_that_is_shut_down_under_its_script() -> None:
 async def a_fork_of_the_script_does_not_end_its_run() -> None:
     def forked() -> None:
         assert run_client.living_run_client() is None
-        assert run_client._home
-        run_client._home.close()
+        assert run_client._run_client
+        run_client._run_client.close()
 
     c = await Fast.as_actor()
     child = multiprocessing.get_context("fork").Process(target=forked)
