@@ -43,7 +43,7 @@ def _beyond_torch(forge: Forge) -> Row:
 
     Both meshes are up at the same time, so that all ranks share torch's libraries with equally many others.
     """
-    with side(forge, OURS) as caller, forge.running("stay.py", procs=RANKS) as (_, stamps):
+    with side(forge, OURS) as caller, forge.running("stamp_and_stay.py", procs=RANKS) as (_, stamps):
         stamps.last(RANKS)
         caller.ask("launch", RANKS)
         caller.ask("seconds", "call", 100)

@@ -57,7 +57,7 @@ def _hosts(number: int) -> str:
 def sample(forge: Forge, hosts: int) -> Mapping[str, float]:
     """Launch, look, rest, shut down: the values of UNITS."""
     stamps = Stamps(forge.folder())
-    script = {"run": ["stay.py", str(stamps.folder)], "procs": hosts, "hosts": hosts, "preload": []}
+    script = {"run": ["stamp_and_stay.py", str(stamps.folder)], "procs": hosts, "hosts": hosts, "preload": []}
     names = [{"name": f"sim{i}", "local": True} for i in range(hosts)]
     up = forge.seconds("launch", str(forge.spec(stamps.folder, script, hosts=names)), "-d")
     run = forge.status(stamps.folder.name)

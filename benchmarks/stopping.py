@@ -27,7 +27,7 @@ def stubborn(forge: Forge, options: Namespace) -> Iterator[Row]:
 
 
 def _shutdown(forge: Forge, procs: int, *arguments: str, grace: float | None = None) -> float:
-    with forge.running("stay.py", *arguments, procs=procs) as (name, stamps):
+    with forge.running("stamp_and_stay.py", *arguments, procs=procs) as (name, stamps):
         stamps.last(procs)
         run = forge.status(name)
         pids = [rank["pid"] for rank in ranks_of(run)]

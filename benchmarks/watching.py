@@ -59,10 +59,10 @@ def death(forge: Forge, options: Namespace) -> Iterator[Row]:
     """From the SIGKILL of a rank to the status that shows it: for one who watches, and for one who asks."""
     watched, asked, idle = [], [], []
     for _ in range(options.repeat):
-        with forge.running("stay.py", procs=8) as (name, stamps):
+        with forge.running("stamp_and_stay.py", procs=8) as (name, stamps):
             stamps.last(8)
             watched.append(_watched(forge, name))
-        with forge.running("stay.py", procs=8) as (name, stamps):
+        with forge.running("stamp_and_stay.py", procs=8) as (name, stamps):
             stamps.last(8)
             idle.append(forge.seconds("status", "-a", "--json"))
             asked.append(_asked(forge, name))

@@ -24,7 +24,7 @@ def memory(forge: Forge, options: Namespace) -> Iterator[Row]:
     """Controller and agent of 64 ranks that stay."""
     samples: dict[str, list[float]] = defaultdict(list)
     for _ in range(options.repeat):
-        with forge.running("stay.py", procs=RANKS) as (name, stamps):
+        with forge.running("stamp_and_stay.py", procs=RANKS) as (name, stamps):
             stamps.last(RANKS)
             for what, mebi in weights(forge.status(name)).items():
                 samples[what].append(mebi)
@@ -91,7 +91,7 @@ def _go(folder: Path, size: int) -> None:
 
 def _plain(forge: Forge, size: int, how: str, **more_env: str) -> tuple[float, float]:
     folder = forge.folder()
-    argv = [sys.executable, str(PROGRAMS / "flood.py"), str(folder), str(size), how]
+    argv = [sys.executable, str(PROGRAMS / "write_lines.py"), str(folder), str(size), how]
     with started(argv, environment(**more_env), folder / "log") as process:
         _go(folder, size)
         process.wait(300)
@@ -100,7 +100,7 @@ def _plain(forge: Forge, size: int, how: str, **more_env: str) -> tuple[float, f
 
 
 def _rank(forge: Forge, size: int, how: str) -> tuple[float, float]:
-    with forge.running("flood.py", str(size), how, procs=1) as (name, stamps):
+    with forge.running("write_lines.py", str(size), how, procs=1) as (name, stamps):
         log = Path(ranks_of(forge.status(name))[0]["log"])
         _go(stamps.folder, size)
         took = _took(stamps.folder)
@@ -109,7 +109,7 @@ def _rank(forge: Forge, size: int, how: str) -> tuple[float, float]:
 
 
 def _watched(forge: Forge, size: int, how: str, samples: dict[str, list[float]]) -> None:
-    with forge.running("flood.py", str(size), how, procs=1) as (name, stamps):
+    with forge.running("write_lines.py", str(size), how, procs=1) as (name, stamps):
         run = forge.status(name)
         samples["status before"].append(forge.seconds("status", "--json"))
         (stamps.folder / "go").touch()

@@ -1,10 +1,10 @@
-"""An actor that counts, in each of its processes for itself."""
+"""An actor whose processes each keep a counter."""
 
 from forgectl import ForgeActor, endpoint
 
 
 class Counter(ForgeActor):
-    """Keeps a number from call to call."""
+    """Keeps a number between calls."""
 
     def __init__(self, start: int = 0) -> None:
         super().__init__()
@@ -12,12 +12,12 @@ class Counter(ForgeActor):
 
     @endpoint
     async def add(self, k: int) -> int:
-        """Count `k` up (or down), and say where that leads."""
+        """Add `k`, which may be negative; returns the new number."""
         self.n += k
         self.logger.info("%d more makes %d", k, self.n)
         return self.n
 
     @endpoint
     async def value(self) -> int:
-        """Where it stands."""
+        """The number now."""
         return self.n

@@ -6,7 +6,7 @@ from forgectl import ForgeActor, endpoint
 
 
 class Darts(ForgeActor):
-    """Each process throws for itself, with a seed of its own."""
+    """Each process throws its own darts, with its own seed."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -14,5 +14,5 @@ class Darts(ForgeActor):
 
     @endpoint
     def throw(self, darts: int) -> int:
-        """How many of so many darts hit the quarter of a circle."""
+        """Throw some darts; returns how many of them hit the quarter circle."""
         return sum(self.random.random() ** 2 + self.random.random() ** 2 < 1 for _ in range(darts))

@@ -1,4 +1,4 @@
-"""The user's own controlling script: when it starts, the actors that the spec declares are up."""
+"""A script that drives an actor: when it starts, the actors that the spec declares are up."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""A service that greets: each replica counts the guests that were sent to it."""
+"""A service that greets guests: each replica counts its own guests."""
 
 import os
 
@@ -6,7 +6,7 @@ from forgectl import ForgeActor, endpoint
 
 
 class Greeter(ForgeActor):
-    """One replica. Calls are routed: the caller does not choose which replica answers."""
+    """One replica. The service chooses which replica answers a call."""
 
     def __init__(self, greeting: str = "Hello") -> None:
         super().__init__()
@@ -15,6 +15,6 @@ class Greeter(ForgeActor):
 
     @endpoint
     async def greet(self, name: str) -> str:
-        """A greeting for `name`, and who said it."""
+        """A greeting for `name`, with the name of the replica."""
         self.guests += 1
         return f"{self.greeting} {name}, guest {self.guests} of {os.environ['FORGE_MESH']}"

@@ -1,4 +1,4 @@
-"""Says what torchrun's variables are in this rank, and adds up 1 + … + WORLD_SIZE with all the others."""
+"""Prints torchrun's variables in this rank, and adds up 1 + … + WORLD_SIZE with the other ranks."""
 
 import os
 
@@ -9,7 +9,7 @@ NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "
 
 
 def main() -> None:
-    """Print the variables, then the sum that every rank must come to."""
+    """Print the variables, then the sum, which must be equal on all ranks."""
     print(" ".join(f"{name}={os.environ[name]}" for name in NAMES), flush=True)
     dist.init_process_group("gloo")
     mine = torch.tensor([dist.get_rank() + 1])

@@ -1,4 +1,4 @@
-"""Drives story.yaml: trains in rounds, hands the weights to all writers after each, and prints what they write."""
+"""The driver of story.yaml: trains in rounds, sends the weights to all writers after each, prints what they write."""
 
 import argparse
 import asyncio
@@ -10,7 +10,7 @@ PROMPTS = ("The ", "A class ")
 
 
 async def main(rounds: int, steps: int, length: int) -> None:
-    """Print the loss, and two samples, as they improve."""
+    """After each round, print the loss and two samples."""
     trainer, writer = forgectl.get("trainer"), forgectl.get("writer")
     began = time.monotonic()
     for number in range(1, rounds + 1):
@@ -27,6 +27,6 @@ async def main(rounds: int, steps: int, length: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=40, help="a round")
-    parser.add_argument("--length", type=int, default=120, help="characters of a sample")
+    parser.add_argument("--steps", type=int, default=40, help="training steps per round")
+    parser.add_argument("--length", type=int, default=120, help="characters per sample")
     asyncio.run(main(**vars(parser.parse_args())))

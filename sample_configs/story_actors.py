@@ -12,27 +12,27 @@ class Trainer(ForgeActor):
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
-        self.options = options  # of Training
+        self.options = options  # arguments of Training
 
     @endpoint
     def setup(self) -> None:
-        """Meet the other ranks; awaited on all before anybody has the handle."""
+        """Join the other ranks. It runs on all ranks before the driver gets the handle."""
         self.training = Training(join(), **self.options)
         self.logger.info("%d weights", sum(p.numel() for p in self.training.model.parameters()))
 
     @endpoint
     def train(self, steps: int, of: int) -> tuple[float, float]:
-        """`steps` more, of so many in all: nats a character on what was seen, and on what was held out."""
+        """Train `steps` more of `of` steps in total; returns nats per character on training and held-out text."""
         return self.training.advance(steps, of=of)
 
     @endpoint
     def checkpoint(self) -> dict[str, Any]:
-        """Shape and weights as they are now, the same in every rank."""
+        """The shape and the present weights, which are equal on all ranks."""
         return self.training.model.checkpoint()
 
 
 class Writer(ForgeActor):
-    """One replica of a service: writes text from the weights that it was last handed."""
+    """One replica of a service: writes text with the weights that it received last."""
 
     @endpoint
     def load(self, checkpoint: dict[str, Any]) -> None:
@@ -41,5 +41,5 @@ class Writer(ForgeActor):
 
     @endpoint
     def write(self, prompt: str, length: int) -> str:
-        """`prompt` and `length` more characters."""
+        """`prompt`, followed by `length` more characters."""
         return self.model.write(prompt, length)

@@ -1,6 +1,6 @@
-"""Trains a small character-level transformer with DDP on the documentation that every Python ships.
+"""Trains a small character-level transformer with DDP on the documentation that comes with Python.
 
-Start it by `forgectl launch text.yaml`, or by `torchrun --standalone --nproc-per-node 2 text.py`.
+Start it with `forgectl launch text.yaml`, or with `torchrun --standalone --nproc-per-node 2 text.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from text_model import Training, Transformer, join
 
 
 def train(training: Training, steps: int) -> None:
-    """Train in place; rank 0 prints the loss after the first step and after each tenth of all."""
+    """Train in place. Rank 0 prints the loss after the first step and after each tenth of the steps."""
     began = time.monotonic()
     while training.step < steps:
         count = 1 if training.step == 0 else min(max(1, steps // 10), steps - training.step)
@@ -26,7 +26,7 @@ def train(training: Training, steps: int) -> None:
 
 
 def save(model: Transformer, path: Path) -> None:
-    """Write the checkpoint beside its final name first, so that `path` is never half a file."""
+    """Write the checkpoint under another name, then rename it, so that `path` is never incomplete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     torch.save(model.checkpoint(), partial)
@@ -39,10 +39,10 @@ def load(path: Path) -> Transformer:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=320)
-    parser.add_argument("--batch", type=int, default=8, help="sequences a rank and step")
+    parser.add_argument("--batch", type=int, default=8, help="sequences per rank and step")
     parser.add_argument("--context", type=int, default=128, help="characters that the model sees at once")
     parser.add_argument("--width", type=int, default=128, help="channels, a multiple of 32")
     parser.add_argument("--layers", type=int, default=2)
@@ -53,7 +53,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train on all ranks; rank 0 then writes a checkpoint and a sample from what it reads back."""
+    """Train on all ranks. Then rank 0 writes a checkpoint, reads it back, and prints a sample from it."""
     options = vars(parse())
     steps, out = options.pop("steps"), options.pop("out")
     training = Training(join(), **options)
@@ -62,7 +62,7 @@ def main() -> None:
         path = out / "text.pt"
         save(training.model, path)
         print(f"checkpoint: {path}\n{load(path).write('The ', 500)}", flush=True)
-    del training  # DDP before its process group: the other way round torch can hang in gloo's last threads
+    del training  # before its process group: in the other order torch can hang in gloo's last threads
     dist.destroy_process_group()
 
 

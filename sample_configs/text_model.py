@@ -1,6 +1,6 @@
 """A small character-level transformer and its data-parallel training, for text.py and story.py.
 
-In shapes, B is sequences a rank, T characters a sequence, C channels and V the size of the alphabet.
+In shapes, B is sequences per rank, T characters per sequence, C channels, and V the size of the alphabet.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HEAD_WIDTH = 32
 
 @dataclass(frozen=True)
 class Shape:
-    """All that is needed to build the model again; stored with its weights."""
+    """What is needed to build the model again; stored with its weights."""
 
     alphabet: str
     context: int
@@ -32,7 +32,7 @@ class Shape:
 
     def __post_init__(self) -> None:
         if self.width % HEAD_WIDTH:
-            raise ValueError(f"width is {self.width}; it is a multiple of {HEAD_WIDTH}")
+            raise ValueError(f"width is {self.width}; it must be a multiple of {HEAD_WIDTH}")
 
 
 class Block(nn.Module):
@@ -55,14 +55,14 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Logits of each next character: (B, T) int64 to (B, T, V)."""
+    """Computes the logits of each next character: (B, T) int64 to (B, T, V)."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
         self.characters = nn.Embedding(len(shape.alphabet), shape.width)
         self.positions = nn.Embedding(shape.context, shape.width)
-        # Letters mean little alone: each position first sees its last four characters as one.
+        # A single letter means little: first combine each position with the three characters before it.
         self.spelling = nn.Conv1d(shape.width, shape.width, kernel_size=4)
         self.blocks = nn.Sequential(*(Block(shape.width) for _ in range(shape.layers)))
         self.norm = nn.LayerNorm(shape.width)
@@ -79,7 +79,7 @@ class Transformer(nn.Module):
 
     @torch.inference_mode()
     def write(self, prompt: str, length: int, temperature: float = 0.6) -> str:
-        """`prompt` and `length` more characters, drawn one by one."""
+        """`prompt`, followed by `length` more characters, sampled one by one."""
         device = self.positions.weight.device
         ids = torch.tensor([[self.shape.alphabet.index(c) for c in prompt]], device=device)
         for _ in range(length):
@@ -88,13 +88,13 @@ class Transformer(nn.Module):
         return "".join(self.shape.alphabet[i] for i in ids[0].tolist())
 
     def checkpoint(self) -> dict[str, Any]:
-        """All that `restored` needs to build the model again, on the CPU."""
+        """What `restored` needs to build the model again; tensors are on the CPU."""
         weights = {name: weight.detach().cpu() for name, weight in self.state_dict().items()}
         return {"shape": asdict(self.shape), "weights": weights}
 
     @classmethod
     def restored(cls, checkpoint: dict[str, Any]) -> Transformer:
-        """The model that a checkpoint was taken of, on the CPU, to write with."""
+        """The model of a checkpoint, on the CPU, in evaluation mode."""
         model = cls(Shape(**checkpoint["shape"]))
         model.load_state_dict(checkpoint["weights"])
         return model.eval()
@@ -103,30 +103,30 @@ class Transformer(nn.Module):
 def documentation() -> str:
     """The language reference that `help()` shows: about half a million characters."""
     text = "\n\n".join(text for _, text in sorted(topics.topics.items()))
-    return re.sub(r"([ .=+-])\1{8,}", r"\1" * 8, text)  # tables are mostly rules and blanks, easy and dull
+    return re.sub(r"([ .=+-])\1{8,}", r"\1" * 8, text)  # tables are mostly lines and blanks: too easy
 
 
 def batch(ids: Tensor, size: int, context: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """`size` random windows of `ids` (N,) and what follows each character in them: two of (size, context)."""
+    """`size` random windows of `ids` (N,), and the character after each of theirs: two tensors (size, context)."""
     starts = torch.randint(len(ids) - context, (size,), generator=generator).to(ids.device)
     windows = ids[starts[:, None] + torch.arange(context + 1, device=ids.device)]
     return windows[:, :-1], windows[:, 1:]
 
 
 def nats(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy a character, in nats."""
+    """Mean cross-entropy per character, in nats."""
     return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
 
 
 def over_ranks(value: Tensor) -> float:
-    """The mean of one number a rank."""
+    """The mean over all ranks of one number per rank."""
     total = value.detach().clone()
     dist.all_reduce(total)
     return float(total) / dist.get_world_size()
 
 
 class Training:
-    """One rank of a data-parallel training on `documentation()`; the process group is there already."""
+    """One rank of a data-parallel training on `documentation()`. The process group must exist already."""
 
     def __init__(
         self,
@@ -151,10 +151,10 @@ class Training:
         self._batch, self._context, self._lr = batch, context, lr
         self._generator = torch.Generator().manual_seed(seed * dist.get_world_size() + dist.get_rank())
         self.step = 0
-        """Steps that are done."""
+        """Number of finished steps."""
 
     def advance(self, steps: int, *, of: int) -> tuple[float, float]:
-        """`steps` more, of so many in all: nats a character over them, and on the tenth that is held out."""
+        """Train `steps` more of `of` steps; returns nats per character over them, and on the held-out tenth."""
         losses = [self._one_step(of) for _ in range(steps)]
         return over_ranks(torch.stack(losses).mean()), self._held_out_loss()
 
@@ -171,20 +171,20 @@ class Training:
 
     @torch.no_grad()
     def _held_out_loss(self) -> float:
-        """On the same windows every time, other ones in each rank."""
+        """Nats per character on held-out windows: the same windows every time, others on each rank."""
         generator = torch.Generator().manual_seed(dist.get_rank())
         return over_ranks(nats(self._parallel, *batch(self._held_out, 4 * self._batch, self._context, generator)))
 
 
 def warm_then_cosine(step: int, steps: int) -> float:
-    """The share of the highest learning rate: up in the first twentieth of the run, then down to a tenth of it."""
+    """The learning rate as a share of its maximum: rises in the first twentieth of the run, then falls to a tenth."""
     warm = max(1, steps // 20)
     done = (step - warm) / max(1, steps - warm)
     return min(1.0, (step + 1) / warm) if done < 0 else 0.55 + 0.45 * math.cos(math.pi * done)
 
 
 def join() -> torch.device:
-    """Join the process group: over NCCL where every rank of this host has a GPU to itself, else over gloo."""
+    """Join the process group: over NCCL if every rank of this host has its own GPU, else over gloo."""
     if torch.cuda.device_count() < int(os.environ["LOCAL_WORLD_SIZE"]):
         dist.init_process_group("gloo")
         return torch.device("cpu")

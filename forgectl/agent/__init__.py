@@ -1,1 +1,1 @@
-"""The agent: one daemon a host and run; owns every process there. Standard library and psutil only."""
+"""The agent: one daemon per run and host; it owns every process there. Standard library and psutil only."""

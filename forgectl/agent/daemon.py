@@ -1,4 +1,4 @@
-"""The agent: all of one run on one host: it obeys a controller, and fences itself when left alone."""
+"""The agent: owns all of one run on one host, obeys a controller, and fences itself when no controller reaches it."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ class Agent:
         self.reaper = Reaper(asyncio.get_running_loop())
         self.use = UseMeter()
         self.log_cap = LogCap(config.log_limit)
-        self.heard = time.monotonic()  # a time from which the controller knows that it was
-        self._said = self.heard  # when the last Welcome or Pong was sent
+        self.lease_start = time.monotonic()  # when the last message was sent that the controller surely received
+        self._last_sent = self.lease_start  # when the last Welcome or Pong was sent
         self.done = asyncio.Event()
         self._servers = ForkServers(config, self.reaper, warming)
         self._messages = Path(config.messages) if config.messages else messages_folder(self.run_dir, config.membership)
@@ -94,19 +94,21 @@ class Agent:
         self.events.listener = self._pass_on
 
     async def serve(self) -> None:
-        """Serve controllers until told to quit or fenced."""
-        path = Path(self.config.socket)
-        door = Listener(path, self._on_connection)
-        await door.open()
-        keepers = [asyncio.create_task(k) for k in (self._keep_lease(), self._keep_logs(), door.keep_open())]
+        """Serve controllers until one sends Quit or the agent fences itself."""
+        listener = Listener(Path(self.config.socket), self._on_connection)
+        await listener.open()
+        keepers = [asyncio.create_task(k) for k in (self._keep_lease(), self._keep_logs(), listener.keep_open())]
         await self.done.wait()
         for keeper in keepers:
             keeper.cancel()
-        door.close()
+        listener.close()
         if self._stream is not None:
             await self._stream.close()
+        self._remove_socket()
+
+    def _remove_socket(self) -> None:
         with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+            Path(self.config.socket).unlink()
 
     # ------------------------------------------------------------ the controller's connection
 
@@ -128,7 +130,7 @@ class Agent:
             stream.abort()
 
     async def _inform(self, stream: Stream, request: Follow) -> None:
-        """Tell a process that has handles what becomes of meshes, until it ends."""
+        """Send the news of meshes to a process that has handles, until it ends."""
         if request.run != self.config.run or wrong_version(request.version):
             return
         self._followers.add(stream)
@@ -136,7 +138,7 @@ class Agent:
             for news in self._news.values():
                 stream.send(news)
             stream.send(Synced())
-            await stream.receive()  # it says nothing more: this is its end
+            await stream.receive()  # it sends nothing more, so this returns at its end
         finally:
             self._followers.discard(stream)
 
@@ -156,9 +158,9 @@ class Agent:
         if await stream.refuse_version(hello):
             return False
         if self._stream is not None:
-            self._stream.abort()  # the newest controller is the one that counts
+            self._stream.abort()  # only the newest controller counts
         self._stream = stream
-        self._said = time.monotonic()
+        self._last_sent = time.monotonic()
         stream.send(Welcome(__version__, self.config.host, os.getpid(), boot_id()))
         for event in self.events.after(hello.since if hello.of == os.getpid() else 0):
             stream.send(event)
@@ -181,7 +183,7 @@ class Agent:
 
     def _carry_out(self, command: Any) -> None:
         if isinstance(command, Ping):
-            self.heard, self._said = self._said, time.monotonic()
+            self.lease_start, self._last_sent = self._last_sent, time.monotonic()
             self._answer(Pong())
         elif isinstance(command, Ack):
             self.events.acknowledge(command.seq)
@@ -194,10 +196,10 @@ class Agent:
             self._tasks.begin(self._look_for_gpus(command))
         elif isinstance(command, Prepare):
             if not NAME.fullmatch(command.mesh.mesh):
-                raise ProtocolError(f"{command.mesh.mesh[:80]!r} is no name of a mesh")  # it becomes part of paths
+                raise ProtocolError(f"{command.mesh.mesh[:80]!r} is not the name of a mesh")  # it becomes part of paths
             self._mesh(command).prepare()
         elif isinstance(command, Quit):
-            self.quit(TOLD)
+            self.quit(COMMANDED)
         elif isinstance(command, MeshNews):
             self._take_news(command)
         elif isinstance(command, (OpenMessenger, Links)):
@@ -231,7 +233,7 @@ class Agent:
         self._answer(await read_logs(self.run_dir / "logs", request))
 
     async def _look_for_gpus(self, request: GetGpus) -> None:
-        """Answer with the host's GPUs; one that is not there any more is none."""
+        """Answer with the host's GPUs; with none if one that the spec names is gone."""
         config = self.config
         machine = boot_id() if config.leaves else ""
         try:
@@ -247,7 +249,7 @@ class Agent:
         mesh = self.meshes.get(command.mesh)
         if mesh is None:
             if isinstance(command, Stop):
-                self.events.emit(MeshGone(command.mesh, command.generation))  # it was never prepared here
+                self.events.emit(MeshGone(command.mesh, command.generation))  # the mesh was never prepared here
         elif isinstance(command, Release):
             if mesh.first == command.generation:
                 self._release_soon(mesh)
@@ -268,7 +270,7 @@ class Agent:
     def _mesh(self, command: Prepare) -> HostMesh:
         share, first = command.mesh, command.generation
         known = self.meshes.get(share.mesh)
-        if known is not None and known.first != first:  # it has ended, and the name is another mesh's now
+        if known is not None and known.first != first:  # that mesh has ended, and another one has its name now
             self._release_soon(known)
             known = None
         if known is None:
@@ -290,7 +292,7 @@ class Agent:
 
     async def _keep_lease(self) -> None:
         while True:
-            left = self.heard + self.config.lease - time.monotonic()
+            left = self.lease_start + self.config.lease - time.monotonic()
             if left <= 0:
                 self.quit(f"no controller for {self.config.lease:g} s")
                 return
@@ -323,21 +325,21 @@ class Agent:
         if self.config.leaves:
             shutil.rmtree(self._messages, ignore_errors=True)
         await sweep_run(self.config.run, self.config.host)
-        if self.config.leaves and why == TOLD:
+        if self.config.leaves and why == COMMANDED:
             shutil.rmtree(self.run_dir, ignore_errors=True)
             with contextlib.suppress(OSError):
-                self.run_dir.parent.rmdir()  # of the run, where no other host's is in it
+                self.run_dir.parent.rmdir()  # the run's folder, unless another host of the run is still in it
         self.done.set()
 
 
-TOLD = "told to"
+COMMANDED = "the controller sent Quit"
 
 
 def messages_folder(run_dir: Path, membership: Membership | None) -> Path:
-    """Where the sockets for messages of an ssh host are: in /tmp, as their addresses are limited to 107 bytes.
+    """The folder of an ssh host's sockets for messages: in /tmp, since a socket's address has at most 107 bytes.
 
-    It is made at once where there will be messages. Another user who foresaw its name keeps nobody from calling: then
-    it is a folder of another name.
+    It is made at once where there will be messages. If another user guessed its name and made it first, a folder with
+    another name takes its place.
     """
     folder = Path(f"/tmp/forgectl-{os.getuid()}-{zlib.crc32(os.fsencode(run_dir)):08x}")
     if membership is not None:
@@ -350,6 +352,6 @@ def messages_folder(run_dir: Path, membership: Membership | None) -> Path:
 
 
 def log(text: str) -> None:
-    """A line in the agent's own log file, if there is room: a full disk must not keep it from quitting."""
+    """Write a line to the agent's own log, if there is room: a full disk must not keep the agent from quitting."""
     with contextlib.suppress(OSError):
         os.write(2, f"{time.strftime('%H:%M:%S')} {text}\n".encode(errors="backslashreplace"))

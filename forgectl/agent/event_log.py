@@ -1,4 +1,4 @@
-"""The agent's event log: numbered, kept until acknowledged, replayed to a controller that comes back or is new."""
+"""The agent's event log: events are numbered, kept until acknowledged, and replayed to a controller that connects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from forgectl.protocol.supervision import Event, Happening, MessengerGone, Notic
 from forgectl.redaction import Redaction
 from forgectl.wire.envelope import Refusal
 
-WORDS: dict[type, tuple[str, ...]] = {
+TEXT_FIELDS: dict[type, tuple[str, ...]] = {
     Refused: ("error",),
     Refusal: ("message", "hint"),
     StartFailed: ("message", "detail"),
@@ -18,17 +18,17 @@ WORDS: dict[type, tuple[str, ...]] = {
     Notice: ("message",),
     MessengerGone: ("why",),
 }
-"""Fields with text for people, in which there may be secrets."""
+"""Fields with text for people. Such text may contain secrets."""
 MAX_TEXT = 32 * 1024
-"""Characters of such a text; of `ENDS` the last ones stay, which name the cause."""
+"""Most characters of such a text. Fields in `ENDS` keep their last characters, which name the cause."""
 ENDS = ("detail", "traceback")
 
 
 class EventLog:
-    """Keeps what no controller has confirmed, and all of each mesh's current generation.
+    """Keeps the events that no controller has acknowledged, and all events of each mesh's current generation.
 
-    The second part lets a controller that lost its journal rebuild the present from `since=0`. All that the agent tells
-    goes through here: secrets are taken out first, before anything is cut.
+    With the second part, a controller that lost its journal can rebuild the present state (`since=0`). Every text that
+    the agent reports passes through here: secrets are removed first, then long text is cut.
     """
 
     def __init__(self, redaction: Redaction) -> None:
@@ -52,12 +52,12 @@ class EventLog:
             self.listener(event)
 
     def acknowledge(self, seq: int) -> None:
-        """Events up to `seq` are safe with the controller."""
+        """Note that the controller has written down the events up to `seq`."""
         self._acked = max(self._acked, min(seq, self._last))
         self._forget()
 
     def after(self, seq: int) -> list[Event]:
-        """What is kept of the events after `seq`, in order."""
+        """The kept events after `seq`, in order."""
         return [e for e, _, _ in self._events if e.seq > seq]
 
     def _forget(self) -> None:
@@ -69,14 +69,14 @@ class EventLog:
 
 
 def _without_secrets(message: Any, redact: Redaction) -> Any:
-    """The same message without secrets in its words."""
+    """The same message without secrets in its text."""
     changed: dict[str, Any] = {}
-    for field in WORDS.get(type(message), ()):
+    for field in TEXT_FIELDS.get(type(message), ()):
         value = getattr(message, field)
         if isinstance(value, str):
             text = redact(value)
             changed[field] = text[-MAX_TEXT:] if field in ENDS else text[:MAX_TEXT]
-        elif isinstance(value, tuple) and value:  # lines: redacted as one text, as a secret may have several
+        elif isinstance(value, tuple) and value:  # lines, redacted as one text: a secret may span several
             changed[field] = tuple(redact("\n".join(value)).split("\n"))
         elif value:
             changed[field] = _without_secrets(value, redact)

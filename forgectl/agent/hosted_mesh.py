@@ -38,7 +38,7 @@ from forgectl.wire.envelope import Refusal
 from forgectl.wire.unix_sockets import listen_tcp, private_folder
 
 HUNG_SECONDS = 10.0
-"""A fork server that takes longer to answer, when all it still has to tell is who has ended, is hung."""
+"""A fork server that only has to report ended children, and takes longer than this, is hung."""
 
 
 class Generation:
@@ -90,14 +90,14 @@ class HostMesh:
         self._emit = emit
         self._fork_server = fork_server
         self._lease: gpu_leases.GpuLease | None = None
-        self._unguarded = False  # said already: other users can reach the store
+        self._unguarded = False  # whether it was reported that other users can reach the store
         self.preparing: asyncio.Task[None] | None = None
         self.generation: Generation | None = None
 
     # ------------------------------------------------------------ prepare and release
 
     def prepare(self) -> None:
-        """Lease the GPUs and start warming the fork server, or say why not."""
+        """Lease the GPUs and start warming the fork server; report why if that fails."""
         if self.preparing is None:
             self.preparing = asyncio.create_task(self._prepare())
 
@@ -113,7 +113,7 @@ class HostMesh:
             hint = "wait, or end the holder; `forgectl status` shows the runs of this user"
             await self._refuse(75, f"on host {self.host}: {e}", hint)
         except KeyError as e:
-            hint = "a controller that took over does not know secrets; launch the run anew"
+            hint = "a controller that took over does not know secrets; launch the run again"
             await self._refuse(69, f"on host {self.host}: the secret {e.args[0]} is not known any more", hint)
         except OSError as e:
             what = f"on host {self.host}: cannot start {self.share.python}: {e.strerror}"
@@ -123,7 +123,7 @@ class HostMesh:
             self._emit(Prepared(self.share.mesh))
 
     def _no_messages(self) -> str:
-        """Why there can be no folder for the sockets of actors' ranks; "" where there is one."""
+        """Why the folder for the sockets of actors' ranks cannot be used; "" if it can."""
         try:
             private_folder(self._messages.parent if self._place == "" else self._messages)
             private_folder(self._messages)
@@ -140,7 +140,7 @@ class HostMesh:
         self._emit(Refused(self.share.mesh, Refusal(code, message, hint)))
 
     async def release(self) -> None:
-        """Give the GPUs back and do without a fork server. Only once everything of the mesh is gone."""
+        """Give the GPUs back and need no fork server. Call it only once every process of the mesh is gone."""
         if self.preparing is not None and self.preparing is not asyncio.current_task():
             await self.preparing
         if self._lease is not None:
@@ -151,7 +151,7 @@ class HostMesh:
     # ------------------------------------------------------------ a generation
 
     def _enter(self, number: int) -> Generation | None:
-        """The generation `number`, made where it is new; None where it is over already."""
+        """The generation `number`, created if it is new; None if a later one has begun."""
         now = self.generation
         if now is None or now.number < number:
             enclosure = Enclosure.create(self.run, self.host, self.share.mesh, number)
@@ -159,7 +159,7 @@ class HostMesh:
         return now if now.number == number else None
 
     def open_store(self, number: int, address: str) -> None:
-        """Bind the rendezvous socket of a generation and say where it is."""
+        """Bind the rendezvous socket of a generation and report its port."""
         generation = self._enter(number)
         if generation is None or generation.listener is not None or generation.stopping.is_set():
             return
@@ -199,7 +199,7 @@ class HostMesh:
 
     @staticmethod
     async def _warm(server: ForkServer, generation: Generation) -> bool:
-        """Wait until the server is warm, or raise why not; False when the generation is stopped meanwhile."""
+        """Wait until the server is warm; False if the generation is stopped meanwhile. Raises ForkServerError."""
         stopped = asyncio.ensure_future(generation.stopping.wait())
         either: set[asyncio.Future[Any]] = {server.warm, stopped}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -210,7 +210,7 @@ class HostMesh:
         return True
 
     async def _serve_store(self, server: ForkServer, generation: Generation, address: str) -> None:
-        """Have the store served: now where ranks will want it at once, else when somebody first dials it."""
+        """Serve the store: now if ranks will need it at once, else when somebody first dials it."""
         if self._store_is_served_at_once:
             await self._fork_store(server, generation, address)
             return
@@ -227,7 +227,7 @@ class HostMesh:
 
     @property
     def _store_is_served_at_once(self) -> bool:
-        """Whether its ranks will want it, and so soon that a fork now saves one later; several hosts try it first."""
+        """Whether to fork the store now: ranks will dial it soon, and other hosts' agents dial it before they start."""
         wanted = not self.share.stays or self.share.hosts > 1
         return wanted and "torch" in self.share.preload and self.share.start_method == "fork"
 
@@ -239,13 +239,13 @@ class HostMesh:
         request = {"what": "store", "address": address, "world_size": self.share.world_size}
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        generation.watchers.append(asyncio.create_task(self._tell_unguarded(ours)))
+        generation.watchers.append(asyncio.create_task(self._report_unguarded(ours)))
         with theirs:
             generation.store = await server.fork(request, [listener.fileno(), theirs.fileno()])
         listener.close()
 
-    async def _tell_unguarded(self, report: socket.socket) -> None:
-        """Say once why other users can reach the store, where they can and should not."""
+    async def _report_unguarded(self, report: socket.socket) -> None:
+        """Report once why other users can reach the store, if they can and should not."""
         with report:
             why = await asyncio.get_running_loop().sock_recv(report, 1000)
         if why and not self._unguarded:
@@ -303,7 +303,7 @@ class HostMesh:
         return interface.gloo_environment(master_addr, self.share.env) if self.share.hosts > 1 else {}
 
     def _context(self, generation: int) -> dict[str, str]:
-        """What the driver and actors need to reach their run."""
+        """The variables that the driver and actors need to reach their run."""
         if self.share.kind == "driver":
             return {"FORGE_RUN_DIR": str(self._run_dir)}
         if not self.share.stays:
@@ -320,7 +320,7 @@ class HostMesh:
         status, when = await child.exited
         os.close(child.pidfd)
         if generation.enclosure.cgroup is None:
-            generation.enclosure.members()  # what it leaves behind is known by it: look before that is forgotten
+            generation.enclosure.members()  # look now: what it leaves behind is found through it
         report = exit_report(
             self.share.mesh,
             generation.number,
@@ -341,7 +341,7 @@ class HostMesh:
     # ------------------------------------------------------------ the end of a generation
 
     def stop(self, number: int, grace: float) -> None:
-        """End a generation; a second call may only hurry it."""
+        """End a generation after `grace` seconds; a second call can only shorten them."""
         generation = self.generation
         if generation is None or generation.number < number:
             self._emit(MeshGone(self.share.mesh, number))  # it never started here
@@ -355,20 +355,20 @@ class HostMesh:
             generation.enclosure.hurry(grace)
 
     async def _end(self, generation: Generation, grace: float) -> None:
-        if generation.starting is not None:  # forks that were asked for must be known before they can be ended
-            await self._served(generation, generation.starting)
+        if generation.starting is not None:  # a requested fork must be known before it can be ended
+            await self._wait_for_server(generation, generation.starting)
         report = await generation.enclosure.end(grace)
-        await self._served(generation, self._end_store(generation))
+        await self._wait_for_server(generation, self._end_store(generation))
         unkillable = tuple(str(p) for p in report.unkillable)
         if not unkillable:
-            await self._served(generation, asyncio.gather(*generation.watchers, return_exceptions=True))
+            await self._wait_for_server(generation, asyncio.gather(*generation.watchers, return_exceptions=True))
             generation.enclosure.close()
             generation.oom.close()
         self._emit(MeshGone(self.share.mesh, generation.number, report.killed, unkillable))
 
     @staticmethod
-    async def _served(generation: Generation, what: Awaitable[Any]) -> None:
-        """Wait for what the fork server does at once unless it hangs; then end it, and its children fall to us."""
+    async def _wait_for_server(generation: Generation, what: Awaitable[Any]) -> None:
+        """Wait for work that the fork server does at once. If it hangs, end it: its children become the agent's."""
         task = asyncio.ensure_future(what)
         _, late = await asyncio.wait({task}, timeout=HUNG_SECONDS)
         if late and generation.server is not None:
@@ -388,11 +388,11 @@ class HostMesh:
             os.close(child.pidfd)
 
     def log_files(self) -> list[Path]:
-        """The logs that are being written now."""
+        """The logs of the current generation."""
         return self.generation.log_files if self.generation is not None else []
 
     def rank_identities(self) -> dict[int, Identity]:
-        """Rank → its process, of those that run now."""
+        """Rank → its process, for the ranks that run now."""
         if self.generation is None:
             return {}
         return {n: c.identity for n, c in self.generation.ranks.items() if not c.exited.done()}

@@ -1,4 +1,4 @@
-"""Reads logs of this host for the launching machine, part by part, over the control connection."""
+"""Reads logs of this host for the launching machine, part by part, to be sent over the control connection."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from forgectl.system.log_cap import next_data
 from forgectl.wire.envelope import ProtocolError
 
 ANSWER_BYTES = 1 << 20
-"""Of all parts of an answer; in base64 they fit a message, and commands do not wait for long behind them."""
+"""Bytes of all parts of an answer. In base64 they fit one message, and commands wait only briefly behind it."""
 LOOK_SECONDS = 0.05
 
 
 async def read_logs(logs: Path, request: ReadLogs) -> LogParts:
-    """What is new in each log; where nothing is, wait for it for at most `request.wait` seconds.
+    """What is new in each log; if nothing is, wait for it for at most `request.wait` seconds, and at most a minute.
 
-    Raises ProtocolError for what is no log of a run.
+    Raises ProtocolError for a mesh name that is none: it would become part of a path.
     """
     deadline = time.monotonic() + min(request.wait, 60.0)
     while True:
@@ -47,9 +47,9 @@ def _parts(logs: Path, wanted: tuple[LogAt, ...]) -> tuple[LogPart, ...]:
 
 
 def _part(logs: Path, at: LogAt, most: int) -> LogPart:
-    """The bytes from `at.offset` on, or from where a hole (what the cap dropped) ends."""
+    """At most `most` bytes from `at.offset`, or from the end of a hole there (bytes that the log cap dropped)."""
     if not NAME.fullmatch(at.mesh):
-        raise ProtocolError(f"{at.mesh[:80]!r} is no name of a mesh")  # it becomes part of a path
+        raise ProtocolError(f"{at.mesh[:80]!r} is not the name of a mesh")  # it becomes part of a path
     path = logs / at.mesh / str(at.generation) / f"rank-{at.rank}.log"
     with contextlib.suppress(OSError):
         fd = open_to_read(path)

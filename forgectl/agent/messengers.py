@@ -1,6 +1,6 @@
-"""The messenger of this host, where a run has actors on several machines, and tunnels to hosts that cannot be dialled.
+"""Starts this host's messenger, if the run has actors on several machines, and tunnels to hosts it cannot dial.
 
-Both are processes of their own, children of the agent that die with it; what they must know comes on standard input.
+Each is a process of its own, a child of the agent that dies with it. It reads its configuration on standard input.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from forgectl.protocol.supervision import Links, Membership, MessengerGone, Mess
 from forgectl.wire.codec import to_json
 
 TUNNEL_PAUSE = 1.0
-"""Seconds after which a tunnel that has ended is dug anew."""
+"""Seconds after which a tunnel that has ended is opened again."""
 
 
 class MessengerProcess:
-    """One process with a role, which reads JSON lines and says one on a descriptor once it serves."""
+    """One process with a role. It reads JSON lines, and writes one to a descriptor once it serves."""
 
     def __init__(
-        self, role: str, config: dict[str, Any], log: Path, reaper: Reaper, on_word: Callable[[dict[str, Any]], None]
+        self, role: str, config: dict[str, Any], log: Path, reaper: Reaper, on_report: Callable[[dict[str, Any]], None]
     ) -> None:
-        """Start it; raises OSError. `on_word` is told what it says, {} if nothing."""
+        """Start it; raises OSError. `on_report` gets the line that it writes, or {} if it ends without one."""
         self._loop = asyncio.get_running_loop()
-        self._on_word = on_word
-        self._said = b""
+        self._take_report = on_report
+        self._output = b""
         self._report, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.ended: asyncio.Future[int] = self._loop.create_future()
         try:
@@ -49,10 +49,10 @@ class MessengerProcess:
         os.set_blocking(self._process.stdin.fileno(), False)
         reaper.claim(self._process.pid, self._on_end)
         self._loop.add_reader(self._report, self._on_report)
-        self.tell(config)
+        self.send(config)
 
-    def tell(self, message: dict[str, Any]) -> None:
-        """Send it a line. One that does not read any more is ended: the agent waits for nobody."""
+    def send(self, message: dict[str, Any]) -> None:
+        """Send it a line. If it does not read any more, end it: the agent never blocks."""
         line = json.dumps(message).encode() + b"\n"
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
@@ -65,12 +65,12 @@ class MessengerProcess:
 
     def _on_report(self) -> None:
         chunk = os.read(self._report, 1 << 16)
-        self._said += chunk
-        if chunk and not self._said.endswith(b"\n"):
+        self._output += chunk
+        if chunk and not self._output.endswith(b"\n"):
             return
         self._close_report()
         with contextlib.suppress(ValueError):
-            self._on_word(json.loads(self._said or b"{}"))
+            self._take_report(json.loads(self._output or b"{}"))
 
     def _close_report(self) -> None:
         if self._report >= 0:
@@ -89,9 +89,9 @@ class MessengerProcess:
         self.ended.set_result(self._process.returncode)
 
     def how_ended(self) -> str:
-        """What it said before it ended, or how it did."""
+        """The error that it reported before it ended, or else its exit code or signal."""
         with contextlib.suppress(ValueError):
-            if error := json.loads(self._said or b"{}").get("error"):
+            if error := json.loads(self._output or b"{}").get("error"):
                 return str(error)
         code = self._process.returncode
         return f"it ended by {f'signal {-code}' if code and code < 0 else f'exit code {code}'}"
@@ -118,7 +118,7 @@ def _start(role: str, report: int, log: Path) -> subprocess.Popen[bytes]:
 
 
 class Messengers:
-    """This host's messenger, and its tunnels; every command may come twice."""
+    """This host's messenger and its tunnels. Every command may arrive twice."""
 
     def __init__(
         self,
@@ -140,19 +140,19 @@ class Messengers:
         self._stopped = False
 
     def open(self, generation: int) -> None:
-        """Start the messenger of that generation, unless there is one."""
+        """Start the messenger of that generation, unless it was started before."""
         if self._generation >= generation or self._stopped:
             return
         self._generation = generation
 
-        def on_word(word: dict[str, Any]) -> None:
-            if "port" in word:
-                self._emit(MessengerOpened(generation, word["port"], str(self._folder / NET_SOCKET)))
+        def on_report(report: dict[str, Any]) -> None:
+            if "port" in report:
+                self._emit(MessengerOpened(generation, report["port"], str(self._folder / NET_SOCKET)))
 
         try:
             config = {**to_json(self._membership), "folder": str(self._folder)}
             child = self._messenger = MessengerProcess(
-                "messenger", config, self._logs("messenger"), self._reaper, on_word
+                "messenger", config, self._logs("messenger"), self._reaper, on_report
             )
         except OSError as e:
             self._emit(MessengerGone(generation, f"it could not be started: {e}"))
@@ -165,44 +165,44 @@ class Messengers:
             self._emit(MessengerGone(generation, child.how_ended()))
 
     def link(self, links: Links) -> None:
-        """Have the messenger dial these, and no others."""
+        """Make the messenger dial these places, and no others."""
         if self._messenger is None:
             return
         for place in [p for p, (tunnel, _) in self._tunnels.items() if links.tunnels.get(p) != tunnel]:
             self._tunnels.pop(place)[1].stop()
         for place, tunnel in links.tunnels.items():
             if place not in self._tunnels:
-                self._dig(place, tunnel)
+                self._open_tunnel(place, tunnel)
         ways = {place: f"ipc://{self._entry(t)}" for place, t in links.tunnels.items()}
-        self._messenger.tell({"links": {**links.dialled, **ways}})
+        self._messenger.send({"links": {**links.dialled, **ways}})
 
     def _entry(self, tunnel: Tunnel) -> Path:
-        """Where the tunnel to a host begins: numbered, as names may be long."""
+        """The socket where the tunnel to a host begins. It has a number, since a host's name may be too long."""
         return self._folder / f"tunnel-{sorted(self._membership.members).index(tunnel.host)}"
 
-    def _dig(self, place: str, tunnel: Tunnel) -> None:
+    def _open_tunnel(self, place: str, tunnel: Tunnel) -> None:
         config = {**to_json(tunnel), "entry": str(self._entry(tunnel))}
-        with contextlib.suppress(OSError):  # the messenger goes on trying to dial; the host's log says why in vain
+        with contextlib.suppress(OSError):  # the messenger keeps trying to dial, and logs why it fails
             child = MessengerProcess("tunnel", config, self._logs("tunnel"), self._reaper, lambda _: None)
             self._tunnels[place] = tunnel, child
-            child.ended.add_done_callback(lambda _: self._dig_anew(place, tunnel, child))
+            child.ended.add_done_callback(lambda _: self._reopen_tunnel(place, tunnel, child))
 
-    def _dig_anew(self, place: str, tunnel: Tunnel, child: MessengerProcess) -> None:
-        """Tunnels dial by themselves as long as they live; one that was killed is wanted as much as before."""
+    def _reopen_tunnel(self, place: str, tunnel: Tunnel, child: MessengerProcess) -> None:
+        """Replace a tunnel that has ended, by being killed: a living one redials its host itself."""
 
         def again() -> None:
             if self._tunnels.get(place) == (tunnel, child) and not self._stopped:
-                self._dig(place, tunnel)
+                self._open_tunnel(place, tunnel)
 
         asyncio.get_running_loop().call_later(TUNNEL_PAUSE, again)
 
     def ended(self, prefix: str, generation: int) -> None:
-        """Ranks whose sockets have that name are no more, up to a generation."""
+        """Report to the messenger that ranks with that socket prefix have ended, up to and with a generation."""
         if self._messenger is not None:
-            self._messenger.tell({"ended": [prefix, generation]})
+            self._messenger.send({"ended": [prefix, generation]})
 
     def stop(self) -> None:
-        """End all; ranks are ended apart."""
+        """SIGKILL the messenger and the tunnels."""
         self._stopped = True
         for child in (self._messenger, *(c for _, c in self._tunnels.values())):
             if child is not None:

@@ -1,4 +1,4 @@
-"""Rank logs on the host that writes them: opened for the rank, read for its last words."""
+"""Rank logs on the host that writes them: opened for the rank, read for its last lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from forgectl.system.files import create, open_to_read
 def open_log(path: Path) -> int:
     """Create the log at `path`, with private parent folders, and return a descriptor that appends to it.
 
-    Raises FileExistsError where there is one already: each generation of a rank has a log of its own.
+    Raises FileExistsError if the log exists: each generation of a rank has a log of its own.
     """
     _make_private(path.parent)
     return create(path, append=True)
@@ -29,9 +29,9 @@ def _make_private(folder: Path) -> None:
 
 
 def tail(path: Path, lines: int = 20, limit_bytes: int = 16384) -> list[str]:
-    """The last lines of a log, at most `lines`, from its last `limit_bytes` at most; [] where it is gone.
+    """The last lines of a log: at most `lines`, within its last `limit_bytes`; [] if the log is gone.
 
-    Progress bars show their last state; blank lines at the end, and the holes of a trimmed log, are left out.
+    Progress bars show their last state. Blank lines at the end and the holes of a trimmed log are left out.
     """
     try:
         fd = open_to_read(path)
@@ -53,7 +53,7 @@ def tail(path: Path, lines: int = 20, limit_bytes: int = 16384) -> list[str]:
 
 
 def _last_state(line: bytes) -> bytes:
-    """What a line that was rewritten after carriage returns showed at last."""
+    """The last text of a line that carriage returns rewrote."""
     return next((state for state in reversed(line.split(b"\r")) if state.strip()), b"")
 
 

@@ -1,4 +1,4 @@
-"""What is told of a rank's end: exit or signal, its own error file, its last log lines."""
+"""The report of a rank's end: exit code or signal, its own error file, its last log lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from forgectl.system.files import open_to_read
 MAX_ERROR_FILE = 1 << 20
 TAIL_LINES = 20
 UNNOTICED = 0.05
-"""Seconds that an end may be older than our notice of it, while the exceptions that it caused are dated exactly."""
+"""Seconds by which we may notice an end late. Exceptions that it caused in other ranks are dated exactly."""
 
 
 def exit_report(
@@ -31,9 +31,9 @@ def exit_report(
     log: Path,
     error_file: Path,
 ) -> RankExited:
-    """The report of one rank's end; reads its error file and log only where it did not end well.
+    """The report of one rank's end; reads its error file and log only if it did not exit with 0.
 
-    `status` is a wait status, `exited_at` unix time.
+    `status` is a wait status, `exited_at` is unix time, `oom` the evidence that the kernel killed it for memory.
     """
     code = os.waitstatus_to_exitcode(status)
     if code == 0:
@@ -56,9 +56,9 @@ def exit_report(
 
 
 def read_error_file(path: Path) -> tuple[str | None, str | None, float | None]:
-    """Message, traceback and unix time of a torch.distributed.elastic error file; Nones where there is none.
+    """Message, traceback and unix time of a torch.distributed.elastic error file; Nones if there is none.
 
-    The file is a rank's own, so nothing in it is trusted to have the right form or length.
+    The rank writes the file, so it may have any form and length.
     """
     try:
         with open(open_to_read(path), "rb") as file:
@@ -77,7 +77,7 @@ def read_error_file(path: Path) -> tuple[str | None, str | None, float | None]:
     return (
         str(message) if message else None,
         str(trace) if trace else None,
-        info.st_mtime,  # finer than the whole seconds of the file's own timestamp
+        info.st_mtime,  # finer than the timestamp in the file, which has whole seconds
     )
 
 

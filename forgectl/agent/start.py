@@ -1,6 +1,6 @@
-"""An agent: a daemon per host and run, the only one of its kind there.
+"""Starts an agent: one daemon per host and run.
 
-Its fork servers were started first (bootstrap.py): they import torch while it imports what it is made of itself.
+Its fork servers were started first (bootstrap.py), so they import torch while the agent imports its own modules.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from forgectl.wire.unix_sockets import dial, peer_pid, wrong_version
 
 
 def main(arguments: list[str]) -> None:
-    """Read an AgentConfig from standard input, print its pid once it listens; `arguments` are bootstrap.py's.
+    """Read an AgentConfig from standard input, print the pid once the agent listens; `arguments` are bootstrap.py's.
 
-    The standard streams are whose who started it until then, so that all it says before is heard there.
+    Until then the standard streams stay those of the process that started it, which so gets every earlier error.
     """
     held, *started = arguments
     become_subreaper()
@@ -41,15 +41,18 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"forgectl agent: {refusal.message}")
     if held:
         os.set_inheritable(int(held), False)
-    elif (other := _become_the_one(config)) is not None:
+    elif (other := _become_only_agent(config)) is not None:
         print(json.dumps({"pid": other}))  # noqa: T201
         return
     _serve(config, _take_over(config, started))
-    os._exit(0)  # there is nothing to finish, and to take an interpreter down takes as long as to end many ranks
+    os._exit(0)  # nothing is left to finish, and an interpreter's teardown takes as long as ending many ranks
 
 
-def _become_the_one(config: AgentConfig) -> int | None:
-    """Become the host's one agent of the run; where another is alive, wait until it listens or ends: its pid."""
+def _become_only_agent(config: AgentConfig) -> int | None:
+    """Take the lock of the run's one agent on this host; None once it is held.
+
+    If another agent is alive, wait until it ends, or until it listens: then the result is its pid.
+    """
     path = lock_of(Path(config.run_dir), config.host)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = open_lock(path)  # held until the agent ends
@@ -69,11 +72,11 @@ def _become_the_one(config: AgentConfig) -> int | None:
 
 
 def _take_over(config: AgentConfig, started: Sequence[str]) -> list[StartedForkServer]:
-    """The fork servers that this process has as children already: "PID:DESCRIPTOR", "" for one that could not start."""
+    """The fork servers that bootstrap.py started: "PID:DESCRIPTOR" each, "" for one that could not start."""
     found = []
-    for number, (plan, told) in enumerate(zip(config.ahead, started)):  # noqa: B905 (none, without the lock)
-        if told:
-            pid, fd = map(int, told.split(":"))
+    for number, (plan, handle) in enumerate(zip(config.ahead, started)):  # noqa: B905 (none, without the lock)
+        if handle:
+            pid, fd = map(int, handle.split(":"))
             os.set_inheritable(fd, False)
             log = log_of(Path(config.run_dir), config.host, number)
             found.append(StartedForkServer(plan, log, pid, socket.socket(fileno=fd)))
@@ -86,12 +89,12 @@ def _serve(config: AgentConfig, warming: list[StartedForkServer]) -> None:
     from forgectl.agent.daemon import Agent, log
     from forgectl.agent.enclosure.enclosure import sweep_run
 
-    announce = _let_go_of_streams(Path(config.run_dir) / "agents" / f"{config.host}.log")
+    announce = _redirect_streams(Path(config.run_dir) / "agents" / f"{config.host}.log")
 
     async def serve() -> None:
         if config.sweep:
             for found in (await sweep_run(config.run, config.host)).found:
-                log(f"ended what an earlier agent had left: {found}")
+                log(f"ended a process that an earlier agent had left: {found}")
         agent = Agent(config, warming)
         serving = asyncio.create_task(agent.serve())
         await asyncio.sleep(0)  # its socket is bound before its first wait
@@ -101,8 +104,8 @@ def _serve(config: AgentConfig, warming: list[StartedForkServer]) -> None:
     asyncio.run(serve())
 
 
-def _let_go_of_streams(log_file: Path) -> Callable[[], None]:
-    """Write to a log from here on; what tells our pid to who started us."""
+def _redirect_streams(log_file: Path) -> Callable[[], None]:
+    """Write to the log from here on; returns a function that sends our pid to the process that started us."""
     started_by = os.dup(1)
     null = os.open(os.devnull, os.O_RDONLY)
     out = open_to_append(log_file)

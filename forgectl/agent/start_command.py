@@ -1,4 +1,4 @@
-"""How an agent is started: the command, and what it is told on standard input."""
+"""How an agent is started: its command, environment and standard input."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from forgectl.wire.codec import to_json
 
 
 def command(python: str) -> list[str]:
-    """It says its pid, as JSON, on standard output, once it listens; to be started in "/"."""
+    """The command, to be run in "/". The agent prints its pid, as JSON, once it listens."""
     return [python, "-S", "-I", bootstrap.__file__]
 
 
 def environment(config: AgentConfig) -> dict[str, str]:
-    """That of this process, and marks to be found by."""
+    """The environment of this process, and the marks by which the agent can be found."""
     return {**os.environ, "FORGE_RUN_ID": config.run, "FORGE_HOST": config.host, "FORGE_ROLE": "agent"}
 
 
-def told(config: AgentConfig) -> bytes:
-    """First what its first process needs, then all."""
+def standard_input(config: AgentConfig) -> bytes:
+    """The fields that bootstrap.py reads, then the whole configuration as a line of JSON."""
     run_dir = Path(config.run_dir)
     lock = lock_of(run_dir, config.host)
     parts = [os.fsencode(lock.parent), os.fsencode(lock)]

@@ -1,4 +1,4 @@
-"""What ranks use of the machine: processor and memory, measured only when somebody asks."""
+"""What ranks use of the machine: processor time and memory, measured only when somebody asks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from forgectl.system.processes import Identity
 
 
 class UseMeter:
-    """Remembers each rank's processor time at the last question, so that a percentage can be given."""
+    """Remembers each rank's processor time at the last measurement, to compute a percentage."""
 
     def __init__(self) -> None:
         self._last: dict[Identity, tuple[float, float]] = {}  # monotonic seconds, CPU seconds
 
     def measure(self, meshes: dict[str, dict[int, Identity]]) -> dict[str, dict[int, RankStats]]:
-        """Mesh → rank → use since the last call (since its start, the first time)."""
+        """Mesh → rank → use since the last call; the first time, since the rank's start."""
         before, self._last = self._last, {}
         return {
             mesh: {

@@ -1,4 +1,4 @@
-"""The command line: the only place that prints or exits."""
+"""The command line: the only package that prints or exits."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import sys
 
 def main() -> None:
     """Entry point of `forgectl`."""
-    # Until the modules are there, nothing is begun that would have to be ended: Ctrl-C needs no traceback of imports.
+    # During the imports there is nothing to end yet, so Ctrl-C exits at once, without a traceback of imports.
     before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # else somebody had it ignored
+    if before is signal.default_int_handler:  # else the parent process had it ignored
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     _open_standard_streams()
     from forgectl.cli import app
@@ -22,11 +22,11 @@ def main() -> None:
 
 
 def _open_standard_streams() -> None:
-    """Give a command that was started with some of them closed (`>&-`) empty ones, lest a socket becomes one."""
+    """Open /dev/null for those that were closed (`>&-`), else a socket could get the number of one."""
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115

@@ -1,4 +1,4 @@
-"""The Typer application, and the one edge where errors become a paragraph and an exit code."""
+"""The Typer application, and the one place where errors become a paragraph and an exit code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ app = typer.Typer(
     name="forgectl",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: as readable, and twice as fast
+    rich_markup_mode=None,  # plain help is as readable, and twice as fast
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Launch, watch and shut down process groups for PyTorch, here or on machines reached by ssh.",
 )
@@ -76,7 +76,7 @@ _interrupted: list[int] = []
 
 
 def interrupt(number: int, frame: object) -> NoReturn:
-    """Ctrl-C. It is remembered, since a library may make an error of its own of it (pydantic's core does)."""
+    """Handle Ctrl-C. It is remembered, since a library may turn it into another error (pydantic's core does)."""
     _interrupted.append(number)
     raise KeyboardInterrupt
 
@@ -84,11 +84,11 @@ def interrupt(number: int, frame: object) -> NoReturn:
 def run() -> NoReturn:
     """Run the command line and exit with its code."""
     code = _run()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is over: a late Ctrl-C changes nothing of how it ended
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command is over: a late Ctrl-C must not change its exit code
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
-    # Not sys.exit: after a Ctrl-C that was caught within an exec() CPython would end by SIGINT, whatever the code.
+    # Not sys.exit: after a Ctrl-C that was caught inside an exec(), CPython ends by SIGINT, whatever the code.
     os._exit(code)
 
 
@@ -98,14 +98,14 @@ def _run() -> int:
         sys.stdout.flush()
         return code
     except ForgeError as e:
-        _say(e.message, e.hint)
+        _print_error(e.message, e.hint)
         return e.exit_code
     except click.exceptions.NoArgsIsHelpError as e:
         sys.stdout.write(e.format_message() + "\n")
         return 64
     except click.UsageError as e:
         where = e.ctx.command_path if e.ctx else "forgectl"
-        _say(e.format_message(), f"see `{where} --help`")
+        _print_error(e.format_message(), f"see `{where} --help`")
         return 64
     except click.exceptions.Abort:
         return 130
@@ -118,25 +118,25 @@ def _run() -> int:
     except OSError as e:
         if e.errno != errno.ENOSPC:
             return _fault(e)
-        _say(f"cannot write: {e.strerror}", "free some space where the output goes")
+        _print_error(f"cannot write: {e.strerror}", "free some space where the output goes")
         return 75
     except Exception as e:
         return _fault(e)
 
 
 def _fault(error: Exception) -> int:
-    if _interrupted:  # it was made of a Ctrl-C, as CPython itself does within __set_name__
+    if _interrupted:  # caused by a Ctrl-C; CPython itself wraps one that comes in __set_name__
         return 130
     if "--debug" in sys.argv:
         traceback.print_exception(error)
     else:
         hint = "run it again with `forgectl --debug …` and report it"
-        _say(f"a fault of forgectl itself: {type(error).__name__}: {error}", hint)
+        _print_error(f"a fault of forgectl itself: {type(error).__name__}: {error}", hint)
     return 70
 
 
-def _say(message: str, hint: str | None) -> None:
-    """One paragraph on stderr, without escapes from what a message quotes: what a pipe gets ends on a terminal, too."""
+def _print_error(message: str, hint: str | None) -> None:
+    """Print a paragraph on stderr, without escapes from quoted text: a pipe's output may reach a terminal, too."""
     from forgectl.cli.views.terminal_text import harmless
 
     text = f"forgectl: {message}" + (f"\n  hint: {hint}" if hint else "")

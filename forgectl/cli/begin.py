@@ -1,4 +1,4 @@
-"""What `launch`, `run` and `plan` share: a spec becomes a plan, once its hosts have been asked."""
+"""What `launch`, `run` and `plan` share: they ask the hosts of a spec and turn the spec into a plan."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from forgectl.transport.survey import Hosts
 
 PACKAGES = {"torch": "torch", "zmq": "pyzmq", "cloudpickle": "cloudpickle"}
-"""Module → what pip calls it."""
+"""Module → the name of its pip package."""
 MESSAGES = {"zmq", "cloudpickle"}
-"""What actors need."""
+"""Modules that actors need for messages."""
 
 
 @contextlib.contextmanager
 def planned(spec: Spec) -> Iterator[tuple[Plan, Hosts]]:
-    """Place the spec on its hosts as they are now, to which connections stay open meanwhile.
+    """Place the spec on its hosts as they are now. Connections to them stay open until the context ends.
 
-    Raises SpecError, BusyError, NotInstalledError, and what ssh says of hosts that are not reached.
+    Raises SpecError, BusyError, NotInstalledError, and ForgeError for hosts that ssh does not reach.
     """
     from forgectl.cli.views.host_news import no_answer_yet
     from forgectl.plan.placement import place
@@ -55,7 +55,7 @@ def _refuse_what_cannot_be_launched(spec: Spec) -> None:
 
 
 def _refuse_actors_without_messages(plan: Plan) -> None:
-    """Of other interpreters than this one their ranks tell."""
+    """Raise NotInstalledError if this interpreter lacks them. Ranks under other interpreters report it themselves."""
     meshes = [m for m in plan.meshes if m.stays or (m.kind == "driver" and plan.declared)]
     missing = [PACKAGES[module] for module in MESSAGES if not importlib.util.find_spec(module)]
     if missing and any(sys.executable in m.python.values() for m in meshes):
@@ -64,7 +64,10 @@ def _refuse_actors_without_messages(plan: Plan) -> None:
 
 
 def _refuse_hosts_without_what_they_need(plan: Plan, hosts: Hosts) -> None:
-    """Say of all ssh hosts at once what their interpreters lack. Of other interpreters than those, ranks tell."""
+    """Raise one NotInstalledError for what the interpreters of all ssh hosts lack.
+
+    Ranks under other interpreters report it themselves.
+    """
     from forgectl.transport.destination import program
 
     lacking = {}
@@ -74,12 +77,12 @@ def _refuse_hosts_without_what_they_need(plan: Plan, hosts: Hosts) -> None:
             lacking[host] = [PACKAGES[m] for m in absent]
     if lacking:
         command = shlex.join(program())
-        said = [f"host {h.name}: {h.python} lacks {', '.join(p)}" for h, p in lacking.items()]
+        lines = [f"host {h.name}: {h.python} lacks {', '.join(p)}" for h, p in lacking.items()]
         cures = [
             f"{command} {shlex.quote(h.ssh or h.name)} {shlex.quote(h.python)} -m pip install {' '.join(p)}"
             for h, p in lacking.items()
         ]
-        raise NotInstalledError("\n".join(said), hint="\n  hint: ".join(cures))
+        raise NotInstalledError("\n".join(lines), hint="\n  hint: ".join(cures))
 
 
 def _needs(mesh: MeshPlan) -> set[str]:

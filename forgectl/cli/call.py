@@ -1,4 +1,4 @@
-"""`forgectl call`: an endpoint of an actor or service that runs, from the shell."""
+"""`forgectl call`: calls an endpoint of a running actor or service from the shell."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def call(
         list[str] | None,
         typer.Argument(
             metavar="[JSON]...",
-            help="Arguments; what is no JSON is taken as text.",
+            help="Arguments; one that is not JSON is taken as text.",
             show_default=False,
         ),
     ] = None,
@@ -29,7 +29,8 @@ def call(
 ) -> None:
     """Call an endpoint of an actor or a service.
 
-    An actor's is called on all ranks, and their values are printed by rank; a service's on one replica.
+    An actor's endpoint is called on all ranks, and their values are printed by rank. A service's endpoint is called on
+    one replica.
     """
     import json
     import sys
@@ -49,7 +50,7 @@ def call(
 
 
 def _values(name: str, endpoint: str, args: list[Any], kwargs: dict[str, Any], timeout: float | None) -> list[Any]:
-    """What is answered: by the ranks of a mesh themselves, or by a service's driver, which routes."""
+    """The values that the endpoint returned. Ranks of a mesh are called directly, a service through its driver."""
     from forgectl.cli.driver_client import ask_driver
     from forgectl.cli.find import find_mesh
     from forgectl.controller import client
@@ -73,7 +74,7 @@ def _values(name: str, endpoint: str, args: list[Any], kwargs: dict[str, Any], t
 
 
 def _value(word: str) -> Any:
-    """An argument: JSON, or text that does not look like it."""
+    """The value of an argument: JSON, or the text itself if it does not look like JSON or an option."""
     import json
 
     from forgectl.errors import UsageError

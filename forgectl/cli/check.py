@@ -1,4 +1,4 @@
-"""`forgectl check`: looks at all hosts of a spec before anything is launched on them."""
+"""`forgectl check`: examines all hosts of a spec before anything is launched on them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def check(
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything that was found as JSON.")] = False,
 ) -> None:
-    """Look at all hosts of SPEC, and start nothing.
+    """Examine all hosts of SPEC, and start nothing.
 
-    Whether they can be reached, by each other too; their Python, torch, CUDA, NCCL and pyzmq; GPUs and who uses
-    them; clocks, disks and limits. To find out, it runs each `python:` that SPEC names, here and on its hosts: check
-    no spec whose programs you would not run. Ends with 0 if nothing is in the way of a launch, else with the code of
-    the worst that was found.
+    It shows whether they can be reached, also by each other; their Python, torch, CUDA, NCCL and pyzmq; their GPUs
+    and who uses them; their clocks, disks and limits. To find out, it runs each `python:` that SPEC names, here and on
+    its hosts: do not check a spec whose programs you would not run. It exits with 0 if nothing prevents a launch, else
+    with the code of the worst problem.
     """
     import json
     import os
@@ -53,7 +53,7 @@ def check(
 
 
 def look_at(spec: Spec) -> tuple[dict[str, Examined], Reach, list[Finding]]:
-    """What was found on each host, which of them reach each other, and what to make of it."""
+    """What was found on each host, which hosts reach each other, and the findings."""
     from forgectl.cli.host_check import findings
     from forgectl.cli.host_check.wants import wants_of
     from forgectl.cli.views.host_news import no_answer_yet
@@ -94,13 +94,13 @@ def _request(host: Host, spec: Spec, wants: Wants) -> Examine:
         host.name,
         host.gpus,
         workdir="" if copied else str(spec.workdir),
-        python=(host.python or "") if host.local else "",  # by ssh it is that which answers
+        python=(host.python or "") if host.local else "",  # by ssh, `python:` is the interpreter that answers
         pythons=tuple(python for python in wants.packages if python != OWN),
     )
 
 
 def _placed(spec: Spec, examined: Mapping[str, Examined]) -> tuple[Plan | None, list[Finding]]:
-    """The plan that a launch would make now, or why it would not."""
+    """The plan that a launch would make now, or the findings that prevent it."""
     import sys
 
     from forgectl.cli.host_check import findings

@@ -17,7 +17,10 @@ T = TypeVar("T")
 
 
 def ask_driver(run: RunDir, request: Any, answer: type[T], seconds: float | None) -> T:
-    """The driver's answer; raises NotFoundError where the run has no driver that answers, and what it refuses with."""
+    """Send a request to the driver; returns its answer. `seconds` is how long to wait for it; None for ever.
+
+    Raises NotFoundError if the run has no driver that answers, TimedOutError, InternalError, or the driver's error.
+    """
     try:
         line = Connection(dial(run.driver_socket, client.ANSWER_SECONDS), DRIVER_TO_CLI)
     except NotOursError:
@@ -30,16 +33,16 @@ def ask_driver(run: RunDir, request: Any, answer: type[T], seconds: float | None
     with contextlib.closing(line):
         try:
             line.send(Hello(__version__, run.run))
-            said = line.receive(client.ANSWER_SECONDS)
-            if isinstance(said, Hello):
+            received = line.receive(client.ANSWER_SECONDS)
+            if isinstance(received, Hello):
                 line.send(request)
-                said = line.receive(seconds)
+                received = line.receive(seconds)
         except TimeoutError:
             raise TimedOutError(f"the driver of run {run.run} does not answer") from None
         except (OSError, ProtocolError) as e:
             raise InternalError(f"the driver of run {run.run}: {e}") from None
-    if isinstance(said, Refusal):
-        raise said.error()
-    if not isinstance(said, answer):
+    if isinstance(received, Refusal):
+        raise received.error()
+    if not isinstance(received, answer):
         raise NotFoundError(f"the driver of run {run.run} ended before it answered", hint="see `forgectl status -a`")
-    return said
+    return received

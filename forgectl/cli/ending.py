@@ -1,4 +1,4 @@
-"""Ends meshes of runs and says how each rank ended."""
+"""Ends meshes of runs and prints how their ranks ended."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from forgectl.wire.unix_sockets import Connection
 
 
 def end_all(targets: dict[str, tuple[str, ...] | None], grace: float) -> int:
-    """End meshes (None: all) of runs, all at once; 0 when every process is gone, 70 where one could not be killed."""
+    """End meshes of runs, all at once; returns 0 when every process is gone, 70 if one could not be killed.
+
+    `targets`: run id → its meshes, None for all. Raises the first ForgeError, after the other runs were handled.
+    """
     runs = [RunDir.existing(run_dir.runs_folder() / name) for name in targets]
     lines: dict[str, Connection | None] = {}
     trouble: ForgeError | None = None
-    for run in runs:  # all are asked before any is waited for
+    for run in runs:  # ask all runs before waiting for any
         try:
             lines[run.run] = _ask(run, targets[run.run], grace)
-        except ForgeError as e:  # no reason to let the others run on
+        except ForgeError as e:  # the other runs must end all the same
             trouble = trouble or e
     worst = 0
     for run in runs:
@@ -36,7 +39,7 @@ def end_all(targets: dict[str, tuple[str, ...] | None], grace: float) -> int:
         except ForgeError as e:
             trouble = trouble or e
         else:
-            worst = max(worst, _tell(status, targets[run.run]))
+            worst = max(worst, _print_ends(status, targets[run.run]))
     if trouble is not None:
         sys.stdout.flush()
         raise trouble
@@ -46,17 +49,17 @@ def end_all(targets: dict[str, tuple[str, ...] | None], grace: float) -> int:
 
 
 def _ask(run: RunDir, meshes: tuple[str, ...] | None, grace: float) -> Connection | None:
-    """A connection over which the end of the meshes was asked for; None if the run has ended."""
+    """Ask a run's controller to end the meshes; returns the connection, None if the run has ended."""
     line = client.connect(run)
     if line is not None:
-        with contextlib.suppress(ConnectionError):  # its controller died: reading from the line will tell
+        with contextlib.suppress(ConnectionError):  # its controller died: the next read will show it
             line.send(Attach())
             line.send(Shutdown(meshes, grace, "forgectl shutdown"))
     return line
 
 
 def _wait(run: RunDir, line: Connection | None, meshes: tuple[str, ...] | None, grace: float) -> RunStatus:
-    """Follow a run until what was asked for is over; a controller that dies meanwhile is replaced."""
+    """Follow a run until its meshes have ended; returns its last state. If its controller dies, start another one."""
     news = HostNews()
     while line is not None:
         try:
@@ -65,7 +68,7 @@ def _wait(run: RunDir, line: Connection | None, meshes: tuple[str, ...] | None, 
             report = None
         except ProtocolError as e:
             hint = f"see {run.path / 'controller.log'}"
-            raise InternalError(f"the controller of run {run.run} said what it cannot mean: {e}", hint=hint) from None
+            raise InternalError(f"the controller of run {run.run} broke the protocol: {e}", hint=hint) from None
         if isinstance(report, StatusReport):
             for sentence in news.of(report.run):
                 render.stderr().print(render.plain(f"forgectl: {sentence}"), style="dim")
@@ -76,19 +79,20 @@ def _wait(run: RunDir, line: Connection | None, meshes: tuple[str, ...] | None, 
         line.close()
         line = _ask(run, meshes, grace)
     final = run.read_final()
-    while final is None:  # its controller is writing it
+    while final is None:  # the controller is still writing it
         time.sleep(0.01)
         final = run.read_final()
     return final
 
 
 def _ends(run: RunDir, status: RunStatus) -> bool:
-    """The run itself is ending too: wait for its last word. A script's own run goes on without meshes."""
+    """Whether the run itself is ending, and its final state will come. A script's own run goes on without meshes."""
     ends = all(m.ended for m in status.meshes)
     return ends and (status.state == "stopping" or not run.read_plan().open)
 
 
-def _tell(status: RunStatus, meshes: tuple[str, ...] | None) -> int:
+def _print_ends(status: RunStatus, meshes: tuple[str, ...] | None) -> int:
+    """Print how the ranks of each mesh ended; returns 70 if a process outlived SIGKILL, else 0."""
     if status.ended:
         client.wait_gone(status)
     worst = 0

@@ -14,13 +14,16 @@ def all_living() -> list[RunDir]:
 
 
 def raise_refused() -> None:
-    """Raise why nothing is read of a run that others may have made or touched, if there is one."""
+    """Raise NotOursError if there is a run that is not read, as others may have made or touched it."""
     for refusal in run_dir.refused_runs().values():
         raise refusal
 
 
 def find_run(name: str, *, ended: bool = False) -> RunDir:
-    """The run of that id or name: a living one, else with `ended` the latest that has ended."""
+    """The run of that id or name: a living one, else with `ended` the latest that has ended.
+
+    Raises NotFoundError, UsageError if several living runs have the name, NotOursError.
+    """
     runs = run_dir.all_runs()
     exact = [r for r in runs if r.run == name]
     living = [r for r in runs if r.name == name and not r.has_ended]
@@ -38,9 +41,9 @@ def find_run(name: str, *, ended: bool = False) -> RunDir:
 
 
 def find_mesh(name: str, *, ended: bool = False) -> tuple[RunDir, tuple[str, ...]]:
-    """Run and meshes of `MESH` or `RUN/MESH`: in living runs, else with `ended` in the latest that had it.
+    """The run and meshes of `MESH` or `RUN/MESH`: in living runs, else with `ended` in the latest that had it.
 
-    A service's name stands for the meshes of all its replicas.
+    A service's name stands for the meshes of all its replicas. Raises as `find_run`.
     """
     if "/" in name:
         run_name, _, mesh = name.partition("/")
@@ -80,13 +83,13 @@ def _called(run: RunDir, name: str) -> tuple[str, ...]:
 
 
 def _meshes(run: RunDir) -> dict[str, str]:
-    """Mesh → kind of a run. What code added only the controller, or the final state, knows."""
+    """Mesh → its kind, for a run. Only the controller or the final state has the meshes that code added."""
     try:
         plan = run.read_plan()
         if not plan.may_grow:
             return {m.mesh: m.kind for m in plan.meshes}
         return {m.mesh: m.kind for m in client.document(run).meshes}
-    except ForgeError:  # no reason not to find another run's; `forgectl status` tells of it
+    except ForgeError:  # meshes of other runs must still be found; `forgectl status` shows this error
         return {}
 
 

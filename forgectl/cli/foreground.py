@@ -1,4 +1,4 @@
-"""A launch as its user sees it: until all is up (`-d`), or until the run has ended, with its logs."""
+"""A launch as its user sees it: until all meshes are up (`-d`), or with logs until the run has ended."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from forgectl.transport.survey import Hosts
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """What the user says of a launch: to stay or not (`detach`), seconds until all must be up, and in which form."""
+    """Options of a launch: `detach`, `timeout` in seconds until all meshes must be up, and `as_json`."""
 
     detach: bool
     timeout: float | None
@@ -33,7 +33,7 @@ class LaunchOptions:
 
 
 def launch_plan(plan: Plan, hosts: Hosts, spec_text: bytes, how: LaunchOptions, *, name_is_given: bool) -> int:
-    """Launch a plan on its hosts and stay as long as the user asked for; the exit code."""
+    """Launch a plan on its hosts, and wait as long as the user asked for; returns the exit code. Raises ForgeError."""
     deadline = None if how.timeout is None else time.monotonic() + how.timeout
     if not all(host.local for host in plan.hosts):
         from forgectl.cli.syncing import sync_workdir
@@ -42,12 +42,12 @@ def launch_plan(plan: Plan, hosts: Hosts, spec_text: bytes, how: LaunchOptions, 
     with Signals().noted() as signals:
         handed = hosts.descriptors({h.name for h in plan.hosts})
         run = begin_run(plan, spec_text, name_is_given=name_is_given, own=not how.detach, handed=handed)
-        hosts.hand_on()
+        hosts.hand_over()
         watch = RunWatch(run, signals, owner=not how.detach, with_logs=not how.detach)
         launch = _Launch(run, watch, as_json=how.as_json, deadline=deadline, with_logs=not how.detach)
         try:
             return launch.until_up() if how.detach else launch.until_ended()
-        except BrokenPipeError:  # `forgectl launch … | head`: nobody reads on
+        except BrokenPipeError:  # `forgectl launch … | head`: the reader has ended
             watch.stop("the end of its reader", 141)
             for _ in watch.steps():
                 pass
@@ -62,8 +62,8 @@ class _Launch:
         self._json = as_json
         self._with_logs = with_logs
         self._deadline = deadline
-        self._say = render.stderr()
-        self._told: dict[str, tuple[str, int]] = {}
+        self._stderr = render.stderr()
+        self._shown: dict[str, tuple[str, int]] = {}  # mesh → the state and generation that were last printed
         self._was_up = False
         stream = sys.stderr if as_json else sys.stdout
         terminal = stream.isatty()
@@ -81,7 +81,7 @@ class _Launch:
                 break
             self._leave_if_hurried()
         now = self._watch.status
-        assert now is not None, "it was up, or has ended"
+        assert now is not None, "the run was up, or has ended"
         if self._watch.ended and (not self._was_up or now.exit_code):
             return self._finish()
         if self._json:
@@ -103,7 +103,7 @@ class _Launch:
         return self._finish()
 
     def _leave_if_hurried(self) -> None:
-        """After a second Ctrl-C nobody waits for hosts that are not reached: their agents end alone, by their lease."""
+        """After a second Ctrl-C, stop waiting for hosts that are not reached: their agents end with their lease."""
         now = self._watch.status
         if self._watch.hurried and now is not None and (away := only_waits_for(now)):
             message = f"not waited for: {', '.join(away)}, not reached; what runs there ends by itself with its lease"
@@ -116,7 +116,7 @@ class _Launch:
         for mesh in status.meshes:
             report = render.failure_report(mesh) if mesh.state in ("failed", "lost") else None
             if report is not None:
-                self._say.print(report)
+                self._stderr.print(report)
         if self._json:
             _print_json(status)
         if status.error is not None:
@@ -124,7 +124,7 @@ class _Launch:
         if status.stopped_by == _TOO_LATE and status.exit_code == TimedOutError.exit_code:
             raise TimedOutError(
                 "not everything was up in time; the run was shut down",
-                hint=f"see what the ranks said: forgectl logs {status.meshes[0].mesh}",
+                hint=f"see what the ranks printed: forgectl logs {status.meshes[0].mesh}",
             )
         return status.exit_code or 0
 
@@ -136,7 +136,7 @@ class _Launch:
     def _take(self, status: RunStatus | None) -> None:
         if status is not None:
             self._was_up = self._was_up or status.was_up
-            self._tell(status)
+            self._print_changes(status)
             for mesh in status.meshes:
                 for rank in mesh.ranks:
                     if rank.log and self._with_logs:
@@ -150,26 +150,26 @@ class _Launch:
         for chunk in self._logs.poll():
             self._writer.write(chunk)
 
-    def _tell(self, status: RunStatus) -> None:
-        """Say on stderr what has changed of the states of meshes and hosts."""
+    def _print_changes(self, status: RunStatus) -> None:
+        """Print on stderr how the states of meshes and hosts have changed."""
         for sentence in self._news.of(status):
-            self._say.print(render.plain(f"forgectl: {sentence}"), style="dim")
+            self._stderr.print(render.plain(f"forgectl: {sentence}"), style="dim")
         for mesh in status.meshes:
             now = (mesh.state, mesh.generation)
-            if self._told.get(mesh.mesh) == now or mesh.state == "pending":
+            if self._shown.get(mesh.mesh) == now or mesh.state == "pending":
                 continue
-            self._told[mesh.mesh] = now
+            self._shown[mesh.mesh] = now
             self._show_logs()
             if status.ended and mesh.failure:
                 continue  # its report follows, after the logs
             if mesh.state == "stopping" and not mesh.reason:
-                continue  # of itself, as it is done: how it ended follows
+                continue  # it ends by itself, as it is done; its end follows
             line = f"{mesh.mesh} {mesh.state}"
             if mesh.up:
                 line += f" ({mesh.desired} {'rank' if mesh.desired == 1 else 'ranks'}, run {status.run})"
             elif mesh.reason and mesh.state in ("restarting", "stopping", "stopped", "failed", "lost"):
                 line += f": {mesh.reason}"
-            self._say.print(render.plain(f"forgectl: {line}"), style="dim" if mesh.state != "failed" else "")
+            self._stderr.print(render.plain(f"forgectl: {line}"), style="dim" if mesh.state != "failed" else "")
 
 
 def _print_json(status: RunStatus) -> None:

@@ -1,4 +1,4 @@
-"""`forgectl init`: a folder with a spec and a script that run as they are."""
+"""`forgectl init`: writes a spec and a script that run without changes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 def init(
     folder: Annotated[
-        Path, typer.Argument(metavar="[DIR]", help="Where to put them; made if need be.", show_default=False)
+        Path, typer.Argument(metavar="[DIR]", help="The folder for them; made if missing.", show_default=False)
     ] = Path(),
 ) -> None:
     """Write a first spec and its script into DIR.

@@ -1,4 +1,4 @@
-"""`forgectl launch`: plan, start, wait until all is up, then follow the run to its end."""
+"""`forgectl launch`: plans, starts, waits until all meshes are up, then follows the run to its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`forgectl logs`: what ranks have written, while they run and afterwards."""
+"""`forgectl logs`: prints what ranks have written, while they run and afterwards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def logs(
 ) -> None:
     """Print the log of every rank of MESH.
 
-    Of its current generation; a service's is that of all its replicas.
+    It prints the current generation. For a service, it prints all its replicas.
     """
     from forgectl.cli.find import find_mesh
     from forgectl.cli.views.log_view import show_logs

@@ -1,4 +1,4 @@
-"""`forgectl plan`: what a launch would run, without starting anything."""
+"""`forgectl plan`: shows what a launch would run, without starting anything."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def plan(
 ) -> None:
     """Show what `launch SPEC` would run, and start nothing.
 
-    Every rank with its host, GPUs and environment.
+    It prints every rank with its host, GPUs and environment.
     """
     import json
     import os

@@ -1,4 +1,4 @@
-"""`forgectl run`: torchrun's habit, a spec of one script made on the spot."""
+"""`forgectl run`: runs one script as torchrun does; it makes the spec from its options."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def run(
     procs: Annotated[
         int, typer.Option("-n", "--nproc", min=1, metavar="N", help="Processes, over all hosts together.")
     ] = 1,
-    gpus: Annotated[bool, typer.Option("--gpus", help="One GPU a process.")] = False,
+    gpus: Annotated[bool, typer.Option("--gpus", help="One GPU per process.")] = False,
     hosts: Annotated[
         list[str] | None,
-        typer.Option("--host", metavar="H", help="A host; spread evenly over all that are named."),
+        typer.Option("--host", metavar="H", help="A host; ranks are spread evenly over all that are named."),
     ] = None,
     module: Annotated[
         str | None, typer.Option("-m", "--module", metavar="MODULE", help="A module instead of a file.")
@@ -31,7 +31,9 @@ def run(
         list[str] | None,
         typer.Option("--env", "-e", metavar="K=V", help="An environment variable of the ranks."),
     ] = None,
-    restarts: Annotated[int, typer.Option("--max-restarts", min=0, help="Restart the mesh so often.")] = 0,
+    restarts: Annotated[
+        int, typer.Option("--max-restarts", min=0, metavar="N", help="Restart the mesh at most N times.")
+    ] = 0,
     detach: Detach = False,
     name: RunName = None,
     timeout: Timeout = None,
@@ -62,7 +64,7 @@ def run(
 
 
 def _program(words: list[str], module: str | None) -> tuple[str, list[str]]:
-    """What ranks run, as a key of a spec and its value; raises NotFoundError where there is no such file."""
+    """What ranks run, as a key of a spec and its value; raises UsageError, and NotFoundError for a missing file."""
     from forgectl.errors import NotFoundError, UsageError
 
     if module is not None:
@@ -86,7 +88,7 @@ def _spec(name: str, mesh: str, body: dict[str, Any], hosts: list[str] | None) -
 
 
 def _option(where: str, mesh: str) -> str:
-    """What the user typed for a value of the spec: of places in a spec that nobody wrote they can make nothing."""
+    """The option for a place in the spec: the user did not write that spec, so its places would not help them."""
     options = {"name": "--name", "hosts": "--host"}
     options |= {f"scripts.{mesh}.{key}": f"--{key}" for key in ("env", "module")}
     options |= {f"scripts.{mesh}.procs": "-n", f"scripts.{mesh}.with_gpus": "--gpus", f"scripts.{mesh}.run": "SCRIPT"}
@@ -121,7 +123,7 @@ def _environment(pairs: list[str]) -> dict[str, str]:
 
 
 def _literal(value: Any) -> Any:
-    """Values as they are: a `$` that the shell left alone is no variable of a spec."""
+    """The value with each `$` escaped: one that the shell left alone must not become a variable of the spec."""
     if isinstance(value, str):
         return value.replace("$", "$$")
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""`forgectl schema`: the JSON Schema of specs, for editors."""
+"""`forgectl schema`: prints the JSON Schema of specs, for editors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`forgectl shutdown`: end meshes or runs, and say how each ended."""
+"""`forgectl shutdown`: ends meshes or runs, and prints how each ended."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def shutdown(
     ] = 10.0,
     force: Annotated[bool, typer.Option("--force", help="SIGKILL at once.")] = False,
 ) -> None:
-    """End meshes; returns when every process of theirs is gone."""
+    """End meshes, and return when all their processes are gone."""
     import sys
 
     from forgectl.cli.ending import end_all

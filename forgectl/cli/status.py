@@ -1,4 +1,4 @@
-"""`forgectl status`: a row a mesh, of all runs of this user."""
+"""`forgectl status`: prints a row for each mesh of this user's runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from forgectl.model.status import RunStatus
 
 DRIVER_SECONDS = 1.0
-"""How long a driver may take to tell the metrics of its services."""
+"""How long a driver may take to send the metrics of its services."""
 
 
 def status(
@@ -22,7 +22,9 @@ def status(
         typer.Argument(metavar="[MESH]", help="One mesh (or RUN/MESH), with its ranks.", show_default=False),
     ] = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show ranks too.")] = False,
-    watch: Annotated[bool, typer.Option("-w", "--watch", help="Keep showing; with --json a document a line.")] = False,
+    watch: Annotated[
+        bool, typer.Option("-w", "--watch", help="Keep showing; with --json one document per line.")
+    ] = False,
     everything: Annotated[bool, typer.Option("-a", "--all", help="Show runs that have ended too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document.")] = False,
 ) -> None:
@@ -53,7 +55,11 @@ def status(
 
 
 def collect(mesh: str | None, everything: bool, *, stats: bool) -> tuple[list[RunStatus], list[ForgeError]]:
-    """The runs that were asked for, one with one mesh if `mesh` is given; and why others cannot be shown."""
+    """The runs to show, and the errors of runs that cannot be shown.
+
+    With `mesh` that is one run, with that mesh alone. `everything` includes runs that have ended; `stats` adds what
+    ranks use.
+    """
     import dataclasses
 
     from forgectl.cli.find import find_mesh
@@ -70,17 +76,17 @@ def collect(mesh: str | None, everything: bool, *, stats: bool) -> tuple[list[Ru
             continue
         try:
             found = _status(run, stats=stats)
-        except (ForgeError, FileNotFoundError) as e:  # no reason to keep quiet about the others
+        except (ForgeError, FileNotFoundError) as e:  # the other runs must still be shown
             if isinstance(e, ForgeError) and run.plan_file.exists():
                 troubles.append(e)
-            continue  # without a plan it was a launch that has just been given up
+            continue  # a run without a plan is a launch that has just been discarded
         if everything or not found.ended or found.state == "lost":
             runs.append(found)
     return runs, troubles
 
 
 def _status(run: RunDir, *, stats: bool) -> RunStatus:
-    """A run's state, with `stats` also what its ranks use and what its services have done."""
+    """A run's state; with `stats` also what its ranks use, and the metrics of its services."""
     import dataclasses
 
     from forgectl.controller import client
@@ -92,7 +98,7 @@ def _status(run: RunDir, *, stats: bool) -> RunStatus:
 
         try:
             services = ask_driver(run, GetMetrics(), Metrics, DRIVER_SECONDS).services
-        except ForgeError:  # it is starting, ending or busy: the rest is worth showing without
+        except ForgeError:  # the driver is starting, ending or busy: show the rest
             services = {}
         return dataclasses.replace(found, services=services)
     return found

@@ -1,4 +1,4 @@
-"""`forgectl status -w`: draws at every change and at least once a second, in place on a terminal."""
+"""`forgectl status -w`: shows the status at every change and at least once a second, in place on a terminal."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ EVERY = 1.0
 
 
 def keep_showing(collect: Callable[[], list[RunStatus]], *, as_json: bool, ranks: bool) -> None:
-    """Show what `collect` gives until Ctrl-C."""
-    bell = Bell()
+    """Show what `collect` returns, again and again, until Ctrl-C."""
+    changes = ChangeWatch()
     console = render.stdout()
     in_place = console.is_terminal and not as_json
     with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
@@ -38,26 +38,26 @@ def keep_showing(collect: Callable[[], list[RunStatus]], *, as_json: bool, ranks
             else:
                 render.show(render.status_view(runs, ranks=ranks))
             sys.stdout.flush()
-            bell.wait(EVERY)
+            changes.wait(EVERY)
 
 
-class Bell:
-    """Rings when a living run changes: each controller reports to us, and we only hear that it does."""
+class ChangeWatch:
+    """Waits until a living run changes: each controller sends reports, and only their arrival counts."""
 
     def __init__(self) -> None:
         self._lines: dict[str, Connection] = {}
 
     def wait(self, seconds: float) -> None:
-        """Return at the next change, or after so many seconds."""
+        """Return at the next change, or after `seconds`."""
         if self._attach():
-            return  # something may have changed before we began to listen
+            return  # something may have changed before we connected
         ready, _, _ = select.select([line.socket.fileno() for line in self._lines.values()], [], [], seconds)
         for run, line in list(self._lines.items()):
-            if line.socket.fileno() in ready and not self._hear(line):
+            if line.socket.fileno() in ready and not self._receive(line):
                 self._lines.pop(run).close()
 
     def _attach(self) -> bool:
-        """Listen to runs that are new to us; whether there were any."""
+        """Connect to runs that are new to us; whether there were any."""
         before = len(self._lines)
         for run in run_dir.all_runs():
             if run.run not in self._lines and not run.has_ended:
@@ -65,16 +65,17 @@ class Bell:
                     line = client.connect(run)
                     if line is not None:
                         line.send(Attach())
-                        self._hear(line)  # the present state
+                        self._receive(line)  # the present state
                         self._lines[run.run] = line
         return len(self._lines) > before
 
     @staticmethod
-    def _hear(line: Connection) -> bool:
+    def _receive(line: Connection) -> bool:
+        """Receive all pending reports; False if the connection has ended."""
         try:
-            heard = line.receive(client.ANSWER_SECONDS) is not None
-            while heard and line.pending:
-                heard = line.receive(client.ANSWER_SECONDS) is not None
+            received = line.receive(client.ANSWER_SECONDS) is not None
+            while received and line.pending:
+                received = line.receive(client.ANSWER_SECONDS) is not None
         except (OSError, ProtocolError):
             return False
-        return heard
+        return received

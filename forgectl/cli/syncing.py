@@ -15,32 +15,32 @@ from forgectl.errors import ForgeError
 from forgectl.model.plan import Plan
 from forgectl.sync.scan import scan
 from forgectl.sync.sender import Pushed, push
-from forgectl.transport.survey import Hosts, for_all, together, workdir_key
+from forgectl.transport.survey import Hosts, combined_error, for_all, workdir_key
 
 SLOW_SECONDS = 3.0
-"""How long a user waits for the look at a workdir before being told."""
+"""Seconds after which the user sees that the workdir is still being scanned."""
 SHOWN = 5
-"""Notices about a workdir that are told before the others are only counted."""
+"""Notices about a workdir that are printed; others are only counted."""
 
 
 def sync_workdir(plan: Plan, hosts: Hosts, deadline: float | None = None) -> None:
-    """Bring every ssh host of the plan what it lacks of workdir; raises what is in the way, of all hosts at once.
+    """Send every ssh host of the plan what it lacks of workdir; raises one ForgeError for all hosts that failed.
 
-    `deadline`: until when, by the monotonic clock.
+    `deadline`: when to give up, by the monotonic clock.
     """
     remote = [h.name for h in plan.hosts if not h.local]
     if plan.sync == "none" or not remote:
         return
-    slow = threading.Timer(SLOW_SECONDS, _say, [f"looking through the workdir {plan.workdir}"])
+    slow = threading.Timer(SLOW_SECONDS, _print_notice, [f"looking through the workdir {plan.workdir}"])
     slow.start()
     try:
         tree = scan(Path(plan.workdir), plan.sync_limit, run_dir.cache_folder())
     finally:
         slow.cancel()
     for notice in tree.notices[:SHOWN]:
-        _say(notice)
+        _print_notice(notice)
     if len(tree.notices) > SHOWN:
-        _say(f"and {len(tree.notices) - SHOWN} more of workdir that are not copied")
+        _print_notice(f"and {len(tree.notices) - SHOWN} more files of workdir are not synced")
     with _shown(remote) as bars:
         key = workdir_key(Path(plan.workdir))
 
@@ -48,7 +48,7 @@ def sync_workdir(plan: Plan, hosts: Hosts, deadline: float | None = None) -> Non
             try:
                 return push(hosts.connections[name].line, tree, key, name, bars.of(name), deadline)
             except ForgeError:
-                hosts.connections[name].close()  # its relay may hold a tree, on a shared disk, that others wait for
+                hosts.connections[name].close()  # its relay may lock a tree, on a shared disk, that others wait for
                 raise
 
         def job(name: str) -> Callable[[], Pushed]:
@@ -56,18 +56,18 @@ def sync_workdir(plan: Plan, hosts: Hosts, deadline: float | None = None) -> Non
 
         pushed, errors = for_all({name: job(name) for name in remote}, hosts)
     if errors:
-        raise together(errors)
-    _tell(pushed)
+        raise combined_error(errors)
+    _report_changed_files(pushed)
 
 
-def _tell(pushed: dict[str, Pushed]) -> None:
+def _report_changed_files(pushed: dict[str, Pushed]) -> None:
     changed = sorted({path for p in pushed.values() for path in p.changed})
     if changed:
         named = ", ".join(changed[:SHOWN]) + (f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else "")
-        _say(f"changed while it was copied, so that hosts may have different states of it: {named}")
+        _print_notice(f"changed while they were copied, so hosts may have different versions: {named}")
 
 
-def _say(text: str) -> None:
+def _print_notice(text: str) -> None:
     render.stderr().print(render.plain(f"forgectl: {text}"))
 
 
@@ -82,7 +82,7 @@ class _Bars:
         self._bar = progress.add_task(f"forgectl: copying workdir to {where}", total=None, visible=False)
 
     def of(self, host: str) -> Callable[[int, int], None]:
-        """What is to be told of one host's progress."""
+        """A function that takes one host's progress: bytes sent, and bytes to send."""
 
         def advance(done: int, total: int) -> None:
             with self._lock:

@@ -22,7 +22,7 @@ LOG_SECONDS = 0.05
 
 
 class Signals:
-    """Ctrl-C and its like, noted instead of raised, from the first step of a launch to its last."""
+    """Notes Ctrl-C and similar signals instead of raising them, from the first step of a launch to its last."""
 
     NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -35,7 +35,7 @@ class Signals:
 
     @contextmanager
     def noted(self) -> Iterator[Signals]:
-        """While this lasts, signals are only noted."""
+        """A context in which signals are only noted."""
         before = {n: signal.signal(n, self._note) for n in self.NUMBERS if signal.getsignal(n) != signal.SIG_IGN}
         old = signal.set_wakeup_fd(self._in, warn_on_full_buffer=False)
         try:
@@ -58,7 +58,7 @@ class RunWatch:
 
     def __init__(self, run: RunDir, signals: Signals, *, owner: bool, with_logs: bool, grace: float = 10.0) -> None:
         self.run = run
-        self.status: RunStatus | None = None  # the last that was reported
+        self.status: RunStatus | None = None  # the last reported one
         self._signals = signals
         self._answered = 0
         self._owner = owner
@@ -75,27 +75,27 @@ class RunWatch:
 
     @property
     def stopping(self) -> bool:
-        """Whether the run's end was asked for here."""
+        """Whether this process has asked for the run's end."""
         return self._shutdown is not None
 
     @property
     def hurried(self) -> bool:
-        """Whether a second signal came."""
+        """Whether a second signal has come."""
         return self._answered > 1
 
     @property
     def exit_code(self) -> int:
-        """What the run's end was asked for with."""
+        """The exit code with which this process asked for the run's end; 0 if it did not."""
         return self._shutdown.exit_code or 0 if self._shutdown else 0
 
     def stop(self, by: str, exit_code: int, *, grace: float | None = None) -> None:
-        """Ask for the run's end; asked again of every new controller until it has ended."""
+        """Ask for the run's end, and ask every new controller again until it has ended. `grace` is in seconds."""
         wait = self._grace if grace is None else grace
         self._shutdown = Shutdown(None, wait, by, exit_code)
         self._send_shutdown()
 
     def steps(self, deadline: Callable[[], float | None] = lambda: None) -> Iterator[RunStatus | None]:
-        """The run's states as they change, and None when nothing did for a moment or the deadline passed."""
+        """The run's states as they change; None when nothing changed for a moment, or the deadline has passed."""
         while not self._seen_end:
             self._obey_signals()
             line = self._line or self._connect()
@@ -127,9 +127,9 @@ class RunWatch:
         try:
             report = line.receive(client.ANSWER_SECONDS)
         except TimeoutError:
-            return None  # half a message: its controller is stopped or starved
+            return None  # half a message: the controller is stopped or starved
         if not isinstance(report, StatusReport):
-            self._line = None  # its controller died: the next step brings up another
+            self._line = None  # the controller died: the next step starts another
             line.close()
             return None
         self.status, self._seen_end = report.run, report.ended
@@ -149,5 +149,5 @@ class RunWatch:
 
     @staticmethod
     def _send(line: Connection, message: Any) -> None:
-        with suppress(ConnectionError):  # its controller died: reading from the line will tell
+        with suppress(ConnectionError):  # the controller died: the next read will show it
             line.send(message)

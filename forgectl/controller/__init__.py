@@ -1,1 +1,1 @@
-"""The controller: one daemon a run, on the launching machine; holds its states and decides its policy."""
+"""The controller: one daemon per run, on the launching machine. It holds the run's state and decides what happens."""

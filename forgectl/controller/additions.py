@@ -1,4 +1,4 @@
-"""Places for meshes while a run goes on: for those that code adds, and for those that lost a host."""
+"""Places meshes during a run: those that code adds, and those that lost a host."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ GpusOfHosts = dict[str, tuple[Gpu, ...]]
 
 
 class Additions:
-    """Places one mesh after the other: of two that want the same GPU the second must see that it is gone.
+    """Places one mesh at a time: if two want the same GPU, the second must see that the first has it.
 
-    `look` asks a host which GPUs it has, and who holds them.
+    `look` asks a host which GPUs it has and who holds them.
     """
 
     def __init__(self, look: Callable[[HostPlan], Awaitable[tuple[Gpu, ...]]]) -> None:
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._look = look
 
     async def place(self, run: Run, unit: Unit, *, named: bool) -> MeshPlan:
-        """The plan of one more mesh; raises ForgeError with why there is no room for it."""
-        async with self._turn:
+        """The plan of one more mesh; raises ForgeError if the run has no room for it. `named`: its name was chosen."""
+        async with self._lock:
             if run.ended or run.stop is not None:
                 raise BusyError(f"run {run.id} is ending; no mesh can be added to it")
             if unit.procs + sum(m.plan.procs for m in run.meshes.values() if not m.ended) > MAX_RANKS:
@@ -40,14 +40,14 @@ class Additions:
             return place_more(dataclasses.replace(run.plan, hosts=there), unit, gpus, os.environ, _living(run))
 
     async def replace(self, run: Run, mesh: MeshState) -> MeshPlan:
-        """The plan of a mesh on hosts that are not lost; raises ForgeError with why there are none."""
-        async with self._turn:
+        """A new plan of a mesh, on hosts that are not lost; raises ForgeError if no hosts have room."""
+        async with self._lock:
             lost = {name for name, host in run.hosts.items() if host.given_up}
             gpus = await self._gpus(run, mesh.name) if any(mesh.plan.gpus.values()) else {}
             return replace_lost(run.plan, mesh.plan, lost, gpus, os.environ, _living(run))
 
     async def _gpus(self, run: Run, leaving: str | None = None) -> GpusOfHosts:
-        """The GPUs of each host and who holds them; the mesh `leaving` holds none any more."""
+        """Host → its GPUs and who holds them, as if the mesh `leaving` held none."""
         hosts = [host.plan for host in run.hosts.values() if not host.given_up]
         found = await asyncio.gather(*(self._look(host) for host in hosts))
         living = [mesh for mesh in _living(run) if mesh.mesh != leaving]
@@ -55,7 +55,7 @@ class Additions:
 
 
 def _living(run: Run) -> list[MeshPlan]:
-    """The meshes that take GPUs and slots."""
+    """The meshes that hold GPUs and slots."""
     return [m.plan for m in run.meshes.values() if not m.ended]
 
 

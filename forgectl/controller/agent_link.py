@@ -1,4 +1,4 @@
-"""The controller's link to one agent: start it, greet it, pass commands and events, and replace it when it dies."""
+"""The controller's link to one agent: it starts the agent, passes commands and events, and replaces a dead agent."""
 
 from __future__ import annotations
 
@@ -40,28 +40,28 @@ Check = Callable[[Any], None]
 Use = dict[str, dict[int, RankStats]]
 STATS_SECONDS = 2.0
 FENCE_SECONDS = 1.0
-"""What an agent needs, once its lease has run out, to end all that it has started."""
+"""What an agent needs after the end of its lease to end all that it started."""
 STOP_SECONDS = 60.0
-"""What a host may take, beyond the grace, to report the end of a generation. An agent gives SIGKILL 5 s, and a fork
-server that hangs twice 10 s."""
+"""What a host may take, beyond the grace, to report the end of a generation. An agent waits 5 s after SIGKILL, and
+twice 10 s for a fork server that hangs."""
 IDLE_EVENTS = 100_000
 IDLE_BYTES = 256 << 20
-"""Events of one connection that may add nothing to what is known, such as those that are replayed."""
+"""Most events of one connection, and their bytes, that may change nothing: for example, replayed ones."""
 FIRST_FAILURES = 10
 """Connections that may end at once before the first agent of a host has answered."""
-MOST_WORDS = 500
-"""Characters that are shown of what a host did."""
+MOST_TEXT = 500
+"""Most characters shown of what a host did."""
 
 
 def note(text: str) -> None:
-    """A line in the controller's log, if there is room."""
+    """Write a line to the controller's log, if there is room."""
     with contextlib.suppress(OSError):
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
 
 def _no_check(answer: Any) -> None:
-    """Take any answer."""
+    """Accept any answer."""
 
 
 class Way(Protocol):
@@ -73,7 +73,7 @@ class Way(Protocol):
 
     async def start_agent(self, config: AgentConfig) -> int: ...
 
-    def put_down(self, stream: Stream) -> None: ...
+    def kill_agent(self, stream: Stream) -> None: ...
 
     def rebooted(self, boot: str | None) -> bool: ...
 
@@ -95,14 +95,15 @@ class Owner(Protocol):
 
     def changed(self) -> None: ...
 
-    def logs_are_home(self, host: str) -> bool: ...
+    def logs_fetched(self, host: str) -> bool: ...
 
 
 class AgentLink:
     """Keeps one host's agent connected from the start of the run to its end.
 
-    `unsure`: an agent was there that the journal does not know of any more. Of a run that was `adopted`, an ssh host
-    whose agent has fenced itself meanwhile gets no other: a look at `status` must not revive what has ended.
+    `unsure`: the host may have an agent that a damaged journal no longer shows. `adopted`: this controller took the run
+    over. Then an ssh host whose agent has fenced itself gets no new one: `forgectl status` must not revive a run that
+    has ended.
     """
 
     def __init__(
@@ -117,39 +118,39 @@ class AgentLink:
     ) -> None:
         self.host = host
         self.name = host.plan.name
-        self._config = config  # of an agent that is (not) the first of its host
+        self._config = config  # takes whether the agent replaces an earlier one
         self._way = way
         self._owner = owner
         self._unsure = unsure
         self._adopted = adopted
-        self._catching_up = adopted  # until its agent has told what the journal may have lost
+        self._catching_up = adopted  # until its agent has sent the events that the journal may have lost
         self._stream: Stream | None = None
         self._synced = False
         self._sent: set[tuple[object, ...]] = set()
         self._quit_sent = False
         self._questions: dict[type, tuple[asyncio.Future[Any], Check]] = {}  # answer's type → what waits for it
-        self._owed: dict[type, int] = {}  # answer's type → how many have been asked for over this connection
-        self._turns: dict[type, asyncio.Lock] = {}
+        self._expected: dict[type, int] = {}  # answer's type → answers that this connection has yet to bring
+        self._locks: dict[type, asyncio.Lock] = {}  # answer's type → one question at a time
         self._lease = config(False).lease
         self._interval = min(self._lease / 6, 2.0)  # between a Pong and the next Ping
-        self._heard = time.monotonic()
+        self._last_pong = time.monotonic()
         self._failures = 0
-        self._pinged = False  # a Ping was sent, and its Pong is to come
+        self._pinged = False  # a Ping was sent, and its Pong has not come yet
         self._ponged = False  # a Pong has come over this connection
-        self._received = 0  # bytes of this connection, before the message at hand
+        self._received = 0  # bytes of this connection, before the current message
         self._idle_events = self._idle_bytes = 0
         self._ends: dict[tuple[str, int], float] = {}  # mesh and generation → when its end is overdue
 
     @property
-    def _patience(self) -> float:
-        """Seconds of silence after which a connection is given up: early enough for another, where it may drop."""
+    def _silence_limit(self) -> float:
+        """Seconds of silence after which a connection is dropped. By ssh that is early enough for a second attempt."""
         return max(3 * self._interval, min(self._lease / 3, 8.0)) if self._way.may_drop else self._lease
 
     async def run(self) -> None:
         """Serve until the agent has quit on command, or the host is lost for good."""
         try:
             await self._serve()
-        except Exception as e:  # a host must not be able to end its link and leave the run waiting for it
+        except Exception as e:  # a host must not be able to end its link, which would leave the run waiting
             note(traceback.format_exc())
             self._lose(f"what it sent could not be dealt with ({type(e).__name__}: {e})", hint="see controller.log")
         finally:
@@ -163,20 +164,21 @@ class AgentLink:
             self.host.state = "gone"
 
     def _lose(self, what: str, hint: str | None) -> None:
-        """Give the host up for what it did."""
-        why = f"host {self.name} was given up: {what[:MOST_WORDS]}"
+        """Record the host as lost for good, with what it did as the reason."""
+        why = f"host {self.name} was given up: {what[:MOST_TEXT]}"
         self._owner.record(AgentLost(self.name, why, UnreachableError.exit_code, hint, final=True))
 
     async def _once(self) -> bool:
-        """One connection, or one attempt at it; whether to go on."""
+        """Make one connection, or try to, and serve it; returns whether to go on."""
         try:
             stream = await self._connect()
             if stream is None:
                 if self._is_to_quit():
-                    return False  # there is nothing left to begin one for
+                    return False  # a new agent would have nothing to do
                 return await self._begin_agent()
         except (ForgeError, ProtocolError, OSError) as e:
-            return await self._bear(e if isinstance(e, ForgeError) else UnreachableError(f"host {self.name}: {e}"))
+            error = e if isinstance(e, ForgeError) else UnreachableError(f"host {self.name}: {e}")
+            return await self._retry_or_lose(error)
         self._ponged = False
         try:
             await self._converse(stream)
@@ -193,32 +195,35 @@ class AgentLink:
             stream.abort()
             for question, _ in self._questions.values():
                 question.cancel()
-        return self._ponged or await self._bear_loss()
+        return self._ponged or await self._after_early_end()
 
     async def _break_off(self, stream: Stream, what: str) -> None:
-        """End a host that broke the protocol; an agent that is only broken still ends what it runs."""
+        """Give up a host that broke the protocol. Its last commands let an agent that is only broken end its ranks."""
         for command in self._owner.last_commands_for(self.name):
             stream.send(command)
-        self._stream = None  # nothing more is to be sent
-        self._way.put_down(stream)
+        self._stream = None  # nothing more is sent
+        self._way.kill_agent(stream)
         hint = "its agent, or what stands between, does not behave; what still runs there ends with its lease"
         self._lose(what, hint)
         await stream.close()
 
-    async def _bear_loss(self) -> bool:
-        """A connection ended before the agent answered anything. The next may, too, so it comes a little later."""
-        left = self._heard + self._lease + FENCE_SECONDS - time.monotonic()
+    async def _after_early_end(self) -> bool:
+        """Wait a little after a connection that ended before the first Pong: the next one may end early too.
+
+        Returns whether to go on.
+        """
+        left = self._last_pong + self._lease + FENCE_SECONDS - time.monotonic()
         known = self.host.pid is not None or self._failures >= FIRST_FAILURES
-        if left <= 0 and known and self._way.may_drop:  # one here was put down, and another takes its place
-            return await self._bear(UnreachableError(f"host {self.name}: connections to it end at once"))
+        if left <= 0 and known and self._way.may_drop:  # not here: a local agent was killed, and gets a successor
+            return await self._retry_or_lose(UnreachableError(f"host {self.name}: connections to it end at once"))
         await self._pause(max(left, 0.0))
         return True
 
     async def _connect(self) -> Stream | None:
-        """A connection, or None where no agent lives; raises ForgeError, at the latest when its lease is over."""
+        """A connection, or None if no agent is alive; raises ForgeError, at the latest after the agent's lease."""
         if self.host.pid is None:
             return await self._way.connect()
-        left = self._heard + self._lease + FENCE_SECONDS - time.monotonic()
+        left = self._last_pong + self._lease + FENCE_SECONDS - time.monotonic()
         try:
             return await asyncio.wait_for(self._way.connect(), max(left, 0.1))
         except asyncio.TimeoutError:
@@ -227,9 +232,9 @@ class AgentLink:
     def _is_to_quit(self) -> bool:
         return any(isinstance(c, Quit) for c in self._owner.commands_for(self.name))
 
-    async def _bear(self, error: ForgeError) -> bool:
-        """The host was not reached: wait a little, as long as its agent may live; whether to try again."""
-        left = self._heard + self._lease + FENCE_SECONDS - time.monotonic()
+    async def _retry_or_lose(self, error: ForgeError) -> bool:
+        """After a failed connection: wait a little while its agent may live, else record its loss; whether to retry."""
+        left = self._last_pong + self._lease + FENCE_SECONDS - time.monotonic()
         known = self.host.pid is not None or self._unsure
         if self._is_to_quit():
             return False
@@ -237,8 +242,8 @@ class AgentLink:
             why = error.message
             if known:
                 why = (
-                    f"host {self.name} was unreachable for longer than its lease of {self._lease:g} s, "
-                    f"at the end of which its agent ended all that it ran ({error.message})"
+                    f"host {self.name} was unreachable for longer than its lease of {self._lease:g} s; "
+                    f"at its end the agent ended all that it ran ({error.message})"
                 )
             self._owner.record(AgentLost(self.name, why, error.exit_code, error.hint, final=True))
             return False
@@ -246,7 +251,7 @@ class AgentLink:
         return True
 
     async def _pause(self, left: float) -> None:
-        """Wait before the next attempt, a little longer each time, but for less than `left` seconds."""
+        """Wait before the next attempt: a little longer each time, up to 2 s, but at most `left` seconds."""
         if self.host.state in ("up", "starting") and (self.host.pid is not None or self._unsure):
             self.host.state = "reconnecting"
             self._owner.changed()
@@ -254,7 +259,7 @@ class AgentLink:
         await asyncio.sleep(min(left, random.uniform(0.5, 1.0) * min(0.1 * 2.0 ** min(self._failures, 9), 2.0)))
 
     async def _begin_agent(self) -> bool:
-        """Start an agent where none lives; the ranks of an earlier one are gone with it."""
+        """Start an agent where none is alive; the ranks of an earlier one ended with it. Returns whether to go on."""
         first = self.host.pid is None and not self._unsure
         why = "" if first else self._why_gone()
         if self._adopted and self._way.may_drop:
@@ -279,9 +284,9 @@ class AgentLink:
     async def _converse(self, stream: Stream) -> None:
         stream.send(Hello(__version__, self._config(False).run, self.host.last_seq, self.host.pid or 0))
         try:
-            welcome = await stream.receive(max(self._patience, HANDSHAKE_SECONDS))
+            welcome = await stream.receive(max(self._silence_limit, HANDSHAKE_SECONDS))
         except asyncio.TimeoutError:
-            self._way.put_down(stream)
+            self._way.kill_agent(stream)
             return
         if welcome is None:
             return
@@ -293,30 +298,30 @@ class AgentLink:
         self._adopted = False
         self._begin(stream, welcome)
         self._ping(stream)
-        heard = time.monotonic()
+        began = time.monotonic()
         try:
             while True:
-                due = max(self._heard, heard) + self._lease + FENCE_SECONDS
-                message = await stream.receive(max(0.1, min(self._patience, due - time.monotonic())))
+                due = max(self._last_pong, began) + self._lease + FENCE_SECONDS
+                message = await stream.receive(max(0.1, min(self._silence_limit, due - time.monotonic())))
                 if message is None:
                     return
                 if not isinstance(message, Pong) and time.monotonic() > due:
-                    raise asyncio.TimeoutError  # it says much, but no Pong: its agent has fenced itself by now
+                    raise asyncio.TimeoutError  # it sends messages but no Pong: its agent has fenced itself by now
                 self.host.last_seen = time.time()
                 self._take(stream, message)
         except asyncio.TimeoutError:
-            self._way.put_down(stream)
+            self._way.kill_agent(stream)
 
     def _begin(self, stream: Stream, welcome: Welcome) -> None:
-        """An agent has answered over a new connection."""
+        """Begin with a new connection over which an agent has answered."""
         host = self.host
-        self._sent, self._owed, self._pinged = set(), {}, False
+        self._sent, self._expected, self._pinged = set(), {}, False
         self._received = self._idle_events = self._idle_bytes = 0
         self._stream = stream
         if host.pid is None:
-            self._heard = time.monotonic()
+            self._last_pong = time.monotonic()
         if (host.pid, host.boot_id) == (welcome.pid, welcome.boot_id) and host.state in ("up", "reconnecting"):
-            host.state = "up"  # as the journal has it: a connection that drops again and again does not fill it
+            host.state = "up"  # as in the journal, so no record: a connection that keeps dropping must not fill it
             self._owner.changed()
         else:
             self._owner.record(AgentUp(self.name, welcome.pid, welcome.boot_id))
@@ -330,7 +335,7 @@ class AgentLink:
             if not self._pinged:
                 raise ProtocolError("it sent a Pong that nobody asked for")
             self._pinged, self._ponged, self._failures = False, True, 0
-            self._heard = time.monotonic()
+            self._last_pong = time.monotonic()
             self._check_ends()
             asyncio.get_running_loop().call_later(self._interval, self._ping, stream)
         elif isinstance(message, Synced):
@@ -344,24 +349,24 @@ class AgentLink:
 
     def _take_answer(self, message: object) -> None:
         kind = type(message)
-        if not self._owed.get(kind, 0):
+        if not self._expected.get(kind, 0):
             raise ProtocolError(f"it sent {kind.__name__}, which nobody asked for")
-        self._owed[kind] -= 1
-        if kind in self._questions:  # else it comes too late
+        self._expected[kind] -= 1
+        if kind in self._questions:  # else it came too late
             question, check = self._questions[kind]
             check(message)
             if not question.done():
                 question.set_result(message)
 
     def _note_idle(self, stream: Stream) -> None:
-        """An event said nothing new. A few may, but not for ever."""
+        """Count an event that said nothing new; raises ProtocolError for too many."""
         self._idle_events += 1
         self._idle_bytes += stream.received - self._received
         if self._idle_events > IDLE_EVENTS or self._idle_bytes > IDLE_BYTES:
             raise ProtocolError(f"it sent {self._idle_events} events that say nothing new")
 
     def _check_ends(self) -> None:
-        """Raise ProtocolError where the end of a generation is overdue: nobody else can end it, or the run."""
+        """Raise ProtocolError if the end of a generation is overdue: without its report the run cannot end."""
         stops = {(c.mesh, c.generation): c for c in self._owner.commands_for(self.name) if isinstance(c, Stop)}
         self._ends = {which: due for which, due in self._ends.items() if which in stops}
         now = time.monotonic()
@@ -374,7 +379,7 @@ class AgentLink:
                 )
 
     def _ping(self, stream: Stream) -> None:
-        """Say that its last Pong has arrived: the agent counts its lease from then, and ends before we call it lost."""
+        """Confirm its last Pong: the agent counts its lease from there, and so ends before we record it as lost."""
         if stream is self._stream:
             self._pinged = True
             stream.send(Ping())
@@ -382,28 +387,28 @@ class AgentLink:
     # ------------------------------------------------------------ commands
 
     def push(self, subjects: Collection[str] | None = None) -> None:
-        """Send what the agent should be doing and was not sent over this connection; `subjects` as of `commands`."""
+        """Send the commands that were not sent over this connection yet; `subjects` are those of `commands`."""
         if self._stream is None or not self._synced:
             return
         for command in self._owner.commands_for(self.name, subjects):
-            if isinstance(command, Quit) and not self._owner.logs_are_home(self.name):
-                continue  # pushed again once they are
+            if isinstance(command, Quit) and not self._owner.logs_fetched(self.name):
+                continue  # `push` is called again once they are
             if key(command) not in self._sent:
                 self._sent.add(key(command))
                 self._quit_sent = self._quit_sent or isinstance(command, Quit)
                 self._stream.send(command)
 
     async def ask(self, request: Any, kind: type[A], timeout: float, check: Check = _no_check) -> A | None:
-        """The agent's answer to a question; None where it is not connected, or does not answer in time.
+        """The agent's answer, of type `kind`; None if it is not connected or does not answer within `timeout` seconds.
 
-        `check` raises ProtocolError for an answer that no agent gives: then the host is given up.
+        `check` raises ProtocolError for an answer that our agent never gives: then the host is given up.
         """
-        async with self._turns.setdefault(kind, asyncio.Lock()):
+        async with self._locks.setdefault(kind, asyncio.Lock()):
             if self._stream is None:
                 return None
             question: asyncio.Future[A] = asyncio.get_running_loop().create_future()
             self._questions[kind] = question, check
-            self._owed[kind] = self._owed.get(kind, 0) + 1
+            self._expected[kind] = self._expected.get(kind, 0) + 1
             self._stream.send(request)
             await asyncio.wait({question}, timeout=timeout)
             del self._questions[kind]
@@ -413,6 +418,6 @@ class AgentLink:
             return None
 
     async def stats(self) -> Use:
-        """What the ranks of this host use now; nothing where the agent does not answer in time."""
+        """Mesh → rank → its use now, for the ranks of this host; empty if the agent does not answer in time."""
         answer = await self.ask(GetStats(), Stats, STATS_SECONDS)
         return answer.meshes if answer else {}

@@ -1,6 +1,7 @@
-"""Finds the hosts and meshes of which a record may have changed the commands. Pure.
+"""Finds the hosts and meshes whose commands a record may have changed. Pure.
 
-A run of N hosts writes some 20 records for each: looking at all hosts after every record would take time in N squared.
+A run writes about 20 records for each of its N hosts. Looking at all hosts after every record would take time
+proportional to N squared.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from forgectl.protocol.supervision import MessengerOpened
 
 
 class MeshFacts(NamedTuple):
-    """Everything of a mesh that the commands to more than one of its hosts depend on."""
+    """The facts of a mesh on which the commands to several of its hosts depend."""
 
     plan: MeshPlan
     state: MeshStateName
@@ -30,31 +31,31 @@ class MeshFacts(NamedTuple):
     port: int | None
     ending: bool
     grace: float
-    homeless: bool
+    needs_hosts: bool
 
     @classmethod
     def of(cls, m: MeshState) -> MeshFacts:
         left = tuple(m.left.items())
-        return cls(m.plan, m.state, m.generation, m.first, m.before, left, m.port, m.ending, m.grace, m.homeless)
+        return cls(m.plan, m.state, m.generation, m.first, m.before, left, m.port, m.ending, m.grace, m.needs_hosts)
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """Those that it is on, and those that it was on."""
+        """The hosts that it is on, then those that it was moved away from."""
         return (*self.plan.hosts, *(host for host, _ in self.left))
 
     @property
     def messengers(self) -> tuple[str, ...]:
-        """The hosts that need a messenger for its sake."""
+        """The hosts that need a messenger for this mesh."""
         return self.plan.hosts if self.plan.stays and self.state not in OVER else ()
 
 
 class Changes:
-    """Follows a run: it has to see the run after every record.
+    """Follows a run: `after` must be called after every record.
 
-    A command to a host depends on facts of the whole mesh, on what the host itself has said of the mesh, and on
-    messengers. So where the facts of a mesh have changed, all its hosts are named; where they have not, at most the
-    host that the record is about: what other hosts have said changes only together with those facts, as a generation
-    ends or the mesh moves. tests/unit/controller/test_changes.py compares the outcome with a look at everything.
+    A command to a host depends on facts of the whole mesh, on what the host itself has reported of the mesh, and on
+    messengers. So if the facts of a mesh changed, the result has all its hosts. If not, it has at most the host of the
+    record: what other hosts have reported is reset only together with those facts, when a generation ends or the mesh
+    moves. tests/unit/controller/test_changes.py compares the result with a look at everything.
     """
 
     def __init__(self) -> None:
@@ -63,7 +64,7 @@ class Changes:
         self._ended = False
 
     def after(self, run: Run, record: Record) -> dict[str, dict[str, None]]:
-        """Host → subjects of its `commands` (as the keys of a dict, in order) that may not be what they were."""
+        """Host → the subjects of its `commands` that may have changed, as the keys of a dict, in order."""
         found: dict[str, dict[str, None]] = {}
 
         def name(hosts: Iterable[str], subject: str) -> None:
@@ -90,19 +91,19 @@ class Changes:
         return found
 
     def _of_messenger(self, run: Run, name: str) -> Iterable[str]:
-        """The hosts that have something to do because of the messenger of host `name`."""
+        """The hosts whose commands change with the messenger of host `name`."""
         host = run.hosts[name]
         before, now = self._messengers.get(name, (None, 0)), (host.messenger, host.messengers_lost)
         self._messengers[name] = now
         if before[1] != now[1]:
-            return run.hosts  # links are numbered by how many messengers the run has lost
+            return run.hosts  # the number of links is the number of messengers that the run has lost
         if before[0] != now[0]:
             return [n for n, other in run.hosts.items() if n == name or dials(other.plan, host.plan)]
         return ()
 
 
 def _of_mesh(run: Run, before: MeshFacts | None, now: MeshFacts) -> Iterable[str]:
-    """The hosts that a change of a mesh concerns: of actors all, since any process of the run may have a handle."""
+    """The hosts that a change of a mesh concerns. For actors that is all: any process of the run may have a handle."""
     if now.plan.stays or (before is not None and before.plan.stays):
         return run.hosts
     return (*now.hosts, *(before.hosts if before else ()))

@@ -1,4 +1,4 @@
-"""What the CLI needs of controllers: start one, find runs, ask them; blocking, and cheap to import."""
+"""How the CLI talks to controllers: starts them, connects and asks. Blocking, and cheap to import."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from forgectl.wire.unix_sockets import Connection, dial
 START_SECONDS = 30.0
 ANSWER_SECONDS = 10.0
 CONTROLLERS = 20
-"""How many controllers one command brings up, one after the other, before it takes them for unable to live."""
+"""Controllers that one command starts, one after the other, before it reports that none stays alive."""
 
 
 class _Killed(InternalError):
-    """Somebody sent SIGKILL to a controller before it could say anything."""
+    """A controller was killed by SIGKILL before it could report anything."""
 
 
 def start_controller(
@@ -46,12 +46,11 @@ def start_controller(
     handed: Mapping[str, Sequence[int]] = MappingProxyType({}),
     meanwhile: Callable[[], None] = lambda: None,
 ) -> None:
-    """Start the run's controller as a daemon; returns once it listens, or once somebody else's does.
+    """Start the run's controller as a daemon; returns once it, or one that another process started, listens.
 
-    What we can do `meanwhile` comes after all that others wait for.
-
-    `lock` is handed over to it, so that nobody else's can come first, and so are `handed`, descriptors for what is
-    begun already on hosts (see `transport.ways`). `own`: the run ends with this process.
+    It inherits `lock`, the run's lock, so that no other controller can be first. It also inherits `handed`: for each
+    host, descriptors of what was started there before (see `transport.ways`). `own`: the run ends with this process.
+    `meanwhile` is called while the controller starts. Raises InternalError.
     """
     options = ["--adopt"] if adopt else []
     options += [f"--lock={lock}"] if lock is not None else []
@@ -89,14 +88,17 @@ def start_controller(
 
 
 def connect(run: RunDir) -> Connection | None:
-    """A greeted connection to the run's controller, brought up anew where it has died; None if the run has ended."""
+    """A greeted connection to the run's controller, which is started again if it has died; None if the run has ended.
+
+    Raises TimedOutError if the controller does not answer, InternalError if none can be started.
+    """
     for attempt in range(CONTROLLERS + 1):
         if run.read_final() is not None:
             return None
         try:
             return _greet(run, Connection(dial(run.control_socket, ANSWER_SECONDS), CONTROLLER_TO_CLI))
         except (FileNotFoundError, ConnectionError):
-            run.read_plan()  # without it no controller can be
+            run.read_plan()  # no controller can run without it
             if run.has_controller():
                 _wait_until_it_listens(run)
             elif attempt < CONTROLLERS:
@@ -108,7 +110,7 @@ def connect(run: RunDir) -> Connection | None:
 
 
 def _wait_until_it_listens(run: RunDir) -> None:
-    """A controller that begins, as of a launch just now, or that ends: to start another one would be in vain."""
+    """Wait for a controller that is starting or ending; starting another one now would achieve nothing."""
     end = time.monotonic() + START_SECONDS
     while run.has_controller() and run.read_final() is None:
         with contextlib.suppress(FileNotFoundError, ConnectionError, TimeoutError):
@@ -130,7 +132,7 @@ def _greet(run: RunDir, line: Connection) -> Connection:
 
 
 def document(run: RunDir, *, stats: bool = False) -> RunStatus:
-    """The run's present or final state."""
+    """The run's present or final state; `stats` adds what its ranks use. Raises as `connect`."""
     while True:
         line = connect(run)
         if line is None:
@@ -142,11 +144,11 @@ def document(run: RunDir, *, stats: bool = False) -> RunStatus:
             answer = ask(run, line, GetStatus(stats))
             if isinstance(answer, StatusReport):
                 return answer.run
-        # It ended, or died, while we asked: look again.
+        # The controller ended or died while we asked: try again.
 
 
 def ask(run: RunDir, line: Connection, *requests: Any) -> Any:
-    """Send requests; the next message, or None where the controller has ended or died."""
+    """Send requests; returns the next message, or None if the controller has ended or died. Raises TimedOutError."""
     try:
         for request in requests:
             line.send(request)
@@ -165,7 +167,7 @@ def _no_answer(run: RunDir, why: Exception) -> TimedOutError:
 
 
 def wait_gone(status: RunStatus, seconds: float = 5.0) -> None:
-    """Wait until the controller process of an ended run has exited."""
+    """Wait until the controller process of an ended run has exited, for at most `seconds`."""
     try:
         pidfd = os.pidfd_open(status.controller.pid)
     except OSError:
@@ -183,4 +185,4 @@ def _last_line(path: Path) -> str:
         lines = path.read_text(errors="replace").strip().splitlines()
         if lines:
             return lines[-1]
-    return "it said nothing"
+    return "it printed nothing"

@@ -1,6 +1,6 @@
-"""What the agents must be sent, given a run's state. Pure; every command may be sent again after a reconnection.
+"""The commands for the agents, given a run's state. Pure; every command may be sent again after a reconnection.
 
-`commands` is the whole answer for a host, or a part of it: `changes.py` says which part a record may have changed.
+`commands` gives all commands for a host, or a part of them: `changes.py` finds the part that a record may change.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Command = Prepare | OpenStore | OpenMessenger | Links | MeshNews | Start | Stop 
 
 
 HOST = ""
-"""The subject of what concerns the host itself, its messenger and its end; all other subjects are names of meshes."""
+"""The subject of commands about the host itself: its messenger and its end. Other subjects are names of meshes."""
 
 
 def commands(run: Run, host: str, subjects: Collection[str] | None = None) -> list[Command]:
-    """What `host`'s agent should be doing now, in order; of these subjects only, if they are given."""
+    """What `host`'s agent should be doing now, in order; if `subjects` are given, only commands about them."""
     on_host = subjects is None or HOST in subjects
     if run.ended:
         return [Quit()] if on_host else []
@@ -46,12 +46,12 @@ def commands(run: Run, host: str, subjects: Collection[str] | None = None) -> li
 
 
 def last_commands(run: Run, host: str) -> list[Stop]:
-    """What `host`'s agent is sent before it is given up: it keeps its logs, and ends what it runs."""
+    """The commands to `host`'s agent before the host is given up: end all ranks, but keep the logs."""
     return [Stop(m.name, m.generation, 0.0) for m in run.meshes.values() if host in m.plan.by_host and not m.ended]
 
 
 def _for_messenger(run: Run, name: str) -> list[Command]:
-    """A messenger on each ssh host that has actors, one here as soon as there is any of those, and their links."""
+    """Commands for a messenger on each ssh host with actors, one here as soon as there is such a host, and links."""
     actors = [m for m in run.meshes.values() if m.plan.stays]
     host, hosts = run.hosts[name], messengers(run.plan) if actors else ()
     if host.plan not in hosts:
@@ -80,7 +80,7 @@ def _for_mesh(run: Run, mesh: MeshState, host: str) -> Command | None:
         return Release(mesh.name, mesh.first)
     if mesh.ending:
         return None if host in mesh.gone else Stop(mesh.name, mesh.generation, mesh.grace)
-    if mesh.homeless:
+    if mesh.needs_hosts:
         return None
     if host not in mesh.prepared:
         return Prepare(share_of(mesh.plan, run.hosts[host].plan), mesh.first, mesh.before)
@@ -94,9 +94,9 @@ def _for_mesh(run: Run, mesh: MeshState, host: str) -> Command | None:
 
 
 def key(command: Command) -> tuple[object, ...]:
-    """What makes two commands the same, so that none is sent twice over one connection."""
+    """Equal for commands that are the same, so that none is sent twice over one connection."""
     if isinstance(command, MeshNews):
-        return (MeshNews, id(command))  # one object a state: see mesh_news.py
+        return (MeshNews, id(command))  # each state of a mesh has one object: see mesh_news.py
     if isinstance(command, Links):
         return (Links, command.generation, *command.dialled.items(), *command.tunnels.items())
     generation = getattr(command, "generation", None)

@@ -1,4 +1,4 @@
-"""What the agent of a host is told when it starts."""
+"""The configuration that an agent gets when it starts."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def agent_config(
     run: RunDir,
     plan: Plan,
     host: HostPlan,
-    seat: AgentPlace,
+    agent_place: AgentPlace,
     secrets: Mapping[str, str],
     *,
     first: bool,
     membership: Membership | None = None,
     coming: Sequence[MeshPlan] = (),
 ) -> AgentConfig:
-    """For the `first` agent of a run on that host, or one that takes the place of another.
+    """The configuration of the `first` agent of a run on that host, or of one that replaces another.
 
-    It gets the secrets of those meshes alone that run there, unless the plan may grow. `coming`: meshes that are not
-    in the plan yet.
+    It has only the secrets of the meshes that run there, unless the plan may grow. `coming`: meshes that are not in
+    the plan yet.
     """
     here = [m for m in (*plan.meshes, *coming) if host.name in m.hosts]
     needed = set(plan.secrets) if plan.may_grow else {name for m in here for name in m.secrets}
@@ -34,8 +34,8 @@ def agent_config(
         version=__version__,
         run=run.run,
         host=host.name,
-        socket=str(seat.socket),
-        run_dir=str(seat.run_dir),
+        socket=str(agent_place.socket),
+        run_dir=str(agent_place.run_dir),
         lease=plan.lease,
         log_limit=plan.log_limit,
         secrets={k: v for k, v in secrets.items() if k in needed},
@@ -51,7 +51,7 @@ def agent_config(
 def _ahead(
     run: RunDir, host: HostPlan, secrets: Mapping[str, str], meshes: Sequence[MeshPlan]
 ) -> tuple[ForkServerPlan, ...]:
-    """The fork servers of these meshes, each once; what is wrong with one is said when it is wanted."""
+    """The fork servers of these meshes, each once. One whose secret is missing is left out: a mesh reports it later."""
     found: dict[ForkServerPlan, None] = {}
     for mesh in meshes:
         with contextlib.suppress(KeyError):

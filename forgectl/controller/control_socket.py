@@ -31,10 +31,10 @@ from forgectl.wire.stream import Stream
 
 
 class Subject(Protocol):
-    """What the server needs of its controller."""
+    """What the server needs from its controller."""
 
     run: Run
-    mirror: LogFetcher
+    log_fetcher: LogFetcher
 
     def document(self, use: Use | None = None) -> RunStatus: ...
 
@@ -57,15 +57,15 @@ class ControlServer:
         self._followers: set[Stream] = set()
         self._owners: set[Stream] = set()
         self._readers: dict[Stream, FollowLogs] = {}
-        self.door = Listener(path, self._serve)
+        self.listener = Listener(path, self._serve)
 
     @property
     def is_followed(self) -> bool:
-        """Whether anybody wants to have reports."""
+        """Whether anybody receives status reports."""
         return bool(self._followers)
 
     def broadcast(self, document: RunStatus) -> bool:
-        """Send the state to all followers; False if one was too congested to take it."""
+        """Send the state to all followers; False if one reads too slowly and was left out."""
         slow = False
         report = StatusReport(document)
         for stream in list(self._followers):
@@ -76,7 +76,7 @@ class ControlServer:
         return not slow
 
     def followed(self) -> set[str] | None:
-        """The meshes whose logs somebody follows; None: all."""
+        """The meshes whose logs somebody follows; None for all."""
         wanted: set[str] = set()
         for request in self._readers.values():
             if request.meshes is None:
@@ -84,9 +84,9 @@ class ControlServer:
             wanted |= set(request.meshes)
         return wanted
 
-    async def farewell(self, document: RunStatus) -> None:
-        """Send the last state and hang up on everybody."""
-        self.door.close()
+    async def close(self, document: RunStatus) -> None:
+        """Send the final state to all followers and close every connection."""
+        self.listener.close()
         self._owners.clear()
         for stream in self._followers:
             stream.send(StatusReport(document, ended=True))
@@ -98,7 +98,7 @@ class ControlServer:
             if stream.is_ours() and await stream.greet(self._subject.run.id):
                 while (request := await stream.receive()) is not None:
                     await self._answer(stream, request)
-                    await stream.drain()  # who asks without reading waits for itself
+                    await stream.drain()  # a client that asks without reading blocks only itself
         self._followers.discard(stream)
         self._readers.pop(stream, None)
         if stream in self._owners:
@@ -117,9 +117,9 @@ class ControlServer:
             stream.send(StatusReport(self._subject.document()))
         elif isinstance(request, FollowLogs):
             self._readers[stream] = request
-            self._subject.mirror.wake()
+            self._subject.log_fetcher.wake()
         elif isinstance(request, BringLogs):
-            stream.send(LogsHome(await self._subject.mirror.bring(request.meshes)))
+            stream.send(LogsHome(await self._subject.log_fetcher.bring(request.meshes)))
         elif isinstance(request, AddMesh):
             stream.send(await self._subject.add_mesh(request.unit, request.named))
         elif isinstance(request, Report):

@@ -1,4 +1,4 @@
-"""The controller: takes in what happens, writes it down, tells agents what follows and commands what was asked."""
+"""The controller: receives events and requests, writes them to the journal, and sends agents the commands."""
 
 from __future__ import annotations
 
@@ -42,15 +42,16 @@ from forgectl.wire.listener import LOOK_SECONDS
 from forgectl.wire.unix_sockets import dial, private_folder
 
 REPORT_SECONDS = 0.02
-"""Between two reports to followers; the first change after a quiet time is reported at once."""
+"""Least time between two reports to followers; the first change after a quiet time is reported at once."""
 REPORT_REST = 4.0
-"""Between two reports, too, in times of what the last one took: of thousands of ranks each takes longer than the above,
-and reports must not keep the controller from what they are about."""
+"""Least time between two reports, as a multiple of the CPU time of the last one. With thousands of ranks a report takes
+longer than REPORT_SECONDS, and reports must leave the controller time for its work."""
 FAREWELL_SECONDS = 15.0
+"""What agents may take to quit after the end of a run, while no log data comes."""
 LOGS_SECONDS = 300.0
-"""What logs may take to come here after the end of a run, however slowly they come; the rest stays on its host."""
+"""What fetching logs may take after the end of a run, however slow it is; the rest stays on its host."""
 Handed = dict[str, list[int]]
-"""Host → descriptors of what the launching command has begun there."""
+"""Host → descriptors of what the launching command has started there."""
 GPU_SECONDS = 10.0
 
 
@@ -66,43 +67,43 @@ class Controller:
         self._secrets = secrets
         self._keys = MessageKeys(run_dir, self.run.plan)
         self.server = ControlServer(self, run_dir.control_socket)
-        self.mirror = LogFetcher(run_dir, self.run.plan.log_limit, self.server.followed)
+        self.log_fetcher = LogFetcher(run_dir, self.run.plan.log_limit, self.server.followed)
         whole = not adopt or self._recall()
         self._journal = journal.Journal(run_dir.journal_file)
         self._over = asyncio.Event()
         self._report_due = False
-        self._next_report = 0.0  # the earliest time
+        self._next_report = 0.0  # the earliest time of the next report, by the monotonic clock
         self._additions = Additions(self._look_for_gpus)
         self._changes = Changes()
         self._moving: set[str] = set()
         self._tasks = Background()
-        seats = [run_dir.seat(i, host) for i, host in enumerate(self.run.plan.hosts)]
+        places = [run_dir.agent_place(i, host) for i, host in enumerate(self.run.plan.hosts)]
         self.links = {
             name: AgentLink(
                 host,
-                self._config_of(host.plan, seat),
-                way_to(host.plan, seat.socket, handed.get(name, ())),
+                self._config_of(host.plan, place),
+                way_to(host.plan, place.socket, handed.get(name, ())),
                 self,
                 unsure=not whole,
                 adopted=adopt,
             )
-            for seat, (name, host) in zip(seats, self.run.hosts.items(), strict=True)
+            for place, (name, host) in zip(places, self.run.hosts.items(), strict=True)
         }
-        self.mirror.attach(self.links.values())
+        self.log_fetcher.attach(self.links.values())
         self.record(Born(os.getpid(), adopt, not whole, owner or self.run.owner))
-        reachable = (_may_answer(h, s) for h, s in zip(self.run.plan.hosts, seats, strict=True))
+        reachable = (_may_answer(h, p) for h, p in zip(self.run.plan.hosts, places, strict=True))
         if adopt and not self.run.ended and not any(reachable):
-            # Nothing is left to adopt: the leases have run out, or the machine was started anew.
+            # Nothing is left to adopt: the leases are over, or the machine was rebooted.
             self.record(StopAsked(None, 0.0, "the loss of its controller"))
 
     def _recall(self) -> bool:
-        """The state as the journal has it; False for a damaged one: the living agents are to fill the gaps."""
+        """Restore the state from the journal; False if it was damaged: then the living agents fill the gaps."""
         records, whole = journal.read(self.dir.journal_file)
         try:
             self._replay(records)
-        except Exception as e:  # whatever is in it: a run that cannot be brought up cannot be ended either
+        except Exception as e:  # whatever it holds: without a controller nobody could end the run
             whole = False
-            note(f"the journal misses too much to go by: {e!r}")
+            note(f"the journal lacks too much to be replayed: {e!r}")
             self.run = Run.new(self.run.id, self.run.plan)
             records = [(when, r) for when, r in records if isinstance(r, (Born, StopAsked))]
             self._replay(records)
@@ -120,24 +121,24 @@ class Controller:
             self._apply(when, record)
 
     def _is_sound(self, record: Happened) -> bool:
-        """Whether a host may have said that: before hosts were checked, controllers wrote down whatever these sent."""
+        """Whether the host was allowed to send the event: journals of older versions also hold events not checked."""
         try:
             return check_event(self.run, record.host, Event(record.seq, record.what), catching_up=True) is not None
         except ProtocolError as e:
             note(f"left out of the journal: an event of host {record.host[:80]!r}: {str(e)[:200]}")
             return False
 
-    def _config_of(self, host: HostPlan, seat: AgentPlace) -> Callable[[bool], AgentConfig]:
+    def _config_of(self, host: HostPlan, place: AgentPlace) -> Callable[[bool], AgentConfig]:
         def config(sweep: bool) -> AgentConfig:
             plan, member = self.run.plan, self._keys.of(host)
-            return agent_config(self.dir, plan, host, seat, self._secrets, first=not sweep, membership=member)
+            return agent_config(self.dir, plan, host, place, self._secrets, first=not sweep, membership=member)
 
         return config
 
     # ------------------------------------------------------------ what happens, and what follows
 
     def record(self, record: Record) -> None:
-        """Write a fact down, let the state follow from it, and tell whom it concerns."""
+        """Write a record to the journal, apply it to the state, and send new commands to the hosts it concerns."""
         now = time.time()
         if isinstance(record, AgentLost):
             note(record.why)
@@ -148,20 +149,20 @@ class Controller:
         if self.run.ended:
             self._over.set()
         for mesh in self.run.meshes.values():
-            if mesh.homeless and mesh.name not in self._moving:
+            if mesh.needs_hosts and mesh.name not in self._moving:
                 self._moving.add(mesh.name)
                 self._tasks.begin(self._move(mesh))
         self._report_soon()
 
     def take_event(self, host: str, event: Event, *, catching_up: bool) -> bool:
-        """Write down what happened on a host; False where that was known. Raises ProtocolError where it cannot be."""
+        """Record an event of a host; False if it adds nothing. Raises ProtocolError if the host may not send it."""
         if check_event(self.run, host, event, catching_up=catching_up) is None:
             return False
         self.record(Happened(host, event.seq, event.what))
         return True
 
     async def _move(self, mesh: MeshState) -> None:
-        """Find other hosts for a mesh that has lost one."""
+        """Find other hosts for a mesh that has lost a host."""
         try:
             record: Record = Moved(await self._additions.replace(self.run, mesh))
         except ForgeError as e:
@@ -171,29 +172,29 @@ class Controller:
         self.record(record)
 
     async def _look_for_gpus(self, host: HostPlan) -> tuple[Gpu, ...]:
-        """The GPUs of a host; none where it does not answer."""
+        """The GPUs of a host; none if it does not answer."""
         answer = await self.links[host.name].ask(GetGpus(host.gpus), HostGpus, GPU_SECONDS)
         return answer.gpus if answer else ()
 
     def changed(self) -> None:
-        """Something is to be shown that is no fact of the journal."""
+        """Report a change of the state that has no record in the journal."""
         self._report_soon()
 
     def _apply(self, when: float, record: Record) -> None:
         self.run.apply(when, record)
         if isinstance(record, (Happened, AgentLost)) and not self.run.hosts[record.host].plan.local:
-            self.mirror.take(record)
+            self.log_fetcher.take(record)
 
-    def logs_are_home(self, host: str) -> bool:
-        """Whether the host's agent may go: of an ssh host, whose logs go with it."""
-        return self.mirror.is_home(host)
+    def logs_fetched(self, host: str) -> bool:
+        """Whether the host's agent may quit: on an ssh host its logs are removed then."""
+        return self.log_fetcher.has_all(host)
 
     def commands_for(self, host: str, subjects: Collection[str] | None = None) -> list[Command]:
-        """What a host's agent should be doing now; `subjects` as of `commands`."""
+        """What a host's agent should be doing now; `subjects` are those of `commands`."""
         return commands(self.run, host, subjects)
 
     def last_commands_for(self, host: str) -> list[Stop]:
-        """What a host is told that will be given up."""
+        """The commands for a host that will be given up."""
         return last_commands(self.run, host)
 
     def ask_stop(self, meshes: tuple[str, ...] | None, grace: float, by: str, exit_code: int = 0) -> None:
@@ -202,7 +203,7 @@ class Controller:
             self.record(StopAsked(meshes, grace, by, exit_code))
 
     async def add_mesh(self, unit: Unit, named: bool) -> MeshAdded | Refusal:
-        """Make one more mesh a part of the run."""
+        """Add a mesh to the run; `named` as in `Additions.place`."""
         try:
             plan = await self._additions.place(self.run, unit, named=named)
         except ForgeError as e:
@@ -211,16 +212,16 @@ class Controller:
         return MeshAdded(plan.mesh, self.run.meshes[plan.mesh].first)
 
     def take_report(self, report: Report) -> None:
-        """What the driver made of a mesh."""
+        """Record what the driver reports of a mesh: set up, or failed."""
         if not self.run.ended:
             self.record(report)
 
     def owner_left(self) -> None:
-        """The launch in the foreground is gone: so shall be its run."""
+        """End the run, as the process that owned it has ended."""
         self.ask_stop(None, FAILURE_GRACE, "the end of its launcher")
 
     async def use(self) -> Use:
-        """What every rank uses now."""
+        """Mesh → rank → its use now, for the whole run."""
         found: Use = {}
         parts = await asyncio.gather(*(link.stats() for link in self.links.values()))
         for host, part in zip(self.links, parts, strict=True):
@@ -244,62 +245,62 @@ class Controller:
         took = time.process_time() - began
         self._next_report = time.monotonic() + max(REPORT_SECONDS, REPORT_REST * took)
         if not taken:
-            self._report_soon()  # somebody was too slow for this one
+            self._report_soon()  # a follower was too slow for this report
 
     # ------------------------------------------------------------ life
 
     async def serve(self, announce: Callable[[], None]) -> None:
-        """Run until the run has ended and every agent has quit."""
+        """Run until the run has ended and every agent has quit; `announce` is called once the controller listens."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.ask_stop, None, FAILURE_GRACE, signal.Signals(number).name)
-        await self.server.door.open()
+        await self.server.listener.open()
         announce()
         self._watch_owner()
         links = [asyncio.create_task(link.run()) for link in self.links.values()]
         keepers = [asyncio.create_task(k) for k in self._keepers()]
         await self._over.wait()
-        await self._say_farewell(links)
+        await self._wait_for_agents(links)
         for keeper in keepers:
             keeper.cancel()
         with contextlib.suppress(OSError):
             shutil.rmtree(self._messages, ignore_errors=True)
-            shutil.rmtree(self._sockets)  # before the state is final: from then on nobody would clean up
+            shutil.rmtree(self._sockets)  # before the state is final: after that nobody would clean up
         self._keys.forget()
-        self._leave_final_state()
-        await self.server.farewell(self.document())
+        self._write_final_state()
+        await self.server.close(self.document())
         self._journal.close()
 
     def _keepers(self) -> tuple[Coroutine[Any, Any, None], ...]:
-        return self.server.door.keep_open(), self.mirror.run(), self._keep_directory()
+        return self.server.listener.keep_open(), self.log_fetcher.run(), self._keep_directory()
 
-    async def _say_farewell(self, links: list[asyncio.Task[None]]) -> None:
-        """Wait until every agent has quit, as long as logs come home or one might yet."""
+    async def _wait_for_agents(self, links: list[asyncio.Task[None]]) -> None:
+        """Wait until every agent has quit: for FAREWELL_SECONDS, and again as long as logs arrive meanwhile."""
         fetched = -1
         late = set(links)
         end = time.monotonic() + LOGS_SECONDS
-        while late and fetched != self.mirror.fetched and time.monotonic() < end:
-            fetched = self.mirror.fetched
+        while late and fetched != self.log_fetcher.fetched and time.monotonic() < end:
+            fetched = self.log_fetcher.fetched
             _, late = await asyncio.wait(late, timeout=FAREWELL_SECONDS)
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
 
     async def _keep_directory(self) -> None:
-        """End a run whose directory was removed: nobody could find it any more."""
-        while self.dir.plan_file.exists():
+        """End the run if its directory is removed: nobody could find the run any more."""
+        while self.dir.plan_file.exists():  # noqa: ASYNC110 (nothing sends an event for it)
             await asyncio.sleep(LOOK_SECONDS)
         self.ask_stop(None, FAILURE_GRACE, "the removal of its run directory")
 
-    def _leave_final_state(self) -> None:
+    def _write_final_state(self) -> None:
         final = run_document(self.run, self.dir, alive=False)
-        with contextlib.suppress(OSError):  # a full disk: the journal says the same, less handily
+        with contextlib.suppress(OSError):  # a full disk: the same state follows from the journal, with more work
             self.dir.write_final(final)
 
     def _watch_owner(self) -> None:
-        """Notice the end of the launch in the foreground even while it is not connected, or was not yet."""
+        """Notice the end of the owner even while it is not connected, or before it ever was."""
         if self.run.owner is None:
-            if self.dir.owned_file.exists():  # who held the lock until we got it, and died before it named itself
+            if self.dir.owned_file.exists():  # the owner died before a controller learned its pid
                 self.owner_left()
             return
         pidfd = open_pidfd(self.run.owner)
@@ -316,12 +317,12 @@ class Controller:
         loop.add_reader(pidfd, left, pidfd)
 
 
-def _may_answer(host: HostPlan, seat: AgentPlace) -> bool:
-    """Whether an agent listens on the host; of an ssh host that takes a while to learn (AgentLink does)."""
+def _may_answer(host: HostPlan, place: AgentPlace) -> bool:
+    """Whether an agent may listen on the host. For an ssh host that takes time to find out, so AgentLink does it."""
     if not host.local:
         return True
     try:
-        dial(seat.socket, 5.0).close()
+        dial(place.socket, 5.0).close()
         return True
     except OSError:
         return False
@@ -330,9 +331,9 @@ def _may_answer(host: HostPlan, seat: AgentPlace) -> bool:
 def main(arguments: list[str]) -> None:
     """`boot.py controller RUN_DIR [--adopt] [--lock=FD] [--owner=PID] [--handed=JSON]`.
 
-    Says `ready` once the run has a controller, which it gets only where no other user can have touched it. Secrets
-    come as JSON on standard input. `--lock` is the inherited lock of the run, `--owner` the parent, `--handed` what
-    `transport.ways` takes, by host.
+    Prints `ready` once the run has a controller. It refuses a run that another user may have touched. Secrets come as
+    JSON on standard input. `--lock` is the inherited lock of the run, `--owner` the parent, `--handed` the descriptors
+    that `transport.ways` takes, by host.
     """
     options = dict(a.split("=", 1) for a in arguments[1:] if "=" in a)
     try:
@@ -347,26 +348,26 @@ def main(arguments: list[str]) -> None:
         os.set_inheritable(fd, False)
     if "--lock" in options:
         os.set_inheritable(int(options["--lock"]), False)
-    elif not _become_the_one(run_dir):
+    elif not _become_only_controller(run_dir):
         os.write(1, b"ready\n")
         return
     if run_dir.read_final() is None:
-        private_folder(sockets)  # not before: of a run that has ended nobody would remove it
+        private_folder(sockets)  # not before: nobody would remove it again for a run that has ended
         asyncio.run(_run(run_dir, secrets, "--adopt" in arguments, owner, handed))
     else:
         os.write(1, b"ready\n")
 
 
 def _parent(pid: int) -> Identity:
-    """The identity of our parent; one that fits no process if it has ended already."""
+    """The identity of our parent; if it has ended already, an identity that matches no process."""
     identity = identify(pid)
     if identity is None or os.getppid() != pid:
         return Identity(pid, 0, boot_id())
     return identity
 
 
-def _become_the_one(run_dir: RunDir) -> bool:
-    """Take the run's lock, or wait until whoever has it listens (False) or has ended."""
+def _become_only_controller(run_dir: RunDir) -> bool:
+    """Take the run's lock (True), or wait for its holder: until it ends, or until it listens (False)."""
     while run_dir.lock_controller() is None:  # held until this process ends
         try:
             dial(run_dir.control_socket, 5.0).close()
@@ -381,6 +382,6 @@ def _become_the_one(run_dir: RunDir) -> bool:
 async def _run(run_dir: RunDir, secrets: dict[str, str], adopt: bool, owner: Identity | None, handed: Handed) -> None:
     def announce() -> None:
         os.write(1, b"ready\n")
-        os.dup2(2, 1)  # the log: whoever waits for the line above sees the end of the pipe
+        os.dup2(2, 1)  # the log; the process that waits for the line above sees the end of the pipe
 
     await Controller(run_dir, secrets, adopt, owner, handed).serve(announce)

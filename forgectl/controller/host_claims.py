@@ -1,7 +1,7 @@
-"""What a host may say: its events and parts of logs, checked against the plan before anything is done with them. Pure.
+"""Checks what a host sends, its events and parts of logs, against the plan before anything uses it. Pure.
 
-A host is trusted with its own ranks alone. What it says about anything else, or what no agent of ours would say, is a
-breach of the protocol: `AgentLink` ends the host for it.
+A host is trusted with its own ranks alone. A message about anything else, or one that our agent never sends, breaks the
+protocol: `AgentLink` gives up the host for it.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ from forgectl.protocol.supervision import (
 from forgectl.wire.envelope import ProtocolError
 
 LARGEST = 1 << 53
-"""Beyond it a number is not the same in every JSON reader."""
+"""Largest number that every JSON reader reads exactly."""
 MOST_TEXT = 512 * 1024
 """Characters in one event. An agent sends at most three texts of 32 KiB, which redaction may lengthen a little."""
 MOST_LINES = 2 * MAX_RANKS
 """Entries of a list in one event: log lines, or processes that SIGKILL did not end."""
 MOST_SKIPPED = 100_000
-"""Generations that a journal may have lost: each costs a number in memory."""
+"""Most generations that a journal may have lost: each takes a number in memory."""
 MOST_MESSENGERS = 1000
-"""Messengers that a host may lose: each is replaced at once, and each loss is written down."""
+"""Most messengers that a host may lose: each is replaced at once, and each loss is a record in the journal."""
 LOG_KEY = tuple[str, int, int]
 """Mesh, generation and rank."""
 
 
 def check_event(run: Run, name: str, event: Event, *, catching_up: bool = False) -> Happening | None:
-    """What an event of host `name` adds to the run's state; None for what was known before or does not matter any more.
+    """What an event of host `name` adds to the run's state; None if it was known, or does not matter any more.
 
-    Only what this returns may be written down, so the journal is bounded by what can happen in a run, not by what a
-    host sends. `catching_up`: the journal may have lost what came before, so agents may be ahead of it. Raises
+    Only what this returns may be recorded. So the size of the journal depends on what can happen in a run, not on what
+    a host sends. `catching_up`: the journal may have lost earlier events, so agents may be ahead of it. Raises
     ProtocolError, with what the host did.
     """
     host = run.hosts.get(name)
@@ -78,24 +78,24 @@ def check_event(run: Run, name: str, event: Event, *, catching_up: bool = False)
 def _mesh_news(run: Run, host: HostState, what: Any, catching_up: bool) -> bool:
     name = host.plan.name
     if not NAME.fullmatch(what.mesh):
-        raise ProtocolError(f"it speaks of a mesh {what.mesh[:80]!r}, which is no name")
+        raise ProtocolError(f"it reported a mesh {what.mesh[:80]!r}, which is not a valid name")
     mesh = run.meshes.get(what.mesh)
     if mesh is None:
-        return False  # its addition was lost with a part of the journal, or somebody else gave the agent commands
+        return False  # the journal lost its addition, or somebody else sent the agent commands
     if isinstance(what, (Prepared, Refused, Notice)):
         return name in mesh.plan.by_host and _is_news(mesh, name, what)
     _number("generation", what.generation, 0)
     if what.generation < mesh.generation:
-        return False  # late news of a generation that is over
+        return False  # late, about a generation that is over
     ahead = what.generation - mesh.generation
     if ahead and not (catching_up and ahead + len(mesh.restarts) <= MOST_SKIPPED):
         raise ProtocolError(
-            f"it speaks of generation {what.generation} of mesh {mesh.name}, which is in generation {mesh.generation}"
+            f"it reported generation {what.generation} of mesh {mesh.name}, which is in generation {mesh.generation}"
         )
     if name not in mesh.plan.by_host:
         if catching_up:
-            return False  # the mesh moved there, which the journal has lost
-        raise ProtocolError(f"it speaks of mesh {mesh.name}, of which it has no rank")
+            return False  # the journal lost the record that the mesh moved there
+        raise ProtocolError(f"it reported mesh {mesh.name}, but has no rank of it")
     if isinstance(what, (RankStarted, RankExited)):
         _check_place(mesh, name, what.rank)
     _CHECKS[type(what)](mesh, name, what)
@@ -103,22 +103,22 @@ def _mesh_news(run: Run, host: HostState, what: Any, catching_up: bool) -> bool:
 
 
 def _is_news(mesh: MeshState, host: str, what: Prepared | Refused | Notice) -> bool:
-    """Whether it changes anything of a mesh that has ranks on the host."""
+    """Whether the event changes anything; the mesh has ranks on the host."""
     if isinstance(what, Prepared):
         return not mesh.ended and host not in mesh.prepared
     if isinstance(what, Refused):
         if not 1 <= what.error.code <= 255:
-            raise ProtocolError(f"it refuses mesh {mesh.name} with {what.error.code}, which is no exit code")
+            raise ProtocolError(f"it refused mesh {mesh.name} with {what.error.code}, which is not an exit code")
         return not (mesh.ended or mesh.hopeless or host in mesh.prepared)
-    return mesh.may_tell(host)
+    return mesh.may_report(host)
 
 
 def _check_place(mesh: MeshState, host: str, number: int) -> None:
     rank = mesh.ranks.get(number)
     if rank is None:
-        raise ProtocolError(f"it speaks of rank {str(number)[:20]} of mesh {mesh.name}, which has {mesh.plan.procs}")
+        raise ProtocolError(f"it reported rank {str(number)[:20]} of mesh {mesh.name}, which has {mesh.plan.procs}")
     if rank.plan.host != host:
-        raise ProtocolError(f"it speaks of rank {number} of mesh {mesh.name}, which is on host {rank.plan.host}")
+        raise ProtocolError(f"it reported rank {number} of mesh {mesh.name}, which is on host {rank.plan.host}")
 
 
 def _check_store(mesh: MeshState, host: str, what: StoreOpened) -> None:
@@ -138,9 +138,9 @@ def _check_exited(mesh: MeshState, host: str, what: RankExited) -> None:
     if what.signal is not None:
         _number("signal", what.signal, 1, 64)
     if what.exit_code is not None and what.signal is not None:
-        raise ProtocolError(f"it says that rank {what.rank} of mesh {mesh.name} both exited and was killed")
-    if not 0 <= what.failed_ago < LARGEST:  # NaN is neither
-        raise ProtocolError(f"it says that rank {what.rank} of mesh {mesh.name} failed {what.failed_ago} s ago")
+        raise ProtocolError(f"it reported that rank {what.rank} of mesh {mesh.name} both exited and was killed")
+    if not 0 <= what.failed_ago < LARGEST:  # false for NaN, too
+        raise ProtocolError(f"it reported that rank {what.rank} of mesh {mesh.name} failed {what.failed_ago} s ago")
 
 
 def _check_gone(mesh: MeshState, host: str, what: MeshGone) -> None:
@@ -157,7 +157,7 @@ _CHECKS: dict[type, Any] = {
 
 
 def _is_generation_news(mesh: MeshState, host: str, what: Any) -> bool:
-    """Whether it changes anything of the present generation."""
+    """Whether the event changes anything in the current generation."""
     if isinstance(what, StoreOpened):
         return mesh.port is None
     if isinstance(what, RankStarted):
@@ -166,7 +166,7 @@ def _is_generation_news(mesh: MeshState, host: str, what: Any) -> bool:
         return mesh.ranks[what.rank].exit is None
     if isinstance(what, MeshGone):
         return host not in mesh.gone
-    return not mesh.ended and mesh.may_tell(host)
+    return not mesh.ended and mesh.may_report(host)
 
 
 # ---------------------------------------------------------------- of a host's messenger
@@ -175,19 +175,19 @@ def _is_generation_news(mesh: MeshState, host: str, what: Any) -> bool:
 def _messenger_news(run: Run, host: HostState, what: MessengerOpened | MessengerGone, catching_up: bool) -> bool:
     _number("generation", what.generation, 0)
     if what.mesh or host.plan not in messengers(run.plan):
-        raise ProtocolError("it speaks of a messenger, and has none in this run")
+        raise ProtocolError("it reported a messenger, but has none in this run")
     ahead = what.generation - host.messengers_lost
     if ahead < 0:
         return False
     if what.generation >= MOST_MESSENGERS:
         raise ProtocolError(f"its messenger has ended {MOST_MESSENGERS} times")
     if ahead and not catching_up:
-        raise ProtocolError(f"it speaks of its messenger number {what.generation}, and has lost {host.messengers_lost}")
+        raise ProtocolError(f"it reported messenger number {what.generation}, but has lost {host.messengers_lost}")
     if isinstance(what, MessengerGone):
-        return True  # the next one has the next number
+        return True  # no later report repeats it: the next messenger has the next number
     _number("port", what.port, 0, 65535)
     if not what.socket.startswith("/") or len(what.socket) > 4096 or not what.socket.isprintable():
-        raise ProtocolError(f"its messenger listens at {what.socket[:80]!r}, which is no path")
+        raise ProtocolError(f"its messenger listens at {what.socket[:80]!r}, which is not a path")
     return ahead > 0 or host.messenger is None
 
 
@@ -200,7 +200,7 @@ def _number(name: str, value: int, least: int, most: int = LARGEST) -> None:
 
 
 def _check_size(what: Any) -> None:
-    """Refuse what is too long to be kept, and to be shown in a status."""
+    """Raise ProtocolError for an event that is too long to be kept and shown in a status."""
     values = [v for value in vars(what).values() for v in (value if isinstance(value, tuple) else (value,))]
     if isinstance(what, Refused):
         values += [what.error.message, what.error.hint]
@@ -210,20 +210,20 @@ def _check_size(what: Any) -> None:
         )
 
 
-# ---------------------------------------------------------------- what is no event
+# ---------------------------------------------------------------- other messages
 
 
 def check_welcome(name: str, welcome: Welcome) -> None:
-    """Raise ProtocolError where this cannot be the agent of host `name`."""
+    """Raise ProtocolError if this cannot be the agent of host `name`."""
     if welcome.host != name:
-        raise ProtocolError(f"its agent says that it is the one of host {welcome.host[:80]!r}")
+        raise ProtocolError(f"its agent reported that it is the one of host {welcome.host[:80]!r}")
     _number("pid", welcome.pid, 1)
     if len(welcome.boot_id) > 100:
         raise ProtocolError("it sent a boot id of more than 100 characters")
 
 
 def check_parts(known: Container[LOG_KEY], answer: LogParts) -> None:
-    """Raise ProtocolError for what cannot be a part of a log; `known` are those that the host may have."""
+    """Raise ProtocolError for an impossible part of a log; `known` are the logs that the host may have."""
     for part in answer.parts:
         key = (part.at.mesh, part.at.generation, part.at.rank)
         if key not in known:
@@ -240,7 +240,7 @@ def check_parts(known: Container[LOG_KEY], answer: LogParts) -> None:
 
 
 def own_use(run: Run, name: str, meshes: dict[str, dict[int, RankStats]]) -> dict[str, dict[int, RankStats]]:
-    """What a host says of the use of its own ranks; whatever it says of others is left out."""
+    """Mesh → rank → use, from what a host reported; entries for ranks of other hosts are left out."""
     found: dict[str, dict[int, RankStats]] = {}
     for mesh in (run.meshes[m] for m in meshes if m in run.meshes):
         for number, use in meshes[mesh.name].items():

@@ -1,4 +1,4 @@
-"""The journal of a run: every record as one line, from which a new controller has the state again."""
+"""The journal of a run: every record as one line. A new controller restores the state from it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from forgectl.system.files import open_to_append, write_whole
 
 
 class Journal:
-    """Appends records. A full disk loses lines, not the run: the state in memory is what counts while it lives."""
+    """Appends records. A full disk loses lines, not the run: while the controller lives, its state in memory counts."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -21,7 +21,7 @@ class Journal:
         self.lost = 0
 
     def append(self, time: float, record: Record) -> None:
-        """Write one record; a line that did not fit whole is cut off again."""
+        """Write one record; remove a line that did not fit completely. `time` is unix time."""
         line = _line(time, record)
         before = os.fstat(self._fd).st_size
         try:
@@ -33,14 +33,14 @@ class Journal:
         os.ftruncate(self._fd, before)
 
     def close(self) -> None:
-        """Nothing more will be written."""
+        """Close the file."""
         os.close(self._fd)
 
 
 def read(path: Path) -> tuple[list[tuple[float, Record]], bool]:
-    """The records of a journal and whether it was whole; what cannot be read is left out.
+    """The records of a journal, with their unix times, and whether it was whole. Unreadable lines are left out.
 
-    A run whose controller never came to write has no journal; an empty one has been cut short.
+    A run without a journal counts as whole: its controller never wrote. An empty journal has lost its records.
     """
     try:
         data = path.read_bytes()
@@ -59,9 +59,9 @@ def read(path: Path) -> tuple[list[tuple[float, Record]], bool]:
 
 
 def repair(path: Path, records: list[tuple[float, Record]]) -> None:
-    """Keep a damaged journal under another name, and put what could be read of it in its place."""
+    """Keep a damaged journal under another name, and write the records that could be read in its place."""
     keep_copy(path)
-    with contextlib.suppress(OSError):  # a full disk: the state in memory is what counts
+    with contextlib.suppress(OSError):  # a full disk: the state in memory counts
         write_whole(path, b"".join(_line(time, record) for time, record in records))
 
 

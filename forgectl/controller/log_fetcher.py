@@ -1,4 +1,4 @@
-"""Brings the logs of ssh hosts home: each generation's when it is over, others while somebody follows or asks."""
+"""Fetches the logs of ssh hosts: those of a generation when it is over, others while somebody follows or asks."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from forgectl.system.log_cap import LogCap
 
 ANSWER_SECONDS = 30.0
 WAIT_SECONDS = 1.0
-"""How long an agent may wait for news before it answers that there are none."""
+"""How long an agent may wait for new log data before it answers that there is none."""
 REST_SECONDS = 0.5
-"""How long a host is left alone that could not be asked."""
+"""The pause before a host that could not be asked is asked again."""
 AT_ONCE = 256
-"""Logs that one question asks for."""
+"""Most logs in one request."""
 MOST_LOG = 1 << 40
-"""Bytes of a log that come home, holes included: what follows stays on its host. 1 TiB is a file that no tool minds."""
+"""Most bytes of a log that are fetched, holes included: the rest stays on its host. Every tool can handle 1 TiB."""
 
 
 @dataclass
 class _Log:
-    """One rank's log on an ssh host, and how far it is here."""
+    """One rank's log on an ssh host, and how much of it is here."""
 
     host: str
     mesh: str
     generation: int
     rank: int
-    path: Path  # here
+    path: Path  # on this machine
     offset: int = 0
     final: bool = False  # nothing more will be written
-    end: int | None = None  # its size, once it is final: a host that names a larger one later is not asked for ever
-    home: bool = False  # nothing more is to be fetched
+    end: int | None = None  # its size when it was final; a larger one reported later is ignored, so that fetching ends
+    complete: bool = False  # nothing more will be fetched
 
     @property
     def key(self) -> LOG_KEY:
@@ -51,25 +51,25 @@ class _Log:
 
 
 class LogFetcher:
-    """All remote logs of a run. It is shown every record, and looks at the hosts of which there is news."""
+    """Fetches all remote logs of a run. `take` gets each record of an ssh host; only hosts with changes are asked."""
 
     def __init__(self, run_dir: RunDir, limit: int, follow: Callable[[], Collection[str] | None]) -> None:
         self._dir = run_dir
         self._links: dict[str, AgentLink] = {}
         self._cap = LogCap(limit)
-        self._followed = follow  # the meshes that somebody follows; None: all
+        self._followed = follow  # the meshes that somebody follows; None for all
         self._logs: defaultdict[str, dict[LOG_KEY, _Log]] = defaultdict(dict)  # by host
-        self._news = asyncio.Event()
-        self._stirred: set[str] = set()  # hosts from which more may be wanted than when they were looked at
-        self._resting: set[str] = set()
+        self._has_changes = asyncio.Event()
+        self._changed: set[str] = set()  # hosts that may have more to fetch than when they were last checked
+        self._resting: set[str] = set()  # hosts that could not be asked just now
         self.fetched = 0  # bytes
 
     def attach(self, links: Iterable[AgentLink]) -> None:
-        """Know the hosts that are reached by ssh."""
+        """Set the links to agents; those of ssh hosts are used."""
         self._links = {link.name: link for link in links if not link.host.plan.local}
 
     def take(self, record: Happened | AgentLost) -> None:
-        """Note what a record of an ssh host says of its logs."""
+        """Note what a record of an ssh host means for its logs."""
         if isinstance(record, AgentLost):  # its ranks ended with it; the next agent finds their logs
             self._end(record.host, self._logs[record.host].values())
             return
@@ -83,25 +83,25 @@ class LogFetcher:
             gone = (what.mesh, what.generation)
             logs = self._logs[record.host].values()
             self._end(record.host, (log for log in logs if (log.mesh, log.generation) == gone))
-        self._stir(record.host)
+        self._mark_changed(record.host)
 
     def _end(self, host: str, logs: Iterable[_Log]) -> None:
         for log in logs:
             log.final = True
-        self._stir(host)
+        self._mark_changed(host)
 
     def wake(self) -> None:
-        """Something has changed of what is wanted of every host."""
-        self._stir(*self._links)
+        """Check every host again: somebody has begun to follow logs."""
+        self._mark_changed(*self._links)
 
-    def _stir(self, *hosts: str) -> None:
-        """Something has changed of what is wanted of these."""
-        self._stirred.update(hosts)
-        self._news.set()
+    def _mark_changed(self, *hosts: str) -> None:
+        """Check these hosts again: there may be more to fetch from them."""
+        self._changed.update(hosts)
+        self._has_changes.set()
 
-    def is_home(self, host: str) -> bool:
-        """Whether nothing that is final is still to be fetched from a host."""
-        return all(log.home or not log.final for log in self._logs[host].values())
+    def has_all(self, host: str) -> bool:
+        """Whether all final logs of a host have been fetched."""
+        return all(log.complete or not log.final for log in self._logs[host].values())
 
     async def run(self) -> None:
         """Fetch until cancelled, from all hosts at once."""
@@ -109,28 +109,28 @@ class LogFetcher:
         self.wake()
         try:
             while True:
-                self._news.clear()
-                for host in (self._stirred & self._links.keys()) - busy.keys() - self._resting:
-                    self._stirred.discard(host)
+                self._has_changes.clear()
+                for host in (self._changed & self._links.keys()) - busy.keys() - self._resting:
+                    self._changed.discard(host)
                     if wanted := self._wanted(host):
-                        busy[host] = asyncio.create_task(self._round(host, wanted, WAIT_SECONDS))
-                news = asyncio.create_task(self._news.wait())
-                done, _ = await asyncio.wait({news, *busy.values()}, return_when=asyncio.FIRST_COMPLETED)
-                news.cancel()
+                        busy[host] = asyncio.create_task(self._fetch_once(host, wanted, WAIT_SECONDS))
+                change = asyncio.create_task(self._has_changes.wait())
+                done, _ = await asyncio.wait({change, *busy.values()}, return_when=asyncio.FIRST_COMPLETED)
+                change.cancel()
                 for host in [h for h, task in busy.items() if task in done]:
-                    if not _well(busy.pop(host)):
+                    if not _succeeded(busy.pop(host)):
                         self._rest(host)
-                    self._stirred.add(host)
+                    self._changed.add(host)
         finally:
             for task in busy.values():
                 task.cancel()
 
     def _rest(self, host: str) -> None:
-        """The host could not be asked just now."""
+        """Leave a host that could not be asked alone for REST_SECONDS."""
 
         def again() -> None:
             self._resting.discard(host)
-            self._stir(host)
+            self._mark_changed(host)
 
         self._resting.add(host)
         asyncio.get_running_loop().call_later(REST_SECONDS, again)
@@ -142,31 +142,33 @@ class LogFetcher:
         return [
             log
             for log in self._logs[host].values()
-            if not log.home and (log.final or followed is None or log.mesh in followed)
+            if not log.complete and (log.final or followed is None or log.mesh in followed)
         ]
 
     async def bring(self, meshes: Collection[str]) -> tuple[str, ...]:
-        """Fetch what ranks of these meshes have written until now; the hosts that could not be asked."""
-        hosts = sorted(host for host in self._logs if self._not_home(host, meshes))
+        """Fetch what ranks of these meshes have written so far; returns the hosts that could not be asked."""
+        hosts = sorted(host for host in self._logs if self._incomplete(host, meshes))
         results = await asyncio.gather(*(self._bring(host, meshes) for host in hosts))
-        return tuple(host for host, well in zip(hosts, results, strict=True) if not well)
+        return tuple(host for host, done in zip(hosts, results, strict=True) if not done)
 
-    def _not_home(self, host: str, meshes: Collection[str]) -> list[_Log]:
-        return [log for log in self._logs[host].values() if log.mesh in meshes and not log.home]
+    def _incomplete(self, host: str, meshes: Collection[str]) -> list[_Log]:
+        return [log for log in self._logs[host].values() if log.mesh in meshes and not log.complete]
 
     async def _bring(self, host: str, meshes: Collection[str]) -> bool:
-        targets: dict[LOG_KEY, int] = {}  # how long each was when it was first looked at
-        left = self._not_home(host, meshes)
+        targets: dict[LOG_KEY, int] = {}  # the size of each log in the first answer
+        left = self._incomplete(host, meshes)
         while left:
-            if not await self._round(host, left, 0.0, targets):
+            if not await self._fetch_once(host, left, 0.0, targets):
                 return False
-            left = [log for log in left if not log.home and log.offset < targets.get(log.key, 1 << 62)]
+            left = [log for log in left if not log.complete and log.offset < targets.get(log.key, 1 << 62)]
         return True
 
-    async def _round(self, host: str, logs: list[_Log], wait: float, sizes: dict[LOG_KEY, int] | None = None) -> bool:
-        """One question and its answer; False where the host does not answer, or not with what is due."""
+    async def _fetch_once(
+        self, host: str, logs: list[_Log], wait: float, sizes: dict[LOG_KEY, int] | None = None
+    ) -> bool:
+        """Send one request and store the answer; False if the host does not answer, or sends nothing that is due."""
         asked, of_host = logs[:AT_ONCE], self._logs[host]
-        for log in asked:  # of more than that, the others come first the next time
+        for log in asked:  # if there are more logs than AT_ONCE, the others come first the next time
             of_host[log.key] = of_host.pop(log.key)
         final = {log.key for log in asked if log.final}
         before = {log.key: log.offset for log in asked}
@@ -187,15 +189,17 @@ class LogFetcher:
             if sizes is not None:
                 sizes.setdefault(log.key, part.size)
         self._cap.check([log.path for log in asked])
-        self._links[host].push()  # it may have waited for its logs before it quits
+        self._links[host].push()  # a Quit may have waited for these logs
         due = [
-            log for log in asked if not log.home and (log.key in final or log.offset < (sizes or {}).get(log.key, 0))
+            log
+            for log in asked
+            if not log.complete and (log.key in final or log.offset < (sizes or {}).get(log.key, 0))
         ]
-        return not due or any(log.home or log.offset > before[log.key] for log in asked)
+        return not due or any(log.complete or log.offset > before[log.key] for log in asked)
 
 
-def _well(task: asyncio.Task[bool]) -> bool:
-    """Whether a round went well; one that raised must not end the others."""
+def _succeeded(task: asyncio.Task[bool]) -> bool:
+    """The result of a fetch; False, and a line in the log, if it raised: it must not end the others."""
     try:
         return task.result()
     except Exception:
@@ -204,11 +208,11 @@ def _well(task: asyncio.Task[bool]) -> bool:
 
 
 def _store(log: _Log, part: LogPart, *, is_final: bool) -> None:
-    """Write a part where it belongs. A full disk here loses it, and no run."""
+    """Write a part at its offset. A full disk here loses the part, but does not end the run."""
     data = base64.b64decode(part.data)
     if part.size > MOST_LOG:
-        log.home = True
-        note(f"{log.path} is longer on host {log.host} than {MOST_LOG} bytes: the rest stays there")
+        log.complete = True
+        note(f"{log.path} has more than {MOST_LOG} bytes on host {log.host}: the rest stays there")
         return
     with contextlib.suppress(OSError):
         log.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -225,7 +229,7 @@ def _store(log: _Log, part: LogPart, *, is_final: bool) -> None:
     log.offset = part.offset + len(data)
     if is_final:
         log.end = part.size if log.end is None else log.end
-        log.home = log.offset >= log.end
+        log.complete = log.offset >= log.end
 
 
 def _size(path: Path) -> int:

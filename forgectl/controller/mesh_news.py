@@ -1,4 +1,4 @@
-"""What whoever has a handle of an actors' mesh is told of it, by way of the agents."""
+"""The news of a mesh of actors for all processes that have a handle of it; agents pass it on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from forgectl.protocol.supervision import MeshNews
 
 
 def news(mesh: MeshState, hosts: Mapping[str, HostState]) -> MeshNews:
-    """The news of a mesh: the same object until its state is another, for it is asked for at every record."""
+    """The news of a mesh: the same object until its state changes, since every record asks for it."""
     now = (mesh.generation, mesh.state)
     if mesh.news is None or mesh.news[0] != now:
         mesh.news = now, _news(mesh, hosts)
@@ -20,8 +20,8 @@ def news(mesh: MeshState, hosts: Mapping[str, HostState]) -> MeshNews:
 
 def _news(mesh: MeshState, hosts: Mapping[str, HostState]) -> MeshNews:
     places = tuple(hosts[r.host].plan.place for r in mesh.plan.ranks)
-    fallen = mesh.root_cause() if mesh.failed and not mesh.cannot_start else mesh.fallen
+    cause = mesh.root_cause() if mesh.failed and not mesh.cannot_start else mesh.last_root_cause
     failure = None
-    if fallen is not None:
-        failure = dataclasses.replace(failure_of(fallen), traceback=None)  # callers are shown the log's last lines
+    if cause is not None:
+        failure = dataclasses.replace(failure_of(cause), traceback=None)  # callers see the log's last lines instead
     return MeshNews(mesh.name, mesh.generation, mesh.state, places, reason(mesh), failure)

@@ -1,4 +1,4 @@
-"""The keys by which a run's machines know each other when actors' messages pass between them."""
+"""The keys with which a run's machines authenticate each other when they exchange actors' messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from forgectl.system.files import write_whole
 
 
 class MessageKeys:
-    """Made when they are first needed; they outlive a controller as a file (0600) of the launching machine."""
+    """The keys of a run. They are made when first needed, and outlive a controller in a file (0600) on its machine."""
 
     def __init__(self, run_dir: RunDir, plan: Plan) -> None:
         self._dir = run_dir
@@ -23,14 +23,14 @@ class MessageKeys:
         self._keys: Any = None
 
     def of(self, host: HostPlan) -> Membership | None:
-        """What a host's messenger is told; None where there is to be none."""
+        """The membership for a host's messenger; None if the host needs no messenger."""
         hosts = messengers(self._plan)
         if host not in hosts:
             return None
         keys, place = self._get(), host.place
         members = keys.members([*(h.place for h in hosts), DRIVER_KEY])
         driver = keys.secret(DRIVER_KEY) if host.local else ""
-        address = "" if host.local else host.address  # the launching machine dials, and is not dialled
+        address = "" if host.local else host.address  # the launching machine only dials others
         return Membership(place, address, keys.secret(place), members, direct(self._plan, host), driver)
 
     def _get(self) -> Any:
@@ -40,11 +40,11 @@ class MessageKeys:
                 self._keys = kind.from_text(self._dir.keys_file.read_text())
             except (OSError, ValueError):
                 self._keys = kind.new()
-                with contextlib.suppress(OSError):  # a full disk: later controllers cannot replace a host's agent
+                with contextlib.suppress(OSError):  # a full disk: a later controller cannot replace a host's agent
                     write_whole(self._dir.keys_file, self._keys.text.encode())
         return self._keys
 
     def forget(self) -> None:
-        """The run is over: nobody belongs to it any more."""
+        """Remove the keys, as the run is over."""
         with contextlib.suppress(OSError):
             self._dir.keys_file.unlink()

@@ -1,4 +1,4 @@
-"""What a run's journal holds: the facts from which its whole state follows. Replaying them gives the state again."""
+"""The records of a run's journal. The whole state of the run follows from them: replaying them restores it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from forgectl.wire.codec import from_tagged, to_tagged
 
 @dataclass(frozen=True)
 class Born:
-    """A controller began the run, or took it over (`adopted`). `pid` is its own; with its `owner` the run ends.
+    """A controller with process id `pid` began the run, or took it over (`adopted`). The run ends with its `owner`.
 
-    `rebuilt`: the journal was damaged, so that agents tell again all that they know.
+    `rebuilt`: the journal was damaged, so agents send all events that they keep.
     """
 
     pid: int
@@ -27,7 +27,7 @@ class Born:
 
 @dataclass(frozen=True)
 class AgentUp:
-    """An agent answers on the host. Another pid than before means another agent, which knows of nothing."""
+    """An agent answers on the host. A new pid means a new agent, which knows nothing of the meshes."""
 
     host: str
     pid: int
@@ -36,7 +36,10 @@ class AgentUp:
 
 @dataclass(frozen=True)
 class AgentLost:
-    """The host's agent is gone, and with it all that it ran. `final`: no other could be started in its place."""
+    """The host's agent is gone, and all that it ran ended with it. `final`: no other agent replaces it.
+
+    `code` and `hint` are for the error that the user sees.
+    """
 
     host: str
     why: str
@@ -73,14 +76,14 @@ class Added:
 
 @dataclass(frozen=True)
 class Moved:
-    """A mesh that had a lost host has found others for its next generation."""
+    """A mesh that lost a host has a plan on other hosts for its next generation."""
 
     plan: MeshPlan
 
 
 @dataclass(frozen=True)
 class Stranded:
-    """A mesh that had a lost host finds no others."""
+    """A mesh that lost a host cannot be placed on others."""
 
     mesh: str
     why: str
@@ -91,12 +94,12 @@ RECORDS = (Born, AgentUp, AgentLost, Happened, StopAsked, Added, Moved, Stranded
 
 
 def to_line(time: float, record: Record) -> dict[str, Any]:
-    """A record as a line of the journal; `time` is unix time."""
+    """A record as the JSON object of a journal line; `time` is unix time."""
     return {"time": round(time, 6), **to_tagged(record)}
 
 
 def from_line(line: Any) -> tuple[float, Record]:
-    """The record in a line of the journal; raises KeyError, TypeError or ValueError."""
+    """The unix time and record of a journal line; raises KeyError, TypeError or ValueError."""
     data = dict(line)
     time = float(data.pop("time"))
     return time, from_tagged(RECORDS, data)

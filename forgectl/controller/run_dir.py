@@ -21,9 +21,9 @@ from forgectl.wire.unix_sockets import check_private, private_folder
 
 RESERVE = 64 * 1024
 RESERVE_PER_RANK = 1024
-"""Bytes that a run keeps for its final state: without that every later command would take it for a crashed one."""
+"""Bytes that a run keeps free for its final state: without one, later commands would take the run for a crashed one."""
 _OURS_HINT = (
-    "whoever could put files there could have programs run as you: remove it, or make it private (chmod 700); "
+    "a user who can put files there can run programs as you: remove it, or make it private (chmod 700); "
     "or set FORGECTL_HOME to a folder of your own"
 )
 
@@ -37,7 +37,7 @@ def runs_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where things are kept that can be made anew, beside the runs; raises NotOursError."""
+    """The folder of files that can be made again, beside the runs; raises NotOursError."""
     return _ours(runs_folder().parent / "cache")
 
 
@@ -52,7 +52,7 @@ def sockets_folder() -> Path:
 
 @dataclass(frozen=True)
 class AgentPlace:
-    """Where an agent listens, and its run directory, on its own host."""
+    """Paths on an agent's own host: its socket and its run directory."""
 
     socket: Path
     run_dir: Path
@@ -60,13 +60,13 @@ class AgentPlace:
 
 @dataclass(frozen=True)
 class RunDir:
-    """The directory of one run (0700). Of a run that was there before, get it by `existing`."""
+    """The directory of one run (0700). For a run that exists already, use `existing`, which checks it."""
 
     path: Path
 
     @classmethod
     def existing(cls, path: Path) -> RunDir:
-        """A run that was begun before. Raises NotOursError where another user may have: nothing of it was read."""
+        """The directory of an existing run. Raises NotOursError, before reading it, if it may be another user's."""
         return cls(_ours(path))
 
     @property
@@ -81,15 +81,18 @@ class RunDir:
 
     @property
     def sockets(self) -> Path:
-        """Where its sockets are, as it was when it began: $XDG_RUNTIME_DIR may differ in another shell.
+        """The folder of its sockets, as chosen when it began: $XDG_RUNTIME_DIR may differ in another shell.
 
-        Raises NotOursError where others could listen in place of our processes, as after /tmp was emptied.
+        Raises NotOursError if others could listen in place of our processes, for example after /tmp was emptied.
         """
         return _ours(Path((self.path / "sockets").readlink()))
 
     @property
     def messages(self) -> Path:
-        """Where sockets for messages are, in a folder of ours alone: their addresses are limited to 107 bytes."""
+        """The private folder of sockets for messages: in /tmp if the usual path is too long, as the limit is 107 bytes.
+
+        Raises NotOursError.
+        """
         sockets = self.sockets
         if len(os.fsencode(sockets)) <= 64:
             return sockets
@@ -107,20 +110,20 @@ class RunDir:
         """The socket of the agent on the run's host number `index`, where that host is this machine."""
         return self.sockets / f"agent-{index}"
 
-    def seat(self, index: int, host: HostPlan) -> AgentPlace:
-        """Where the agent on the run's host number `index` keeps what is the run's."""
+    def agent_place(self, index: int, host: HostPlan) -> AgentPlace:
+        """The paths of the agent on the run's host number `index`."""
         if host.local:
             return AgentPlace(self.agent_socket(index), self.path)
         folder = Path(host.root) / "runs" / self.run / host.name
         return AgentPlace(folder / "agent", folder)
 
     def log(self, mesh: str, generation: int, rank: int) -> Path:
-        """The log of a rank; of one on an ssh host as far as it has come home."""
-        return Path(f"{self.path}/logs/{mesh}/{generation}/rank-{rank}.log")  # at once: each / would take as long
+        """The log of a rank; for a rank on an ssh host, the part that has been fetched."""
+        return Path(f"{self.path}/logs/{mesh}/{generation}/rank-{rank}.log")  # one string: each `/` takes as long
 
     @property
     def owned_file(self) -> Path:
-        """There where the run ends with the process that began it, even if no controller came to know that process."""
+        """A file that marks a run as ending with the process that began it, even if no controller knew that process."""
         return self.path / "owned"
 
     @property
@@ -133,7 +136,7 @@ class RunDir:
 
     @property
     def keys_file(self) -> Path:
-        """The secret that keys for messages between machines are made of, while the run lasts."""
+        """The secret from which the keys for messages between machines are made; it exists while the run lasts."""
         return self.path / "message-keys"
 
     @property
@@ -143,11 +146,11 @@ class RunDir:
 
     @property
     def reserve_file(self) -> Path:
-        """Space that is given up for the final state where the disk is full by then."""
+        """A file that is removed to make room for the final state if the disk is full by then."""
         return self.path / ".reserve"
 
     def write_final(self, status: RunStatus) -> None:
-        """Leave the state of the ended run; raises OSError where even the reserve does not suffice."""
+        """Write the state of the ended run; raises OSError if even the reserve does not suffice."""
         data = seal(json.dumps(to_json(status)).encode())
         try:
             write_whole(self.final_file, data)
@@ -157,7 +160,7 @@ class RunDir:
         self.reserve_file.unlink(missing_ok=True)
 
     def read_plan(self) -> Plan:
-        """The plan that was launched; raises InternalError where it cannot be read."""
+        """The plan that was launched; raises InternalError if it cannot be read."""
         try:
             return from_json(Plan, json.loads(self.plan_file.read_bytes()))
         except (OSError, ValueError, CodecError) as e:
@@ -167,7 +170,7 @@ class RunDir:
 
     @property
     def has_ended(self) -> bool:
-        """Whether there is a final state, and whole. Every command asks this of every run: most have ended."""
+        """Whether there is a whole final state. The check is cheap: every command makes it for every run."""
         try:
             unseal(self.final_file.read_bytes())
             return True
@@ -191,13 +194,13 @@ class RunDir:
             return None
 
     def has_controller(self) -> bool:
-        """Whether there is one, or one that begins or ends."""
+        """Whether the run has a controller, even one that is starting or ending."""
         try:
             fd = open_to_read(self.path / "controller.lock")
         except FileNotFoundError:
             return False
         try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: others who look are not in the way
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that such checks do not block each other
         except BlockingIOError:
             return True
         finally:
@@ -205,7 +208,7 @@ class RunDir:
         return False
 
     def lock_controller(self) -> int | None:
-        """A descriptor that makes its holder the one controller of the run, or None where there is one."""
+        """A descriptor that makes its holder the run's only controller; None if there is one already."""
         fd = open_lock(self.path / "controller.lock")
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -216,20 +219,20 @@ class RunDir:
 
 
 def all_runs() -> list[RunDir]:
-    """Every run of this user, oldest first; those that others may have touched are left out (`refused_runs`).
+    """Every run of this user, oldest first, without those that others may have touched (see `refused_runs`).
 
-    Raises NotOursError where others may have put runs there.
+    Raises NotOursError if others may have put runs there.
     """
     found = []
     for path in _run_folders():
-        with contextlib.suppress(OSError):  # no run, or one that is just being discarded, or not ours
+        with contextlib.suppress(OSError):  # not a run, or one that is being discarded, or not ours
             run = RunDir.existing(path)
             found.append((run.plan_file.stat().st_mtime_ns, path))
     return [RunDir(path) for _, path in sorted(found)]
 
 
 def refused_runs() -> dict[str, NotOursError]:
-    """Why nothing is read of what lies among the runs and others may have made or touched, by the run's id."""
+    """Run id → why the run is not read: another user may have made or touched its folder."""
     found = {}
     for path in _run_folders():
         try:
@@ -243,7 +246,7 @@ def refused_runs() -> dict[str, NotOursError]:
 
 
 def _run_folders() -> list[Path]:
-    """All that lies in the folder of runs, once that is seen to be ours alone."""
+    """All paths in the folder of runs; raises NotOursError if that folder is not ours alone."""
     try:
         return list(_ours(runs_folder()).iterdir())
     except FileNotFoundError:
@@ -251,13 +254,13 @@ def _run_folders() -> list[Path]:
 
 
 def _ours(path: Path) -> Path:
-    """The path, unless others can have put there, or can exchange, what it leads to (NotOursError)."""
+    """The path; raises NotOursError if others can have made, or can replace, what it leads to."""
     return check_private(path, hint=_OURS_HINT)
 
 
 @contextlib.contextmanager
 def launch_lock() -> Iterator[None]:
-    """Held while a run's name is checked and its directory is made, so that names are not taken twice."""
+    """Lock the folder of runs while a name is checked and its directory is made, so that no name is taken twice."""
     folder = _writable(runs_folder())
     fd = open_lock(folder / ".lock")
     try:
@@ -296,7 +299,7 @@ def create(plan: Plan, spec_text: bytes, *, own: bool) -> tuple[RunDir, int]:
         )  # noise: no disk compresses it
         lock = run.lock_controller()
         assert lock is not None, "nobody else knows of this run yet"
-        # The plan comes last: a folder without one is no run.
+        # The plan comes last: a folder without a plan is not a run.
         write_whole(run.plan_file, json.dumps(to_json(plan)).encode())
     except OSError as e:
         discard(run)
@@ -306,20 +309,20 @@ def create(plan: Plan, spec_text: bytes, *, own: bool) -> tuple[RunDir, int]:
 
 def discard(run: RunDir) -> None:
     """Remove a run that never began."""
-    import shutil  # only here
+    import shutil  # late, as few commands need it
 
     shutil.rmtree(sockets_folder() / run.run, ignore_errors=True)
     shutil.rmtree(run.path, ignore_errors=True)
 
 
 def set_aside(path: Path) -> None:
-    """Keep a file that cannot be read under another name, out of the way."""
+    """Rename a file that cannot be read, to keep it."""
     with contextlib.suppress(OSError):
         path.replace(_aside(path))
 
 
 def keep_copy(path: Path) -> None:
-    """Keep the present content of a file under another name; whoever replaces the file leaves that as it is."""
+    """Keep the present content of a file under another name; replacing the file later does not change the copy."""
     with contextlib.suppress(OSError):
         os.link(path, _aside(path), follow_symlinks=False)
 
@@ -329,15 +332,15 @@ def _aside(path: Path) -> Path:
 
 
 def seal(text: bytes) -> bytes:
-    """A JSON object with a checksum as its last member, so that not even a flipped bit goes unseen."""
+    """Add a checksum to a JSON object, as its last member, so that even a flipped bit is detected."""
     return b'%s,"crc":"%08x"}' % (text[:-1], zlib.crc32(text))
 
 
 def unseal(data: bytes) -> bytes:
-    """The JSON object that was sealed; raises ValueError where it is not what was written."""
+    """The JSON object that was sealed; raises ValueError if it has changed."""
     text = data[:-_SEAL] + b"}"
     if data != seal(text):
-        raise ValueError("its checksum does not fit")
+        raise ValueError("its checksum does not match")
     return text
 
 

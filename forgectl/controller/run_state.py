@@ -8,7 +8,7 @@ from forgectl.controller import verdict
 from forgectl.controller.records import Added, AgentLost, AgentUp, Born, Happened, Moved, Record, StopAsked, Stranded
 from forgectl.controller.state import (
     FAILURE_GRACE,
-    MOST_SAID,
+    MOST_TEXT,
     MOST_UNKILLABLE,
     HostState,
     MeshState,
@@ -35,7 +35,7 @@ from forgectl.wire.envelope import Refusal
 
 @dataclass
 class Run:
-    """One run. `exit_code` is what a launch in the foreground ends with."""
+    """The state of one run, the hosts and the meshes. Times are unix times."""
 
     id: str
     plan: Plan
@@ -43,10 +43,10 @@ class Run:
     started_at: float = 0.0
     ended_at: float | None = None
     controller_pid: int = 0
-    owner: Identity | None = None  # the launch in the foreground that the run ends with
+    owner: Identity | None = None  # the process that the run ends with
     hosts: dict[str, HostState] = field(default_factory=dict)
     meshes: dict[str, MeshState] = field(default_factory=dict)
-    leased: bool = False  # every mesh has its GPUs: from here on ranks may start
+    leased: bool = False  # every mesh has its GPUs, so ranks may start
     was_up: bool = False
     stop: StopAsked | None = None
     error: Refusal | None = None
@@ -67,7 +67,7 @@ class Run:
     # ------------------------------------------------------------ records
 
     def apply(self, now: float, record: Record) -> None:
-        """Take in one record; `now` is the unix time that it was written with."""
+        """Apply one record; `now` is its unix time."""
         if isinstance(record, Born):
             self.started_at = self.started_at or now
             self.controller_pid = record.pid
@@ -98,7 +98,7 @@ class Run:
     def _agent_up(self, now: float, record: AgentUp) -> None:
         host = self.hosts[record.host]
         if host.pid != record.pid or host.boot_id != record.boot_id:
-            if host.pid is not None and host.state != "lost":  # the controller before died between the two
+            if host.pid is not None and host.state != "lost":  # an earlier controller died between the two records
                 self._agent_lost(now, AgentLost(record.host, f"the agent on host {record.host} was replaced"))
             host.last_seq = 0
             host.messenger = None
@@ -118,29 +118,29 @@ class Run:
 
     def _added(self, record: Added) -> None:
         name = record.plan.mesh
-        before = self.meshes.pop(name, None)  # the end of the order: it is the newest
+        before = self.meshes.pop(name, None)  # so that the new mesh comes last in the order
         mesh = self.meshes[name] = MeshState(record.plan, added=True, stop=self.stop)
-        # Of a mesh that ended under the same name the logs stay, and the agents know its generations to be over.
+        # If a mesh of this name ended before, its logs stay, and agents know its generations: continue the numbers.
         mesh.begin_generation(before.generation + 1 if before else 0)
         mesh.first = mesh.generation
 
     def _moved(self, record: Moved) -> None:
-        """The next generation has hosts: to their agents it is another mesh of that name."""
+        """Give the next generation its new hosts. Their agents take it for another mesh of the same name."""
         mesh = self.meshes[record.plan.mesh]
-        if not mesh.homeless:
+        if not mesh.needs_hosts:
             return
         mesh.left |= {h: mesh.first for h in mesh.plan.hosts if h not in record.plan.hosts}
         for host in record.plan.hosts:
             mesh.left.pop(host, None)
         mesh.before += mesh.generation - mesh.first
-        mesh.plan, mesh.first, mesh.prepared, mesh.homeless = record.plan, mesh.generation, set(), False
+        mesh.plan, mesh.first, mesh.prepared, mesh.needs_hosts = record.plan, mesh.generation, set(), False
         mesh.begin_generation(mesh.generation)
 
     def _stranded(self, now: float, record: Stranded) -> None:
         mesh = self.meshes[record.mesh]
-        if not mesh.homeless:
+        if not mesh.needs_hosts:
             return
-        mesh.homeless, mesh.hopeless, mesh.failed = False, True, True
+        mesh.needs_hosts, mesh.hopeless, mesh.failed = False, True, True
         mesh.gone = set(mesh.plan.hosts)
         for rank in mesh.ranks.values():
             rank.state, rank.ended_at, rank.failed_at, rank.lost_by = "lost", now, now, record.why
@@ -155,7 +155,7 @@ class Run:
             self._cannot_start(now, mesh, record.error, record.traceback, Refusal(1, record.error))
 
     def _cannot_start(self, now: float, mesh: MeshState, why: str, detail: str, error: Refusal) -> None:
-        """A generation did not come up. Without the first one there is no launch."""
+        """Note why a generation did not come up. If it is the first of a declared mesh, the launch has failed."""
         mesh.failed, mesh.cannot_start, mesh.detail, mesh.error = True, why, detail, error
         first = mesh.generation == mesh.first and not mesh.set_up
         if (first or mesh.hopeless) and not mesh.added:
@@ -179,20 +179,20 @@ class Run:
             return
         mesh = self.meshes.get(what.mesh)
         if mesh is None:
-            return  # somebody else's words to the agent
+            return  # somebody else gave the agent commands
         if isinstance(what, Prepared):
             mesh.prepared.add(record.host)
         elif isinstance(what, Refused):
-            # Refused before anything of it ran, as agents do; whatever runs elsewhere has to be ended first.
+            # Agents refuse before anything of the mesh runs. If it runs on other hosts, it has to be ended there first.
             mesh.gone.update({record.host} if mesh.has_begun else mesh.plan.hosts)
             mesh.hopeless = True
             error = Refusal(
-                what.error.code, what.error.message[:MOST_SAID], (what.error.hint or "")[:MOST_SAID] or None
+                what.error.code, what.error.message[:MOST_TEXT], (what.error.hint or "")[:MOST_TEXT] or None
             )
             self._cannot_start(now, mesh, error.message, "", error)
         elif isinstance(what, Notice):
-            mesh.told[record.host] = mesh.told.get(record.host, 0) + 1
-            mesh.notices = [*mesh.notices[-9:], what.message[:MOST_SAID]]
+            mesh.report_counts[record.host] = mesh.report_counts.get(record.host, 0) + 1
+            mesh.notices = [*mesh.notices[-9:], what.message[:MOST_TEXT]]
         elif what.generation >= mesh.generation:
             if what.generation > mesh.generation:  # the journal lost the restart in between
                 mesh.restarts += [now] * (what.generation - mesh.generation)
@@ -206,7 +206,7 @@ class Run:
             return
         opened, host.messenger = host.messenger, None
         host.messengers_lost = max(host.messengers_lost, what.generation + 1)
-        how = what.why[:MOST_SAID] if opened else f"it could not start: {what.why[:MOST_SAID]}"
+        how = what.why[:MOST_TEXT] if opened else f"it could not start: {what.why[:MOST_TEXT]}"
         why = f"the messenger on host {host.plan.name}: {how}"
         for mesh in self.meshes.values():
             if mesh.plan.stays and host.plan.name in mesh.plan.by_host and not (mesh.ended or mesh.ending):
@@ -229,16 +229,16 @@ class Run:
             mesh.gone.add(host)
             mesh.killed += what.killed
             room = MOST_UNKILLABLE - len(mesh.unkillable)
-            mesh.unkillable.extend(who[:MOST_SAID] for who in what.unkillable[:room])
+            mesh.unkillable.extend(who[:MOST_TEXT] for who in what.unkillable[:room])
         elif isinstance(what, StartFailed):
-            mesh.told[host] = mesh.told.get(host, 0) + 1
+            mesh.report_counts[host] = mesh.report_counts.get(host, 0) + 1
             if mesh.stop is not None:
                 return
-            why = what.message[:MOST_SAID]
+            why = what.message[:MOST_TEXT]
             self._cannot_start(now, mesh, why, what.detail, Refusal(1, f"mesh {mesh.name} {why}"))
 
     def _roll_back(self, now: float, error: Refusal) -> None:
-        """The launch cannot succeed: end all that was started."""
+        """End all that was started, as the launch cannot succeed."""
         if self.error is None:
             self.error = error
         if self.stop is None:
@@ -247,7 +247,7 @@ class Run:
     # ------------------------------------------------------------ what follows
 
     def _settle(self, mesh: MeshState, now: float) -> None:
-        """Move one mesh along as far as it goes."""
+        """Change the state of one mesh as far as the records allow."""
         if mesh.ended:
             return
         if mesh.ending:
@@ -267,22 +267,22 @@ class Run:
                 mesh.become("ready", now)
 
     def _has_hosts(self) -> bool:
-        """Whether a generation could be placed anywhere; where is found out when it is to begin."""
+        """Whether any host is left for another generation; its placement is decided when it begins."""
         return not all(host.given_up for host in self.hosts.values())
 
     def _end_generation(self, mesh: MeshState, now: float) -> None:
         if mesh.state == "restarting":
             mesh.restarts.append(now)
-            root = mesh.fallen = mesh.root_cause()
+            root = mesh.last_root_cause = mesh.root_cause()
             mesh.last_failure = mesh.cannot_start or (root and describe(root)) or None
             mesh.begin_generation(mesh.generation + 1)
-            mesh.homeless = any(self.hosts[name].given_up for name in mesh.plan.hosts)
+            mesh.needs_hosts = any(self.hosts[name].given_up for name in mesh.plan.hosts)
         elif mesh.done and mesh.stop is None:
             mesh.become("succeeded", now)
         elif mesh.failed and any(r.state == "lost" for r in mesh.ranks.values()):
             mesh.become("lost", now)
         elif mesh.failed and mesh.stop is not None and mesh.may_restart(now):
-            mesh.become("stopped", now)  # it was coming back when somebody ended it
+            mesh.become("stopped", now)  # it was restarting when somebody ended it
         elif mesh.failed:
             mesh.become("failed", now)
         else:
@@ -309,5 +309,5 @@ class Run:
 
     @property
     def exit_code(self) -> int:
-        """The exit code of a launch in the foreground: the failed workload's own, where there is one."""
+        """The exit code of a launch in the foreground: that of the failed workload, if there is one."""
         return verdict.exit_code(self)

@@ -1,4 +1,4 @@
-"""Begins a run: a free name, a directory, a controller that listens."""
+"""Begins a run: finds a free name, makes its directory and starts its controller."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from forgectl.transport.early_agent import EarlyAgent
 from forgectl.wire.unix_sockets import private_folder
 
 ENOUGH_CORES = 4
-"""For a fork server, an agent, a controller and us. With fewer we go one after the other, beside the fork server: the
-import of torch is what all wait for in the end, and it has a core to itself."""
+"""Cores for a fork server, an agent, a controller and this process at once. With fewer, the others run one after the
+other, beside the fork server: all wait for its import of torch in the end, so it needs a core to itself."""
 
 
 def _nothing() -> None:
@@ -39,11 +39,12 @@ def begin_run(
 ) -> RunDir:
     """Make the run's directory and start its controller; returns once the controller listens.
 
-    With `own` the run ends when this process does. `handed`: of ssh hosts, as `client.start_controller` has it.
-    `coming`: the mesh that will be added first, for which a fork server gets warm. `meanwhile` is called once all
-    processes are started.
+    With `own` the run ends when this process does. `handed`: the descriptors of ssh hosts, as in
+    `client.start_controller`. `coming`: the mesh that will be added first; its fork server starts now. `meanwhile` is
+    called once all processes are started.
 
-    A name that a living run has is refused with BusyError, or followed by a number if nobody chose it.
+    If a living run has the name, that is a BusyError if the user chose it, else the name gets a number. Raises
+    ForgeError.
     """
     secrets = {name: os.environ[name] for name in plan.secrets}
     with run_dir.launch_lock():
@@ -73,13 +74,13 @@ def begin_run(
 def _begin_agent(
     run: RunDir, plan: Plan, secrets: Mapping[str, str], coming: Unit | None
 ) -> tuple[str, EarlyAgent | None]:
-    """Start the agent of the first host that is this machine, if any is: most runs have no other."""
+    """Start the agent of the first host that is this machine, if there is one: most runs have no other host."""
     for index, host in enumerate(plan.hosts):
         if host.local:
-            seat, meshes = run.seat(index, host), _meshes(plan, coming)
+            place, meshes = run.agent_place(index, host), _meshes(plan, coming)
             member = MessageKeys(run, plan).of(host)
-            config = agent_config(run, plan, host, seat, secrets, first=True, membership=member, coming=meshes)
-            with contextlib.suppress(OSError):  # its controller will say why it cannot be started
+            config = agent_config(run, plan, host, place, secrets, first=True, membership=member, coming=meshes)
+            with contextlib.suppress(OSError):  # the controller tries again and reports the error
                 private_folder(run.sockets)
                 return host.name, EarlyAgent(config, host.python)
             break
@@ -87,12 +88,12 @@ def _begin_agent(
 
 
 def _meshes(plan: Plan, coming: Unit | None) -> tuple[MeshPlan, ...]:
-    """What is coming, as far as fork servers must know; which GPUs it gets does not matter to them."""
+    """The coming mesh as fork servers need it; they do not need to know its GPUs."""
     if coming is None:
         return ()
     from forgectl.plan.addition import place_more
 
-    with contextlib.suppress(ForgeError):  # it will be refused
+    with contextlib.suppress(ForgeError):  # the controller will refuse it, too
         return (place_more(plan, dataclasses.replace(coming, with_gpus=False), {}, os.environ),)
     return ()
 
@@ -109,14 +110,14 @@ def _free_name(name: str, is_given: bool) -> str:
 
 
 def _living_names() -> dict[str, str]:
-    """Name → run of those that have not ended."""
+    """Name → run id, for the runs that have not ended."""
     found = {}
     for run in run_dir.all_runs():
         try:
             if not run.has_ended and not client.document(run).ended:
                 found[run.name] = run.run
         except InternalError:
-            pass  # it cannot be brought up: nothing of it outlives its lease
+            pass  # no controller can be started for it: its processes end with the lease
         except TimedOutError:
-            found[run.name] = run.run  # its controller is stuck, but lives: no reason not to launch another run
+            found[run.name] = run.run  # its controller is stuck but alive: that must not prevent another run
     return found

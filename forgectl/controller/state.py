@@ -4,8 +4,8 @@
                   ▲            │
                   └─ restarting ◀─ (a failure that `restart:` allows for)
 
-An actor's mesh is `ready` instead of `running`, once the driver has reported that `setup` returned on every rank.
-A mesh leaves `stopping` and `restarting` only when every host has said that nothing of the generation is left.
+A mesh of actors becomes `ready` instead of `running`, once the driver has reported that `setup` returned on every rank.
+A mesh leaves `stopping` and `restarting` only when every host has reported that no process of the generation is left.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ MESH_TRANSITIONS: dict[MeshStateName, tuple[MeshStateName, ...]] = {
 }
 """The allowed changes of a mesh's state."""
 
-MOST_SAID = 2000
-"""Characters of one sentence of an agent's that are kept: a status report must fit one message."""
+MOST_TEXT = 2000
+"""Most characters kept of one message of an agent: a status report must fit one message on the wire."""
 MOST_UNKILLABLE = 100
-"""Processes of a mesh that are named in its state, where not even SIGKILL ended them."""
-MOST_TOLD = 100
-MOST_TOLD_PER_RANK = 64
-"""Notices, and failures to start, of one generation that a host may report. A log that is trimmed again and again is
-reported each time that its loss has doubled."""
+"""Most processes in a mesh's state that even SIGKILL did not end."""
+MOST_REPORTS = 100
+MOST_REPORTS_PER_RANK = 64
+"""Most notices and failures to start that a host may report in one generation. A log that is trimmed again and again is
+reported each time its loss has doubled."""
 
 FAILURE_GRACE = 10.0
 LEFTOVER_GRACE = 5.0
-"""Seconds that the other ranks of a failed mesh, or what finished ranks left behind, have after SIGTERM."""
+"""Seconds between SIGTERM and SIGKILL: for the other ranks of a failed mesh, and for what finished ranks left."""
 
 
 @dataclass
@@ -52,18 +52,18 @@ class RankState:
     """One rank of the current generation. Times are unix times."""
 
     plan: RankPlan
-    stays: bool = False  # it ends only when told to
+    stays: bool = False  # it should run until the agent ends it
     state: RankStateName = "starting"
     pid: int | None = None
     log: str | None = None
     exit: RankExited | None = None
     ended_at: float | None = None
-    failed_at: float | None = None  # when it failed, by its own error file; later than others it is collateral
+    failed_at: float | None = None  # by its own error file; the earliest is the root cause, the others are collateral
     lost_by: str = ""  # why its host was lost
 
     @property
     def failed(self) -> bool:
-        """Whether it ended badly by itself, not because it was told to."""
+        """Whether it was lost, or ended badly by itself rather than on command."""
         if self.state == "lost":
             return True
         if self.exit is None or (self.exit.exit_code == 0 and not self.stays):
@@ -80,31 +80,31 @@ class MeshState:
     since: float = 0.0
     generation: int = 0
     first: int = 0  # its first generation on these hosts
-    before: int = 0  # generations that it had on others
-    homeless: bool = False  # a host of its plan is lost: the next generation needs another plan
+    before: int = 0  # generations that it had on other hosts
+    needs_hosts: bool = False  # a host of its plan is lost: the next generation needs another plan
     left: dict[str, int] = field(default_factory=dict)  # host it was moved away from → first generation there
     ranks: dict[int, RankState] = field(default_factory=dict)
     unstarted: set[int] = field(default_factory=set)  # ranks that have not been reported as started
     unfinished: set[int] = field(default_factory=set)  # ranks that have not ended with exit code 0
-    prepared: set[str] = field(default_factory=set)
-    gone: set[str] = field(default_factory=set)
-    set_up: bool = False  # the driver has reported that the actors are
-    added: bool = False  # by code, while the run went on
+    prepared: set[str] = field(default_factory=set)  # hosts that have leased its GPUs
+    gone: set[str] = field(default_factory=set)  # hosts where no process of the generation is left
+    set_up: bool = False  # the driver has reported that `setup` returned on every rank
+    added: bool = False  # by code, during the run
     port: int | None = None
     stop: StopAsked | None = None
     failed: bool = False
     cannot_start: str | None = None  # why the generation could not be started at all
-    error: Refusal | None = None  # the same, for whoever asked for the mesh
-    hopeless: bool = False  # an agent will not have it: no restart would help
-    detail: str = ""  # the traceback of that, where there is one
+    error: Refusal | None = None  # the same, as an error for the caller that asked for the mesh
+    hopeless: bool = False  # an agent refused it, or no hosts are left: no restart would help
+    detail: str = ""  # the traceback for `cannot_start`, if there is one
     restarts: list[float] = field(default_factory=list)
     killed: int = 0
     unkillable: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
-    told: dict[str, int] = field(default_factory=dict)  # host → what it has reported that it might report for ever
-    last_failure: str | None = None  # what made the generation before this one end
-    fallen: RankState | None = None  # its first failed rank
-    news: tuple[tuple[int, str], MeshNews] | None = None  # the last that was made, and of which generation and state
+    report_counts: dict[str, int] = field(default_factory=dict)  # host → its notices and failures to start
+    last_failure: str | None = None  # why the previous generation ended
+    last_root_cause: RankState | None = None  # the first failed rank of the previous generation
+    news: tuple[tuple[int, str], MeshNews] | None = None  # the latest news, with its generation and state
 
     @property
     def name(self) -> str:
@@ -125,12 +125,12 @@ class MeshState:
 
     @property
     def ending(self) -> bool:
-        """Whether its processes are to end, for whatever reason."""
+        """Whether its processes should end, for any reason."""
         return not self.ended and (self.stop is not None or self.failed or self.done)
 
     @property
     def done(self) -> bool:
-        """Whether every rank has come to a good end by itself."""
+        """Whether every rank has exited with 0 by itself."""
         return not self.plan.stays and not self.unfinished
 
     @property
@@ -144,23 +144,24 @@ class MeshState:
 
     @property
     def grace(self) -> float:
-        """Seconds between SIGTERM and SIGKILL for what is to end now."""
+        """Seconds between SIGTERM and SIGKILL for processes that should end now."""
         if self.stop is not None:
             return self.stop.grace
         return FAILURE_GRACE if self.failed else LEFTOVER_GRACE
 
-    def may_tell(self, host: str) -> bool:
-        """Whether a host may report one more of what changes nothing, which it could go on with for ever."""
-        return self.told.get(host, 0) < MOST_TOLD + MOST_TOLD_PER_RANK * len(self.plan.ranks_on(host))
+    def may_report(self, host: str) -> bool:
+        """Whether a host may report one more notice or failure to start; unlimited, it could send them for ever."""
+        most = MOST_REPORTS + MOST_REPORTS_PER_RANK * len(self.plan.ranks_on(host))
+        return self.report_counts.get(host, 0) < most
 
     def rank_started(self, what: RankStarted) -> None:
-        """One more rank runs."""
+        """Note that a rank runs."""
         rank = self.ranks[what.rank]
         rank.pid, rank.log, rank.state = what.pid, what.log, "running"
         self.unstarted.discard(what.rank)
 
     def rank_exited(self, what: RankExited, now: float) -> None:
-        """A rank has ended."""
+        """Note that a rank has ended."""
         rank = self.ranks[what.rank]
         rank.exit, rank.ended_at, rank.failed_at = what, now, now - what.failed_ago
         rank.state = "killed" if what.signal is not None else "exited"
@@ -169,9 +170,9 @@ class MeshState:
             self.unfinished.discard(what.rank)
 
     def lose_ranks(self, host: str, now: float, why: str) -> None:
-        """The agent of a host is gone, and its ranks with it. What had ended before keeps its end.
+        """Mark the ranks of a host as lost, as its agent is gone. Ranks that had ended before stay as they are.
 
-        What an agent ended without being told to, it ended to fence itself: that is lost, too.
+        If the agent ended ranks without a command, it fenced itself: those count as lost, too.
         """
         fenced = not self.ending
         here = (self.ranks[r.rank] for r in self.plan.ranks_on(host))
@@ -182,7 +183,7 @@ class MeshState:
         self.failed = self.failed or bool(lost)
 
     def root_cause(self) -> RankState | None:
-        """The rank that failed first; the others of `collateral()` fell with it."""
+        """The rank that failed first; None if none did."""
         failed = [r for r in self.ranks.values() if r.failed]
         return min(failed, key=lambda r: (r.failed_at or 0.0, r.plan.rank), default=None)
 
@@ -195,12 +196,12 @@ class MeshState:
         """Whether `restart:` allows for one more generation."""
         policy = self.plan.restart
         if self.hopeless or (self.cannot_start and not self.set_up and self.generation == self.first):
-            return False  # it would not get any further
+            return False  # another generation would fail in the same way
         recent = [t for t in self.restarts if policy.within is None or now - t < policy.within]
         return len(recent) < policy.max
 
     def become(self, state: MeshStateName, now: float) -> None:
-        """Change state, along MESH_TRANSITIONS only."""
+        """Change the state, along MESH_TRANSITIONS only."""
         if state == self.state:
             return
         if state not in MESH_TRANSITIONS[self.state]:
@@ -208,12 +209,12 @@ class MeshState:
         self.state, self.since = state, now
 
     def begin_generation(self, number: int) -> None:
-        """Forget the processes of the generation before."""
+        """Forget the processes of the previous generation."""
         self.generation = number
         self.ranks = {r.rank: RankState(r, self.plan.stays) for r in self.plan.ranks}
         self.unstarted, self.unfinished = set(self.ranks), set(self.ranks)
         self.gone = set()
-        self.told = {}
+        self.report_counts = {}
         self.set_up = False
         self.port = None
         self.failed = False
@@ -238,14 +239,14 @@ class HostState:
 
 
 def describe(rank: RankState) -> str:
-    """How a rank ended, in one sentence's length."""
+    """How a rank ended, in one sentence."""
     where = f"rank {rank.plan.rank} on {rank.plan.host}"
     report = rank.exit
     if report is None:
         return f"{where} was lost: {rank.lost_by}" if rank.state == "lost" else f"{where} is {rank.state}"
     if report.oom:
-        return f"{where} ran out of memory: {report.oom[:MOST_SAID]}"
-    if report.asked and report.error:  # we ended it, but it had failed before: the rest is our doing
+        return f"{where} ran out of memory: {report.oom[:MOST_TEXT]}"
+    if report.asked and report.error:  # we ended it, but it had failed before; its exit is our doing
         return f"{where} raised {_last_line(report.error)}"
     if report.signal is not None:
         try:
@@ -262,4 +263,4 @@ def describe(rank: RankState) -> str:
 
 def _last_line(text: str) -> str:
     lines = text.splitlines()
-    return lines[-1][:MOST_SAID] if lines else ""
+    return lines[-1][:MOST_TEXT] if lines else ""

@@ -23,13 +23,13 @@ from forgectl.wire.envelope import MAX_LINE
 
 Use = dict[str, dict[int, RankStats]]
 TEXT_ROOM = MAX_LINE // 2
-"""Bytes of all that hosts sent as text; states of ranks take the rest."""
+"""Most bytes of all text that hosts sent; the states of ranks take the rest of a message."""
 _TEXTS = ("reason", "error", "failure", "last_failure", "notices", "unkillable")
 _CUTS = (32 * 1024, 8 * 1024, 2048, 512, 128, 32)
 
 
 def run_document(run: Run, run_dir: RunDir, *, alive: bool = True, use: Use | None = None) -> RunStatus:
-    """The state of a run; `alive`: whether a controller stands behind it, `use`: mesh → rank → its use."""
+    """The state of a run. `alive`: whether the run has a controller; `use`: mesh → rank → its use."""
     return RunStatus(
         run=run.id,
         name=run.plan.name,
@@ -50,7 +50,7 @@ def run_document(run: Run, run_dir: RunDir, *, alive: bool = True, use: Use | No
 
 
 def _fitting(meshes: list[MeshStatus]) -> tuple[MeshStatus, ...]:
-    """The meshes with their texts cut as far as it takes: a document must fit one message, whatever hosts sent."""
+    """The meshes with their texts cut as much as needed: a document must fit one message, whatever hosts sent."""
     texts = [{name: getattr(mesh, name) for name in _TEXTS} for mesh in meshes]
     if _weight(texts) <= TEXT_ROOM:
         return tuple(meshes)
@@ -62,7 +62,7 @@ def _fitting(meshes: list[MeshStatus]) -> tuple[MeshStatus, ...]:
 
 
 def _weight(value: Any) -> int:
-    """About as many bytes as its texts take in JSON."""
+    """An upper bound of the bytes that its texts take in JSON."""
     if isinstance(value, str):
         return len(value) if value.isascii() else 12 * len(value)
     if isinstance(value, (list, tuple)):
@@ -71,7 +71,7 @@ def _weight(value: Any) -> int:
 
 
 def _cut(value: Any, most: int, end: bool = False) -> Any:
-    """The same with at most so many characters of each text: the first, or of tracebacks and logs the last."""
+    """The same with at most `most` characters of each text: the last ones of tracebacks and logs, else the first."""
     if isinstance(value, str):
         return value[-most:] if end else value[:most]
     if isinstance(value, (list, tuple)):
@@ -81,14 +81,14 @@ def _cut(value: Any, most: int, end: bool = False) -> Any:
 
 
 def _parts(value: Any) -> dict[str, Any]:
-    """What a dataclass or dict has, by name; of a number nothing."""
+    """The fields of a dataclass or dict, by name; {} for any other value."""
     if isinstance(value, dict):
         return value
     return vars(value) if dataclasses.is_dataclass(value) else {}
 
 
 def _in_order(run: Run) -> list[MeshState]:
-    """Meshes as they came, but a service's replicas, which code adds in any order, together and by number."""
+    """Meshes in the run's order, but the replicas of a service together, by number: code adds them in any order."""
     places: dict[str, int] = {}
 
     def place(mesh: MeshState) -> tuple[int, int]:
@@ -120,7 +120,7 @@ def _mesh(mesh: MeshState, hosts: dict[str, HostState], run_dir: RunDir, use: di
         open=mesh.open and all(hosts[h].plan.local or bool(hosts[h].messenger) for h in mesh.plan.hosts),
         error=mesh.error,
         failure=_failure(mesh, run_dir),
-        last_failure=_fallen(mesh.fallen, mesh, mesh.generation - 1, run_dir) if mesh.fallen else None,
+        last_failure=_last_failure(mesh, run_dir),
         notices=tuple(mesh.notices),
         unkillable=tuple(mesh.unkillable),
         ranks=tuple(_rank(r, mesh, run_dir, use.get(r.plan.rank)) for r in mesh.ranks.values()),
@@ -128,7 +128,7 @@ def _mesh(mesh: MeshState, hosts: dict[str, HostState], run_dir: RunDir, use: di
 
 
 def reason(mesh: MeshState) -> str | None:
-    """Why the mesh is in its state, in one line; None where there is nothing to say."""
+    """Why the mesh is in its state, in one line; None if there is no special reason."""
     if mesh.cannot_start:
         return mesh.cannot_start
     if mesh.failed and (root := mesh.root_cause()):
@@ -144,22 +144,28 @@ def reason(mesh: MeshState) -> str | None:
 
 
 def _failure(mesh: MeshState, run_dir: RunDir) -> FailureStatus | None:
-    """The first cause of a failed mesh, with its traceback and last log lines; collateral ranks apart."""
+    """The root cause of a failed mesh, with its traceback and last log lines, and the collateral ranks."""
     if mesh.cannot_start:
         return FailureStatus(None, None, mesh.cannot_start, mesh.detail or None)
     root = mesh.root_cause() if mesh.failed else None
     if root is None:
         return None
     collateral = tuple(CollateralStatus(r.plan.rank, describe(r)[:200]) for r in mesh.collateral())
-    return dataclasses.replace(_fallen(root, mesh, mesh.generation, run_dir), collateral=collateral)
+    return dataclasses.replace(_rank_failure(root, mesh, mesh.generation, run_dir), collateral=collateral)
 
 
-def _fallen(rank: RankState, mesh: MeshState, generation: int, run_dir: RunDir) -> FailureStatus:
+def _rank_failure(rank: RankState, mesh: MeshState, generation: int, run_dir: RunDir) -> FailureStatus:
     return dataclasses.replace(failure_of(rank), log=_log(rank, mesh, generation, run_dir))
 
 
+def _last_failure(mesh: MeshState, run_dir: RunDir) -> FailureStatus | None:
+    """The root cause of the previous generation's failure."""
+    cause = mesh.last_root_cause
+    return _rank_failure(cause, mesh, mesh.generation - 1, run_dir) if cause else None
+
+
 def failure_of(rank: RankState) -> FailureStatus:
-    """How a rank failed; not where its log is."""
+    """How a rank failed, without the path of its log."""
     end = rank.exit
     return FailureStatus(
         rank=rank.plan.rank,
@@ -173,7 +179,7 @@ def failure_of(rank: RankState) -> FailureStatus:
 
 
 def _log(rank: RankState, mesh: MeshState, generation: int, run_dir: RunDir) -> str | None:
-    """Where its log is, or comes to, on this machine."""
+    """The path of its log on this machine; a remote log is fetched to it. None before the rank has one."""
     return str(run_dir.log(mesh.name, generation, rank.plan.rank)) if rank.log else None
 
 

@@ -1,4 +1,4 @@
-"""When a run is over, what has become of it, and with which exit code. Pure."""
+"""Decides when a run is over, its final state and its exit code. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from forgectl.wire.envelope import Refusal
 
 
 class Outcome(Protocol):
-    """What a verdict is read from: a `Run`."""
+    """The part of a `Run` that a verdict needs."""
 
     plan: Plan
     meshes: dict[str, MeshState]
@@ -23,7 +23,7 @@ class Outcome(Protocol):
 
 
 def over(run: Outcome) -> str | None:
-    """Why there is nothing left to run for; None while there is."""
+    """Why the run has nothing left to do; None while it has."""
     if any(m.ended for m in run.meshes.values() if m.plan.kind == "driver"):
         return "the end of its driver"
     deciding = _deciding(run)
@@ -34,7 +34,7 @@ def over(run: Outcome) -> str | None:
 
 def verdict(run: Outcome) -> RunStateName:
     """The state of a run whose meshes have all ended."""
-    states = {m.state for m in _drivers(run) or run.meshes.values()}  # a script's meshes are its own affair
+    states = {m.state for m in _drivers(run) or run.meshes.values()}  # a driver script handles its meshes itself
     if run.error is not None or "failed" in states:
         return "failed"
     if "lost" in states:
@@ -45,7 +45,7 @@ def verdict(run: Outcome) -> RunStateName:
 
 
 def exit_code(run: Outcome) -> int:
-    """The exit code of a launch in the foreground: the failed workload's own, where there is one."""
+    """The exit code of a launch in the foreground: that of the failed workload, if there is one."""
     if run.stop is not None and run.stop.exit_code:
         return run.stop.exit_code
     for mesh in sorted(_drivers(run) or run.meshes.values(), key=lambda m: m.since):
@@ -57,7 +57,7 @@ def exit_code(run: Outcome) -> int:
 
 
 def _deciding(run: Outcome) -> list[MeshState]:
-    """The meshes whose end is the run's: its driver, else its scripts, else its actors."""
+    """The meshes that end the run when they end: its driver, else its scripts, else its actors."""
     if run.plan.open:
         return []
     meshes = run.meshes.values()
@@ -65,7 +65,7 @@ def _deciding(run: Outcome) -> list[MeshState]:
 
 
 def _drivers(run: Outcome) -> list[MeshState]:
-    """The mesh of the user's own driver script, where there is one."""
+    """The mesh of the user's own driver script, if there is one."""
     return [m for m in run.meshes.values() if m.plan.kind == "driver" and m.plan.program.kind != "resident"]
 
 
@@ -73,5 +73,5 @@ def _workload_code(rank: RankState | None) -> int:
     if rank is None or rank.exit is None:
         return 1
     if rank.exit.asked and rank.exit.error:
-        return 1  # of the exception that it died of, before we ended it
+        return 1  # as of the exception that ended it before we did
     return rank.exit.exit_code or 128 + (rank.exit.signal or 0)

@@ -70,7 +70,7 @@ LOOK_S = 0.2
 LONGEST_ORDER = 16 << 20
 """Bytes of one line of standard input."""
 PROBES_S = (0.02, 0.5)
-"""When to find out whose connection has ended, after it did: sending fails only once ZeroMQ's thread cleaned up."""
+"""Delays after the end of a connection; then find out whose it was. ZeroMQ's own thread must have cleaned up before."""
 
 
 @dataclass(frozen=True)

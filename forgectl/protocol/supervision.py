@@ -130,7 +130,7 @@ class Links:
 class MeshNews:
     """The state of an actors' mesh, for every process with a handle of it: sent to agents, and by them to followers.
 
-    `places` are those of its ranks. If it has ended or is ending, `reason` says why; `failure`: its first failed rank.
+    `places` are those of its ranks. If it has ended or is ending: `reason`, and `failure` with its first failed rank.
     """
 
     mesh: str

@@ -1,4 +1,4 @@
-"""A rank of an actor: what it needs is imported after the fork, unless the fork server has done so (ahead.py)."""
+"""A rank of an actor. It imports what it needs after the fork, unless the fork server already did (ahead.py)."""
 
 from __future__ import annotations
 

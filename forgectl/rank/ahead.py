@@ -1,6 +1,6 @@
-"""What a fork server of actors imports besides `preload:`: all that their ranks, and drivers, need of ours.
+"""What a fork server of actors imports besides `preload:`: our own modules that actor ranks and drivers need.
 
-None of it starts a thread: ZeroMQ's come with its context, which each process makes after the fork.
+None of it starts a thread. ZeroMQ starts its threads with a context, and each process makes one after the fork.
 """
 
 from __future__ import annotations
@@ -13,5 +13,5 @@ from forgectl.boot import ACTOR_RANK, FORGE_ACTOR
 NEEDED = ("asyncio", "cloudpickle", "zmq", ACTOR_RANK, FORGE_ACTOR)
 
 for _name in NEEDED:
-    with contextlib.suppress(Exception):  # each rank says what is wrong with it
+    with contextlib.suppress(Exception):  # each rank imports it again and reports the error
         importlib.import_module(_name)

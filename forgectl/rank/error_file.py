@@ -1,4 +1,4 @@
-"""How a rank says why it failed: an error file, in the form of torch.distributed.elastic."""
+"""How a rank reports why it failed: an error file in the format of torch.distributed.elastic."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ MAX_TEXT = 32 * 1024
 
 
 def write_error_file(path: str, error: BaseException) -> None:
-    """Write `error` with its traceback to `path`, unless a file is there already.
+    """Write `error` with its traceback to `path`, unless the file exists: torch's own `@record` may be first.
 
-    The form is that of `torch.distributed.elastic.multiprocessing.errors.ErrorHandler`, whose own `@record` may
-    have written first.
+    The format is that of `torch.distributed.elastic.multiprocessing.errors.ErrorHandler`.
     """
     document = {
         "message": {
@@ -32,17 +31,17 @@ def write_error_file(path: str, error: BaseException) -> None:
         with open(create(path), "w") as file:
             json.dump(document, file)
     except OSError:
-        pass  # there already, or the disk is full: the exit code and the log still tell
+        pass  # it exists, or the disk is full: the exit code and the log still show the failure
 
 
 def describe(error: BaseException) -> str:
-    """`ValueError: bad value`, as the last line of a traceback says it."""
+    """The error as in the last line of a traceback, for example `ValueError: bad value`."""
     text = "".join(traceback.format_exception_only(type(error), error)).strip()
-    return of_process()(text)[:MAX_TEXT]  # in this order: nobody knows half a secret for one
+    return of_process()(text)[:MAX_TEXT]  # redact first: half a secret would not be recognised
 
 
 def format_traceback(error: BaseException) -> str:
-    """The traceback of `error`; of a long one the end, which names the cause."""
+    """The traceback of `error`. A long one is cut to its end, which names the cause."""
     text = of_process()("".join(traceback.format_exception(type(error), error, error.__traceback__)))
     return text if len(text) <= MAX_TEXT else "[…]\n" + text[-MAX_TEXT:]
 

@@ -1,4 +1,4 @@
-"""What `ps` and `nvidia-smi` show of a forked rank, which would otherwise have its fork server's command line."""
+"""Sets the command line that `ps` and `nvidia-smi` show for a forked rank; it would show its fork server's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 
 
 def set_title(text: str) -> None:
-    """Write `text` over this process's command line; does nothing where /proc does not allow it."""
+    """Write `text` over this process's command line, cut to its length; does nothing where /proc forbids it."""
     try:
         with open("/proc/self/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()

@@ -1,4 +1,4 @@
-"""A rank of a script: from a fork (or a fresh interpreter) to the user's program, as `python train.py` would run it."""
+"""A rank of a script: from a fork (or a fresh interpreter) to the user's program, run as `python train.py` does."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from forgectl.rank import driver, error_file, proctitle
 from forgectl.system.processes import die_with_parent
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
-"""Exit codes of a rank whose program cannot be run, as shells have them."""
+"""Exit codes of a rank whose program cannot be run; the same as a shell's."""
 
 
 def begin(parent: int, request: dict[str, Any], fds: list[int]) -> Callable[[], None]:
-    """Turn the process just forked into a rank; what is returned must be run with no frames below it.
+    """Turn the process just forked into a rank. The caller runs the returned function with none of our frames below.
 
-    `fds` are the log, then the GPU leases, which stay open so that the leases last as long as the rank.
+    `fds` are the log, then the GPU leases. The leases stay open, so they last as long as the rank.
     """
     os.setsid()
     if request["cgroup"]:
@@ -59,7 +59,10 @@ def main(arguments: list[str]) -> None:
 
 
 def run(kind: str, target: str, args: list[str], workdir: str) -> None:
-    """Run a Python file or module as the main program, or be an actor's or driver's rank; record what it dies of."""
+    """Run a Python file or module as the main program, or serve as an actor's or driver's rank.
+
+    An exception that ends it is written to the error file and raised.
+    """
     from forgectl.rank import stdio
 
     rank = os.getpid()
@@ -71,7 +74,7 @@ def run(kind: str, target: str, args: list[str], workdir: str) -> None:
     main_module = types.ModuleType("__main__")
     main_module.__dict__.update(__builtins__=__builtins__, __annotations__={})
     sys.modules["__main__"] = main_module
-    if "__mp_main__" in sys.modules:  # what children spawned by multiprocessing know __main__ as; it was ours
+    if "__mp_main__" in sys.modules:  # children spawned by multiprocessing use this name for __main__; it was ours
         sys.modules["__mp_main__"] = main_module
     try:
         _put_first(workdir)
@@ -96,7 +99,7 @@ def run(kind: str, target: str, args: list[str], workdir: str) -> None:
 
 
 def _hide_our_frames(trace: types.TracebackType | None) -> None:
-    """Have the interpreter show `trace` for the exception that is about to end it, not the frames below too."""
+    """Make the interpreter print `trace` for the exception that ends it, without our frames below."""
     show = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, _: types.TracebackType | None) -> None:
@@ -118,13 +121,13 @@ def _run_file(path: str, module: types.ModuleType) -> None:
 
 
 def _exec(program: dict[str, Any], workdir: str) -> None:
-    """Replace this process by the program; a forked Python rank with `start_method: spawn` becomes a fresh one."""
+    """Replace this process by the program; for a Python rank with `start_method: spawn`, by a fresh interpreter."""
     os.chdir(workdir)
     if program["kind"] == "command":
         argv = [program["target"], *program["args"]]
     else:
         argv = [sys.executable, BOOT, "rank", workdir, program["kind"], program["target"], *program["args"]]
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, which an exec would hand on
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and an exec would keep that
         signal.signal(number, signal.SIG_DFL)
     try:
         os.execvp(argv[0], argv)
@@ -136,8 +139,8 @@ def _exec(program: dict[str, Any], workdir: str) -> None:
 
 
 def _reseed() -> None:
-    """Give the global generators that are seeded at import a seed of their own, as a fresh interpreter would."""
+    """Give the global generators that are seeded at import a new seed, as a fresh interpreter would."""
     if torch := sys.modules.get("torch"):
-        torch.default_generator.seed()  # of the CPU; the others are made after the fork, with a constant seed
-    if random := sys.modules.get("numpy.random"):  # numpy imports it, and then seeds it, when it is first used
+        torch.default_generator.seed()  # the CPU's; the others are made after the fork, with a constant seed
+    if random := sys.modules.get("numpy.random"):  # numpy imports and seeds it only at its first use
         random.seed()

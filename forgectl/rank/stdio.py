@@ -1,4 +1,4 @@
-"""A rank's standard output and error: live line by line, and a full disk costs lines, never the rank."""
+"""A rank's standard output and error: each line is written at once, and a full disk loses lines, never the rank."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ _writers: weakref.WeakSet[LossyWriter] = weakref.WeakSet()
 
 
 class LossyWriter:
-    """Writes to a descriptor at once; what does not fit on the disk is counted, and the loss marked later.
+    """Writes to a descriptor at once. It counts the bytes that do not fit on the disk, and marks the loss later.
 
-    Nothing is buffered here and no lock is held, so a fork in any thread and a print in a signal handler are
-    safe. A text stream above it makes one call, so one write(2), of each line, which O_APPEND keeps whole.
+    It buffers nothing and holds no lock, so a fork in any thread and a print in a signal handler are safe. A text
+    stream above it makes one call for each line, so one write(2), which O_APPEND keeps whole.
 
-    A line costs hardly more than in CPython's own streams (benchmarks, flood). So what a writer does next is its
-    class, not an attribute that each line would look at; and the class has slots, and none of io's for a base,
-    because each instance with a dictionary has it searched for `write`, `flush` and `closed` at each line.
+    A line costs hardly more than in CPython's own streams (benchmarks, flood). For that, the class of a writer is
+    its state: an attribute would be checked at every line. The class has slots and no base class from io, because
+    an instance dictionary would be searched for `write`, `flush` and `closed` at every line.
     """
 
     __slots__ = ("__weakref__", "_fd", "_marker", "_raw_write", "lost", "name")
 
     mode = "wb"
     closed = False
-    flush = [].reverse  # nothing is buffered: does nothing, in C
-    _write = staticmethod(os.write)  # kept, for what is flushed while the interpreter is torn down
+    flush = [].reverse  # nothing is buffered: a call that does nothing, in C
+    _write = staticmethod(os.write)  # a reference, for what is flushed while the interpreter is torn down
 
     def __init__(self, fd: int, name: str) -> None:
         self.name = name
-        self.lost = 0  # bytes not yet told of
+        self.lost = 0  # bytes lost and not yet reported
         self._fd = fd
         self._marker = b""  # the rest of a marker that did not fit either
-        self._raw_write = io.FileIO(fd, "w", closefd=False).write  # quicker than os.write
+        self._raw_write = io.FileIO(fd, "w", closefd=False).write  # faster than os.write
         _writers.add(self)
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """Write all of `data`, or count it as lost; always says that all is written."""
+        """Write all of `data`, or count it as lost; returns its full size in both cases."""
         try:
             size = len(data)  # type: ignore[arg-type]
             if size == (written := self._raw_write(data)):
@@ -71,7 +71,7 @@ class LossyWriter:
         return len(data)
 
     def _mark(self) -> None:
-        """Tell of the loss; raises OSError while there is still no room."""
+        """Write a marker for the loss; raises OSError while there is still no room."""
         while self.lost or self._marker:
             marker = self._marker or f"\n[forgectl: {self.lost} bytes lost, disk full]\n".encode()
             written = self._write(self._fd, marker)
@@ -82,14 +82,14 @@ class LossyWriter:
             self.__class__ = LossyWriter
 
     def mark_at_exit(self) -> None:
-        """Tell of a loss that no later line told of, if there is room by now."""
+        """Write the marker for a loss that no later line reported, if there is room by now."""
         try:
             self._mark()
         except OSError:
             pass
 
     def forget(self) -> None:
-        """In a forked child: what its parent lost is the parent's to tell."""
+        """In a forked child: forget the parent's losses, which the parent reports itself."""
         self.lost, self._marker = 0, b""
 
     def writelines(self, lines: Iterable[ReadableBuffer], /) -> None:
@@ -98,11 +98,11 @@ class LossyWriter:
             self.write(line)
 
     def close(self) -> None:
-        """Refuse to write from now on; the descriptor stays open, as that of CPython's own does."""
+        """Refuse to write from now on; the descriptor stays open, as with CPython's own streams."""
         self.__class__ = _Closed
 
     def fileno(self) -> int:
-        """The descriptor, as CPython's own standard streams have one."""
+        """The descriptor, as in CPython's own standard streams."""
         return self._fd
 
     def isatty(self) -> bool:
@@ -134,7 +134,7 @@ class LossyWriter:
 
 
 class _Behind(LossyWriter):
-    """A writer that has lost bytes that it has not told of."""
+    """A writer that has lost bytes and has not written the marker for them yet."""
 
     __slots__ = ()
 
@@ -157,7 +157,7 @@ io.BufferedIOBase.register(LossyWriter)
 
 
 def install() -> None:
-    """Replace `sys.stdout` and `sys.stderr`, and the originals behind them, by streams over a LossyWriter."""
+    """Replace `sys.stdout`, `sys.stderr` and the originals behind them by streams over a LossyWriter."""
     stdout_errors = getattr(sys.stdout, "errors", None) or "strict"  # what CPython chose for this locale
     sys.stdout = sys.__stdout__ = _replace(sys.stdout, 1, "<stdout>", stdout_errors)  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = _replace(sys.stderr, 2, "<stderr>", "backslashreplace")  # type: ignore[misc]
@@ -166,7 +166,7 @@ def install() -> None:
 
 
 def _replace(old: Any, fd: int, name: str, errors: str) -> io.TextIOWrapper:
-    """A text stream on `fd` in UTF-8, or in what PYTHONIOENCODING had CPython choose."""
+    """A text stream on `fd`, in UTF-8 or in the encoding that PYTHONIOENCODING asked for."""
     if old is not None:
         with contextlib.suppress(OSError):
             old.flush()

@@ -1,1 +1,1 @@
-"""The host's end of an ssh connection: what is asked of a host before, and on the way to, its agent."""
+"""The host's end of an ssh connection: it answers questions about the host, then passes bytes to the agent."""

@@ -1,4 +1,4 @@
-"""The agent of a run on this host: reached at its socket, or started."""
+"""Reaches the agent of a run on this host, or starts it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ START_SECONDS = 30.0
 
 
 def reach(path: Path) -> socket.socket | None:
-    """A connection to the agent that listens at `path`; None where none does."""
+    """A connection to the agent that listens at `path`; None if none does."""
     try:
         return dial(path, 5.0)
     except OSError:
@@ -26,7 +26,7 @@ def reach(path: Path) -> socket.socket | None:
 
 
 def watch(agent: socket.socket) -> int | None:
-    """A pidfd of the agent at the other end; None where it is gone already."""
+    """A pidfd of the agent at the other end; None if it has ended already."""
     try:
         return os.pidfd_open(peer_pid(agent))
     except OSError:
@@ -34,7 +34,10 @@ def watch(agent: socket.socket) -> int | None:
 
 
 def start(config: AgentConfig) -> int:
-    """Start the agent under this interpreter; its pid once it listens. Raises UnreachableError with what it said."""
+    """Start the agent under this interpreter; returns its pid once it listens.
+
+    Raises UnreachableError with the last line that the agent printed.
+    """
     try:
         for folder in (Path(config.run_dir).parent.parent, Path(config.run_dir).parent, Path(config.run_dir)):
             private_folder(folder)
@@ -42,9 +45,10 @@ def start(config: AgentConfig) -> int:
             start_command.command(sys.executable),
             env=start_command.environment(config),
             cwd="/",
-            input=start_command.told(config),
+            input=start_command.standard_input(config),
             capture_output=True,
             timeout=START_SECONDS,
+            check=False,
         )
         return int(json.loads(process.stdout)["pid"])
     except subprocess.TimeoutExpired:
@@ -52,5 +56,5 @@ def start(config: AgentConfig) -> int:
     except OSError as e:
         raise UnreachableError(f"host {config.host}: its agent could not be started: {e}") from None
     except (ValueError, KeyError):
-        said = process.stderr.decode(errors="replace").strip().splitlines() or ["it ended before it listened"]
-        raise UnreachableError(f"host {config.host}: its agent could not start: {said[-1]}") from None
+        lines = process.stderr.decode(errors="replace").strip().splitlines() or ["it ended before it listened"]
+        raise UnreachableError(f"host {config.host}: its agent could not start: {lines[-1]}") from None

@@ -1,4 +1,4 @@
-"""The relay: answers what is asked of its host, then copies bytes between its standard streams and the agent."""
+"""The relay: answers requests about its host, then copies bytes between its standard streams and the agent."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ from forgectl.wire.unix_sockets import Connection, peer_pid
 
 GONE_SECONDS = 5.0
 LONGEST_SILENCE = 600.0
-"""Seconds after which a relay that nobody asks anything ends: its launcher may be gone without a word."""
+"""Seconds without a request after which a relay ends: its launcher may have gone without closing the connection."""
 
 
 class Streams:
-    """Standard input and output as the one thing that `Connection` takes for a socket."""
+    """Standard input and output with the methods of a socket that `Connection` uses."""
 
     def __init__(self) -> None:
         self._timeout: float | None = None
@@ -52,7 +52,7 @@ class Streams:
 
     def recv(self, most: int) -> bytes:
         if self._timeout is not None and not select.select([0], [], [], self._timeout)[0]:
-            raise TimeoutError("the other end says nothing")
+            raise TimeoutError("the other end sends nothing")
         return os.read(0, most)
 
     def sendall(self, data: bytes | memoryview) -> None:
@@ -69,7 +69,7 @@ class Relay:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self.line = Connection(cast(socket.socket, Streams()), (*LAUNCHER_TO_RELAY, *SYNC_TO_RELAY))
+        self.line = Connection(cast("socket.socket", Streams()), (*LAUNCHER_TO_RELAY, *SYNC_TO_RELAY))
         self._listeners: list[socket.socket] = []
         self._answers: dict[type, Callable[[Any], Any]] = {
             GetFacts: lambda r: facts.gather(self._root, r),
@@ -80,7 +80,10 @@ class Relay:
         }
 
     def serve(self) -> None:
-        """Answer until the other end hangs up, or asks for the agent and gets it."""
+        """Answer requests until the other end hangs up, or until it asks for the agent: then copy bytes.
+
+        Raises TimeoutError, ConnectionError and ProtocolError.
+        """
         self.line.send(RelayReady(__version__, os.getpid()))
         while (request := self.line.receive(LONGEST_SILENCE)) is not None:
             if isinstance(request, ReachAgent):
@@ -104,7 +107,7 @@ class Relay:
         return Listening(ports)
 
     def _copy(self, agent: socket.socket) -> None:
-        """Be a pipe to the agent; returns when either end is gone."""
+        """Copy bytes to and from the agent until it hangs up; the process exits when the launcher does."""
         for listener in self._listeners:
             listener.close()
         agent.settimeout(None)
@@ -121,7 +124,7 @@ class Relay:
         streams, pidfd = Streams(), agents.watch(agent)
         while data := agent.recv(1 << 16):
             streams.sendall(data)
-        if pidfd is not None:  # the end of this connection tells that the agent is gone: so it should be
+        if pidfd is not None:  # the launcher takes the end of its connection for the end of the agent: wait for that
             select.select([pidfd], [], [], GONE_SECONDS)
 
 

@@ -1,6 +1,6 @@
-# The first thing that runs on a host: finds or unpacks the shipped code, then becomes the relay.
-# Sent as text, behind that of private.py, and run by whatever `python` the host has: no forgectl here, and syntax that
-# an old Python understands, so that it can say that it is too old.
+# The first code that runs on a host: it finds or unpacks the shipped code, then becomes the relay.
+# It is sent as text, after that of private.py, and run by the host's `python`, whatever its version. So it imports no
+# forgectl, and has syntax that an old Python understands: that Python must be able to report that it is too old.
 import hashlib
 import io
 import json
@@ -11,12 +11,12 @@ import tempfile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from forgectl.system.private import NotPrivateError, private_folder
+    from forgectl.system.private import NotPrivateError, private_folder  # noqa: TC004 (private.py's text comes first)
 
-MARK = b"forgectl-relay "  # what a login script prints before it is noise
+MARK = b"forgectl-relay "  # begins each of our lines: a login script may print others before them
 
 
-def say(**what: object) -> None:
+def report(**what: object) -> None:
     os.write(1, b"\n" + MARK + json.dumps(what).encode() + b"\n")
 
 
@@ -36,13 +36,16 @@ def read_bytes(count: int) -> bytes:
 
 
 def own_folder(given: str) -> str:
-    """Where forgectl keeps what it has on this host: `given`, else where others may have been first, or our home."""
+    """Where forgectl keeps its files on this host: `given`, else in /var/tmp, else in our home.
+
+    Another user may have made the folder in /var/tmp first; then the home is used. Raises OSError.
+    """
     if given:
         return private_folder(os.path.expanduser(given))
     try:
         return private_folder("/var/tmp/forgectl-%d" % os.getuid())
     except NotPrivateError as e:
-        if e.owner == os.getuid():  # its user can mend that
+        if e.owner == os.getuid():  # this user can repair it
             raise
         try:
             return private_folder(os.path.expanduser("~/.cache/forgectl"))
@@ -51,7 +54,7 @@ def own_folder(given: str) -> str:
 
 
 def cure(error: OSError) -> str:
-    """What to do where there is no such folder."""
+    """The hint for a folder that cannot be used."""
     elsewhere = "or name another folder of yours by `root:` of the host"
     if not isinstance(error, NotPrivateError):
         return "forgectl keeps code, workdirs and logs there: make room, or make it writable, " + elsewhere
@@ -61,10 +64,10 @@ def cure(error: OSError) -> str:
 
 
 def code_folder(root: str, digest: str) -> str:
-    """Where the shipped code is, unpacked now unless it is there."""
+    """The folder of the shipped code, unpacked now unless it exists. Raises OSError."""
     folder = os.path.join(private_folder(os.path.join(root, "code")), digest)
     there = os.path.isdir(folder)
-    say(have=there)
+    report(have=there)
     if there:
         return folder
     data = read_bytes(int(read_line()))
@@ -83,22 +86,22 @@ def code_folder(root: str, digest: str) -> str:
 
 
 def main() -> None:
-    """Answer the digest of the code, and the host's `root:`, with what is in the way, or with the relay."""
+    """Read the digest of the code and the host's `root:`; report what prevents the relay, or become it."""
     digest, given = read_line().decode(), read_line().decode()
     here = {"python": sys.executable, "version": list(sys.version_info[:3])}
     if sys.version_info < (3, 10):
-        say(wrong="old", **here)
+        report(wrong="old", **here)
         sys.exit(1)
     try:
         import psutil  # noqa: F401
     except ImportError:
-        say(wrong="psutil", **here)
+        report(wrong="psutil", **here)
         sys.exit(1)
     try:
         root = own_folder(given)
         folder = code_folder(root, digest)
     except OSError as e:
-        say(wrong="root", why=e.strerror or str(e), cure=cure(e), **here)
+        report(wrong="root", why=e.strerror or str(e), cure=cure(e), **here)
         sys.exit(1)
     sys.path.insert(0, folder)
     from forgectl.relay.relay import main as relay

@@ -1,4 +1,4 @@
-"""What must fit together in a spec beyond each value alone: names, hosts, environments, processes."""
+"""Checks of a spec's values against each other: names, hosts, environments, processes."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _RANK_VARIABLES = frozenset(
 
 @dataclass
 class Checks:
-    """Checks `document`, which was made from `data` without what is wrong in it.
+    """Checks `document`, which was made from `data` without its wrong values.
 
-    `broken` holds the paths that were left out, so that nothing is concluded from their absence.
+    `broken` has the paths of those values, so that their absence is not reported as a problem.
     """
 
     document: Document
@@ -61,7 +61,7 @@ class Checks:
 
     @cached_property
     def meshes(self) -> list[tuple[str, Mesh]]:
-        """All meshes but the driver's, with their paths."""
+        """All meshes except the driver's, with their paths."""
         document = self.document
         groups: dict[str, Mapping[str, Mesh]] = {
             "actors": document.actors,
@@ -85,14 +85,14 @@ class Checks:
             where = step("hosts", i)
             if host.name in first:
                 name = f"{where}.name" if f"{where}.name" in self.problems.places else where
-                self.problems.add(name, f"the name {show(host.name)} is that of hosts.{first[host.name]} too")
+                self.problems.add(name, f"the name {show(host.name)} is taken by hosts.{first[host.name]}")
             first.setdefault(host.name, i)
             if host.local and host.ssh:
                 self.problems.add(f"{where}.ssh", "a local host is not reached by ssh; drop ssh or local")
             if host.local and host.root:
                 self.problems.add(f"{where}.root", "a local host has its files in the run's own folder; drop root")
             if host.name == "local" and not host.local and self.sound(f"{where}.local"):
-                self.problems.add(where, "the name 'local' is kept for this machine; choose another")
+                self.problems.add(where, "the name 'local' is reserved for this machine; choose another")
 
     def _mesh_names(self) -> None:
         seen = {DRIVER: "the run's driver"}
@@ -103,13 +103,13 @@ class Checks:
                 if not NAME.fullmatch(name):
                     self.problems.add(where, f"{show(name)} is not a name for a mesh: {NAME_RULE}")
                 if name in seen:
-                    self.problems.add(where, f"the name {show(name)} is that of {seen[name]} too")
+                    self.problems.add(where, f"the name {show(name)} is taken by {seen[name]}")
                 seen.setdefault(name, where)
         for name, where in seen.items():
             match = _REPLICA.fullmatch(name)
             service = self.document.services.get(match[1]) if match else None
             if match and service and int(match[2]) < service.num_replicas:
-                self.problems.add(where, f"{show(name)} is a replica of the service {show(match[1])} too")
+                self.problems.add(where, f"{show(name)} is also a replica of the service {show(match[1])}")
 
     def _replicas(self, name: str, service: Service) -> None:
         last = f"{name}.{service.num_replicas - 1}"
@@ -131,11 +131,11 @@ class Checks:
         if mesh.with_gpus and self.sound("hosts", f"{where}.hosts", f"{where}.with_gpus"):
             without = self.without_gpus
             if len(wanted) <= len(without) and without.issuperset(wanted):
-                self.problems.add(f"{where}.with_gpus", "wants GPUs, but all its hosts say gpus: none")
+                self.problems.add(f"{where}.with_gpus", "wants GPUs, but all its hosts have gpus: none")
 
     @cached_property
     def without_gpus(self) -> frozenset[str]:
-        """The hosts that say they have no GPU."""
+        """The hosts whose `gpus` says that they have none."""
         hosts = enumerate(self.document.hosts)
         return frozenset(h.name for i, h in hosts if h.gpus in ("none", 0, ()) and self.sound(f"hosts.{i}.gpus"))
 
@@ -166,7 +166,7 @@ class Checks:
         """Every `env` of the spec with its path, and whether it reaches a mesh that is pinned to GPUs."""
         anywhere = any(mesh.with_gpus for _, mesh in self.meshes)
         yield "env", self.document.env, anywhere
-        if "hosts.env" in self.problems.places:  # that of all whom a file or Slurm names
+        if "hosts.env" in self.problems.places:  # one for all hosts that a file or Slurm names
             yield "hosts.env", self.document.hosts[0].env, anywhere
         else:
             yield from ((f"hosts.{i}.env", host.env, anywhere) for i, host in enumerate(self.document.hosts))
@@ -181,7 +181,7 @@ class Checks:
             if complaint := _unfit(name):
                 self.problems.add(at, complaint)
             elif name in self.secret_names:
-                self.problems.add(at, f"{name} is listed under secrets too; keep it in one of them")
+                self.problems.add(at, f"{name} is also listed under secrets; keep it in one of them")
             elif pinned and name == "CUDA_VISIBLE_DEVICES":
                 message = "forgectl sets it, to the GPUs it leased for a mesh with_gpus; choose GPUs by hosts: gpus"
                 self.problems.add(at, message)
@@ -206,7 +206,7 @@ class Checks:
 
 
 def _unfit(name: str) -> str | None:
-    """Why a variable cannot be given to ranks by the user."""
+    """Why the user cannot set a variable for ranks; None if that is possible."""
     if not _ENV_NAME.fullmatch(name):
         return f"{show(name)} is not the name of a variable: letters, digits and '_', the first not a digit"
     if name in _RANK_VARIABLES:

@@ -1,4 +1,4 @@
-"""YAML bytes to a tree of nodes that know their places; every trap of YAML is refused here."""
+"""Parses YAML bytes into a tree of nodes with their places; refuses every trap of YAML."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from forgectl.spec.problems import Place, Problems, show, step
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 50
 MAX_NODES = 10_000
-MAX_SCALAR = 100_000  # characters; Linux gives no program a longer argument or variable than 128 KiB
+MAX_SCALAR = 100_000  # characters; Linux limits each argument and variable of a program to 128 KiB
 MAX_ALIASES = 100
-MAX_EXPANDED = 10_000  # nodes that aliases may stand for in all
+MAX_EXPANDED = 10_000  # nodes that all aliases together may expand to
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -25,7 +25,7 @@ _FORBIDDEN = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\uf
 
 @dataclass(frozen=True)
 class Scalar:
-    """A scalar as written; what it means is for the schema to say. `plain`: without quotes."""
+    """A scalar as written; the schema decides what it means. `plain`: without quotes."""
 
     text: str
     plain: bool
@@ -51,7 +51,7 @@ Node = Scalar | Sequence | Mapping
 
 @dataclass(frozen=True)
 class Item:
-    """A node where it is used: its value's place if that is on the key's line, else the key's."""
+    """A node where it is used. `place` is the value's if that is on the key's line, else the key's."""
 
     node: Node
     place: Place
@@ -61,7 +61,7 @@ class Item:
 def compose(data: bytes, problems: Problems, *, override: str | None = None) -> Item | None:
     """The tree of one YAML document, None for an empty one. `override` is the path of a `--set`.
 
-    Raises Stop where the rest cannot be understood; anything less is added to `problems`.
+    Adds what is wrong to `problems`; raises CannotGoOn if the rest cannot be understood.
     """
     text = _decode(data, problems, override)
     builder = _Builder(text, problems, override)
@@ -82,7 +82,7 @@ def _reason(error: yaml.MarkedYAMLError, text: str) -> str:
     if "\t" in line[: len(line) - len(line.lstrip())]:
         return f"{words}; indent with spaces, not tabs"
     if "${" in line and "{" in line.replace("${", ""):
-        return f"{words}; inside of {{…}} a value with ${{…}} needs quotes"
+        return f"{words}; inside {{…}} a value with ${{…}} needs quotes"
     if error.problem == "mapping values are not allowed in this context":
         return f"{words}; is the line indented as its neighbors, or does a value with ': ' lack quotes?"
     return words
@@ -113,7 +113,7 @@ def _spot(before: str, override: str | None) -> Place:
 
 
 class _Builder:
-    """Builds the tree from YAML's events, so that limits hold before anything is built."""
+    """Builds the tree from YAML's events, so that limits are checked before anything is built."""
 
     def __init__(self, text: str, problems: Problems, override: str | None) -> None:
         self.events: Iterator[Any] = yaml.parse(text, Loader=_LOADER)
@@ -178,7 +178,7 @@ class _Builder:
             self.problems.stop(where, f"alias to {name}, which no anchor defines before it", place=place)
         node = self.anchors[event.anchor]
         if node is None:
-            self.problems.stop(where, f"alias to {name} inside of itself: a cycle", place=place)
+            self.problems.stop(where, f"alias to {name} inside itself: a cycle", place=place)
         self.aliases += 1
         self.expanded += node.size
         if self.aliases > MAX_ALIASES:
@@ -210,7 +210,7 @@ class _Builder:
                 where_key = step(where, name) if isinstance(key, Scalar) else where
                 self.problems.add(where_key, complaint, place=key_place)
                 if name == "<<":
-                    self.problems.unreadable.add(where)  # what is missing there may be in the merged map
+                    self.problems.unreadable.add(where)  # a missing key may be in the merged map
                 continue
             keys[name] = key_place
             entries[name] = Item(node, place, plain_key=isinstance(key, Scalar) and key.plain)

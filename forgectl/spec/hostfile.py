@@ -1,7 +1,6 @@
-"""A hostfile as DeepSpeed and MPI write it: a host a line, with its slots. Pure.
+"""Reads a hostfile as DeepSpeed and MPI use it: one host per line, with its slots. Pure.
 
-A spec may be somebody else's, and name any file of the user's in place of a hostfile: no complaint repeats what it
-says.
+A spec may come from somebody else and name any file of the user as its hostfile: so no complaint repeats its content.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from forgectl.model.plan import MAX_RANKS
 
 _EQUALS = re.compile(r"\s*=\s*")
 _NUMBER = re.compile(r"0*([0-9]{1,9})")
-_MOST = ("max_slots", "max-slots")  # Open MPI's: how far `slots` may be exceeded, which we never do
+_MOST = ("max_slots", "max-slots")  # Open MPI's: how far ranks may exceed `slots`, which ours never do
 
 
 @dataclass(frozen=True)
 class HostLine:
-    """A host of a hostfile: where it stands, what to type after `ssh`, and how many ranks it takes."""
+    """A host of a hostfile: its line number, its ssh destination, and how many ranks it takes (None: not given)."""
 
     line: int
     destination: str
@@ -39,7 +38,7 @@ class _Wrong(ValueError):
 
 
 def read_hostfile(text: bytes) -> Iterator[HostLine | Complaint]:
-    """What each line that says something says."""
+    """The host, or the complaint, of each line that is not empty or a comment."""
     lines = text.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     for number, raw in enumerate(lines, start=1):
         try:
@@ -74,7 +73,7 @@ def _entry(number: int, line: str) -> HostLine:
 
 
 def _with_count(name: str) -> tuple[str, int | None]:
-    """`name:N`, as MPICH has it."""
+    """Split `name:N`, MPICH's form; None if there is no N."""
     before, colon, count = name.rpartition(":")
     if not colon or not before or ":" in before or "/" in before:
         return name, None

@@ -1,4 +1,4 @@
-"""What a spec may say of hosts: listed, or named by a file or a scheduler."""
+"""The hosts of a spec: listed, or named by a file or a scheduler."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Env = dict[str, EnvText]
 
 
 class Model(BaseModel):
-    """Frozen, with no unknown keys; a key left empty counts as absent."""
+    """Frozen, without unknown keys; an empty key counts as absent."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", title=None)
 
@@ -55,23 +55,21 @@ class Model(BaseModel):
 class Host(Model):
     """One host of the run: this machine, or one that is reached by ssh."""
 
-    name: Name = Field(description="What meshes, status and logs call this host")
+    name: Name = Field(description="The host's name in meshes, status and logs")
     local: Bool = Field(default=False, description="This machine; several such hosts rehearse many hosts on one")
     ssh: Bare | None = Field(default=None, description="The ssh destination; default: the name")
-    address: Bare | None = Field(
-        default=None, description="Where other hosts reach it; default: what ssh resolves it to"
-    )
+    address: Bare | None = Field(default=None, description="Address for other hosts; default: what ssh resolves it to")
     python: Interpreter | None = Field(
         default=None, description="Interpreter of agent and ranks; default: forgectl's own, by ssh python3"
     )
     root: Folder | None = Field(
         default=None,
         description="forgectl's folder on an ssh host; default: /var/tmp/forgectl-UID, "
-        "or ~/.cache/forgectl where another user has made that",
+        "or ~/.cache/forgectl if another user has made that",
     )
     gpus: Gpus = Field(default="auto", description="auto, none, a number of GPUs, or the indices of those to use")
     slots: Slots | None = Field(
-        default=None, description="At most so many ranks without GPUs, and so many of its GPUs; default: no limit"
+        default=None, description="Limit for its ranks without GPUs, and for its GPUs in use; default: no limit"
     )
     env: Env = Field(default_factory=dict, description="Environment of every rank on this host")
 
@@ -102,7 +100,7 @@ def _is_true(value: Any) -> bool:
 
 
 def by_ssh(destination: str) -> dict[str, Any]:
-    """The long form of a host that is given by what one types after `ssh`; raises PydanticCustomError."""
+    """The long form of a host that is given by its ssh destination; raises PydanticCustomError."""
     if not destination.strip():
         raise wrong("expected the name of a host, or a map with its name, got nothing")
     bare(destination)
@@ -114,19 +112,19 @@ def by_ssh(destination: str) -> dict[str, Any]:
 
 
 class HostSource(Model):
-    """Where the hosts are named instead of here, and what holds for each of them."""
+    """A source outside the spec that names the hosts, and settings for each of them."""
 
     file: SomeText | None = Field(
-        default=None, description="A hostfile as DeepSpeed and MPI write it: a line a host, NAME slots=N"
+        default=None, description="A hostfile as DeepSpeed and MPI use it: one host per line, NAME slots=N"
     )
     slurm: Bool = Field(default=False, description="The hosts of the Slurm job that forgectl is started in")
-    python: Interpreter | None = Field(default=None, description="As of a host, for each of them")
-    root: Folder | None = Field(default=None, description="As of a host, for each of them")
-    gpus: Gpus | None = Field(default=None, description="As of a host, for each of them")
+    python: Interpreter | None = Field(default=None, description="As for a host, for each of them")
+    root: Folder | None = Field(default=None, description="As for a host, for each of them")
+    gpus: Gpus | None = Field(default=None, description="As for a host, for each of them")
     slots: Slots | None = Field(
-        default=None, description="As of a host, where the file gives none, and in place of Slurm's"
+        default=None, description="As for a host, if the file gives none; used instead of Slurm's"
     )
-    env: Env = Field(default_factory=dict, description="As of a host, for each of them")
+    env: Env = Field(default_factory=dict, description="As for a host, for each of them")
 
 
 def _host_list(value: Any) -> Any:
@@ -139,12 +137,12 @@ def _host_list(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class OrMapped:
-    """Marks a list that may be written as a map, too, which is read before the rest."""
+    """Marks a list that may also be written as a map; that map is read before the rest of the spec."""
 
     model: type[Model]
 
 
 LOCAL = Host(name="local", local=True)
 DRIVERS_HOST = Host(name="local", local=True, gpus="none", slots=0)
-"""This machine, for the driver of a run whose hosts are all elsewhere."""
+"""This machine, for the driver of a run without a local host."""
 Hosts = Annotated[tuple[Host, ...], BeforeValidator(_host_list), OrMapped(HostSource)]

@@ -1,4 +1,4 @@
-"""The JSON Schema of a spec as it is written, for editors that complete and check."""
+"""The JSON Schema of a spec file, for editors that complete and check."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _plain(schema: Any) -> Any:
-    """Without what pydantic adds for itself: titles made of field names, defaults that are not as one writes."""
+    """The schema without pydantic's additions: titles from field names, defaults in a form that no spec has."""
     if isinstance(schema, list):
         return [_plain(part) for part in schema if part != {"type": "null"}]
     if not isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""A spec file to a checked `Spec`, or one SpecError with all that is wrong in it."""
+"""Reads a spec file into a checked `Spec`, or raises one SpecError with all its problems."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_ENTRIES = 1000  # hosts, or meshes of one kind
 def load(path: Path, *, overrides: Sequence[str] = (), environ: Mapping[str, str], name: str | None = None) -> Spec:
     """The spec in a file. `overrides` are `a.b.c=YAML`, `environ` fills in `${VAR}`, `name` renames the run.
 
-    Raises NotFoundError for a file that cannot be read, SpecError for one that says something wrong.
+    Raises NotFoundError if the file cannot be read, SpecError if it has problems.
     """
     try:
         with path.open("rb") as file:
@@ -46,7 +46,7 @@ def parse(
     environ: Mapping[str, str],
     name: str | None = None,
 ) -> Spec:
-    """The spec in `text`, whose paths start at `folder`. `source` is its name in errors (SpecError)."""
+    """The spec in `text`; its relative paths start at `folder`. `source` is its name in errors. Raises SpecError."""
     problems = Problems()
     spec = None
     try:
@@ -99,21 +99,21 @@ def _parse(
 
 
 def _limit(data: dict[str, Any], problems: Problems) -> None:
-    """Refuse what would take long to look at and is no spec anyway."""
+    """Refuse data that would take long to check and cannot be a real spec."""
     for key in ("hosts", "actors", "services", "scripts"):
         if isinstance(data.get(key), (list, dict)) and len(data[key]) > MAX_ENTRIES:
             problems.stop(key, f"{len(data[key])} entries; at most {MAX_ENTRIES} are supported")
 
 
 def _with_empty_meshes(data: dict[str, Any]) -> None:
-    """A mesh left empty lacks what a mesh needs."""
+    """Turn empty meshes into empty maps, so that their missing keys are reported."""
     for kind in ("actors", "services", "scripts"):
         if isinstance(group := data.get(kind), dict):
             data[kind] = {name: {} if isinstance(mesh, Null) else mesh for name, mesh in group.items()}
 
 
 def _stem(source: str) -> str:
-    """A name for the run that is as near to the file's as names may be."""
+    """A valid name for the run, as near to the file's name as possible."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source).stem).lstrip("._-")[:63]
     return stem.rstrip("-") or "run"
 

@@ -1,4 +1,4 @@
-"""What a spec may say. A field's meaning is its description, which `forgectl schema` prints too."""
+"""The contents of a spec. A field's description gives its meaning; `forgectl schema` prints it, too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from forgectl.errors import SpecProblem
 from forgectl.model.plan import LEASE, LOG_LIMIT, SERVICE_RESTART, SYNC_LIMIT, Program, SyncKind
 from forgectl.spec.hosts import DRIVERS_HOST, LOCAL, Env, Hosts, Model
-from forgectl.spec.hosts import Host as Host
+from forgectl.spec.hosts import Host as Host  # noqa: PLC0414  (re-exported)
 from forgectl.spec.problems import Place, find, problem
 from forgectl.spec.scalars import (
     Bool,
@@ -54,25 +54,25 @@ Sync = Annotated[
 
 
 class Restart(Model):
-    """Restart the whole mesh at most `max` times `within` a time."""
+    """Restart the whole mesh at most `max` times in the time `within`."""
 
-    max: Count = Field(default=0, description="How many restarts; 0 is never")
-    within: Within | None = Field(default=None, description="The time they are counted over; default: the whole run")
+    max: Count = Field(default=0, description="Maximum number of restarts; 0: never")
+    within: Within | None = Field(default=None, description="The time in which they count; default: the whole run")
 
 
 class Mesh(Model):
     """A group of processes that is started, supervised and shut down as one."""
 
-    procs: Procs = Field(default=1, description="Processes in all (of a service: per replica)")
+    procs: Procs = Field(default=1, description="Number of processes (of a service: per replica)")
     hosts: Spread = Field(
-        default=None, description="Spread evenly over so many hosts, or these; default: as few as have room"
+        default=None, description="Spread evenly over this many hosts, or over these; default: as few as have room"
     )
-    with_gpus: Bool = Field(default=False, description="One GPU a process")
+    with_gpus: Bool = Field(default=False, description="One GPU per process")
     env: Env = Field(default_factory=dict, description="Environment of its ranks")
     restart: Restart = Field(default=Restart(), description="When to restart it; default: never")
     start_method: StartMethod = Field(default="fork", description="fork: from a warm fork server; spawn: afresh")
     python: Interpreter | None = Field(default=None, description="Another interpreter than the host's")
-    preload: tuple[Module, ...] = Field(default=("torch",), description="What its fork server imports once")
+    preload: tuple[Module, ...] = Field(default=("torch",), description="Modules that its fork server imports once")
 
 
 class Actor(Mesh):
@@ -88,14 +88,14 @@ class Actor(Mesh):
 
 
 class Service(Actor):
-    """Replicas of an actor's mesh, and how calls find one of them."""
+    """Replicas of an actor's mesh, and how the replica of a call is chosen."""
 
     restart: Restart = Field(
         default=Restart(max=SERVICE_RESTART.max, within=SERVICE_RESTART.within),
         description="When to restart a replica; default: 3 times within 10m",
     )
-    num_replicas: Procs = Field(default=1, description="Meshes of the same kind, NAME.0 and on")
-    router: Router = Field(default="round_robin", description="Which replica gets a call")
+    num_replicas: Procs = Field(default=1, description="Number of equal meshes, named NAME.0, NAME.1 and so on")
+    router: Router = Field(default="round_robin", description="How the replica of a call is chosen")
 
 
 class Runnable(Model):
@@ -111,7 +111,7 @@ class Runnable(Model):
         for kind, words in (("file", self.run), ("module", self.module), ("command", self.command)):
             if words:
                 return Program(kind, words[0], words[1:])  # type: ignore[arg-type]
-        raise ValueError("a spec is checked to have one of run, module and command")
+        raise ValueError("no run, module or command: the spec was not checked")
 
 
 class Script(Runnable, Mesh):
@@ -133,30 +133,30 @@ class Driver(Runnable):
 
 
 class Body(Model):
-    """What a spec says about a run, apart from its name and folder."""
+    """The contents of a spec, except the run's name and folder."""
 
     hosts: Hosts = Field(default=(LOCAL,), description="Where ranks may run; default: [local]")
     env: Env = Field(default_factory=dict, description="Environment of every mesh")
     secrets: tuple[Text, ...] = Field(default=(), description="Names of variables taken from the launching environment")
     lease: Lease = Field(default=LEASE, description="How long agents live on without a controller")
-    log_limit: Size = Field(default=LOG_LIMIT, description="What the log of one rank may take on disk")
+    log_limit: Size = Field(default=LOG_LIMIT, description="Maximum disk space of the log of one rank")
     actors: dict[str, Actor] = Field(default_factory=dict, description="Meshes of actors, by name")
     services: dict[str, Service] = Field(default_factory=dict, description="Replicated actors, by name")
     scripts: dict[str, Script] = Field(default_factory=dict, description="Process groups without actors, by name")
     sync: Sync = Field(
         default="content", description="content: workdir is copied to ssh hosts; none: they have it under the same path"
     )
-    sync_limit: Size = Field(default=SYNC_LIMIT, description="What of workdir may be copied, at most")
+    sync_limit: Size = Field(default=SYNC_LIMIT, description="Maximum of what is copied of workdir")
     driver: Driver | None = Field(default=None, description="The user's own controlling script")
 
     @property
     def has_driver(self) -> bool:
-        """Whether one process on this machine drives the run: the user's script, or what holds its actors."""
+        """Whether the run has a driver on this machine: the user's script, or a process for its actors."""
         return bool(self.driver or self.actors or self.services)
 
     @property
     def all_hosts(self) -> tuple[Host, ...]:
-        """`hosts`, and this machine for a driver that has no local one."""
+        """`hosts`, and this machine if the run has a driver but no local host."""
         alone = self.has_driver and not any(host.local for host in self.hosts)
         return (*self.hosts, DRIVERS_HOST) if alone else self.hosts
 
@@ -180,9 +180,9 @@ class Spec(Body):
 
     @property
     def text(self) -> bytes:
-        """What was read and checked, which a run keeps: the file may have changed since."""
+        """The text that was read and checked; a run keeps it, as the file may have changed since."""
         return self._text
 
     def problem(self, where: str, message: str) -> SpecProblem:
-        """A problem with the value at a dotted path, or else at the nearest thing around it."""
+        """A problem with the value at a dotted path, placed there or at the nearest value around it."""
         return problem(where, message, find(where, self._places))

@@ -1,4 +1,4 @@
-"""Host names in Slurm's short form, `gpu[01-03,07]`: to the names and back, and its counts per host. Pure."""
+"""Converts host names in Slurm's short form, `gpu[01-03,07]`, to names and back; reads its counts per host. Pure."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _LAST_NUMBER = re.compile(r"(.*?)([0-9]{1,9})([^0-9]*)", re.DOTALL)
 
 
 class NodelistError(ValueError):
-    """A text that is no list of hosts; the message says why."""
+    """A text is not a list of hosts, or of counts; the message says why."""
 
 
 def expand(text: str, most: int) -> list[str]:
-    """All names in their order; raises NodelistError for what is no list, and for more than `most` names."""
+    """All names in their order; raises NodelistError if `text` is not a list, or has more than `most` names."""
     text = text.strip()
     if not _LIST.fullmatch(text) or any(not e for e in re.sub(_BRACKETS, "x", text).split(",")):
-        raise NodelistError("is no list such as gpu[01-03,07],login1")
+        raise NodelistError("is not a list such as gpu[01-03,07],login1")
     names: list[str] = []
     for element in _ELEMENT.findall(text):
         parts = [_numbers(inner) if inner else [literal] for inner, literal in _parts(element)]
@@ -47,7 +47,7 @@ def _parts(element: str) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class _Numbers:
-    """Ranges of numbers, each as wide as its first one; not written out, as they may be endless."""
+    """Ranges of numbers, each with the width of its first number; not written out, as they may be very long."""
 
     ranges: tuple[tuple[range, int], ...]
 
@@ -63,7 +63,7 @@ def _numbers(inner: str) -> _Numbers:
     for item in inner.split(","):
         match = _RANGE.fullmatch(item)
         if not match:
-            raise NodelistError(f"has {show(f'[{inner}]')}, which is no list of numbers and ranges such as [01-03,07]")
+            raise NodelistError(f"has {show(f'[{inner}]')}, not a list of numbers and ranges such as [01-03,07]")
         first, last = match[1], match[2] or match[1]
         if int(last) < int(first):
             raise NodelistError(f"has the range {item}, which runs backwards")
@@ -72,18 +72,18 @@ def _numbers(inner: str) -> _Numbers:
 
 
 def counts(text: str, hosts: int, most: int) -> list[int]:
-    """A count for each of so many hosts, `most` or less: `4(x2),2` is 4, 4, 2. Raises NodelistError."""
+    """One count per host, each limited to `most`: `4(x2),2` is 4, 4, 2. Raises NodelistError."""
     found: list[int] = []
     for item in text.strip().split(","):
         match = _COUNT.fullmatch(item)
         if not match:
-            raise NodelistError("is no list of counts such as 4(x2),2")
+            raise NodelistError("is not a list of counts such as 4(x2),2")
         times = int(match[2] or 1)
         if times > hosts:
-            raise NodelistError(f"counts for more than {hosts} hosts")
+            raise NodelistError(f"has counts for more than {hosts} hosts")
         found += [min(int(match[1]), most)] * times
     if len(found) != hosts:
-        raise NodelistError(f"counts for {len(found)} hosts, where there are {hosts}")
+        raise NodelistError(f"has counts for {len(found)} hosts, but there are {hosts}")
     return found
 
 
@@ -104,7 +104,7 @@ def compress(names: Iterable[str]) -> str:
 
 @dataclass
 class _Group:
-    """Names with the same text around their number, and the ranges of it: first and last."""
+    """Names with the same text around their number, and the ranges of that number: first and last."""
 
     frame: tuple[str, ...]
     ranges: list[list[str]]

@@ -18,11 +18,11 @@ _MAX_PARTS = 50
 
 
 class _NamesNothing(Exception):
-    """Why an override has nothing to override."""
+    """An override's path names nothing in the spec; the message says why."""
 
 
 def apply(root: Item, overrides: SequenceOf[str], problems: Problems) -> Item:
-    """The tree with all overrides in it; those that name nothing are added to `problems`."""
+    """The tree with all overrides applied; those that name nothing are added to `problems`."""
     for override in overrides:
         path, equals, text = override.partition("=")
         path = re.sub(r"\[(\d+)\]", r".\1", path.strip())
@@ -45,7 +45,7 @@ def _value(path: str, text: str, problems: Problems) -> Item:
 
 
 def _assign(item: Item, parts: list[str], shape: Shape, value: Item, here: str) -> Item:
-    """`item` with `value` at the path `parts`, of which `here` was walked so far."""
+    """`item` with `value` at the path `parts`; `here` is the path of `item`."""
     if not parts:
         return value
     if len(parts) > _MAX_PARTS:
@@ -80,7 +80,7 @@ def _assign_index(node: Sequence, parts: list[str], shape: Shape, value: Item, h
 
 
 def _split(node: Mapping, parts: list[str]) -> tuple[str, list[str]]:
-    """The key that a path goes on with: names may have dots in them, so the longest that exists."""
+    """The next key of a path, and the rest. Names may contain dots, so it is the longest key that exists."""
     for length in range(len(parts), 0, -1):
         if (key := ".".join(parts[:length])) in node.entries:
             return key, parts[length:]
@@ -88,7 +88,7 @@ def _split(node: Mapping, parts: list[str]) -> tuple[str, list[str]]:
 
 
 def _new_key(node: Mapping, key: str, rest: list[str], shape: Shape, here: str) -> None:
-    """Raises unless `key` may be added to `node`: a field that is known, a variable, an argument."""
+    """Raise _NamesNothing unless `key` may be added to `node`: a known field, a variable, an argument."""
     if isinstance(shape, type):
         known = keys(shape)
         if key in known and (not rest or known[key] is not None):

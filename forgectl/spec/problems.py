@@ -11,14 +11,14 @@ from typing import NoReturn
 from forgectl import names
 from forgectl.errors import SpecError, SpecProblem
 
-MOST = 100  # problems that are told one by one
+MOST = 100  # problems that are reported one by one
 _SHOWN = 60  # characters of a value that a message repeats
-_KEY = 64  # characters of a key that a path repeats: any name that is allowed
+_KEY = 64  # characters of a key that a path repeats: enough for any valid name
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value stands, counted from 1; line 0 with `override` is a `--set` on the command line."""
+    """The place of a value, counted from 1; line 0 with `override` is a `--set` on the command line."""
 
     line: int = 0
     column: int = 0
@@ -26,16 +26,16 @@ class Place:
 
 
 class CannotGoOn(Exception):
-    """The spec cannot be read any further; why is among the problems already."""
+    """The spec cannot be read any further; the reason is already among the problems."""
 
 
 def one_line(text: str) -> str:
-    """`text` without line breaks, terminal escapes or anything else that does not print."""
+    """`text` with line breaks, terminal escapes and all else that does not print written as escapes."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def show(value: object) -> str:
-    """What stands in a spec, as a message repeats it: quoted, on one line, not too long."""
+    """A value of a spec as messages repeat it: quoted, on one line, not too long."""
     if isinstance(value, str):
         return repr(value) if len(value) <= _SHOWN else repr(value[:_SHOWN]) + "…"
     if isinstance(value, dict):
@@ -63,7 +63,7 @@ def nearest(word: str, options: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """`; did you mean 'procs'?`, or nothing where no option is near."""
+    """`; did you mean 'procs'?`, or "" if no option is near."""
     near = nearest(word, options)
     return f"; did you mean {show(near)}?" if near else ""
 
@@ -72,13 +72,13 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
 class Problems:
     """The problems found so far. `places` gives the place of a dotted path once the spec has been read.
 
-    `unreadable` holds the paths of values that could not be filled in: what follows from that is not told.
+    `unreadable` has the paths of values that could not be filled in: problems with them are not reported.
     """
 
     places: dict[str, Place] = field(default_factory=dict)
     unreadable: set[str] = field(default_factory=set)
     found: list[SpecProblem] = field(default_factory=list)
-    untold: int = 0
+    unreported: int = 0
 
     def add(
         self,
@@ -88,18 +88,18 @@ class Problems:
         place: Place | None = None,
         near: tuple[str, Iterable[str]] | None = None,
     ) -> None:
-        """Add one problem; `near` is a word and what it might have meant."""
+        """Add one problem; `near` is a word and the options that it might have meant."""
         if where in self.unreadable:
             return
         if self.full:
-            self.untold += 1
+            self.unreported += 1
             return
         if near:
             message += did_you_mean(*near)
         self.found.append(problem(where, message, place or find(where, self.places)))
 
     def stop(self, where: str, message: str, *, place: Place | None = None) -> NoReturn:
-        """Add one problem after which reading on makes no sense."""
+        """Add a problem after which it makes no sense to read on; raises CannotGoOn."""
         self.add(where, message, place=place)
         raise CannotGoOn
 
@@ -112,13 +112,13 @@ class Problems:
         if not self.found:
             return
         problems = sorted(dict.fromkeys(self.found), key=lambda p: (p.line, p.column))
-        if self.untold:
-            problems.append(SpecProblem("", f"and {self.untold} more problems"))
+        if self.unreported:
+            problems.append(SpecProblem("", f"and {self.unreported} more problems"))
         raise SpecError(one_line(source), problems)
 
 
 def find(where: str, places: dict[str, Place]) -> Place:
-    """The place of `where`, or of the nearest thing around it that is written down."""
+    """The place of the value at `where`, or of the nearest value around it that the spec has."""
     where = where.replace("[", ".").replace("]", "")
     while where not in places and where:
         where = where.rpartition(".")[0]
@@ -126,7 +126,7 @@ def find(where: str, places: dict[str, Place]) -> Place:
 
 
 def problem(where: str, message: str, place: Place) -> SpecProblem:
-    """One problem at its place; what came from the command line is named as the user typed it."""
+    """One problem at its place; a value from the command line is named as the user typed it."""
     if place.override:
         where = f"--set {where}"
     return SpecProblem(one_line(where), one_line(message), place.line, place.column)

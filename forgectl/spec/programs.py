@@ -1,4 +1,4 @@
-"""The files that a spec runs: found from its workdir, and missing ones told with what is near."""
+"""Finds the files that a spec runs, from its workdir; reports missing ones with similar names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ R = TypeVar("R", bound=Runnable)
 
 
 def find_workdir(document: Document, folder: Path, problems: Problems) -> Path | None:
-    """The folder that ranks start in, absolute; None if there is no such folder."""
+    """The absolute path of the folder where ranks start; None, and a problem, if there is no such folder."""
     workdir = folder / document.workdir
     if _is("dir", workdir):
         return workdir.resolve()
@@ -41,9 +41,9 @@ class _Files:
     listings: dict[Path, list[str]] = field(default_factory=dict)
 
     def found(self, script: R, where: str, *, copied: bool = False) -> R:
-        """`script` with its file as an absolute path; a file that is not there is added to the problems.
+        """`script` with its file as an absolute path; a missing file is added to the problems.
 
-        `copied`: it may run where only a copy of workdir is, so its file must lie in that.
+        `copied`: it may run on hosts that get only a copy of workdir, so its file must be in workdir.
         """
         if not script.run:
             return script
@@ -54,8 +54,8 @@ class _Files:
         elif copied:
             path = path.parent.resolve() / path.name
             if not path.is_relative_to(self.workdir):
-                message = f"{show(target)} is outside of workdir, all that is copied to ssh hosts"
-                self.problems.add(f"{where}.run", f"{message}; move it there, or say sync: none if they have it")
+                message = f"{show(target)} is outside of workdir, and only workdir is copied to ssh hosts"
+                self.problems.add(f"{where}.run", f"{message}; move it there, or set sync: none if they have it")
         return script.model_copy(update={"run": (str(path), *arguments)})
 
     def missing(self, target: str, path: Path) -> str:
@@ -67,7 +67,7 @@ class _Files:
         near = nearest(path.name, () if self.problems.full else self.listing(path.parent))
         if near:
             return f"{message}; did you mean {show(str(Path(target).with_name(near)))}?"
-        return message + "; a program that is no Python file goes under command, a module under module"
+        return message + "; use command for a program that is not a Python file, module for a module"
 
     def listing(self, folder: Path) -> list[str]:
         """The Python files of a folder."""
@@ -80,7 +80,7 @@ class _Files:
 
 
 def tilde(path: str) -> str:
-    """Advice on a path that begins as a shell would expand it."""
+    """Advice for a path that begins with `~`, which a shell would expand; else ""."""
     return "; '~' is not expanded, write ${HOME}" if path.startswith("~") else ""
 
 

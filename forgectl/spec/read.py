@@ -1,4 +1,4 @@
-"""The tree of a spec to plain values: `${VAR}` filled in, free YAML resolved, each place noted."""
+"""Turns the tree of a spec into plain values: fills in `${VAR}`, resolves free YAML, notes each place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from forgectl.spec.document import Item, Mapping, Scalar, Sequence
 from forgectl.spec.problems import Place, Problems, quoted, show, step
 
-MAX_FILLED = 4 << 20  # characters that variables may add in all
+MAX_FILLED = 4 << 20  # characters that all variables together may add
 MAX_VARIABLES = 10_000
 
 _VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<body>[^}]*)(?P<end>\}?))")
@@ -25,18 +25,18 @@ _SPECIAL = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
 class Null(str):
-    """A value left empty, or `null`: for a field as if it were not there, but for a variable its text."""
+    """An empty value, or `null`: a field counts as absent, but a variable gets the text."""
 
     def __bool__(self) -> bool:
         return False
 
 
 class _TooMuch(Exception):
-    """More is to be filled in than any spec needs."""
+    """Variables add more than any spec needs."""
 
 
 def escape(text: str) -> str:
-    """`text` such that a spec takes it literally, variables and all."""
+    """`text` escaped, so that a spec takes it literally, without filling in variables."""
     return text.replace("$", "$$")
 
 
@@ -51,7 +51,7 @@ def read(root: Item, environ: MappingOf[str, str], problems: Problems) -> Any:
 
 
 def _secrets(root: Item, environ: MappingOf[str, str]) -> frozenset[str]:
-    """The names under `secrets`, which are wanted before the rest is read."""
+    """The names under `secrets`, which must be known before the rest is read."""
     reader = _Reader(environ, Problems())
     node = root.node.entries.get("secrets") if isinstance(root.node, Mapping) else None
     if node is None or not isinstance(node.node, Sequence):
@@ -94,7 +94,7 @@ class _Reader:
         self.failed = False
         text = self.fill(node.text, where)
         if "\0" in text:
-            text = self.unreadable(where, "holds a NUL character, which no program can be given")
+            text = self.unreadable(where, "contains a NUL character, which cannot be passed to a program")
         if self.failed:
             self.problems.unreadable.add(where)
         if free and node.plain:
@@ -159,7 +159,7 @@ def _encodable(text: str) -> bool:
 
 
 def resolve(text: str) -> Any:
-    """What a plain scalar means by the core rules of YAML 1.2; ValueError for a number without end."""
+    """The value of a plain scalar by the core rules of YAML 1.2; raises ValueError for a number that is too long."""
     if text in _NULL:
         return None
     if text in _BOOL:

@@ -1,4 +1,4 @@
-"""The kinds of values a spec has: each reads a text as written, and says in plain words what it expected."""
+"""The kinds of values in a spec: each reads a text as written, and its error says in plain words what it expected."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "o
 _VARIABLE = {"type": "string", "pattern": r"\$\{"}
 _OPTION = re.compile(r"(^|@|://)(-|%2d)", re.IGNORECASE)
 _SHELL = frozenset("'`\"$\\;&<>|(){}")
-"""What ssh would hand to a shell with the name, for ProxyCommand and its like; newer ones refuse it themselves."""
+"""Characters that ssh would pass to a shell with the name, as for ProxyCommand; newer versions refuse them."""
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _CLASS = re.compile(rf"{_MODULE.pattern}:{_MODULE.pattern}")
 
 
 def wrong(message: str, *, at: str = "") -> PydanticCustomError:
-    """A value that will not do. `at` is the place inside of the field, such as the index in a list."""
+    """The error for a wrong value. `at` is the place inside the field, such as the index in a list."""
     return PydanticCustomError("spec", "{message}", {"message": message, "at": at})
 
 
@@ -128,7 +128,7 @@ def choice(*options: str) -> Callable[[Any], str]:
 
 
 def words(value: Any) -> Any:
-    """A program with its arguments, as a string split like a shell does, or as a list."""
+    """A program with its arguments: a string, which is split as a shell does, or a list."""
     if isinstance(value, str):
         if len(value) > _LINE:
             raise wrong(f"a command line of over {_LINE} characters; write it as a list")
@@ -164,7 +164,7 @@ def name(value: Any) -> str:
 
 
 def bare(value: Any) -> str:
-    """Text that ends up on a command line: never an option, never with blanks."""
+    """Text for a command line: never an option, without blanks."""
     if not some_text(value).isprintable() or " " in value:
         raise wrong(f"{show(value)} has blanks or control characters")
     if _OPTION.search(value):
@@ -181,7 +181,7 @@ def program(value: Any) -> str:
 
 
 def folder(value: Any) -> str:
-    """A folder on another machine: what it is relative to would be anybody's guess."""
+    """A folder on another machine; it must be absolute or begin with ~/, as nothing defines a relative one."""
     if not some_text(value).startswith(("/", "~/")) or not value.isprintable():
         raise wrong(f"expected an absolute path, or one that begins with ~/, got {show(value)}")
     return str(value)
@@ -208,7 +208,7 @@ def gpus(value: Any) -> Any:
 
 
 def spread(value: Any) -> Any:
-    """The `hosts` of a mesh: how many, or which."""
+    """The `hosts` of a mesh: their number, or their names."""
     what = "a number of hosts or a list of host names"
     if not isinstance(value, (list, tuple)):
         if isinstance(value, str) and NAME.fullmatch(value) and not value[0].isdigit():
@@ -227,7 +227,7 @@ def spread(value: Any) -> Any:
 
 
 def or_variable(*options: dict[str, Any]) -> WithJsonSchema:
-    """JSON Schema of a value that is not text, or of text whose variables make it one."""
+    """JSON Schema of a value with one of these forms, or of text that has it once its variables are filled in."""
     return WithJsonSchema({"anyOf": [*options, _VARIABLE]})
 
 

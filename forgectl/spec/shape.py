@@ -1,4 +1,4 @@
-"""The spec's known keys by path, taken from the models: for suggestions and overrides."""
+"""The spec's known keys by path, derived from the models; for suggestions and overrides."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from forgectl.spec.model import Document
 
 @dataclass(frozen=True)
 class Keyed:
-    """A map or list whose keys the user chooses; `free`: of plain values, so that new keys may be added.
+    """A map or list whose keys the user chooses. `free`: its values are plain, so that new keys may be added.
 
-    `mapped`: what it may be instead, as a map with keys of its own.
+    `mapped` is the model of the map that may be written instead.
     """
 
     inner: type[Model] | None
@@ -29,7 +29,7 @@ Shape = type[Model] | Keyed | None
 
 @cache
 def keys(model: type[Model]) -> Mapping[str, Shape]:
-    """The keys of one model as they are written, with what each holds."""
+    """The keys of one model as a spec writes them → the shape of their values."""
     found = {field.alias or name: _shape(field.annotation) for name, field in model.model_fields.items()}
     for name, field in model.model_fields.items():
         shape, instead = found.get(name), [m.model for m in field.metadata if isinstance(m, OrMapped)]
@@ -51,14 +51,14 @@ def _shape(annotation: Any) -> Shape:
 
 
 def under(shape: Shape, key: str) -> Shape:
-    """What stands at `key` of something."""
+    """The shape of the value at `key` of `shape`."""
     if isinstance(shape, Keyed):
         return shape.inner
     return keys(shape).get(key) if shape else None
 
 
 def at(path: Sequence[object]) -> Shape:
-    """What stands at a path from the root."""
+    """The shape of the value at a path from the root."""
     shape: Shape = Document
     for key in path:
         shape = under(shape, str(key))

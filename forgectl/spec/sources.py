@@ -1,4 +1,4 @@
-"""`hosts: {file: …}` and `hosts: {slurm: true}`: the hosts that a hostfile or Slurm names, as if they were listed."""
+"""`hosts: {file: …}` and `hosts: {slurm: true}`: lists the hosts that a hostfile or Slurm names."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from forgectl.spec.validate import validated
 
 MAX_HOSTS = 1000
 MAX_BYTES = 1 << 20
-_NO_NAME = f"does not begin with the name of a host ({NAME_RULE}), or what one types after `ssh` to get there"
+_NO_NAME = f"does not begin with the name of a host ({NAME_RULE}), or with an ssh destination"
 _LOCAL = ("local", "localhost")
 _NODES = ("SLURM_JOB_NODELIST", "SLURM_NODELIST")
 
 
 @dataclass(frozen=True)
 class _Named:
-    """A host as its source names it, and where. `quoted`: whether messages may repeat the name."""
+    """A host as its source names it, and where that is. `quoted`: whether messages may repeat the name."""
 
     place: str
     destination: str
@@ -38,7 +38,7 @@ class _Named:
 
 
 def fill_in(data: dict[str, Any], folder: Path, environ: Mapping[str, str], problems: Problems) -> set[str]:
-    """Put the hosts in place of their source in `data`; returns the paths of what is wrong or missing there."""
+    """Replace the source of the hosts in `data` by the hosts; returns the paths of wrong or missing values."""
     if not isinstance(data.get("hosts"), dict):
         return set()
     source, broken = validated(HostSource, data.pop("hosts"), problems, under=("hosts",))
@@ -60,7 +60,7 @@ def fill_in(data: dict[str, Any], folder: Path, environ: Mapping[str, str], prob
 def _listed(
     named: Iterable[_Named | str], source: HostSource, where: str, problems: Problems
 ) -> tuple[list[dict[str, Any]] | Null, bool]:
-    """The hosts as a spec would list them, and whether nothing is wrong with any."""
+    """The hosts as a spec would list them, and whether all are valid."""
     every: dict[str, Any] = {"python": source.python, "root": source.root, "env": dict(source.env)}
     every |= {"gpus": source.gpus, "slots": source.slots}
     given = {key: value for key, value in every.items() if value is not None}
@@ -78,7 +78,7 @@ def _listed(
         else:
             found[name], places[name] = {**given, **host}, one.place
             if "local" in host:
-                found[name].pop("root", None)  # it is for those that are reached by ssh
+                found[name].pop("root", None)  # only hosts that are reached by ssh have one
         if len(found) > MAX_HOSTS or len(complaints) >= MOST:
             break
     if len(found) > MAX_HOSTS:
@@ -86,13 +86,13 @@ def _listed(
         found.popitem()
     for complaint in complaints:
         problems.add(where, complaint)
-    for i in range(len(found)):  # what is said later of one, such as that it has no GPU, belongs to the source
+    for i in range(len(found)):  # later problems with a host, such as a missing GPU, belong to the source
         problems.places[step("hosts", i)] = problems.places.get(where, problems.places["hosts"])
     return list(found.values()) or Null(), not complaints
 
 
 def _host(named: _Named) -> dict[str, Any] | str:
-    """A host in the long form, or what is wrong with its name."""
+    """A host in the long form, or a message about its name."""
     slots = {} if named.slots is None else {"slots": named.slots}
     if named.destination in _LOCAL:
         return {"name": named.destination, "local": True, **slots}
@@ -133,7 +133,7 @@ def _of_file(name: str, folder: Path) -> Iterator[_Named | str]:
 def _of_slurm(environ: Mapping[str, str], *, count: bool) -> Iterator[_Named | str]:
     variable = next((v for v in _NODES if environ.get(v)), None)
     if variable is None:
-        yield f"{_NODES[0]} is not set: this is no Slurm job; start it by salloc or sbatch, or list the hosts"
+        yield f"{_NODES[0]} is not set: this is not a Slurm job; start it by salloc or sbatch, or list the hosts"
         return
     try:
         names = expand(environ[variable], MAX_HOSTS)
@@ -151,9 +151,9 @@ def _of_slurm(environ: Mapping[str, str], *, count: bool) -> Iterator[_Named | s
 
 
 def _slots(environ: Mapping[str, str], hosts: int) -> list[int]:
-    """What Slurm gave the job on each host, tasks or GPUs, whichever are more; nothing where it says neither.
+    """The slots of each host: the job's tasks or GPUs there, whichever are more; empty if Slurm gives neither.
 
-    A job that is to run torchrun has a single task on a host, with all its GPUs.
+    A job for torchrun has a single task per host, with all its GPUs.
     """
     given: list[list[int]] = []
     for variable, form in (("SLURM_TASKS_PER_NODE", "{}"), ("SLURM_GPUS_ON_NODE", f"{{}}(x{hosts})")):

@@ -1,4 +1,4 @@
-"""Plain values to a model of the spec: whatever is wrong is told, in plain words, and left out."""
+"""Turns plain values into a model of the spec; wrong values are reported in plain words, and left out."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _EXPECTED = {
 def validated(
     model: type[M], data: dict[str, Any], problems: Problems, *, under: tuple[str, ...] = ()
 ) -> tuple[M, set[str]]:
-    """`data`, which stands at the path `under`, as a `model`, without what is wrong in it; and the paths of that.
+    """`data`, found at the path `under`, as a `model` without its wrong values; and the paths of those.
 
-    So the rest can be checked too. What is wrong is taken out of `data`.
+    So the rest can be checked, too. Wrong values are removed from `data`. Raises CannotGoOn if too many are left.
     """
     broken: set[str] = set()
     for _ in range(_ROUNDS):
@@ -58,7 +58,7 @@ def _report(error: ErrorDetails, loc: tuple[int | str, ...], problems: Problems,
     else:
         expected, given = _EXPECTED.get(kind), error["input"]
         advice = f"; write [{given}]" if expected == "a list" and _is_name(given) else ""
-        message = f"expected {expected}, got {show(given)}{advice}" if expected else f"{show(given)} will not do"
+        message = f"expected {expected}, got {show(given)}{advice}" if expected else f"{show(given)} is not valid"
         problems.add(where, message)
 
 
@@ -68,7 +68,7 @@ def _is_name(value: object) -> bool:
 
 def _unknown_key(loc: tuple[int | str, ...], parent: str, where: str, problems: Problems, broken: set[str]) -> None:
     if problems.full:
-        problems.untold += 1
+        problems.unreported += 1
         return
     shape = at(loc[:-1])
     model = shape.mapped if isinstance(shape, Keyed) else shape
@@ -79,7 +79,7 @@ def _unknown_key(loc: tuple[int | str, ...], parent: str, where: str, problems: 
 
 
 def _leave_out(data: dict[str, Any], error: ErrorDetails) -> str:
-    """Take the faulty value out of `data`, or put in a missing one; the path of what was changed."""
+    """Remove the wrong value from `data`, or add a missing one; returns the path of the change."""
     loc = error["loc"]
     holder: Any = data
     target: tuple[dict[str, Any], str, str] = (data, str(loc[0]), str(loc[0]))

@@ -1,1 +1,1 @@
-"""A workdir on other hosts, both ends: what belongs to it, and its copy there."""
+"""Copies a workdir to other hosts; both ends: what belongs to it, and its copy there."""

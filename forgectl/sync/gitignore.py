@@ -1,8 +1,8 @@
-"""What .gitignore and .forgeignore leave out, by git's own rules; a pattern is matched as bytes, as git does.
+"""What .gitignore and .forgeignore leave out, by git's own rules; patterns match bytes, as in git.
 
-A pattern may be anybody's who wrote to the repository, so the work it makes must not explode: whatever follows a star
-is looked for where it fits first, and never again (`_once`). That is enough: an earlier place leaves more to what comes
-later. So a match takes at most as many steps as the pattern has parts times the path has bytes.
+Anybody who wrote to the repository may have written a pattern, so its cost must be bounded. What follows a star is
+matched where it fits first, and nowhere else (`_once`). This is enough: an earlier place leaves more of the path to
+the rest of the pattern. So a match takes at most (parts of the pattern) × (bytes of the path) steps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SPECIAL = frozenset(b"*?[\\")
 _NEVER = b"(?!)"
 _STAR = b"*"
 _FOLDERS, _SOME_FOLDERS = b"**/", b"**\\/"
-"""What stands for a wildcard among the parts of a pattern: within a name; any number of folders; one or more."""
+"""The wildcards among the parts of a pattern: within a name; any number of folders; one or more folders."""
 _LAZY = {_FOLDERS: b"(?:[^/]*/)*?", _SOME_FOLDERS: b"(?:[^/]*/)+?"}
 _CLASSES: dict[bytes, Callable[[int], bool]] = {
     b"alnum": lambda c: bytes([c]).isalnum(),
@@ -45,17 +45,17 @@ class Pattern:
     regex: bytes
     by_name: bool
     folders_only: bool
-    includes: bool  # "!": takes in again what an earlier line left out
+    includes: bool  # "!": includes again what an earlier line left out
 
 
 class Rules:
-    """One ignore file: its last pattern that matches decides."""
+    """The patterns of one ignore file: the last one that matches decides."""
 
     def __init__(self, text: bytes) -> None:
         self._patterns = patterns(text)
 
     def ignores(self, path: bytes, name: bytes, folder: bool) -> bool | None:
-        """Whether a path, relative to the file's folder, is left out; None if no pattern says."""
+        """Whether a path, relative to the file's folder, is left out; None if no pattern matches."""
         last = max(self._by_name[folder](name), self._by_path[folder](path))
         return None if last < 0 else not self._patterns[last].includes
 
@@ -68,7 +68,7 @@ class Rules:
         return self._finder(False, False), self._finder(False, True)
 
     def _finder(self, by_name: bool, folder: bool) -> Callable[[bytes], int]:
-        """What finds the number of the last pattern that matches (-1: none): one regex, the last pattern first."""
+        """A function that finds the number of the last matching pattern (-1: none); one regex, last pattern first."""
         numbers = [
             number
             for number, p in enumerate(self._patterns)
@@ -89,14 +89,14 @@ class Rules:
 
 @dataclass(frozen=True)
 class Level:
-    """One ignore file and those of its kind in the folders above. `start`: where paths relative to its folder begin."""
+    """One ignore file and those of its kind in the folders above. `path[start:]` is relative to its folder."""
 
     above: Level | None
     start: int
     rules: Rules
 
     def ignores(self, path: bytes, name: bytes, folder: bool) -> bool | None:
-        """Whether a path is left out: the deepest file with a pattern that matches decides. None if none has."""
+        """Whether a path is left out: the deepest file with a matching pattern decides. None if no pattern matches."""
         verdict = self.rules.ignores(path[self.start :], name, folder)
         if verdict is None and self.above is not None:
             return self.above.ignores(path, name, folder)
@@ -105,19 +105,19 @@ class Level:
 
 @dataclass(frozen=True)
 class Ignored:
-    """The ignore files that count in one folder. Paths are relative to the topmost folder that has any."""
+    """The ignore files that apply in one folder. Paths are relative to the topmost folder that has any."""
 
     git: Level | None = None
     forge: Level | None = None
 
     def below(self, folder: bytes, gitignore: bytes | None, forgeignore: bytes | None) -> Ignored:
-        """The same with the ignore files of a folder below: `folder` is its path, ended by a slash unless empty."""
+        """The rules for a folder below, with its ignore files; `folder` is its path, "" or with a slash at its end."""
         git = self.git if gitignore is None else Level(self.git, len(folder), Rules(gitignore))
         forge = self.forge if forgeignore is None else Level(self.forge, len(folder), Rules(forgeignore))
         return Ignored(git, forge)
 
     def ignores(self, path: bytes, folder: bool) -> bool:
-        """Whether a path, whose folders are not left out, is: a .forgeignore beats every .gitignore."""
+        """Whether a path is left out, given that its folders are not: a .forgeignore beats every .gitignore."""
         name = path[path.rfind(b"/") + 1 :]
         for level in (self.forge, self.git):
             verdict = level.ignores(path, name, folder) if level is not None else None
@@ -133,14 +133,14 @@ def patterns(text: bytes) -> list[Pattern]:
     for line in text.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
         if line.startswith(b"#"):
             continue
-        line = _without_trailing_spaces(line.removesuffix(b"\r").partition(b"\0")[0])
-        if pattern := _pattern(line, numbers):
+        stripped = _without_trailing_spaces(line.removesuffix(b"\r").partition(b"\0")[0])
+        if pattern := _pattern(stripped, numbers):
             found.append(pattern)
     return found
 
 
 def _without_trailing_spaces(line: bytes) -> bytes:
-    """But for one that follows a backslash; a line that ends in a backslash keeps all."""
+    """The line without trailing spaces, except one after a backslash; a line that ends in a backslash stays."""
     end, i = None, 0
     while i < len(line):
         if line[i : i + 1] == b" ":
@@ -167,7 +167,7 @@ def _pattern(line: bytes, numbers: Iterator[int]) -> Pattern | None:
         return Pattern(_translate(text, numbers), True, folders_only, includes)
     text = text.removeprefix(b"/")
     literal = next((i for i, c in enumerate(text) if c in _SPECIAL), len(text))
-    # git compares the part without wildcards first, and takes what follows for a pattern of its own.
+    # git compares the part without wildcards first, and treats the rest as a separate pattern.
     rest = _translate(text[literal:], numbers)
     return Pattern(rest if rest == _NEVER else re.escape(text[:literal]) + rest, False, folders_only, includes)
 
@@ -178,11 +178,11 @@ def _translate(glob: bytes, numbers: Iterator[int]) -> bytes:
     if parts is None:
         return _NEVER
     out = b""
-    group: list[bytes] = []  # what stands between two wildcards for folders
+    group: list[bytes] = []  # the parts between two wildcards for folders
     before = b""
     for part in parts:
         if part in _LAZY:
-            # All of it ends at a slash, and what follows begins with any number of folders.
+            # All of the group ends at a slash, and the next one begins with any number of folders.
             body = before + _group(group, numbers, last=False)
             out += _once(body, numbers) if before else body
             group, before = [], _LAZY[part]
@@ -192,7 +192,7 @@ def _translate(glob: bytes, numbers: Iterator[int]) -> bytes:
 
 
 def _group(parts: list[bytes], numbers: Iterator[int], *, last: bool) -> bytes:
-    """Parts without a wildcard for folders; of the `last` ones the end must be that of the path."""
+    """The regular expression of parts without wildcards for folders; the `last` group must match the path's end."""
     pieces = [b""]
     for part in parts:
         if part == _STAR:
@@ -205,13 +205,13 @@ def _group(parts: list[bytes], numbers: Iterator[int], *, last: bool) -> bytes:
 
 
 def _once(regex: bytes, numbers: Iterator[int]) -> bytes:
-    """The first match of `regex`, which is not given up for a later one: (?>…), which Python 3.10 does not have."""
+    """The first match of `regex`, without backtracking to a later one: (?>…), which Python 3.10 does not have."""
     name = b"once%d" % next(numbers)
     return b"(?=(?P<%s>%s))(?P=%s)" % (name, regex, name)
 
 
 def _parts(glob: bytes) -> list[bytes] | None:
-    """What a glob consists of, as wildcards and regular expressions of fixed length; None for one that is broken."""
+    """The parts of a glob: wildcards, and regular expressions of fixed length; None for a broken glob."""
     parts = []
     i = 0
     while i < len(glob):
@@ -236,7 +236,7 @@ def _parts(glob: bytes) -> list[bytes] | None:
 
 
 def _stars(glob: bytes, start: int) -> tuple[bytes, int]:
-    """One or more asterisks; two that stand between slashes, or at an end, match any number of folders."""
+    """One or more asterisks, and their end; two or more between slashes, or at an end, match any number of folders."""
     end = start
     while glob[end : end + 1] == b"*":
         end += 1
@@ -253,7 +253,7 @@ def _stars(glob: bytes, start: int) -> tuple[bytes, int]:
 
 
 def _bracket(glob: bytes, i: int) -> tuple[bytes, int] | None:
-    """The set that begins behind a bracket, and where it ends; None for one that git takes for broken."""
+    """The character set that begins after a bracket, and its end; None if it is broken by git's rules."""
     negated = glob[i : i + 1] in (b"!", b"^")
     i += negated
     members: set[int] = set()
@@ -270,7 +270,10 @@ def _bracket(glob: bytes, i: int) -> tuple[bytes, int] | None:
 
 
 def _member(glob: bytes, i: int, before: int | None, members: set[int]) -> tuple[int, int | None] | None:
-    """Add one character, range or class to a set; where the next begins, and what a range there would begin with."""
+    """Add one character, range or class to a set.
+
+    Returns where the next one begins, and the character with which a range there would begin; None for a broken set.
+    """
     c = glob[i : i + 1]
     if c == b"":
         return None

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 MOST = 5
 SHARE = 0.9
-"""Of a folder's bytes: one child with so much of them is named in its place."""
+"""A child with this share of its folder's bytes is named instead of the folder."""
 
 
 def heaviest(sizes: Mapping[str, int]) -> list[tuple[str, int]]:
-    """The largest entries of a workdir, given the size of each file; folders end in a slash."""
+    """(path, bytes) of the MOST largest entries of a workdir; folders end in a slash. `sizes` has all its files."""
     children: dict[str, Counter[str]] = {}
     for path, size in sizes.items():
         parts = path.split("/")
@@ -24,7 +24,7 @@ def heaviest(sizes: Mapping[str, int]) -> list[tuple[str, int]]:
 
 
 def _narrowed(children: Mapping[str, Counter[str]], path: str, size: int) -> tuple[str, int]:
-    """The place where most of an entry's bytes are."""
+    """The file or folder with most of an entry's bytes."""
     while path in children:
         inner, amount = children[path].most_common(1)[0]
         if amount < SHARE * size:

@@ -1,4 +1,4 @@
-"""What a synced workdir is made of: its entries, their hashes, and where its links lead."""
+"""The entries of a synced workdir, their hashes, and where its links lead."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ PIECE = 1 << 20
 """Bytes of a file that are held in memory at a time."""
 MOST_ENTRIES = 1_000_000
 DEEPEST = 200
-"""Folders within each other: a descriptor is open for each while a tree is walked."""
+"""Levels of nested folders: a descriptor is open for each while a tree is walked."""
 BATCH_BYTES = 2 << 20
-"""Well below MAX_LINE."""
+"""Bytes of one Listing, well below MAX_LINE."""
 MOST_LINKS = 40
-"""Links that one path may lead through, as the kernel has it."""
+"""Symbolic links that one path may follow, as in the kernel."""
 
 FOLDER, FILE, PROGRAM, LINK = "dfxl"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One path of a workdir, relative to it. `mark` is the hash of a file's content, or where a link leads.
+    """One path of a workdir, relative to it. `mark` is the hash of a file's content, or the target of a link.
 
-    Names that are not UTF-8 have surrogates in them, as os.fsdecode makes them.
+    Names that are not UTF-8 contain surrogates, as from os.fsdecode.
     """
 
     path: str
@@ -41,12 +41,12 @@ class Entry:
 
 
 def new_hash() -> hashlib.blake2b:
-    """What a file's content, or a whole listing, is fed to."""
+    """An empty hash for a file's content, or a whole listing."""
     return hashlib.blake2b(digest_size=16)
 
 
 def hash_of(descriptor: int) -> tuple[str, int]:
-    """The hash and the number of the bytes of an open file, from where it stands to its end."""
+    """The hash and the number of the bytes of an open file, from its current position to its end."""
     total, size = new_hash(), 0
     while data := os.read(descriptor, PIECE):
         total.update(data)
@@ -55,7 +55,7 @@ def hash_of(descriptor: int) -> tuple[str, int]:
 
 
 def is_path(path: str) -> bool:
-    """Whether it can be the path of an entry: relative, without `..`, and nothing that a file system would refuse."""
+    """Whether it can be the path of an entry: relative, without `..`, and valid for a file system."""
     parts = path.split("/")
     return (
         "\0" not in path
@@ -74,9 +74,9 @@ def _is_encodable(path: str) -> bool:
 
 
 def leads_outside(path: str, links: Mapping[str, str]) -> bool:
-    """Whether the link at `path` leads out of the tree, through whatever other links; `links` are all of them.
+    """Whether the link at `path` leads out of the tree, directly or through other links; `links` has all of the tree.
 
-    Purely by name, as the tree may not exist. A link in a circle leads nowhere, hence not outside.
+    It compares names only, as the tree may not exist. Links in a circle lead nowhere, hence not outside.
     """
     todo = path.split("/")[::-1]
     done: list[str] = []
@@ -102,11 +102,11 @@ def leads_outside(path: str, links: Mapping[str, str]) -> bool:
 
 
 def listings(entries: Iterable[Entry]) -> Iterator[Listing]:
-    """Entries as messages, none of them too long for a line."""
+    """Entries as messages, each short enough for a line."""
     batch: list[Entry] = []
     size = 0
     for entry in entries:
-        cost = 6 * (len(entry.path) + len(entry.mark)) + 64  # as JSON, were every character escaped
+        cost = 6 * (len(entry.path) + len(entry.mark)) + 64  # in JSON, if every character is escaped
         if batch and size + cost > BATCH_BYTES:
             yield _listing(batch, last=False)
             batch, size = [], 0
@@ -143,12 +143,12 @@ def digest_of(entries: Iterable[Entry]) -> str:
 
 
 def check_entries(entries: Iterable[Entry]) -> None:
-    """Raise ProtocolError where entries cannot be a tree that stays within itself: each path is made on a host."""
+    """Raise ProtocolError unless the entries are a tree without ways out: the host creates each path."""
     folders, seen = {""}, set()
     links: dict[str, str] = {}
     for entry in entries:
         if not is_path(entry.path):
-            raise ProtocolError(f"{entry.path[:200]!r} is no path within a workdir")
+            raise ProtocolError(f"{entry.path[:200]!r} is not a path in a workdir")
         if entry.path in seen or entry.path.rpartition("/")[0] not in folders:
             raise ProtocolError(f"{entry.path[:200]!r} is listed twice, or before its folder")
         seen.add(entry.path)
@@ -159,7 +159,7 @@ def check_entries(entries: Iterable[Entry]) -> None:
                 raise ProtocolError(f"the link {entry.path[:200]!r} leads to no path")
             links[entry.path] = entry.mark
         elif not entry.is_file or entry.size < 0 or not _is_hash(entry.mark):
-            raise ProtocolError(f"{entry.path[:200]!r} is no file, folder or link")
+            raise ProtocolError(f"{entry.path[:200]!r} is not a file, folder or link")
     for path in links:
         if leads_outside(path, links):
             raise ProtocolError(f"the link {path[:200]!r} leads out of the workdir")

@@ -1,4 +1,4 @@
-"""The host's end of a sync: listens to what the workdir holds, asks for what is missing here, and puts it in place."""
+"""The host's end of a sync: receives the listing, asks for content that is missing here, and puts it in place."""
 
 from __future__ import annotations
 
@@ -18,73 +18,73 @@ from forgectl.wire.envelope import MAX_LINE, ProtocolError, Refusal
 from forgectl.wire.unix_sockets import Connection
 
 LONGEST_SILENCE = 120.0
-"""Seconds after which a launcher that says nothing has lost its turn: others may wait for the tree."""
+"""Seconds after which a silent launcher loses its turn: others may be waiting for the tree."""
 WANTED_AT_ONCE = 100_000
 
 T = TypeVar("T")
 
 
-def receive(line: Connection, request: Sync, root: Path) -> None:
-    """Serve one sync of a tree below `root`, to its last answer; what this host's disk refuses is answered, too.
+def receive(connection: Connection, request: Sync, root: Path) -> None:
+    """Serve one sync of a tree below `root`, to its last answer; errors of this host's disk are answered, too.
 
-    Raises ConnectionError or TimeoutError when the launcher is gone, and ProtocolError when it says what it must not:
-    then the connection is of no more use.
+    Raises ConnectionError or TimeoutError if the launcher is gone, and ProtocolError if it breaks the protocol: then
+    the connection cannot be used any more.
     """
     try:
         _check_key(request.key)
-        with hold(root, request.key) as site:
-            answer = _sync(line, request, site)
+        with hold(root, request.key) as target:
+            answer = _sync(connection, request, target)
         if answer is not None:
-            line.send(answer)
+            connection.send(answer)
     except (ConnectionError, TimeoutError):
         raise
     except ProtocolError as e:
         with contextlib.suppress(OSError):
-            line.send(Refusal(70, f"the workdir cannot be synced: {e}"))
+            connection.send(Refusal(70, f"the workdir cannot be synced: {e}"))
         raise
     except OSError as e:
-        line.send(refusal(e))
+        connection.send(refusal(e))
 
 
 def refusal(error: OSError) -> Refusal:
-    """What the host's disk had against it."""
+    """The refusal for an OSError while writing the tree."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        hint = "make room there, or leave more out by .forgeignore"
+        hint = "free some space there, or leave more out by .forgeignore"
     else:
-        hint = "see to that path on the host, then try again"
+        hint = "check that path on the host, then try again"
     where = f": {error.filename!r}" if error.filename is not None else ""
     return Refusal(75, f"the workdir could not be written: {error.strerror or error}{where}", hint)
 
 
 def _check_key(key: str) -> None:
     if not NAME.fullmatch(key):
-        raise ProtocolError(f"{key[:80]!r} is no name of a tree")
+        raise ProtocolError(f"{key[:80]!r} is not a name of a tree")
 
 
-def _sync(line: Connection, request: Sync, site: SyncTarget) -> TreeSynced | None:
-    """The whole conversation; None where it ended with a Refusal."""
-    entries = _entries(line, request.digest, site)
-    wanted = site.examine(entries)
+def _sync(connection: Connection, request: Sync, target: SyncTarget) -> TreeSynced | None:
+    """The whole conversation; None if it ended with a Refusal."""
+    entries = _entries(connection, request.digest, target)
+    wanted = target.examine(entries)
     for start in range(0, max(1, len(wanted)), WANTED_AT_ONCE):
         batch = tuple(wanted[start : start + WANTED_AT_ONCE])
-        line.send(Wanted(batch, last=start + WANTED_AT_ONCE >= len(wanted)))
-    received = _Receiving(line, site.staging, wanted).run()
+        connection.send(Wanted(batch, last=start + WANTED_AT_ONCE >= len(wanted)))
+    received = _Receiving(connection, target.staging, wanted).run()
     if received is None:
         return None
     final, changed = as_received(entries, received)
-    deleted = site.settle(final, "" if changed else request.digest)
-    return TreeSynced(str(site.path), deleted, tuple(changed))
+    deleted = target.settle(final, "" if changed else request.digest)
+    return TreeSynced(str(target.path), deleted, tuple(changed))
 
 
-def _entries(line: Connection, digest: str, site: SyncTarget) -> Sequence[Entry]:
-    """What the workdir holds: as it was at the last sync, if that had this digest, else as the launcher tells."""
-    if digest and site.index.digest == digest:
-        return tuple(site.index.entries.values())
-    line.send(SendListing())
+def _entries(connection: Connection, digest: str, target: SyncTarget) -> Sequence[Entry]:
+    """The entries of the workdir: those of the last sync if it had this digest, else those that the launcher sends."""
+    if digest and target.index.digest == digest:
+        return tuple(target.index.entries.values())
+    connection.send(SendListing())
     entries: list[Entry] = []
     last = False
     while not last:
-        part = _expect(line, Listing)
+        part = _expect(connection, Listing)
         entries += listed(part)
         last = part.last
         if len(entries) > MOST_ENTRIES:
@@ -96,7 +96,10 @@ def _entries(line: Connection, digest: str, site: SyncTarget) -> Sequence[Entry]
 
 
 def as_received(entries: Sequence[Entry], received: dict[int, tuple[str, int] | None]) -> tuple[list[Entry], list[int]]:
-    """The entries with the content that came, without files that were gone; and the numbers of those that differ."""
+    """The entries with the received content, without files that were gone; and the numbers of those that changed.
+
+    `received` has number → hash and size, or None for a file that was gone.
+    """
     final, changed = [], []
     for number, entry in enumerate(entries):
         as_listed = (entry.mark, entry.size)
@@ -113,31 +116,31 @@ def as_received(entries: Sequence[Entry], received: dict[int, tuple[str, int] | 
 class _Receiving:
     """The content of the wanted files, as it comes in."""
 
-    def __init__(self, line: Connection, staging: Staging, wanted: Sequence[int]) -> None:
-        self._line = line
+    def __init__(self, connection: Connection, staging: Staging, wanted: Sequence[int]) -> None:
+        self._connection = connection
         self._staging = staging
         self._wanted = frozenset(wanted)
         self._received: dict[int, tuple[str, int] | None] = {}
-        self._open: int | None = None  # the file that goes on in the next message
+        self._open: int | None = None  # the file that continues in the next message
 
     def run(self) -> dict[int, tuple[str, int] | None] | None:
-        """Number → hash and size, or None for a file that was gone. None where the disk refused, which was answered."""
+        """Number → hash and size, or None for a file that was gone. None if the disk failed; a Refusal was sent."""
         refused = False
-        while not isinstance(message := _expect(self._line, Contents, Sent), Sent):
-            data = memoryview(self._line.receive_bytes(self._length(message), LONGEST_SILENCE))
+        while not isinstance(message := _expect(self._connection, Contents, Sent), Sent):
+            data = memoryview(self._connection.receive_bytes(self._length(message), LONGEST_SILENCE))
             if refused:
-                continue  # until the launcher has heard of it
+                continue  # until the launcher has read the refusal
             try:
                 self._stage(message, data)
             except OSError as e:
-                self._line.send(refusal(e))
+                self._connection.send(refusal(e))
                 refused, self._open = True, None
                 with contextlib.suppress(OSError):
-                    self._staging.clear()  # a disk that is full should not stay so for nothing
+                    self._staging.clear()  # do not keep a full disk full for nothing
         if refused:
             return None
         if self._open is not None or self._received.keys() != self._wanted:
-            raise ProtocolError("not all content came that was wanted")
+            raise ProtocolError("not all wanted content was sent")
         return self._received
 
     def _length(self, message: Contents) -> int:
@@ -149,11 +152,11 @@ class _Receiving:
         if length > MAX_LINE:
             raise ProtocolError(f"more than {MAX_LINE} bytes of content at once")
         if self._open is not None and message.files[0] != self._open:
-            raise ProtocolError("another file before the last one's end")
+            raise ProtocolError("another file before the end of the last one")
         return length
 
     def _stage(self, message: Contents, data: memoryview) -> None:
-        """Take a message's content in; raises OSError."""
+        """Stage the content of a message; raises OSError."""
         start = 0
         for position, (number, size) in enumerate(zip(message.files, message.sizes, strict=True)):
             if size == GONE:
@@ -170,9 +173,9 @@ class _Receiving:
                 self._received[number] = self._staging.finish()
 
 
-def _expect(line: Connection, *kinds: type[T]) -> Any:
+def _expect(connection: Connection, *kinds: type[T]) -> Any:
     """The next message, of one of these kinds; raises ProtocolError, ConnectionError, TimeoutError."""
-    message = line.receive(LONGEST_SILENCE)
+    message = connection.receive(LONGEST_SILENCE)
     if message is None:
         raise ConnectionResetError("the launcher is gone")
     if not isinstance(message, kinds):

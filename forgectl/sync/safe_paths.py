@@ -1,4 +1,4 @@
-"""Paths of one tree, reached folder by folder through descriptors, so that no link ever leads out of it."""
+"""Paths of one tree, opened folder by folder through descriptors, so that no link leads out of it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from forgectl.system.files import open_folder, open_to_read
 
 
 class Folders:
-    """The tree in the folder `name` of an open folder. Cheap for paths in the order of a walk.
+    """The tree in the folder `name` of an open folder. It is fast for paths in the order of a walk.
 
-    Paths are relative, their parts joined by "/", and hold no "..", which is the caller's to see to.
+    Paths are relative, with parts joined by "/". The caller must ensure that they contain no "..".
     """
 
     def __init__(self, name: str, parent: int) -> None:
@@ -26,7 +26,7 @@ class Folders:
             os.close(descriptor)
 
     def open_parent(self, path: str) -> tuple[int, str]:
-        """The folder that holds `path`, open until another is asked for, and the name in it; raises OSError."""
+        """A descriptor of the folder of `path`, open until the next call, and the name in it; raises OSError."""
         *parts, name = path.split("/")
         depth = 0
         while depth < min(len(parts), len(self._names)) and parts[depth] == self._names[depth]:
@@ -43,7 +43,7 @@ class Folders:
             os.close(self._descriptors.pop())
 
     def state(self, path: str) -> os.stat_result | None:
-        """What is at `path`, not followed if it is a link; None if nothing is, or one of its folders is none."""
+        """The status of `path`, without following a link; None if nothing is there, or a parent is not a folder."""
         try:
             folder, name = self.open_parent(path)
             return os.stat(name, dir_fd=folder, follow_symlinks=False)
@@ -51,12 +51,12 @@ class Folders:
             return None
 
     def open_file(self, path: str) -> int:
-        """A descriptor to read a file by; raises OSError, also where a link or a pipe has taken its place."""
+        """A descriptor for reading a file; raises OSError, also if a link or a pipe is in its place."""
         folder, name = self.open_parent(path)
         descriptor = open_to_read(name, folder)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise FileNotFoundError(f"{path} is no file any more")
+            raise FileNotFoundError(f"{path} is not a file any more")
         return descriptor
 
     def target(self, path: str) -> str | None:
@@ -68,7 +68,7 @@ class Folders:
         return os.readlink(name, dir_fd=folder)
 
     def set_mode(self, path: str, mode: int) -> os.stat_result:
-        """Change a file's permissions, and never those of what a link leads to; what it is then."""
+        """Change a file's permissions, never through a link; returns its new status."""
         descriptor = self.open_file(path)
         try:
             os.fchmod(descriptor, mode)
@@ -77,7 +77,7 @@ class Folders:
             os.close(descriptor)
 
     def make_folder(self, path: str) -> None:
-        """Make a folder, in the place of whatever else is there."""
+        """Make a folder; it replaces anything else at that path."""
         folder, name = self.open_parent(path)
         try:
             os.mkdir(name, 0o755, dir_fd=folder)
@@ -86,7 +86,7 @@ class Folders:
             os.mkdir(name, 0o755, dir_fd=folder)
 
     def move_in(self, source: str, source_folder: int, path: str) -> os.stat_result:
-        """Move a file or link from another folder to `path`, in the place of whatever is there; what it is then."""
+        """Move a file or link from another folder to `path`, replacing what is there; returns its status."""
         folder, name = self.open_parent(path)
         try:
             os.rename(source, name, src_dir_fd=source_folder, dst_dir_fd=folder)
@@ -96,12 +96,12 @@ class Folders:
         return os.stat(name, dir_fd=folder, follow_symlinks=False)
 
     def clear(self, path: str) -> None:
-        """Remove what is at `path` with all that it holds."""
+        """Remove what is at `path`, with all its content."""
         folder, name = self.open_parent(path)
         remove(name, folder)
 
     def discard(self, path: str) -> bool:
-        """Remove a file or link, or a folder if it is empty; whether something was removed."""
+        """Remove a file or link, or a folder if it is empty; returns whether something was removed."""
         info = self.state(path)
         if info is None:
             return False
@@ -114,12 +114,12 @@ class Folders:
         except OSError:
             if not stat.S_ISDIR(info.st_mode):
                 raise
-            return False  # it holds what was never synced
+            return False  # it contains files that were never synced
         return True
 
 
 def remove(name: str, folder: int) -> None:
-    """Remove a file, or a folder with all that it holds, and nothing that a link leads to."""
+    """Remove a file, or a folder with all its content; never follows a link."""
     if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
         os.unlink(name, dir_fd=folder)
         return

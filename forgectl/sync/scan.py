@@ -1,4 +1,4 @@
-"""Looks at a workdir once, for all hosts that it is synced to: what belongs to it, and the hash of every file."""
+"""Scans a workdir once, for all hosts that it is synced to: what belongs to it, and the hash of every file."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ from forgectl.wire.envelope import encode
 
 SHOWN = 20
 """Links that an error names; their targets make its lines long."""
-LEAVE_OUT = "leave it out by a line in .forgeignore (written like a .gitignore)"
+LEAVE_OUT = "leave it out by a line in .forgeignore (same syntax as .gitignore)"
 
 
 class WorkdirError(ForgeError):
-    """A workdir that cannot be synced as it is."""
+    """The workdir cannot be synced as it is."""
 
     exit_code = 65
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A workdir as it was found. Nothing in it changes, so threads may share it."""
+    """A workdir as it was scanned. The object never changes, so threads may share it."""
 
     workdir: Path
     entries: tuple[Entry, ...]
@@ -65,15 +65,15 @@ class Tree:
 
 
 def scan(workdir: Path, limit: int, cache: Path | None = None) -> Tree:
-    """What of a workdir is synced. `cache` is a folder that spares the hashing of what has not changed since.
+    """Scan what a sync copies of a workdir. `cache` is a folder of hashes, so that unchanged files are not read again.
 
-    Raises NotFoundError where something cannot be read, and WorkdirError where it is too large (`limit` in bytes) or a
-    link leads out of it; each names all that stand in the way.
+    Raises NotFoundError if something cannot be read, and WorkdirError if it is too large (`limit` in bytes) or a link
+    leads out of it; each names all offending paths.
     """
     top = Path(os.path.realpath(workdir))
     walk = _Walk(top)
     walk.run()
-    _check_size(workdir, walk.entries, limit)  # first, as a folder that is too large may not be the one that was meant
+    _check_size(workdir, walk.entries, limit)  # first: a folder that is too large may be the wrong one
     _check_links(workdir, walk.entries)
     entries = _hashed(top, walk, cache)
     _check_readable(workdir, walk.unreadable)
@@ -81,7 +81,7 @@ def scan(workdir: Path, limit: int, cache: Path | None = None) -> Tree:
 
 
 def shown(path: str) -> str:
-    """A path as it may be printed: quoted where it holds what a terminal should not get."""
+    """A path that is safe to print: quoted if it contains anything that a terminal should not receive."""
     return path if path.isprintable() and path == path.strip() else repr(path)
 
 
@@ -89,7 +89,7 @@ def shown(path: str) -> str:
 
 
 class _Walk:
-    """Collects what is not ignored, folders before what they hold; files have no hash yet."""
+    """Collects what is not ignored, each folder before its content; files have no hash yet."""
 
     def __init__(self, top: Path) -> None:
         self._top = top
@@ -100,9 +100,9 @@ class _Walk:
         self.notices: list[str] = []
 
     def run(self) -> None:
-        """Walk it all; raises NotFoundError where there is no such folder, WorkdirError where there is no end."""
+        """Walk it all; raises NotFoundError if it is not a folder, WorkdirError for too many entries or levels."""
         if not self._top.is_dir():
-            raise NotFoundError(f"the workdir {self._top} is no folder", hint="name one by workdir: in the spec")
+            raise NotFoundError(f"the workdir {self._top} is not a folder", hint="set workdir: in the spec")
         self._folder("", self._ignored)
 
     def _folder(self, path: str, ignored: Ignored) -> None:
@@ -111,12 +111,12 @@ class _Walk:
             with os.scandir(self._top / path) as children:
                 names = {child.name: child for child in children}
         except FileNotFoundError:
-            return  # it was there a moment ago
+            return  # it was removed meanwhile
         except OSError as e:
             self.unreadable.append((path or ".", e))
             return
         if inner.count("/") >= DEEPEST:
-            raise self._endless(path)
+            raise self._too_much(path)
         ignored = ignored.below(
             os.fsencode(self._prefix + inner),
             self._rules(inner + ".gitignore") if ".gitignore" in names else None,
@@ -136,7 +136,7 @@ class _Walk:
 
     def _child(self, path: str, child: os.DirEntry[str], ignored: Ignored) -> None:
         if len(self.entries) >= MOST_ENTRIES:
-            raise self._endless(path)
+            raise self._too_much(path)
         try:
             info = child.stat(follow_symlinks=False)
             if stat.S_ISDIR(info.st_mode):
@@ -146,26 +146,26 @@ class _Walk:
                 self.entries.append(Entry(path, PROGRAM if info.st_mode & 0o100 else FILE, info.st_size))
                 self.found[path] = info
             elif stat.S_ISLNK(info.st_mode):
-                self.entries.append(Entry(path, LINK, mark=os.readlink(child.path)))  # noqa: PTH115 (Path would tidy it)
+                self.entries.append(Entry(path, LINK, mark=os.readlink(child.path)))  # noqa: PTH115 (Path changes it)
             else:
                 self.notices.append(f"{shown(path)} is not synced: it is {_kind(info.st_mode)}")
         except FileNotFoundError:
-            pass  # it was there a moment ago
+            pass  # it was removed meanwhile
         except OSError as e:
             self.unreadable.append((path, e))
 
-    def _endless(self, path: str) -> WorkdirError:
+    def _too_much(self, path: str) -> WorkdirError:
         return WorkdirError(
-            f"the workdir {self._top} holds too much to be synced, at {shown(path)[:200]}: more than {MOST_ENTRIES} "
-            f"files, or {DEEPEST} folders within each other",
+            f"the workdir {self._top} has too much to be synced, at {shown(path)[:200]}: more than {MOST_ENTRIES} "
+            f"files, or {DEEPEST} levels of folders",
             hint=LEAVE_OUT,
         )
 
 
 def _above(top: Path) -> tuple[str, Ignored]:
-    """The ignore files of the git repository around a workdir, and the workdir's path in it, ended by a slash.
+    """The ignore files of the git repository around a workdir, and the workdir's path in it, with a slash at its end.
 
-    They do not count where they leave out the workdir itself: then it is not theirs to say what it is made of.
+    They do not apply if they leave out the workdir itself: then they say nothing about its content.
     """
     repository = next((p for p in (top, *top.parents) if os.path.lexists(p / ".git")), top)
     ignored = Ignored()
@@ -183,7 +183,7 @@ def _above(top: Path) -> tuple[str, Ignored]:
 
 
 def _ignore_file(path: Path) -> bytes | None:
-    """An ignore file; None where there is none or a link is in its place, which git does not follow either."""
+    """The content of an ignore file; None if there is none, or only a link, which git does not follow either."""
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return None
@@ -202,7 +202,7 @@ def _kind(mode: int) -> str:
 
 
 def _hashed(top: Path, walk: _Walk, cache: Path | None) -> tuple[Entry, ...]:
-    """The entries with the hashes of files; those that cannot be read are noted in the walk."""
+    """The entries with the hashes of files; unreadable files are added to `walk.unreadable`."""
     known = Index()
     name = ""
     if cache is not None:
@@ -221,7 +221,7 @@ def _hashed(top: Path, walk: _Walk, cache: Path | None) -> tuple[Entry, ...]:
                 mark, size = _hash(top / entry.path)
             now.note(replace(entry, mark=mark, size=size), info)
         except FileNotFoundError:
-            pass  # it was there a moment ago
+            pass  # it was removed meanwhile
         except OSError as e:
             walk.unreadable.append((entry.path, e))
     if name and now != known:
@@ -238,12 +238,12 @@ def _hash(path: Path) -> tuple[str, int]:
         os.close(descriptor)
 
 
-# ---------------------------------------------------------------- what stands in the way
+# ---------------------------------------------------------------- errors
 
 
 def _check_readable(workdir: Path, unreadable: Iterable[tuple[str, OSError]]) -> None:
     if lines := [f"  {shown(path)}: {error.strerror}" for path, error in sorted(dict(unreadable).items())]:
-        text = "\n".join([f"the workdir {workdir} cannot be synced, as this cannot be read:", *lines])
+        text = "\n".join([f"the workdir {workdir} cannot be synced because these cannot be read:", *lines])
         raise NotFoundError(text, hint=f"make it readable for you, or {LEAVE_OUT}")
 
 
@@ -254,7 +254,7 @@ def _check_links(workdir: Path, entries: Iterable[Entry]) -> None:
         return
     more = [f"  and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
     text = f"the workdir {workdir} cannot be synced: links lead out of it, where a host has other files or none:"
-    hint = f"put the files themselves there, make it a relative link to a place inside, or {LEAVE_OUT}"
+    hint = f"put the files themselves there, use a relative link to a place inside, or {LEAVE_OUT}"
     raise WorkdirError("\n".join([text, *lines[:SHOWN], *more]), hint=hint)
 
 
@@ -265,5 +265,5 @@ def _check_size(workdir: Path, entries: Iterable[Entry], limit: int) -> None:
         return
     lines = [f"  {show_bytes(size):>10}  {shown(path)}" for path, size in heaviest(sizes)]
     text = f"the workdir {workdir} has {show_bytes(total)} to sync, more than sync_limit allows ({show_bytes(limit)}):"
-    hint = "leave out what hosts need not have by .forgeignore (written like a .gitignore), or raise sync_limit"
+    hint = "leave out what hosts do not need by .forgeignore (same syntax as .gitignore), or raise sync_limit"
     raise WorkdirError("\n".join([text, *lines]), hint=hint)

@@ -1,4 +1,4 @@
-"""The launching end of a sync: tells a host what the workdir holds, and sends the content that is missing there."""
+"""The launching end of a sync: sends a host the workdir's listing, and the content that is missing there."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from forgectl.wire.unix_sockets import Connection
 
 FILES_AT_ONCE = 1000
 TRIES = 3
-"""How often a file is read that changes while it is read."""
+"""Attempts to read a file that changes while it is read."""
 LAST_WORDS_SECONDS = 5.0
+"""How long to wait for the Refusal that explains a broken connection."""
 LONGEST_SILENCE = 3600.0
-"""Seconds that a host may take to say which files it lacks, to take a piece of one, or to settle: it may have much to
-hash, and waits its turn where another launch syncs to the same tree."""
+"""Seconds that a host may take to report the missing files, to receive a piece of one, or to settle: it may have much
+to hash, and it waits for its turn if another launch syncs to the same tree."""
 
 Progress = Callable[[int, int], None]
-"""Bytes that have been sent, and bytes that are to be."""
+"""Called with the bytes sent so far, and the bytes in all."""
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a sync did. `path` is the tree on the host; `changed` are files that changed, or went, while it ran."""
+    """The result of a sync. `path` is the tree on the host; `changed` are files that changed, or went, meanwhile."""
 
     path: str
     sent_files: int
@@ -43,39 +44,39 @@ class Pushed:
 
 
 def push(
-    line: Connection,
+    connection: Connection,
     tree: Tree,
     key: str,
     host: str,
     progress: Progress = lambda done, total: None,
     deadline: float | None = None,
 ) -> Pushed:
-    """Make the tree `key` of a host equal to a workdir; `line` leads to its relay.
+    """Make the tree `key` of a host equal to a workdir; `connection` leads to its relay.
 
-    Raises UnreachableError where the connection ends, TimedOutError at the `deadline` (of the monotonic clock), else
-    what the host refuses with. Several hosts may be pushed to at once, each from a thread of its own.
+    Raises UnreachableError if the connection ends, TimedOutError at the `deadline` (of the monotonic clock), else the
+    error of the host's Refusal. Several hosts may be pushed to at once, each from a thread of its own.
     """
     try:
-        return _push(_Paced(line, deadline), tree, key, progress)
+        return _push(_Paced(connection, deadline), tree, key, progress)
     except _Refused as e:
         raise e.refusal.error(f"host {host}: ") from None
     except ProtocolError as e:
-        hint = "what answers there is not forgectl's relay, or is broken: look at that host"
+        hint = "what answers there is not forgectl's relay, or is broken: check that host"
         why = f"host {host}: the sync of the workdir went out of step: {str(e)[:500]}"
         raise UnreachableError(why, hint=hint) from None
     except TimeoutError:
         if deadline is not None and time.monotonic() >= deadline:
-            why = f"host {host}: the workdir was not there within --timeout"
+            why = f"host {host}: the workdir was not synced within --timeout"
             raise TimedOutError(why, hint="try again: what has arrived is not sent twice") from None
-        why = f"host {host} did not go on with the sync of the workdir for {LONGEST_SILENCE:g} s"
-        raise UnreachableError(why, hint="look at that host; what has arrived is not sent twice") from None
+        why = f"host {host} did not continue the sync of the workdir for {LONGEST_SILENCE:g} s"
+        raise UnreachableError(why, hint="check that host; what has arrived is not sent twice") from None
     except ConnectionError:
         why = f"host {host}: the connection was lost while the workdir was synced"
         raise UnreachableError(why, hint="try again: what has arrived is not sent twice") from None
 
 
 class _Refused(Exception):
-    """The host will not go on."""
+    """The host has refused to continue."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.message)
@@ -83,14 +84,14 @@ class _Refused(Exception):
 
 
 class _Paced:
-    """A line on which nothing takes longer than LONGEST_SILENCE, or goes on beyond a deadline."""
+    """A connection on which no step takes longer than LONGEST_SILENCE, or runs past a deadline."""
 
-    def __init__(self, line: Connection, deadline: float | None) -> None:
-        self._line = line
+    def __init__(self, connection: Connection, deadline: float | None) -> None:
+        self._connection = connection
         self._deadline = deadline
 
     def _left(self, most: float) -> float:
-        """Seconds that the next step may take; raises TimeoutError where there are none."""
+        """Seconds that the next step may take; raises TimeoutError if none are left."""
         if self._deadline is None:
             return most
         left = self._deadline - time.monotonic()
@@ -99,49 +100,49 @@ class _Paced:
         return min(most, left)
 
     def send(self, message: Any) -> None:
-        self._line.socket.settimeout(self._left(LONGEST_SILENCE))
-        self._line.send(message)
+        self._connection.socket.settimeout(self._left(LONGEST_SILENCE))
+        self._connection.send(message)
 
     def send_bytes(self, data: bytes | memoryview) -> None:
-        """In pieces, so that a long listing over a slow link is not taken for silence."""
+        """Send bytes in pieces, so that a long listing over a slow link does not count as silence."""
         view = memoryview(data)
         for start in range(0, len(view), PIECE):
-            self._line.socket.settimeout(self._left(LONGEST_SILENCE))
-            self._line.send_bytes(view[start : start + PIECE])
+            self._connection.socket.settimeout(self._left(LONGEST_SILENCE))
+            self._connection.send_bytes(view[start : start + PIECE])
 
     def receive(self, most: float = LONGEST_SILENCE) -> Any:
-        return self._line.receive(self._left(most))
+        return self._connection.receive(self._left(most))
 
     def has_more(self) -> bool:
         """Whether there is something to receive, without waiting for it."""
         poll = select.poll()
-        poll.register(self._line.socket, select.POLLIN)
-        return self._line.pending or bool(poll.poll(0))
+        poll.register(self._connection.socket, select.POLLIN)
+        return self._connection.pending or bool(poll.poll(0))
 
 
-def _push(line: _Paced, tree: Tree, key: str, progress: Progress) -> Pushed:
-    sending = _Sending(line, tree, progress)
+def _push(connection: _Paced, tree: Tree, key: str, progress: Progress) -> Pushed:
+    sending = _Sending(connection, tree, progress)
     try:
-        line.send(Sync(key, tree.digest))
-        wanted = _wanted(line, tree)
+        connection.send(Sync(key, tree.digest))
+        wanted = _wanted(connection, tree)
         sending.run(wanted)
     except ConnectionError:
-        if isinstance(last_words := line.receive(LAST_WORDS_SECONDS), Refusal):
+        if isinstance(last_words := connection.receive(LAST_WORDS_SECONDS), Refusal):
             raise _Refused(last_words) from None
         raise
-    done = _answer(line, TreeSynced)
+    done = _answer(connection, TreeSynced)
     if any(not 0 <= number < len(tree.entries) for number in done.changed):
         raise ProtocolError("changed files that are not in the listing")
     changed = tuple(tree.entries[number].path for number in done.changed)
     return Pushed(done.path, len(wanted), sending.sent, done.deleted, changed)
 
 
-def _wanted(line: _Paced, tree: Tree) -> list[int]:
-    """What the host asks for, after it got the listing if need be: each file once, so there is an end to it."""
-    answer = _answer(line, SendListing, Wanted)
+def _wanted(connection: _Paced, tree: Tree) -> list[int]:
+    """The numbers of the files that the host wants, each once; sends the listing first if it asks for it."""
+    answer = _answer(connection, SendListing, Wanted)
     if isinstance(answer, SendListing):
-        line.send_bytes(tree.listing)
-        answer = _answer(line, Wanted)
+        connection.send_bytes(tree.listing)
+        answer = _answer(connection, Wanted)
     wanted: dict[int, None] = {}
     while True:
         for number in answer.files:
@@ -153,13 +154,13 @@ def _wanted(line: _Paced, tree: Tree) -> list[int]:
         if answer.last:
             return list(wanted)
         if not answer.files:
-            raise ProtocolError("the host wants nothing, and more")
-        answer = _answer(line, Wanted)
+            raise ProtocolError("the host wants no files, but announces more")
+        answer = _answer(connection, Wanted)
 
 
-def _answer(line: _Paced, *kinds: type) -> Any:
-    """The host's next message: hashing what ranks have changed there may take it long."""
-    message = line.receive()
+def _answer(connection: _Paced, *kinds: type) -> Any:
+    """The host's next message. It may take long: the host hashes files that ranks have changed there."""
+    message = connection.receive()
     if message is None:
         raise ConnectionResetError("the relay is gone")
     if isinstance(message, Refusal):
@@ -193,15 +194,15 @@ class _Pack:
 class _Sending:
     """Sends files without waiting for answers, many small ones in one message."""
 
-    def __init__(self, line: _Paced, tree: Tree, progress: Progress) -> None:
-        self._line = line
+    def __init__(self, connection: _Paced, tree: Tree, progress: Progress) -> None:
+        self._connection = connection
         self._tree = tree
         self._progress = progress
         self._total = 0
         self.sent = 0
 
     def run(self, wanted: Sequence[int]) -> None:
-        """Send all of it; raises _Refused as soon as the host has said so."""
+        """Send all of it; raises _Refused as soon as the host sends a Refusal."""
         self._total = sum(self._tree.entries[number].size for number in wanted)
         self._progress(0, self._total)
         pack = _Pack()
@@ -213,24 +214,24 @@ class _Sending:
                     pack = _Pack()
         if pack.files:
             self._send(pack, False)
-        self._line.send(Sent())
+        self._connection.send(Sent())
         self._progress(self._total, self._total)
 
     def _send(self, pack: _Pack, more: bool) -> None:
-        self._line.send(Contents(tuple(pack.files), tuple(pack.sizes), more))
-        self._line.send_bytes(b"".join(pack.data))
+        self._connection.send(Contents(tuple(pack.files), tuple(pack.sizes), more))
+        self._connection.send_bytes(b"".join(pack.data))
         self.sent += pack.length
-        self._progress(min(self.sent, self._total), self._total)  # a file that came twice would go beyond
-        if self._line.has_more():
-            self._line.send(Sent())
-            _answer(self._line)
+        self._progress(min(self.sent, self._total), self._total)  # a file that was sent twice counts twice
+        if self._connection.has_more():
+            self._connection.send(Sent())
+            _answer(self._connection)
 
 
 def read_pieces(path: os.PathLike[str]) -> Iterator[tuple[bytes | None, bool]]:
-    """A file piece by piece, and whether more follow; None if it cannot be read (any more).
+    """(piece, whether more follow) for all pieces of a file; the piece is None if the file cannot be read (any more).
 
-    It begins again where the file changed while it was read. Each time ends at the size that it had at the start, so
-    that one that grows without end has an end here.
+    It starts again if the file changed while it was read. Each reading ends at the size that the file had at its start,
+    so that it also ends for a file that keeps growing.
     """
     for _ in range(TRIES):
         try:

@@ -1,4 +1,4 @@
-"""Content that waits beside a tree until all of it is there: one file for each, named by its hash."""
+"""Content that waits beside a tree until all of it has arrived: one file per content, named by its hash."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from forgectl.sync.safe_paths import remove
 from forgectl.system.files import create, open_to_read
 
 MODES = {FILE: 0o644, PROGRAM: 0o755}
-"""Permissions of what is synced; the folder around all trees is its owner's alone."""
+"""Permissions of synced files; the folder around all trees is closed to other users."""
 _DRAFT = "draft"
 
 
 class Staging:
-    """An open folder of content. What a sync that was cut has left there is not sent again."""
+    """An open folder of content. What an interrupted sync has left there is not sent again."""
 
     def __init__(self, folder: int) -> None:
         self._folder = folder
@@ -27,7 +27,7 @@ class Staging:
         self._size = 0
 
     def has(self, entry: Entry) -> bool:
-        """Whether the content of a file is here, whole."""
+        """Whether the complete content of a file is here."""
         if entry.mark not in self._kept:
             return False
         descriptor = open_to_read(entry.mark, self._folder)
@@ -37,7 +37,7 @@ class Staging:
             os.close(descriptor)
 
     def write(self, data: bytes | memoryview) -> None:
-        """Go on with the current file, or begin one; raises OSError."""
+        """Append to the current file, or begin one; raises OSError."""
         if self._writing is None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(_DRAFT, dir_fd=self._folder)
@@ -50,7 +50,7 @@ class Staging:
             left = left[os.write(self._writing, left) :]
 
     def finish(self) -> tuple[str, int]:
-        """Keep the current file; its hash and size."""
+        """Finish and keep the current file; returns its hash and size."""
         assert self._writing is not None
         os.close(self._writing)
         self._writing = None
@@ -60,7 +60,7 @@ class Staging:
         return mark, self._size
 
     def copy(self, descriptor: int) -> str:
-        """Keep what an open file holds; its hash."""
+        """Keep a copy of an open file; returns its hash."""
         self._fill(descriptor)
         return self.finish()[0]
 
@@ -70,15 +70,15 @@ class Staging:
             self.write(data)
 
     def take(self, entry: Entry, *, last: bool) -> tuple[str, int]:
-        """The name and folder of a file of this content to be moved away; `last`: nobody else will ask for it."""
+        """The name and folder of a file with this content, to be moved away; `last`: no other entry needs it."""
         name = entry.mark
         if not last:
-            name = self._double(name)
+            name = self._copied(name)
         os.chmod(name, MODES[entry.kind], dir_fd=self._folder)
         return name, self._folder
 
-    def _double(self, name: str) -> str:
-        """The name of a copy."""
+    def _copied(self, name: str) -> str:
+        """Make a copy; returns its name."""
         descriptor = open_to_read(name, self._folder)
         try:
             self._fill(descriptor)
@@ -90,14 +90,14 @@ class Staging:
         return _DRAFT
 
     def link(self, target: str) -> tuple[str, int]:
-        """The name and folder of a new link, to be moved away."""
+        """Make a link; returns its name and folder, to be moved away."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(_DRAFT, dir_fd=self._folder)
         os.symlink(target, _DRAFT, dir_fd=self._folder)
         return _DRAFT, self._folder
 
     def clear(self, but: Container[str] = ()) -> None:
-        """Remove all that is left, but for content of these hashes."""
+        """Remove all that is left, except content with the hashes in `but`."""
         self.drop()
         for name in os.listdir(self._folder):  # noqa: PTH208 (a descriptor)
             if name not in but:
@@ -105,7 +105,7 @@ class Staging:
                 self._kept.discard(name)
 
     def drop(self) -> None:
-        """Forget the current file, if there is one."""
+        """Drop the current file, if there is one."""
         if self._writing is not None:
             os.close(self._writing)
             self._writing = None

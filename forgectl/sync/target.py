@@ -1,4 +1,4 @@
-"""One tree of this host and what is kept beside it: its lock, its index, and content on its way in."""
+"""One synced tree of this host, and the files beside it: its lock, its index, and staged content."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from forgectl.wire.unix_sockets import private_folder
 
 @contextlib.contextmanager
 def hold(root: Path, key: str) -> Iterator[SyncTarget]:
-    """The tree ROOT/work/KEY, for this process alone in this block: others wait their turn. Raises OSError.
+    """The tree ROOT/work/KEY, locked for this block: other processes wait for their turn. Raises OSError.
 
-    What is kept beside it has names that begin with a dot, as no key does.
+    The names of the files beside it begin with a dot, which no key does.
     """
     path = private_folder(root / "work") / key
     with contextlib.ExitStack() as stack:
@@ -45,7 +45,7 @@ def hold(root: Path, key: str) -> Iterator[SyncTarget]:
 
 
 class SyncTarget:
-    """One tree. First `examine`, then `staging` gets what was found missing, then `settle`: till then it stays."""
+    """One tree. First `examine`; then write the missing content to `staging`; then `settle`, which changes the tree."""
 
     def __init__(self, path: Path, work: int, folders: Folders, staging: Staging) -> None:
         self.path = path
@@ -56,12 +56,12 @@ class SyncTarget:
         self.index = indexes.load(self._index_name, work)
         self._present: dict[str, os.stat_result] = {}
 
-    # ------------------------------------------------------------ what there is
+    # ------------------------------------------------------------ comparison
 
     def examine(self, entries: Sequence[Entry]) -> list[int]:
-        """The files, by number, whose content this host does not have.
+        """The numbers of the files whose content this host does not have.
 
-        What another file of the tree holds, such as one that was renamed, is staged.
+        It stages content that another file of the tree has, such as one that was renamed.
         """
         self.staging.clear(but={e.mark for e in entries})
         elsewhere = {e.mark: e.path for e in self.index.entries.values() if e.is_file}
@@ -75,7 +75,7 @@ class SyncTarget:
         ]
 
     def _is_in_place(self, entry: Entry) -> bool:
-        """Whether a file has its content already. It is read only if its stamp says that it was touched."""
+        """Whether a file already has its content. It is read only if its stamp shows that it was touched."""
         info = self._folders.state(entry.path)
         if info is None or not stat.S_ISREG(info.st_mode) or info.st_size != entry.size:
             return False
@@ -88,14 +88,14 @@ class SyncTarget:
         try:
             descriptor = self._folders.open_file(path)
         except OSError:
-            return None  # what cannot be read is replaced
+            return None  # a file that cannot be read is replaced
         try:
             return hash_of(descriptor)[0]
         finally:
             os.close(descriptor)
 
     def _stage_from(self, path: str | None, entry: Entry) -> bool:
-        """Stage a copy of the file at `path`, such as one that was renamed; whether it had the content."""
+        """Stage a copy of the file at `path`, such as one that was renamed; returns whether it had the content."""
         if path is None:
             return False
         try:
@@ -110,9 +110,9 @@ class SyncTarget:
     # ------------------------------------------------------------ the change
 
     def settle(self, entries: Sequence[Entry], digest: str) -> int:
-        """Make the tree as listed, from what is in place and what is staged; how many paths were deleted.
+        """Make the tree as listed, from files in place and staged content; returns how many paths were deleted.
 
-        Cut at any moment, the next sync knows all that may be of ours in the tree.
+        If it is interrupted at any moment, the next sync still knows all entries of ours that may be in the tree.
         """
         before, after = self.index, Index(digest)
         gone = before.entries.keys() - {e.path for e in entries}
@@ -132,7 +132,7 @@ class SyncTarget:
         indexes.save(index, self._index_name, f".draft.{self.path.name}", self._work)
 
     def _put(self, entry: Entry, uses: Counter[str]) -> os.stat_result | None:
-        """Make one entry; the state of a file."""
+        """Make one entry; returns the status if it is a file."""
         if entry.kind == FOLDER:
             info = self._folders.state(entry.path)
             if info is None or not stat.S_ISDIR(info.st_mode):

@@ -40,7 +40,7 @@ class Stat:
 
     @property
     def dead(self) -> bool:
-        """Whether it is a zombie without live threads; where only the first thread ended, the others hold resources."""
+        """Whether it is a zombie. Not if only its first thread has ended: the others live on and hold its resources."""
         return self.state in "ZXx" and self.threads <= 1
 
 

@@ -1,1 +1,1 @@
-"""How agents and hosts are reached: here, by ssh, and each other."""
+"""Reaches agents and hosts, on this machine and by ssh, and finds out which hosts reach each other."""

@@ -1,4 +1,4 @@
-"""Finds out where hosts reach each other, and proves it by dials, before any rank could hang for want of it."""
+"""Finds the addresses at which hosts reach each other and proves them by dials, so that no rank can hang later."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from forgectl.hosts import reach
 from forgectl.model.plan import HostPlan, Plan
 from forgectl.plan.links import messengers
 from forgectl.protocol.host_survey import Dialled, DialOut, DialTarget, Listening, ListenOn
-from forgectl.transport.survey import Hosts, for_all, together
+from forgectl.transport.survey import Hosts, combined_error, for_all
 
 Pairs = set[tuple[str, str]]
 """(from, to): hosts by name."""
 
 
 def verified(plan: Plan, hosts: Hosts, given: Mapping[str, str]) -> Plan:
-    """The plan with an address for each host that the others of its meshes reach; raises UnreachableError.
+    """The plan with an address for each host at which the other hosts of its meshes reach it.
 
-    `given`: what the spec says of hosts' addresses. Hosts of one network need none but 127.0.0.1.
+    `given`: host → its `address:` in the spec. Hosts that share a network need only 127.0.0.1. Raises UnreachableError.
     """
     network = {name: f.network for name, f in hosts.facts.items()}
     needed = needed_pairs(plan, network)
@@ -29,7 +29,7 @@ def verified(plan: Plan, hosts: Hosts, given: Mapping[str, str]) -> Plan:
     candidates = {n: (given[n],) if n in given else hosts.facts[n].addresses for n in names}
     ports = listen(candidates, hosts)
     seen = dial_out(pairs, ports, hosts)
-    hosts.hush()
+    hosts.stop_listening()
     chosen = {n: _choose(n, candidates[n], ports[n], (needed, pairs), seen, n in given) for n in names}
     placed = [dataclasses.replace(h, address=chosen.get(h.name, h.address)) for h in plan.hosts]
     return dataclasses.replace(plan, hosts=tuple(_with_reach(h, placed, network, seen) for h in placed))
@@ -38,7 +38,7 @@ def verified(plan: Plan, hosts: Hosts, given: Mapping[str, str]) -> Plan:
 def _with_reach(
     host: HostPlan, hosts: Sequence[HostPlan], network: Mapping[str, str], seen: Mapping[tuple[str, str, str], Any]
 ) -> HostPlan:
-    """The host with the others that it reaches: those that it dialled, and those of its own network."""
+    """The host, with `reaches` set to the hosts that it could dial and those of its own network."""
 
     def is_reached(other: HostPlan) -> bool:
         one_network = network[host.name] == network[other.name]
@@ -49,10 +49,11 @@ def _with_reach(
 
 
 def possible_pairs(plan: Plan, network: Mapping[str, str]) -> Pairs:
-    """Which hosts it would be good to have reach which.
+    """Pairs of hosts for which a direct connection is better, but not needed.
 
-    Those of actors each other, for messages, which else go by the launching machine; that one the others, which else
-    are reached through ssh; and where code adds meshes, or a restart may go to other hosts, all each other.
+    Hosts with actors should reach each other, else their messages go through the launching machine. The launching
+    machine should reach them, else it uses ssh. If code adds meshes, or a restart may use other hosts, all hosts
+    should reach each other.
     """
     actors = {h.name for h in messengers(plan)}
     here = {h.name for h in plan.hosts if h.local}
@@ -64,12 +65,12 @@ def possible_pairs(plan: Plan, network: Mapping[str, str]) -> Pairs:
 
 
 def needed_pairs(plan: Plan, network: Mapping[str, str]) -> Pairs:
-    """Which hosts have to reach which: those of a mesh each other."""
+    """Pairs of hosts that have to reach each other: those of one mesh."""
     return {(a, b) for m in plan.meshes for a in m.hosts for b in m.hosts if network[a] != network[b]}
 
 
 def listen(candidates: Mapping[str, Sequence[str]], hosts: Hosts) -> dict[str, dict[str, int]]:
-    """Host → address → port where somebody listens for the moment."""
+    """Make hosts listen at their candidate addresses for a moment: host → address → port. Raises ForgeError."""
 
     def ask(name: str) -> dict[str, int]:
         connection = hosts.connections.get(name)
@@ -84,14 +85,14 @@ def listen(candidates: Mapping[str, Sequence[str]], hosts: Hosts) -> dict[str, d
 
     found, errors = for_all({name: (lambda name=name: ask(name)) for name in candidates}, hosts)  # type: ignore[misc]
     if errors:
-        raise together(errors)
+        raise combined_error(errors)
     return found
 
 
 def dial_out(
     pairs: Pairs, ports: Mapping[str, Mapping[str, int]], hosts: Hosts
 ) -> dict[tuple[str, str, str], str | None]:
-    """(from, to, address) → why it was not reached there."""
+    """(from, to, address) → why it was not reached there; None where it was. Raises ForgeError."""
 
     def ask(name: str) -> dict[str, str | None]:
         there = [to for start, to in sorted(pairs) if start == name]
@@ -107,7 +108,7 @@ def dial_out(
     starts = sorted({start for start, _ in pairs})
     found, errors = for_all({name: (lambda name=name: ask(name)) for name in starts}, hosts)  # type: ignore[misc]
     if errors:
-        raise together(errors)
+        raise combined_error(errors)
     return {(s, *_split(key)): why for s, results in found.items() for key, why in results.items()}
 
 
@@ -124,14 +125,17 @@ def _choose(
     seen: Mapping[tuple[str, str, str], str | None],
     given: bool,
 ) -> str:
-    """The address of a host at which all that need it reach it, and of those that may need it the most."""
+    """The address at which all hosts that need the host reach it, and among those the one that most others reach.
+
+    "" if no host needs it and no address works; raises UnreachableError if some host needs it.
+    """
     needed, pairs = needed_and_all
     starts = [start for start, to in sorted(needed) if to == name]
     good: list[tuple[int, str]] = []
     complaints: list[str] = []
     for address in candidates:
         if address not in ports:
-            complaints.append(f"{address} is no address of {name}")
+            complaints.append(f"{address} is not an address of {name}")
             continue
         failed = [(s, why) for s in starts if (why := seen.get((s, name, address), "not tried"))]
         if not failed:

@@ -1,4 +1,4 @@
-"""forgectl's own code as it is shipped to hosts: one archive, named by its content."""
+"""forgectl's own code as it is shipped to hosts: one archive, named by its digest."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Bundle:
 
 @functools.cache
 def stage() -> bytes:
-    """What unpacks it on a host, as one text: it needs what checks folders before there is any other code of ours."""
+    """The text that unpacks the archive on a host: private.py, whose folder checks it needs, then unpack.py."""
     return b"\n".join((PACKAGE / name).read_bytes() for name in ("system/private.py", "relay/unpack.py"))
 
 
 @functools.cache
 def bundle() -> Bundle:
-    """The package as it is now. The same files give the same bytes, whoever ships them."""
+    """The archive of the package as it is now. The same files always give the same bytes."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         for path in sorted(PACKAGE.rglob("*.py")):

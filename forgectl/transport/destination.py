@@ -10,17 +10,17 @@ from forgectl.frozen import dataclass
 
 
 def program() -> list[str]:
-    """The user's ssh: FORGECTL_SSH with its options, else `ssh`. Raises UsageError where it cannot be read."""
+    """The user's ssh: FORGECTL_SSH with its options, else `ssh`. Raises UsageError if it cannot be parsed."""
     given = os.environ.get("FORGECTL_SSH", "").strip()
     try:
         return shlex.split(given) or ["ssh"]
     except ValueError as e:
-        raise UsageError(f"FORGECTL_SSH={given!r} is no command: {e}") from None
+        raise UsageError(f"FORGECTL_SSH={given!r} is not a command: {e}") from None
 
 
 @dataclass(frozen=True)
 class Destination:
-    """An ssh host of a run: its name, what ssh is told, the interpreter there, and our folder ("": it finds one)."""
+    """An ssh host of a run: its name, ssh's name for it, the interpreter there, and our folder ("": it finds one)."""
 
     name: str
     ssh: str

@@ -1,4 +1,4 @@
-"""An agent on this machine that is started before there is a controller, so that both get ready at once."""
+"""Starts an agent on this machine before its controller, so that both get ready at the same time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ START_SECONDS = 30.0
 
 
 class EarlyAgent:
-    """Its controller waits at `pipe`, which the agent closes once it listens, and starts another if it does not."""
+    """An agent that was started early. It closes `pipe` once it listens.
+
+    Its controller waits at `pipe`, and starts another agent if this one does not listen. `preloads` is whether a fork
+    server of the agent imports modules.
+    """
 
     def __init__(self, config: AgentConfig, python: str) -> None:
         """Start it; raises OSError."""
@@ -39,15 +43,15 @@ class EarlyAgent:
             os.close(theirs)
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
-            stdin.write(start_command.told(config))
+            stdin.write(start_command.standard_input(config))
 
     def wait(self) -> None:
-        """Until it listens, or has ended."""
+        """Wait until it listens or has ended, for at most 30 s."""
         select.select([self.pipe], [], [], START_SECONDS)
 
     def end(self) -> None:
-        """There will be no controller: SIGKILL it, and all that it started dies with it."""
-        from forgectl.system.processes import identify, signal_exactly  # only here: time counts until it is started
+        """SIGKILL it, as there will be no controller; all that it started dies with it."""
+        from forgectl.system.processes import identify, signal_exactly  # late: imports would delay the agent's start
 
         if select.select([self.pipe], [], [], START_SECONDS)[0]:
             with contextlib.suppress(ValueError, KeyError, OSError):
@@ -56,6 +60,6 @@ class EarlyAgent:
                     signal_exactly(identity, signal.SIGKILL)
 
     def let_go(self) -> None:
-        """Its controller has the pipe now, and it is a daemon: not ours to wait for."""
+        """Close our end of the pipe, which the controller has now. The agent is a daemon: nobody waits for it here."""
         os.close(self.pipe)
         let_go(self._process)

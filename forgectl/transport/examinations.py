@@ -1,4 +1,4 @@
-"""Examines all hosts of a spec at once, those that cannot be reached among them, and who of them reaches whom."""
+"""Examines all hosts of a spec at once, even if some cannot be reached, and which of them reach each other."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Reach = dict[tuple[str, str], dict[str, str | None]]
 
 @dataclass(frozen=True)
 class Examined:
-    """A host as it was found. Its clock is `ahead` of ours by so many seconds, give or take `within`."""
+    """A host as it was found. Its clock is `ahead` seconds ahead of ours, with an error of at most `within` seconds."""
 
     found: Examination
     ahead: float = 0.0
@@ -36,7 +36,7 @@ class Examined:
 def examine_all(
     spec_hosts: Sequence[Host], requests: Mapping[str, Examine], hosts: Hosts, slow: Slow | None = None
 ) -> tuple[dict[str, Examined], dict[str, ForgeError]]:
-    """What was found, and why the others could not be asked, by host; connections are kept in `hosts`."""
+    """By host, what was found and why other hosts could not be asked; connections are kept in `hosts`."""
 
     def job(host: Host) -> Callable[[], Examined]:
         return lambda: _here(requests[host.name]) if host.local else _there(host, requests[host.name], hosts)
@@ -57,13 +57,16 @@ def _there(host: Host, request: Examine, hosts: Hosts) -> Examined:
 
 
 def clock(asked: float, received: float, replied: float, answered: float) -> tuple[float, float]:
-    """How far the other clock is ahead, and how well that is known: as NTP tells it, by both clocks at both ends."""
+    """The seconds by which the other clock is ahead, and the largest error of that; computed as NTP does it.
+
+    `asked` and `answered` are by our clock, `received` and `replied` by the other one.
+    """
     ahead = ((received - asked) + (replied - answered)) / 2
     return ahead, max(0.0, ((answered - asked) - (replied - received)) / 2)
 
 
 def facts_of(host: Host, found: Examination) -> HostFacts:
-    """What planning has to know of a host."""
+    """The facts of a host that planning needs."""
     return HostFacts(
         host.name,
         found.boot_id,
@@ -77,17 +80,17 @@ def facts_of(host: Host, found: Examination) -> HostFacts:
 
 
 def reach_each_other(pairs: Pairs, examined: Mapping[str, Examined], given: Mapping[str, str], hosts: Hosts) -> Reach:
-    """Dial all pairs of hosts at every address. `given`: what the spec says of addresses."""
+    """Dial all pairs of hosts at every address. `given`: host → its `address:` in the spec. Raises ForgeError."""
     names = sorted({to for _, to in pairs})
     candidates = {n: (given[n],) if n in given else examined[n].found.addresses for n in names}
     seen = dial_out(pairs, listen(candidates, hosts), hosts)
-    hosts.hush()
+    hosts.stop_listening()
     return {
-        (start, to): {a: seen.get((start, to, a), f"it is no address of {to}") for a in candidates[to]}
+        (start, to): {a: seen.get((start, to, a), f"it is not an address of {to}") for a in candidates[to]}
         for start, to in pairs
     }
 
 
 def pairs_of(networks: Mapping[str, str], ssh: Collection[str]) -> Pairs:
-    """All pairs of ssh hosts that do not share a network: this machine need not be within their reach."""
+    """All pairs of ssh hosts that do not share a network. This machine is left out: hosts need not reach it."""
     return {(a, b) for a in ssh for b in ssh if a != b and networks[a] != networks[b]}

@@ -1,4 +1,4 @@
-"""Reaches an agent on this machine: starts it as a daemon, finds out whether it lives, ends it."""
+"""Reaches an agent on this machine: starts it as a daemon, finds out whether it is alive, ends it."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from forgectl.wire.stream import Stream
 
 START_SECONDS = 30.0
 START_TIMES = 5
-_turn = asyncio.Semaphore(len(os.sched_getaffinity(0)))
-"""Starting an agent keeps a core busy: more at once only make each take longer, and the controller mute meanwhile."""
+_start_slots = asyncio.Semaphore(len(os.sched_getaffinity(0)))
+"""Starting an agent keeps a core busy. With more at once, each takes longer and the controller cannot answer."""
 
 
 class LocalWay:
-    """The way to the agent that listens, or is to listen, at `socket` on this machine."""
+    """The way to the agent that listens, or will listen, at `socket` on this machine."""
 
     may_drop = False
 
     def __init__(self, socket: Path, python: str, coming: int | None = None) -> None:
-        """`coming`: what becomes readable once an agent, already started, listens or has ended."""
+        """`coming`: a descriptor that becomes readable once an agent that was started before listens or has ended."""
         self._socket = socket
         self._python = python
         self._coming = coming
 
     async def connect(self) -> Stream | None:
-        """A connection to the agent, or None where none lives."""
+        """A connection to the agent, or None if none is alive."""
         if self._coming is not None:
             await _readable(self._coming, START_SECONDS)
             self.close()
@@ -43,37 +43,40 @@ class LocalWay:
             return None
 
     async def start_agent(self, config: AgentConfig) -> int:
-        """Start an agent, and others where that is killed: without one nobody ends what an earlier one left."""
-        async with _turn:
+        """Start an agent, and another if it is killed: only an agent can end what an earlier one left. Returns its pid.
+
+        Raises ForgeError.
+        """
+        async with _start_slots:
             for _ in range(START_TIMES - 1):
                 with contextlib.suppress(AgentKilledError):
                     return await start_agent(config, self._python)
             return await start_agent(config, self._python)
 
-    def put_down(self, stream: Stream) -> None:
-        """SIGKILL an agent that was silent for a whole lease: it is as good as dead, and its processes die with it."""
-        identity = identify(stream.peer_pid)  # it holds the other end: nobody else has its pid
+    def kill_agent(self, stream: Stream) -> None:
+        """SIGKILL an agent that does not answer or broke the protocol; its processes die with it."""
+        identity = identify(stream.peer_pid)  # it still has the other end, so no other process has its pid
         if identity is not None:
             signal_exactly(identity, signal.SIGKILL)
 
     def rebooted(self, boot: str | None) -> bool:
-        """Whether the host was, since it had that boot id."""
+        """Whether the host was rebooted since it had that boot id."""
         return boot not in (boot_id(), None)
 
     async def wait_gone(self, pid: int | None, boot: str | None) -> None:
-        """Wait until the agent process of that pid has exited."""
+        """Wait until the agent process of that pid has exited, for at most 5 s."""
         if pid is not None and boot == boot_id():
             await wait_gone(pid)
 
     def close(self) -> None:
-        """Wait for no agent that was started before."""
+        """Stop waiting for an agent that was started before."""
         if self._coming is not None:
             os.close(self._coming)
             self._coming = None
 
 
 async def start_agent(config: AgentConfig, python: str) -> int:
-    """Start the host's agent; returns its pid once it listens. Raises ForgeError with what it said."""
+    """Start the host's agent; returns its pid once it listens. Raises ForgeError with the last line that it printed."""
     try:
         process = await asyncio.create_subprocess_exec(
             *start_command.command(python),
@@ -88,9 +91,9 @@ async def start_agent(config: AgentConfig, python: str) -> int:
             f"host {config.host}: cannot run its python {python!r}: {e.strerror}",
             hint="check `python:` of the host",
         ) from None
-    said = process.communicate(start_command.told(config))
+    output = process.communicate(start_command.standard_input(config))
     try:
-        out, err = await asyncio.wait_for(said, START_SECONDS)
+        out, err = await asyncio.wait_for(output, START_SECONDS)
         return int(json.loads(out)["pid"])
     except asyncio.TimeoutError:
         process.kill()
@@ -100,7 +103,7 @@ async def start_agent(config: AgentConfig, python: str) -> int:
 
 
 class AgentKilledError(UnreachableError):
-    """An agent ended before it listened, without a word: it was killed, and another may fare better."""
+    """An agent ended before it listened and printed nothing: it was killed, and another attempt may succeed."""
 
 
 def _why_not(config: AgentConfig, python: str, err: str, code: int | None) -> ForgeError:
@@ -113,7 +116,7 @@ def _why_not(config: AgentConfig, python: str, err: str, code: int | None) -> Fo
 
 
 async def wait_gone(pid: int, seconds: float = 5.0) -> None:
-    """Wait until the process that has this pid now has exited."""
+    """Wait until the process that has this pid now has exited, for at most `seconds`."""
     identity = identify(pid)
     pidfd = open_pidfd(identity) if identity else None
     if pidfd is None:
@@ -125,7 +128,7 @@ async def wait_gone(pid: int, seconds: float = 5.0) -> None:
 
 
 async def _readable(fd: int, seconds: float) -> None:
-    """Wait until a descriptor is readable, as long as that."""
+    """Wait until a descriptor is readable, for at most `seconds`."""
     readable = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_reader(fd, readable.set)

@@ -1,4 +1,4 @@
-"""Reaches an agent on an ssh host: through the relay, dialled anew whenever the connection was lost."""
+"""Reaches an agent on an ssh host through the relay. It dials again whenever the connection was lost."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from forgectl.wire.stream import Stream
 
 T = TypeVar("T")
 DIAL_SECONDS = 5
-"""After a loss: the sooner a dial gives up, the sooner the next one sees that the link is back."""
+"""For TCP and the login after a loss. The sooner a dial gives up, the sooner the next one finds the link restored."""
 _threads = ThreadPoolExecutor(128, thread_name_prefix="ssh")
 
 
 class SshWay:
-    """The way to the agent that listens, or is to listen, at `socket` on an ssh host.
+    """The way to the agent that listens, or will listen, at `socket` on an ssh host.
 
-    `relay` is a connection that the launching command has opened.
+    `relay` is a connection that the launching command opened, if any.
     """
 
     may_drop = True
@@ -35,21 +35,21 @@ class SshWay:
         self._to = to
         self._socket = socket
         self._relay = relay
-        self._current: RelayConnection | None = None  # what the agent is reached through
+        self._current: RelayConnection | None = None  # the relay that now passes bytes to the agent
         self._dialling: subprocess.Popen[bytes] | None = None
         self._closed = False
 
     async def connect(self) -> Stream | None:
-        """A connection to the agent, or None where none lives; raises ForgeError where the host is not reached."""
+        """A connection to the agent, or None if none is alive; raises ForgeError if the host is not reached."""
         self._drop()
         handed, self._relay = self._relay, None
         if handed is not None:
-            with contextlib.suppress(UnreachableError):  # it was lost since: then dial
+            with contextlib.suppress(UnreachableError):  # lost since it was opened: dial a new one
                 return await self._reach(handed)
         return await self._reach(await _in_thread(self._dial))
 
     async def _reach(self, relay: RelayConnection) -> Stream | None:
-        """Have a relay become a pipe to the agent; None where none lives."""
+        """Make a relay a pipe to the agent; None if no agent is alive."""
         try:
             answer = await _in_thread(relay.ask, ReachAgent(self._socket))
             if isinstance(answer, NoAgent):
@@ -74,12 +74,12 @@ class SshWay:
             relay = dial(self._to, tries=1, seconds=DIAL_SECONDS, started=note)
         finally:
             self._dialling = None
-        if self._closed:  # meanwhile nobody waits for it any more
+        if self._closed:  # nobody waits for it any more
             relay.close()
         return relay
 
     async def start_agent(self, config: AgentConfig) -> int:
-        """Start an agent where `connect` found none; raises ForgeError with what it said."""
+        """Start an agent where `connect` found none; returns its pid. Raises ForgeError with what it printed."""
         if self._relay is None:
             raise UnreachableError(f"host {self._to.name}: the connection was lost")
         answer = await _in_thread(self._relay.ask, StartAgent(config))
@@ -87,24 +87,24 @@ class SshWay:
             raise ProtocolError(f"no answer to StartAgent: {answer!r}")
         return answer.pid
 
-    def put_down(self, stream: Stream) -> None:
-        """Nothing that could be done from here: it will fence itself."""
+    def kill_agent(self, stream: Stream) -> None:
+        """Do nothing: it cannot be killed from here, and will fence itself."""
 
     def rebooted(self, boot: str | None) -> bool:
-        """Not known: a host that reboots is not reached for a while, and lost."""
+        """False, as it is not known: a host that reboots cannot be reached for a while, and is lost."""
         return False
 
     async def wait_gone(self, pid: int | None, boot: str | None) -> None:
-        """Nothing: the connection has ended with the agent."""
+        """Do nothing: the connection ended together with the agent."""
 
     def _drop(self) -> None:
-        """End the ssh of a connection that was lost: it may wait for the network yet."""
+        """End the ssh of a lost connection: it may still wait for the network."""
         if self._current is not None:
             self._current.close()
             self._current = None
 
     def close(self) -> None:
-        """End every connection, and a dial that goes on."""
+        """End every connection, and a dial that is under way."""
         self._closed = True
         self._drop()
         if self._relay is not None:

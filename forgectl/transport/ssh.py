@@ -1,4 +1,4 @@
-"""Dials a host with the user's own ssh, and has our code run there: one constant command, everything else on stdin."""
+"""Dials a host with the user's own ssh and runs our code there: one constant command, everything else on stdin."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from forgectl.system.daemons import let_go
 from forgectl.transport import ssh_errors
 from forgectl.transport.bundle import bundle, stage
 from forgectl.transport.destination import Destination, program
-from forgectl.transport.ssh_errors import StageWord
+from forgectl.transport.ssh_errors import StageReply
 from forgectl.wire.codec import from_json
 from forgectl.wire.envelope import ProtocolError, Refusal, decode
 from forgectl.wire.unix_sockets import Connection
 
 DIAL_SECONDS = 30.0
-"""From the start of ssh to the relay's first word: with the shipping of our code over a slow link."""
+"""From the start of ssh to the relay's first message, with the transfer of our code over a slow link."""
 ANSWER_SECONDS = 60.0
 AT_ONCE = 8
-"""Dials to one destination at a time: by default sshd drops some of more than ten that have not logged in yet."""
+"""Dials to one destination at a time. By default sshd drops some connections if over ten have not logged in yet."""
 TRIES = 4
 
 COMMAND = (
     'exec sh -c \'IFS= read -r p && IFS= read -r c && case $p in "~/"*) p=$HOME/${p#??};; esac && exec "$p" -c "$c"\''
 )
-"""What the remote shell, whichever it is, gets to parse. It reads the interpreter and its first line of code."""
+"""All that the remote shell, whichever it is, has to parse. It reads the interpreter and its first line of code."""
 LOADER = (
     'import os;n=int(b"".join(iter(lambda:os.read(0,1)or b"\\n",b"\\n")));s=b"";'
     'exec("while len(s)<n:s+=os.read(0,n-len(s))or exit(1)");exec(compile(s,"forgectl","exec"))'
@@ -46,23 +46,23 @@ LOADER = (
 A = TypeVar("A")
 ANSWERS = (*RELAY_TO_LAUNCHER, *RELAY_TO_SYNC)
 MARK = b"forgectl-relay "
-MOST_WORDS = 500
-"""Characters of a line of ssh's, or of a host, that are shown."""
+MOST_TEXT = 500
+"""Most characters shown of a line that ssh or a host printed."""
 NOISE = 1 << 16
-"""Bytes that a login script may print before we are heard."""
+"""Most bytes that a login script may print before our code does."""
 OPTIONS = (
     *("-T", "-x", "-a"),
     *("-o", "BatchMode=yes", "-o", "ServerAliveInterval=3", "-o", "ServerAliveCountMax=3"),
-    # What an interactive session may want would fail, or share its fate with, ours.
+    # Settings for an interactive session would make ours fail, or tie it to that session.
     *("-o", "ClearAllForwardings=yes", "-o", "ControlPath=none", "-o", "RemoteCommand=none"),
     *("-o", "PermitLocalCommand=no", "-o", "LogLevel=ERROR"),
 )
 
 
-class Said:
-    """What an ssh prints as errors: a pipe, which holds little, so that a host that prints without end blocks itself.
+class ErrorOutput:
+    """The error output of an ssh: a pipe, which holds little, so a host that prints without end only blocks itself.
 
-    Once nobody has its reading end any more, as after a launch, ssh's words go nowhere.
+    Once its reading end is closed everywhere, for example after a launch, ssh's output is lost.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Said:
         self._text = b""
 
     def lines(self) -> list[str]:
-        """All lines until now that are not empty, from the first NOISE bytes."""
+        """All lines so far that are not empty, from the first NOISE bytes."""
         with contextlib.suppress(BlockingIOError, ValueError):
             while self._reading >= 0 and not self.is_full and (part := os.read(self._reading, 1 << 16)):
                 self._text += part
@@ -79,17 +79,17 @@ class Said:
 
     @property
     def is_full(self) -> bool:
-        """Whether it has printed more than anybody wants to read."""
+        """Whether it has printed NOISE bytes: nothing more is read."""
         return len(self._text) >= NOISE
 
     def close_writing(self) -> None:
-        """Leave the writing end to ssh."""
+        """Close our copy of the writing end, which ssh has."""
         if self.writing >= 0:
             os.close(self.writing)
             self.writing = -1
 
     def close(self) -> None:
-        """Read no more."""
+        """Close the pipe here."""
         self.close_writing()
         if self._reading >= 0:
             os.close(self._reading)
@@ -98,16 +98,19 @@ class Said:
 
 @dataclass
 class RelayConnection:
-    """A connection to the relay of a host, by an ssh that is our child or, with a `pidfd`, another process's."""
+    """A connection to the relay of a host. Its ssh is our child, or with a `pidfd` the child of another process."""
 
     to: Destination
     line: Connection
     process: subprocess.Popen[bytes] | None = None
-    said: Said | None = field(default=None, repr=False)
+    errors: ErrorOutput | None = field(default=None, repr=False)
     pidfd: int | None = None
 
     def ask(self, request: Any, timeout: float = ANSWER_SECONDS) -> Any:
-        """Send a request; its answer. Raises what the relay refuses with, UnreachableError at the connection's end."""
+        """Send a request; returns the answer. Raises the relay's error, or UnreachableError if the connection ends.
+
+        `timeout` is in seconds.
+        """
         answer, why = None, "the connection was lost"
         try:
             self.line.send(request)
@@ -117,29 +120,30 @@ class RelayConnection:
         except ProtocolError as e:
             raise self.out_of_step(str(e)) from None
         except OSError:
-            pass  # so it was
+            pass  # the connection was lost
         if answer is None:
-            raise UnreachableError(f"host {self.to.name}: {self.last_words() or why}", hint=ssh_errors.reaches(self.to))
+            what = self.last_error_line() or why
+            raise UnreachableError(f"host {self.to.name}: {what}", hint=ssh_errors.reaches(self.to))
         if isinstance(answer, Refusal):
-            message, hint = answer.message[: 4 * MOST_WORDS], answer.hint and answer.hint[: 4 * MOST_WORDS]
+            message, hint = answer.message[: 4 * MOST_TEXT], answer.hint and answer.hint[: 4 * MOST_TEXT]
             raise BY_EXIT_CODE.get(answer.code, ForgeError)(message, hint=hint)
         return answer
 
     def ask_for(self, kind: type[A], request: Any, timeout: float = ANSWER_SECONDS) -> A:
-        """The answer to a request, which must be of that kind; raises ForgeError."""
+        """Send a request; returns the answer, which must be of that kind. Raises ForgeError."""
         answer = self.ask(request, timeout)
         if not isinstance(answer, kind):
             raise self.out_of_step(f"it answered {type(request).__name__} with {type(answer).__name__}")
         return answer
 
     def out_of_step(self, what: str) -> UnreachableError:
-        """The error for a host that says what no relay of ours says."""
+        """The error for a host that sends what our relay never sends."""
         hint = "what answers there is not forgectl's relay, or is broken: look at that host"
-        return UnreachableError(f"host {self.to.name} broke the protocol: {what[:MOST_WORDS]}", hint=hint)
+        return UnreachableError(f"host {self.to.name} broke the protocol: {what[:MOST_TEXT]}", hint=hint)
 
-    def last_words(self) -> str:
-        """What ssh printed, as far as it is known here."""
-        lines = self.said.lines() if self.said is not None else []
+    def last_error_line(self) -> str:
+        """The last line that ssh printed as an error; "" if it is not known here."""
+        lines = self.errors.lines() if self.errors is not None else []
         return lines[-1] if lines else ""
 
     def close(self) -> None:
@@ -153,17 +157,17 @@ class RelayConnection:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             os.close(self.pidfd)
             self.pidfd = None
-        if self.said is not None:
-            self.said.close()
+        if self.errors is not None:
+            self.errors.close()
 
     def descriptors(self) -> tuple[int, int]:
-        """Its socket and a pidfd of its ssh, for a process that is to have it from now on."""
+        """Its socket and a pidfd of its ssh, for the process that takes it over."""
         assert self.process is not None
         self.pidfd = os.pidfd_open(self.process.pid)
         return self.line.socket.fileno(), self.pidfd
 
-    def hand_on(self) -> None:
-        """Close our copies of what another process has: ssh lives on for that."""
+    def hand_over(self) -> None:
+        """Close our copies of what another process has taken over; ssh lives on for that process."""
         self.line.close()
         if self.pidfd is not None:
             os.close(self.pidfd)
@@ -171,8 +175,8 @@ class RelayConnection:
         if self.process is not None:
             let_go(self.process)
             self.process = None
-        if self.said is not None:
-            self.said.close()
+        if self.errors is not None:
+            self.errors.close()
 
 
 _turns: dict[str, threading.BoundedSemaphore] = defaultdict(lambda: threading.BoundedSemaphore(AT_ONCE))
@@ -185,9 +189,9 @@ def dial(
     seconds: int = 10,
     started: Callable[[subprocess.Popen[bytes]], None] = lambda _: None,
 ) -> RelayConnection:
-    """A connection to the relay of a host, tried again where sshd was too busy; raises ForgeError with what to do.
+    """A connection to the relay of a host. It tries again if sshd was too busy; raises ForgeError with a hint.
 
-    `seconds` is what TCP and the login may take. `started` is told of each ssh, so that another thread can end a dial
+    `seconds` is the time for TCP and the login. `started` gets each ssh process, so that another thread can end a dial
     by killing it.
     """
     for left in range(tries - 1, -1, -1):
@@ -203,23 +207,23 @@ def dial(
 
 def _dial(to: Destination, seconds: int, started: Callable[[subprocess.Popen[bytes]], None]) -> RelayConnection:
     ours, theirs = socket.socketpair()
-    said = Said()
+    errors = ErrorOutput()
     try:
         with theirs:
             process = subprocess.Popen(
                 [*program(), *OPTIONS, "-o", f"ConnectTimeout={seconds}", "--", to.ssh, COMMAND],
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
-                stderr=said.writing,
-                start_new_session=True,  # Ctrl-C is the launcher's to answer
+                stderr=errors.writing,
+                start_new_session=True,  # only the launcher handles Ctrl-C
             )
     except OSError as e:
         ours.close()
-        said.close()
+        errors.close()
         message = f"host {to.name}: cannot run {program()[0]!r}: {e.strerror}"
         raise UnreachableError(message, hint="install an ssh client, or set FORGECTL_SSH") from None
-    said.close_writing()
-    dialled = RelayConnection(to, Connection(ours, ANSWERS), process, said)
+    errors.close_writing()
+    dialled = RelayConnection(to, Connection(ours, ANSWERS), process, errors)
     started(process)
     try:
         _greet(dialled)
@@ -230,29 +234,29 @@ def _dial(to: Destination, seconds: int, started: Callable[[subprocess.Popen[byt
 
 
 def _greet(dialled: RelayConnection) -> None:
-    """Have the relay run at the other end."""
+    """Start the relay at the other end; raises ForgeError or TryAgain."""
     line, deadline = dialled.line, time.monotonic() + DIAL_SECONDS
     first, shipped = stage(), bundle()
     head = f"{dialled.to.python}\n{LOADER}\n{len(first)}\n".encode()
-    told = f"{shipped.digest}\n{dialled.to.root}\n".encode()
+    settings = f"{shipped.digest}\n{dialled.to.root}\n".encode()
     noise: list[str] = []
     try:
-        with contextlib.suppress(ConnectionError):  # reading tells why
-            line.send_bytes(head + first + told)
-        word = _word(line, deadline, noise)
-        if word.have is None:
-            raise ssh_errors.unfit(dialled.to, word)
-        if not word.have:
+        with contextlib.suppress(ConnectionError):  # reading will show why
+            line.send_bytes(head + first + settings)
+        reply = _stage_reply(line, deadline, noise)
+        if reply.have is None:
+            raise ssh_errors.unfit(dialled.to, reply)
+        if not reply.have:
             line.send_bytes(b"%d\n" % len(shipped.data) + shipped.data)
         ready = _ready(line, deadline)
-        if isinstance(ready, StageWord):
+        if isinstance(ready, StageReply):
             raise ssh_errors.unfit(dialled.to, ready)
     except (TimeoutError, ConnectionError, ProtocolError, EOFError):
         raise _why_not(dialled, noise) from None
 
 
-def _word(line: Connection, deadline: float, noise: list[str]) -> StageWord:
-    """The next word of the stage, after what login scripts print; raises EOFError, TimeoutError."""
+def _stage_reply(line: Connection, deadline: float, noise: list[str]) -> StageReply:
+    """The next reply of the stage, after what login scripts print; raises EOFError, TimeoutError."""
     left = NOISE
     while left > 0:
         text = _line_by(line, deadline)
@@ -260,12 +264,12 @@ def _word(line: Connection, deadline: float, noise: list[str]) -> StageWord:
             return found
         left -= len(text) + 1
         if text:
-            noise.append(text.decode(errors="replace")[:MOST_WORDS])
+            noise.append(text.decode(errors="replace")[:MOST_TEXT])
     raise EOFError
 
 
 def _line_by(line: Connection, deadline: float) -> bytes:
-    """The next line; raises EOFError, and TimeoutError once it is too late, however many lines there are."""
+    """The next line; raises EOFError, and TimeoutError after `deadline`, even if lines keep coming."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError
@@ -275,15 +279,15 @@ def _line_by(line: Connection, deadline: float) -> bytes:
     return text
 
 
-def _marked(text: bytes) -> StageWord | None:
-    """A word of the stage; None for anything else."""
+def _marked(text: bytes) -> StageReply | None:
+    """A reply of the stage; None for any other line."""
     if text.startswith(MARK):
         with contextlib.suppress(ValueError, RecursionError):
-            return from_json(StageWord, json.loads(text[len(MARK) :]))
+            return from_json(StageReply, json.loads(text[len(MARK) :]))
     return None
 
 
-def _ready(line: Connection, deadline: float) -> RelayReady | StageWord:
+def _ready(line: Connection, deadline: float) -> RelayReady | StageReply:
     """The relay's first message, or why the stage could not become the relay."""
     while not (text := _line_by(line, deadline)):
         pass
@@ -295,15 +299,15 @@ def _ready(line: Connection, deadline: float) -> RelayReady | StageWord:
 
 
 def _why_not(dialled: RelayConnection, noise: list[str]) -> Exception:
-    """What ssh, or the other end, had to say."""
+    """The error for a dial that failed, from what ssh and the other end printed."""
     assert dialled.process is not None
     dialled.line.close()
     try:
         code: int | None = dialled.process.wait(1.0)
     except subprocess.TimeoutExpired:
         code = None
-    assert dialled.said is not None
-    said = dialled.said.lines()
-    if code is None and dialled.said.is_full:
-        said = [f"it printed more than {NOISE >> 10} KiB of errors", *said[-1:]]
-    return ssh_errors.explain(dialled.to, code, [line[:MOST_WORDS] for line in said], noise)
+    assert dialled.errors is not None
+    lines = dialled.errors.lines()
+    if code is None and dialled.errors.is_full:
+        lines = [f"it printed more than {NOISE >> 10} KiB of errors", *lines[-1:]]
+    return ssh_errors.explain(dialled.to, code, [line[:MOST_TEXT] for line in lines], noise)

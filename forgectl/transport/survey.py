@@ -1,4 +1,4 @@
-"""What planning has to know of hosts, asked of the hosts themselves; connections by ssh stay open."""
+"""Asks hosts for the facts that planning needs; connections by ssh stay open."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MODULES = ("torch", "zmq", "cloudpickle")
-"""What meshes may need of a host's interpreter, and forgectl itself does not."""
+"""Modules that a mesh may need in a host's interpreter, and that forgectl itself does not."""
 SLOW_SECONDS = 5.0
-"""How long a user waits for hosts before being told which."""
+"""Seconds after which the user sees which hosts have not answered."""
 Slow = Callable[[Sequence[str]], None]
 
 
@@ -41,39 +41,39 @@ class Hosts:
 
     facts: dict[str, HostFacts] = field(default_factory=dict)
     connections: dict[str, RelayConnection] = field(default_factory=dict)
-    missing: dict[str, tuple[str, ...]] = field(default_factory=dict)  # which of MODULES an ssh host has not
+    missing: dict[str, tuple[str, ...]] = field(default_factory=dict)  # the MODULES that an ssh host lacks
 
-    listeners: list[socket.socket] = field(default_factory=list)  # of this machine, while others dial it
+    listeners: list[socket.socket] = field(default_factory=list)  # on this machine, while other hosts dial it
 
     _dialling: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _given_up: bool = False
 
     def note(self, ssh: subprocess.Popen[bytes]) -> None:
-        """One more ssh is dialling."""
+        """Remember an ssh that is dialling, so that `give_up` can end it."""
         self._dialling.append(ssh)
         if self._given_up:
             ssh.kill()
 
     def give_up(self) -> None:
-        """End every connection, and every dial, whoever waits for it."""
+        """Kill every ssh, dialling or connected, even while other threads wait for it."""
         self._given_up = True
         for ssh in self._dialling:
             ssh.kill()
 
-    def hush(self) -> None:
-        """Listen no more."""
+    def stop_listening(self) -> None:
+        """Close the listeners on this machine."""
         for listener in self.listeners:
             listener.close()
         self.listeners = []
 
     def descriptors(self, names: Collection[str]) -> dict[str, tuple[int, int]]:
-        """The connections to these hosts, and a pidfd of each one's ssh, to be handed to another process."""
+        """Host → its connection and a pidfd of its ssh, to be handed to another process."""
         return {n: c.descriptors() for n, c in self.connections.items() if n in names}
 
-    def hand_on(self) -> None:
-        """Another process has them now."""
+    def hand_over(self) -> None:
+        """Close our copies of the connections, which another process has taken over."""
         for connection in self.connections.values():
-            connection.hand_on()
+            connection.hand_over()
 
     def __enter__(self) -> Hosts:
         return self
@@ -81,15 +81,15 @@ class Hosts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.hush()
+        self.stop_listening()
         for connection in self.connections.values():
             connection.close()
 
 
 def gather(spec: Spec, environ: Mapping[str, str], slow: Slow | None = None) -> Hosts:
-    """Reach every host of the spec, all at once; raises SpecError for GPUs that are not there, and what ssh says.
+    """Reach every host of the spec, all at once. Raises SpecError for GPUs that do not exist, and ForgeError from ssh.
 
-    `slow` is told of the hosts that do not answer soon.
+    `slow` gets the names of hosts that have not answered after SLOW_SECONDS.
     """
     hosts = Hosts()
     wanted = any(m.with_gpus for m in (*spec.scripts.values(), *spec.actors.values(), *spec.services.values()))
@@ -125,9 +125,10 @@ def destination(host: Host) -> Destination:
 def for_all(
     work: Mapping[str, Callable[[], T]], hosts: Hosts, slow: Slow | None = None
 ) -> tuple[dict[str, T], dict[str, ForgeError]]:
-    """Do something for each host, all at once: what came of it, and what was raised, by host.
+    """Do the work of all hosts at once; returns the results and the errors, both by host.
 
-    Ctrl-C ends every connection to `hosts`, so that nobody has to wait for one.
+    `slow` gets the names of hosts that are not done after SLOW_SECONDS. Ctrl-C ends every connection in `hosts`, so
+    that no thread keeps waiting.
     """
     done: dict[str, T] = {}
     failed: dict[str, ForgeError] = {}
@@ -149,8 +150,8 @@ def for_all(
     return done, failed
 
 
-def together(errors: Mapping[str, ForgeError]) -> ForgeError:
-    """One error of all hosts that failed: what each said, and the hints that differ."""
+def combined_error(errors: Mapping[str, ForgeError]) -> ForgeError:
+    """One error for all hosts that failed, with each message and each distinct hint."""
     first, *others = errors.values()
     if not others:
         return first
@@ -169,7 +170,7 @@ def _reports(
         folder = str(spec.workdir) if spec.sync == "none" else ""
         report = connection.ask_for(HostReport, GetFacts(host.name, host.gpus, look_for_gpus, MODULES, folder))
         if not report.root.startswith("/"):
-            raise connection.out_of_step(f"it keeps its files in {report.root!r}, which is no path")
+            raise connection.out_of_step(f"it keeps its files in {report.root!r}, which is not a path")
         if wrong := [a for a in report.addresses if not _is_address(a)]:
             raise connection.out_of_step(f"it has the address {wrong[0]!r}")
         if report.no_such_folder:
@@ -182,7 +183,7 @@ def _reports(
 
     reports, errors = for_all({name: job(host) for name, host in remote.items()}, hosts, slow)
     if errors:
-        raise together(errors)
+        raise combined_error(errors)
     return reports
 
 
@@ -223,7 +224,7 @@ def _remote(spec: Spec, host: Host, report: HostReport) -> HostFacts:
 
 
 def workdir_key(workdir: Path) -> str:
-    """What hosts call the copy of a workdir of this machine's and user's."""
+    """The name that hosts give their copy of a workdir; it depends on this machine, this user and the path."""
     try:
         machine = Path("/etc/machine-id").read_text().strip()
     except OSError:

@@ -1,8 +1,9 @@
-"""A way through ssh to the messenger of a host that cannot be dialled: a Unix socket here, and there, and between them
-the user's ssh and our relay.
+"""A connection through ssh to the messenger of a host that cannot be dialled.
 
-Run as `boot.py tunnel PARENT DESCRIPTOR` on the launching machine; what comes on standard input is a `Tunnel` as JSON,
-and `entry`, where to listen. It dies with PARENT. What passes through is encrypted once more, by the messengers.
+It joins a Unix socket here and one on the host, by way of the user's ssh and our relay.
+
+Run as `boot.py tunnel PARENT DESCRIPTOR` on the launching machine. Standard input has a `Tunnel` as JSON, with `entry`:
+the path where to listen. The process dies with PARENT. The messengers encrypt, once more, all that passes through.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from forgectl.wire.unix_sockets import listen, peer_uid
 
 CHUNK = 1 << 18
 LONGEST_PAUSE = 5.0
-"""Seconds between two dials of a host that is not reached."""
+"""Most seconds between two dials of a host that is not reached."""
 
 
 def main(arguments: list[str]) -> None:
     """Serve until killed."""
     parent, report = int(arguments[0]), int(arguments[1])
     die_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends in its own order
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C must not end it: the run ends its processes in order
     config = json.loads(sys.stdin.buffer.readline())
     to = Destination(config["host"], config["ssh"], config["python"], config["root"])
     listener = listen(Path(config["entry"]))
@@ -69,7 +70,7 @@ def _reach(to: Destination, path: str) -> RelayConnection:
 
 
 def through(near: socket.socket, far: RelayConnection) -> None:
-    """Pass bytes both ways, in threads, until either side is gone."""
+    """Start to pass bytes both ways, in threads, until either side is gone."""
 
     def pass_on(source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):

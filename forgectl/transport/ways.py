@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 def way_to(host: HostPlan, agent_socket: Path, handed: Sequence[int]) -> LocalWay | SshWay:
     """The way to the agent at `agent_socket` on a host.
 
-    `handed`, descriptors where there are any: an open connection to the relay of an ssh host and a pidfd of its ssh, or
-    the pipe of an agent here that was started before.
+    `handed` may be empty. For an ssh host it has two descriptors: an open connection to its relay, and a pidfd of its
+    ssh. For this machine it has one: the pipe of an agent that was started early.
     """
     if host.local:
         return LocalWay(agent_socket, host.python, *handed)
     from forgectl.protocol.host_survey import RELAY_TO_LAUNCHER
     from forgectl.transport.destination import Destination
-    from forgectl.transport.remote import SshWay  # most runs have no ssh host, and begin a hundredth of a second sooner
+    from forgectl.transport.remote import SshWay  # late: runs without ssh hosts begin a hundredth of a second sooner
     from forgectl.transport.ssh import RelayConnection
     from forgectl.wire.unix_sockets import Connection
 

@@ -2,7 +2,7 @@
 
 The JSON of a dataclass has its fields, in their order. Where an annotation allows several dataclasses, the JSON names
 the type: `Prepared | Refused` is written as `{"type": "Prepared", …}`.
-A class whose JSON has another shape names a dataclass of that shape, its FORM, and has `to_form` and `from_form`.
+A class whose JSON has another shape has a FORM, which is a dataclass of that shape, and `to_form` and `from_form`.
 """
 
 from __future__ import annotations

@@ -131,11 +131,11 @@ class Host:
         return Path(f"/proc/{self._init}/root") / str(path).lstrip("/")
 
     def pids(self) -> dict[int, Path]:
-        """pid as seen there → its directory in the host's /proc."""
+        """Of each pid as seen there, its directory in the host's /proc."""
         return {int(p.name): p for p in self.path("/proc").iterdir() if p.name.isdigit()} if self.is_up else {}
 
     def processes(self, mark: str) -> dict[int, str]:
-        """pid → command line of the processes with a variable, given as NAME or NAME=VALUE."""
+        """Command lines, by pid, of the processes with a variable, given as NAME or NAME=VALUE."""
         found = {}
         for pid, folder in self.pids().items():
             with contextlib.suppress(OSError):
@@ -144,7 +144,7 @@ class Host:
         return found
 
     def strangers(self) -> dict[int, str]:
-        """pid → command line of what is neither the host's own (its first process, its listening sshd) nor dead."""
+        """Command lines, by pid, of what is neither the host's own (its first process, its listening sshd) nor dead."""
         found = {}
         for pid, folder in self.pids().items():
             with contextlib.suppress(OSError):
@@ -163,7 +163,7 @@ class Host:
         return found - {(self.address, 22)}
 
     def sessions(self) -> dict[int, str]:
-        """pid → title of the sshd processes that serve a connection."""
+        """Titles, by pid, of the sshd processes that serve a connection."""
         found = {}
         for pid, folder in self.pids().items():
             with contextlib.suppress(OSError):

@@ -34,7 +34,7 @@ def generate(path: Path) -> str:
 
 
 def write_server(folder: Path, address: str, max_startups: str, authorized: str) -> str:
-    """sshd's configuration of one host in its folder; its public host key."""
+    """Write sshd's configuration of one host into its folder; its public host key."""
     text = SERVER.format(address=address, folder=folder, max_startups=max_startups)
     if _version() >= (9, 8):
         text += "PerSourcePenalties no\n"  # else one test's failed logins would shut out the next test

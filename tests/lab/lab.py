@@ -41,9 +41,12 @@ class Lab:
         named_by_dns: bool = False,
         decoy: bool = False,
     ) -> None:
-        """Options: one home for all, as on NFS; further ssh names, alias → host; sshd's MaxStartups; whether hosts know
+        """Make `count` hosts.
+
+        Options: one home for all, as on NFS; further ssh names, alias → host; sshd's MaxStartups; whether hosts know
         each other's names, and their own by the address that others use (else it is 127.0.1.1, as on Debian); a bridge
-        "docker0" on each host with one same address, 172.17.0.1."""
+        "docker0" on each host with one same address, 172.17.0.1.
+        """
         self.names = [f"host{n}" for n in range(1, count + 1)]
         self.folder = Path(tempfile.mkdtemp(prefix="forgectl-lab-"))
         self._aliases = {"twin": "host1", **(aliases or {})}

@@ -14,11 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import until
+from tests.lab.dialling import dials, ssh
 from tests.lab.lab import Lab
 
-DIAL = (
-    "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=float(sys.argv[3])).close()"
-)
 LISTEN = """
 import socket, sys
 server = socket.create_server((sys.argv[1], 0))
@@ -34,15 +32,6 @@ table inet t {
     }
 }
 """
-
-
-def ssh(lab: Lab, *arguments: str, timeout: int = 5) -> subprocess.CompletedProcess[str]:
-    options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={timeout}"]
-    return subprocess.run([*shlex.split(lab.ssh), *options, *arguments], capture_output=True, text=True, timeout=60)
-
-
-def dials(lab: Lab, origin: str, address: str, port: int, timeout: float = 5) -> bool:
-    return lab.run(origin, [sys.executable, "-c", DIAL, address, port, timeout]).returncode == 0
 
 
 def reachable(address: str, timeout: float = 0.3) -> bool:

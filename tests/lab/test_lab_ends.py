@@ -16,9 +16,9 @@ import pytest
 
 from tests.conftest import until
 from tests.lab import fixtures
+from tests.lab.dialling import dials, ssh
 from tests.lab.host import PROJECT
 from tests.lab.lab import Lab
-from tests.lab.test_lab import dials, ssh
 
 MAKER = """
 import signal, time

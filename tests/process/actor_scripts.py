@@ -2,62 +2,33 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
-import textwrap
-from pathlib import Path
 from typing import Any
 
 from tests.conftest import PROGRAMS, Forge, processes_with, until
 
-HEAD = """
-import asyncio
-import os
-import signal
-import sys
-from pathlib import Path
-
-import forgectl
-from forgectl import ActorDied, ForgeActor, endpoint
-from forgectl.errors import BusyError, ForgeError
-from players import *
-
-Fast = Counter.options(preload=[])
-HERE = Path(__file__).parent
+SHARED = ("players.py", "playing.py", "replicas.py", "serving.py")
+"""What the scripts import."""
 
 
-async def exists(*names):
-    while not all((HERE / name).exists() for name in names):
-        await asyncio.sleep(0.005)
+def bring(forge: Forge, *programs: str) -> None:
+    """Copy programs, and what they import, to where specs find them."""
+    for name in (*SHARED, *programs):
+        shutil.copy(PROGRAMS / name, forge.folder)
 
 
-async def raised(kind, awaitable):
-    try:
-        got = await awaitable
-    except kind as e:
-        return e
-    raise AssertionError(f"no {kind}, but {got!r}")
+def to_play(forge: Forge, scene: str) -> list[str]:
+    """The arguments of Python for `FILE FUNCTION WORDS…`, a function of one of the test programs."""
+    program, *words = shlex.split(scene)
+    bring(forge, program)
+    return [str(forge.folder / program), *words]
 
 
-"""
-MAIN = "async def main():\n{body}\n\n\nasyncio.run(asyncio.wait_for(main(), 60))\n"
-
-
-def bring(forge: Forge) -> None:
-    """Copy the module of actors to where scripts and specs find it."""
-    shutil.copy(PROGRAMS / "players.py", forge.folder)
-
-
-def write(forge: Forge, body: str, *, main: bool = True, name: str = "script.py") -> Path:
-    """A script of the code that all begin with, and `body`, which with `main` is that of a coroutine."""
-    bring(forge)
-    text = textwrap.dedent(body)
-    return forge.write(name, HEAD + (MAIN.format(body=textwrap.indent(text, "    ")) if main else text))
-
-
-def play(forge: Forge, body: str, *, main: bool = True, code: int = 0) -> subprocess.CompletedProcess[str]:
+def play(forge: Forge, scene: str, *, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Run a script, whose assertions must hold, to its end; by then nothing of its run may be left."""
-    process = forge.python(write(forge, body, main=main))
+    process = forge.python(*to_play(forge, scene))
     out, err = process.communicate(timeout=90)
     assert process.returncode == code, f"{process.returncode}\n{out}\n{err}"
     assert processes_with(f"FORGECTL_HOME={forge.home}") == {}
@@ -66,9 +37,15 @@ def play(forge: Forge, body: str, *, main: bool = True, code: int = 0) -> subpro
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def background(forge: Forge, body: str, *, main: bool = True, name: str = "script.py") -> subprocess.Popen[str]:
-    """The same in the background; returns once it has said `up`."""
-    process = forge.python(write(forge, body, main=main, name=name))
+def play_in_silence(forge: Forge, scene: str) -> None:
+    """The same with a script that prints nothing; nor may anything else."""
+    result = play(forge, scene)
+    assert (result.stdout, result.stderr) == ("", ""), result.stdout + result.stderr
+
+
+def background(forge: Forge, scene: str) -> subprocess.Popen[str]:
+    """Begin a script; returns once it has said `up`."""
+    process = forge.python(*to_play(forge, scene))
     assert process.stdout
     line = process.stdout.readline()
     if line != "up\n":
@@ -81,6 +58,11 @@ def the_run(forge: Forge) -> str:
     """The only run there is."""
     [run] = forge.runs()
     return run
+
+
+def meshes(forge: Forge) -> dict[str, dict[str, Any]]:
+    """The meshes of the only run, by name."""
+    return {m["mesh"]: m for m in forge.document(the_run(forge))["meshes"]}
 
 
 def ended(forge: Forge, run: str) -> dict[str, Any]:

@@ -61,6 +61,17 @@ def until_empty(run: str) -> None:
     until(lambda: not processes_of(run), f"the end of all processes of {run}")
 
 
+def run_named(forge: Forge, name: str) -> str:
+    """The id of the one run of that name, once there is one."""
+    [run] = until(lambda: [r for r in forge.runs() if r.startswith(f"{name}-")], f"the run {name}")
+    return str(run)
+
+
+def until_generation(forge: Forge, run: str, mesh: str, generation: int) -> dict[str, Any]:
+    """The mesh once this generation of it runs."""
+    return forge.until_mesh(run, mesh, lambda m: m["generation"] == generation and m["state"] == "running")
+
+
 def records(forge: Forge, run: str) -> list[Record]:
     """The run's journal, which must be whole."""
     found, whole = journal.read(forge.run_dir(run) / "events.jsonl")

@@ -34,7 +34,7 @@ def another_user(*arguments: object) -> Iterator[subprocess.Popen[str]]:
         Path(folder).chmod(0o755)
         program = Path(shutil.copy(PROGRAMS / "intruder.py", folder))
         program.chmod(0o644)
-        argv = [*as_user(NOBODY), sys.executable, program]
+        argv = [*as_user(NOBODY), sys.executable, str(program)]
         pipe = subprocess.PIPE
         with subprocess.Popen(
             [*argv, *map(str, arguments)], stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd="/"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import time
@@ -12,47 +13,20 @@ import pytest
 
 from forgectl.wire.listener import LOOK_SECONDS
 from tests.conftest import Forge, listening_ports, processes_of, processes_with, until
-from tests.process.actor_scripts import background, ended, play, the_run
+from tests.process.actor_scripts import background, ended, play, the_run, to_play
 from tests.process.deaths import agent_of, controller_of, end
 
 # ---------------------------------------------------------------- a mesh that does not start
 
 
 def test_a_constructor_that_raises(forge: Forge) -> None:
-    play(
-        forge,
-        """
-        Bad = BadStart.options(preload=[], procs=2, mesh_name="bad")
-        for rank in (None, 1):
-            error = await raised(ValueError, Bad.as_actor(rank=rank))
-            assert str(error) == "no such model"
-            assert 'raise ValueError("no such model")' in str(error.__cause__)
-        error = await raised(RuntimeError, Bad.as_actor("needs"))
-        assert "NeedsArguments: 7 at start" in str(error)
-        error = await raised(TypeError, Bad.as_actor(1, 2, 3, 4))
-        assert "positional arguments" in str(error)
-        for how, number, code in (("kill", signal.SIGKILL, None), ("_exit", None, 7)):
-            error = await raised(ActorDied, Bad.as_actor(how, rank=1))
-            assert (error.mesh, error.rank, error.signal, error.rank_exit_code) == ("bad", 1, number, code), error
-        fine = await Bad.as_actor(rank=5)
-        assert len(await fine.add.call(1)) == 2
-        """,
-    )
+    play(forge, "play_faults.py a_constructor_that_raises")
     [mesh] = [m for m in forge.document(the_run(forge))["meshes"] if m["mesh"] == "bad"]
     assert mesh["state"] == "stopped"
 
 
 def test_a_setup_that_raises_or_dies(forge: Forge) -> None:
-    play(
-        forge,
-        """
-        error = await raised(LookupError, BadSetup.options(preload=[], procs=2).as_actor())
-        assert "finds no data" in str(error)
-        assert "players.py" in str(error.__cause__)
-        error = await raised(ActorDied, DeadSetup.options(preload=[], procs=2).as_actor())
-        assert (error.mesh, error.rank, error.rank_exit_code) == ("deadsetup", 1, 3)
-        """,
-    )
+    play(forge, "play_faults.py a_setup_that_raises_or_dies")
     found = {m["mesh"]: m for m in forge.document(the_run(forge))["meshes"]}
     assert {n: m["state"] for n, m in found.items()} == {"badsetup": "failed", "deadsetup": "failed"}
     assert "its constructor or setup raised LookupError: rank" in found["badsetup"]["reason"]
@@ -60,17 +34,7 @@ def test_a_setup_that_raises_or_dies(forge: Forge) -> None:
 
 
 def test_arguments_that_cannot_be_sent(forge: Forge) -> None:
-    play(
-        forge,
-        """
-        import threading
-
-        error = await raised(TypeError, Fast.as_actor(threading.Lock()))
-        assert "pickle" in str(error)
-        c = await Fast.as_actor()
-        assert await c.add.call_one(1) == 1
-        """,
-    )
+    play(forge, "play_faults.py arguments_that_cannot_be_sent")
 
 
 # ---------------------------------------------------------------- a rank dies
@@ -92,170 +56,52 @@ def test_all_who_wait_are_told_how_a_rank_died(
     forge: Forge, how: str, number: int | None, code: int | None, text: str
 ) -> None:
     last = {"KeyboardInterrupt": text, "Refusal": text, "segv": "File "}.get(how, "last words of 1")  # or a traceback
-    play(
-        forge,
-        f"""
-        c = await Fast.options(procs=3).as_actor()
-
-        async def stream():
-            async for value in c.add.stream(1):
-                raise AssertionError(value)
-
-        async def soon():
-            await asyncio.sleep(0)
-            return await c.add.call(1)
-
-        dying = asyncio.ensure_future(c.die.call({how!r}, 1))
-        calls = [dying, c.add.call(1), c.slice(procs=0).add.call_one(1), c.options(timeout=50).add.call(1), stream()]
-        errors = await asyncio.gather(*calls, return_exceptions=True)
-        errors += [await raised(ActorDied, c.add.call(1)), await raised(ActorDied, c.slice(procs=2).add.call_one(1))]
-        for e in errors:
-            assert type(e) is ActorDied, repr(e)
-            assert (e.mesh, e.rank, e.host) == ("counter", 1, "local"), vars(e)
-            assert (e.signal, e.rank_exit_code) == ({number}, {code}), (e.signal, e.rank_exit_code, str(e))
-            assert {text!r} in str(e), str(e)
-            assert {last!r} in "\\n".join(e.log_tail) and {last!r} in str(e), str(e)
-        assert len({{id(e) for e in errors}}) == len(errors)
-        c.add.broadcast(1)
-        await c.shutdown()
-        other = await Fast.as_actor()
-        assert await other.add.call_one(1) == 1
-        """,
-    )
+    words = shlex.join([how, str(number), str(code), text, last])
+    play(forge, f"play_faults.py all_who_wait_are_told_how_a_rank_died {words}")
 
 
 def test_a_plain_endpoint_that_exits_ends_its_rank(forge: Forge) -> None:
-    play(
-        forge,
-        """
-        c = await Fast.options(procs=2).as_actor()
-        error = await raised(ActorDied, c.slice(procs=1).die_plain.call_one("SystemExit"))
-        assert (error.rank, error.rank_exit_code) == (1, 9), str(error)
-        """,
-    )
+    play(forge, "play_faults.py a_plain_endpoint_that_exits_ends_its_rank")
 
 
 def test_a_rank_killed_from_outside_while_its_thread_is_held(forge: Forge) -> None:
-    play(
-        forge,
-        """
-        c = await Fast.options(procs=2).as_actor()
-        pids = [f["pid"] for f in (await c.whoami.call()).values()]
-        waiting = asyncio.ensure_future(c.block.call(str(HERE / "blocks")))
-        await exists("blocks-0", "blocks-1")
-        os.kill(pids[0], signal.SIGKILL)
-        error = await raised(ActorDied, waiting)
-        assert (error.rank, error.signal) == (0, signal.SIGKILL)
-        await c.shutdown(0)
-        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
-        """,
-    )
+    play(forge, "play_faults.py a_rank_killed_from_outside_while_its_thread_is_held")
 
 
 def test_a_broadcast_may_kill(forge: Forge) -> None:
-    play(
-        forge,
-        """
-        c = await Fast.options(procs=2).as_actor()
-        waiting = [asyncio.ensure_future(c.hang.call(str(HERE / "hangs")))]
-        await exists("hangs-0", "hangs-1")
-        c2 = await Fast.options(procs=2, mesh_name="second").as_actor()
-        c2.die.broadcast("_exit", 1)
-        error = await raised(ActorDied, c2.add.call(1))
-        assert (error.mesh, error.rank, error.rank_exit_code) == ("second", 1, 7)
-        assert not waiting[0].done()  # the other mesh does not mind
-        await c.shutdown(0)
-        await raised(ActorDied, waiting[0])
-        """,
-    )
+    play(forge, "play_faults.py a_broadcast_may_kill")
 
 
 def test_a_restart_makes_the_same_actors_again(forge: Forge) -> None:
     """Later calls wait for it, those in flight are not repeated, and after the last restart it is over."""
-    play(
-        forge,
-        """
-        notes = HERE / "notes"
-        c = await Lasting.options(preload=[], procs=2, restart={"max": 2}).as_actor(str(notes))
-        for generation in range(3):
-            assert list((await c.add.call(5)).values()) == [5, 5]
-            pids = [f["pid"] for f in (await c.whoami.call()).values()]
-            inside = asyncio.ensure_future(c.hang.call(str(HERE / f"hangs{generation}")))
-            await exists(f"hangs{generation}-0", f"hangs{generation}-1")
-            queued = asyncio.ensure_future(c.note.call("queued"))
-            late = asyncio.ensure_future(raised(ActorDied, c.hang.call()))
-            await asyncio.sleep(0.05)  # time for the messages to reach the ranks
-            os.kill(pids[1], signal.SIGKILL)
-            for call in (inside, queued):
-                error = await raised(ActorDied, call)
-                assert (error.rank, error.signal) == (1, signal.SIGKILL)
-            await late
-        error = await raised(ActorDied, c.add.call(1))
-        assert (error.rank, error.signal) == (1, signal.SIGKILL)
-        await c.shutdown()
-        lines = notes.read_text().splitlines()
-        assert sorted(lines) == sorted(f"setup {g} {r}" for g in range(3) for r in range(2)), lines
-        """,
-    )
+    play(forge, "play_faults.py a_restart_makes_the_same_actors_again")
     [mesh] = forge.document(the_run(forge))["meshes"]
     assert (mesh["state"], mesh["restarts"]) == ("failed", 2)
 
 
 def test_a_setup_that_fails_after_a_restart_is_the_end(forge: Forge) -> None:
-    play(
-        forge,
-        """
-        c = await Lasting.options(preload=[], procs=2, restart=1).as_actor(str(HERE / "notes"), fail_after=0)
-        await raised(ActorDied, c.die.call("_exit", 0))
-        error = await raised(RuntimeError, c.add.call(1))
-        assert str(error) == "generation 1 will not do"
-        await raised(RuntimeError, c.add.call(1))
-        await c.shutdown()
-        """,
-    )
+    play(forge, "play_faults.py a_setup_that_fails_after_a_restart_is_the_end")
 
 
 def test_a_shutdown_while_it_restarts(forge: Forge) -> None:
-    play(
-        forge,
-        """
-        class Slow(SlowSetup):
-            async def nothing(self): ...
-
-        (HERE / "go").touch()
-        c = await Slow.options(preload=[], procs=2, restart=9).as_actor(str(HERE))
-        (HERE / "go").unlink()
-        (HERE / "waiting-0").unlink()
-        await raised(ActorDied, c.die.call("_exit", 1))
-        waiting = asyncio.ensure_future(c.add.call(1))
-        await exists("waiting-0")
-        await c.shutdown(0)
-        await raised(ActorDied, waiting)
-        """,
-    )
+    play(forge, "play_faults.py a_shutdown_while_it_restarts")
 
 
 # ---------------------------------------------------------------- the script ends
 
-LIVES = """
-    c = await Fast.options(procs=2, mesh_name="pair").as_actor()
-    print("up", flush=True)
-    {then}
-"""
 BY_ITSELF = {
-    "returns": ("pass", 0),
-    "raises": ("raise ValueError('of the script')", 1),
-    "sys.exit": ("sys.exit(5)", 5),
-    "while a call waits": ("asyncio.ensure_future(c.hang.call())", 0),
-    "after a death": ("await raised(ActorDied, c.die.call('_exit'))", 0),
-    "after a shutdown": ("await c.shutdown()", 0),
+    "returns": 0,
+    "raises": 1,
+    "sys.exit": 5,
+    "while a call waits": 0,
+    "after a death": 0,
+    "after a shutdown": 0,
 }
 
 
 @pytest.mark.parametrize("how", BY_ITSELF)
 def test_a_script_that_ends_by_itself_leaves_nothing(forge: Forge, how: str) -> None:
-    then, code = BY_ITSELF[how]
-    result = play(forge, LIVES.format(then=then), code=code)
+    result = play(forge, f"play_faults.py end {how!r}", code=BY_ITSELF[how])
     assert ("of the script" in result.stderr) == (how == "raises")
     document = forge.document(the_run(forge))
     assert document["stopped_by"] == "the end of its script"
@@ -264,10 +110,10 @@ def test_a_script_that_ends_by_itself_leaves_nothing(forge: Forge, how: str) -> 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP])
 def test_a_script_that_is_ended_leaves_nothing(forge: Forge, number: signal.Signals) -> None:
-    script = background(forge, LIVES.format(then="await c.hang.call()"))
+    script = background(forge, "play_faults.py hang")
     run = the_run(forge)
     [document] = forge.status()
-    assert (document["run"], document["state"], document["name"]) == (run, "running", "script")
+    assert (document["run"], document["state"], document["name"]) == (run, "running", "play_faults")
     [mesh] = document["meshes"]
     assert (mesh["mesh"], mesh["kind"], mesh["state"], mesh["ready"]) == ("pair", "actor", "ready", 2)
     row = forge.ok("status").splitlines()[1]
@@ -281,7 +127,7 @@ def test_a_script_that_is_ended_leaves_nothing(forge: Forge, number: signal.Sign
 
 
 def test_ctrl_c_reaches_the_whole_process_group(forge: Forge) -> None:
-    script = background(forge, LIVES.format(then="await c.hang.call()"))
+    script = background(forge, "play_faults.py hang")
     os.killpg(script.pid, signal.SIGINT)
     _, stderr = script.communicate(timeout=60)
     assert "KeyboardInterrupt" in stderr
@@ -289,32 +135,21 @@ def test_ctrl_c_reaches_the_whole_process_group(forge: Forge) -> None:
 
 
 def test_two_scripts_at_once(forge: Forge) -> None:
-    one = background(forge, LIVES.format(then="await exists('one'); assert (await c.add.call(1)).item(procs=0) == 1"))
-    two = background(forge, LIVES.format(then="await exists('two'); assert (await c.add.call(1)).item(procs=0) == 1"))
+    one = background(forge, "play_faults.py call_once one")
+    two = background(forge, "play_faults.py call_once two")
     assert [r["state"] for r in forge.status()] == ["running"] * 2
-    assert sorted(r["name"] for r in forge.status()) == ["script", "script-2"]
+    assert sorted(r["name"] for r in forge.status()) == ["play_faults", "play_faults-2"]
     (forge.folder / "two").touch()
     assert two.wait(60) == 0
     [left] = forge.status()
-    assert left["name"] == "script"
+    assert left["name"] == "play_faults"
     (forge.folder / "one").touch()
     assert one.wait(60) == 0
     assert forge.status() == []
 
 
 def test_only_the_store_listens(forge: Forge) -> None:
-    script = background(
-        forge,
-        """
-        c = await Fast.options(procs=2).as_actor()
-        d = await Fast.options(procs=2).as_actor()
-        await c.ask.call(d, "add", 1)
-        print("up", flush=True)
-        print((await c.slice(procs=0).env.call_one("MASTER_PORT"))[0], flush=True)
-        print((await d.slice(procs=0).env.call_one("MASTER_PORT"))[0], flush=True)
-        await c.hang.call()
-        """,
-    )
+    script = background(forge, "play_faults.py only_the_store_listens")
     assert script.stdout
     ports = {int(script.stdout.readline()) for _ in range(2)}
     every = set(processes_with(f"FORGECTL_HOME={forge.home}"))
@@ -324,18 +159,7 @@ def test_only_the_store_listens(forge: Forge) -> None:
 
 def test_a_run_that_is_shut_down_under_its_script(forge: Forge) -> None:
     """The script lives on, is told, and leaves no socket when it ends much later."""
-    script = background(
-        forge,
-        """
-        c = await Fast.options(procs=2, mesh_name="pair").as_actor()
-        print("up", flush=True)
-        error = await raised(ActorDied, c.hang.call())
-        assert "forgectl shutdown" in str(error) or "stopped" in str(error), str(error)
-        await raised(ForgeError, c.add.call(1))
-        await raised(ForgeError, Fast.as_actor())
-        await exists("end")
-        """,
-    )
+    script = background(forge, "play_faults.py a_run_that_is_shut_down_under_its_script")
     run = the_run(forge)
     forge.ok("shutdown", "--run", run)
     socket = forge.home / "sockets" / run / "driver"
@@ -348,46 +172,17 @@ def test_a_run_that_is_shut_down_under_its_script(forge: Forge) -> None:
 
 
 def test_a_fork_of_the_script_does_not_end_its_run(forge: Forge) -> None:
-    play(
-        forge,
-        """
-        import multiprocessing
-
-        def forked():
-            assert forgectl.actor.driver.run_client.living_run_client() is None
-            forgectl.actor.driver.run_client._home.close()
-
-        c = await Fast.as_actor()
-        child = multiprocessing.get_context("fork").Process(target=forked)
-        child.start()
-        child.join()
-        assert child.exitcode == 0
-        assert await c.add.call_one(1) == 1
-        """,
-    )
+    play(forge, "play_faults.py a_fork_of_the_script_does_not_end_its_run")
 
 
 # ---------------------------------------------------------------- parts of forgectl die
-
-CALLS = """
-    c = await Fast.options(procs=2, mesh_name="pair").as_actor()
-    print("up", flush=True)
-    for line in iter(sys.stdin.readline, ""):
-        try:
-            value = list((await c.add.call(1)).values())
-        except ActorDied as e:
-            value = f"{e.rank} {e.signal}"
-        print(value, flush=True)
-"""
 
 
 class Caller:
     """A script that makes a call for each line that it is told."""
 
     def __init__(self, forge: Forge) -> None:
-        from tests.process.actor_scripts import write
-
-        self.process = forge.python(write(forge, CALLS), stdin=subprocess.PIPE)
+        self.process = forge.python(*to_play(forge, "play_faults.py call_when_told"), stdin=subprocess.PIPE)
         assert self.said() == "up"
 
     def said(self) -> str:
@@ -438,7 +233,7 @@ def test_an_agent_that_is_killed_takes_its_actors_along(forge: Forge) -> None:
 def test_sockets_for_messages_are_gone_with_the_run(forge: Forge) -> None:
     from forgectl.controller.run_dir import RunDir
 
-    script = background(forge, LIVES.format(then="await c.hang.call()"))
+    script = background(forge, "play_faults.py hang")
     folder = RunDir(forge.run_dir(the_run(forge))).messages
     assert list(folder.iterdir())
     assert folder.stat().st_mode & 0o777 == 0o700

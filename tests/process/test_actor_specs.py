@@ -11,27 +11,21 @@ from typing import Any
 import pytest
 
 from tests.conftest import Forge, until
-from tests.process.actor_scripts import HEAD, bring
+from tests.process.actor_scripts import bring
 from tests.process.deaths import agent_of, controller_of, end
+from tests.process.gpu_locks import is_free
 from tests.process.outputs import document_of, log_of, until_said
-from tests.process.test_restart import _is_free
 
 COUNTER = "actors: {counter: {class: 'players:Counter', procs: 2, preload: [], args: {start: 5}}}\n"
 
 
 def launch(forge: Forge, text: str, *options: str) -> str:
-    bring(forge)
+    bring(forge, "drive.py")
     return forge.launch(text, *options)
 
 
-def driver(forge: Forge, body: str) -> None:
-    """Write the driver's script, `main.py`."""
-    lines = "".join(f"    {line}\n" for line in body.strip().splitlines())
-    forge.write("main.py", f"{HEAD}async def main():\n{lines}\n\nasyncio.run(main())\n")
-
-
 def over(forge: Forge, text: str, *options: str) -> dict[str, Any]:
-    bring(forge)
+    bring(forge, "drive.py")
     return document_of(forge.run("launch", forge.spec(text), "--json", *options))
 
 
@@ -96,7 +90,7 @@ def test_a_wrong_call_says_what_there_is(forge: Forge, words: tuple[str, ...], c
     assert said in result.stderr
     assert "Traceback" not in result.stderr or "players.py" in result.stderr
     if words[1] in ("ad", "helper"):
-        assert "add(k=1)" in result.stderr
+        assert "add(k: int = 1) -> int" in result.stderr
     assert forge.mesh(run, "counter")["state"] == "ready"
 
 
@@ -115,8 +109,9 @@ def test_a_foreground_launch_shows_logs_until_ctrl_c(forge: Forge) -> None:
     bring(forge)
     process = forge.start("launch", forge.spec(COUNTER))
     until(lambda: forge.run("call", "counter", "say", "hello").returncode == 0, "the actors")
-    assert process.stdout
-    until(lambda: "printed hello" in (process.stdout and process.stdout.readline()), "the line")
+    shown = process.stdout
+    assert shown
+    until(lambda: "printed hello" in shown.readline(), "the line")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130
@@ -178,7 +173,7 @@ actors:
     assert "ValueError: no such model" in shown
     locks = list((forge.folder.parent / "locks").iterdir())
     assert len(locks) == 2
-    assert all(_is_free(Path(lock)) for lock in locks)
+    assert all(is_free(Path(lock)) for lock in locks)
 
 
 @pytest.mark.parametrize(
@@ -197,30 +192,14 @@ def test_what_keeps_actors_from_starting_is_told(forge: Forge, entry: str, words
     said, document = fails(forge, f"actors: {{it: {entry}}}", 3 if "DeadSetup" in entry else 1)
     assert words in said, said
     assert document["state"] == "failed"
-    assert words.split(":")[-1].strip() in json.dumps(document)
+    assert words.rsplit(":", maxsplit=1)[-1].strip() in json.dumps(document)
 
 
 # ---------------------------------------------------------------- a driver's script
 
 
 def test_a_driver_gets_what_the_spec_declares(forge: Forge) -> None:
-    driver(
-        forge,
-        """
-counter = forgectl.get("counter")
-assert list((await counter.add.call(2)).values()) == [7, 7]
-more = await Counter.options(preload=[], mesh_name="more").as_actor(1)
-assert await more.ask.call_one(counter, "add", 1) == [8, 8]
-try:
-    forgectl.get("conter")
-except ForgeError as e:
-    assert "no actor or service 'conter'; there is counter" in str(e), e
-print("all is well", flush=True)
-await exists("end")
-sys.exit(3)
-""",
-    )
-    run = launch(forge, COUNTER + "driver: {run: main.py}")
+    run = launch(forge, COUNTER + "driver: {run: drive.py get_what_the_spec_declares}")
     until_said(forge, run, "driver", "all is well")
     assert meshes(forge.document(run)) == {"counter": "ready", "driver": "running", "more": "ready"}
     assert json.loads(forge.ok("call", "more", "state", "--json")) == [1]
@@ -234,82 +213,48 @@ sys.exit(3)
 
 
 def test_a_driver_that_is_done_ends_its_run_well(forge: Forge) -> None:
-    driver(forge, "print((await forgectl.get('counter').add.call(1)).item(procs=1))")
-    document = over(forge, COUNTER + "driver: {run: main.py}")
+    document = over(forge, COUNTER + "driver: {run: drive.py be_done}")
     assert (document["state"], document["exit_code"]) == ("succeeded", 0)
     assert meshes(document) == {"counter": "stopped", "driver": "succeeded"}
     assert log_of(forge, document["run"], "driver").splitlines() == ["6"]
 
 
 def test_a_driver_that_raises_fails_its_run(forge: Forge) -> None:
-    driver(forge, "await forgectl.get('counter').fail.call()")
-    document = over(forge, COUNTER + "driver: {run: main.py}")
+    document = over(forge, COUNTER + "driver: {run: drive.py fail}")
     assert (document["state"], document["exit_code"]) == ("failed", 1)
     assert meshes(document) == {"counter": "stopped", "driver": "failed"}
     [failed] = [m for m in document["meshes"] if m["mesh"] == "driver"]
     assert "ValueError: no 5" in failed["reason"]
     log = log_of(forge, document["run"], "driver")
-    assert "main.py" in log
+    assert "drive.py" in log
     assert "players.py" in log
 
 
 def test_a_driver_may_outlive_a_mesh(forge: Forge) -> None:
-    driver(
-        forge,
-        """
-counter = forgectl.get("counter")
-error = await raised(ActorDied, counter.die.call("_exit", 1))
-print(error.rank, error.rank_exit_code, (await counter.add.call(1)).item(procs=0))
-""",
+    document = over(
+        forge, COUNTER.replace("args:", "restart: {max: 1}, args:") + "driver: {run: drive.py outlive_a_mesh}"
     )
-    document = over(forge, COUNTER.replace("args:", "restart: {max: 1}, args:") + "driver: {run: main.py}")
     assert (document["state"], log_of(forge, document["run"], "driver")) == ("succeeded", "1 7 6\n")
 
 
 def test_a_driver_alone_launches_by_code(forge: Forge) -> None:
-    driver(forge, "print(await (await Counter.options(preload=[]).as_actor(2)).add.call_one(3))")
-    document = over(forge, "driver: {run: main.py}")
+    document = over(forge, "driver: {run: drive.py launch_by_code}")
     assert (document["state"], log_of(forge, document["run"], "driver")) == ("succeeded", "5\n")
 
 
 def test_gpus_of_meshes_that_a_driver_launches(forge: Forge) -> None:
     """They are free again after a failed start and after a shutdown, and after the end of the run."""
-    driver(
-        forge,
-        """
-Gpus = Fast.options(procs=2, with_gpus=True)
-for cls, kind in ((BadStart, ValueError), (BadSetup, LookupError), (DeadSetup, ActorDied)):
-    await raised(kind, cls.options(preload=[], procs=2, with_gpus=True).as_actor())
-for _ in range(2):
-    c = await Gpus.as_actor()
-    assert list((await c.env.call("CUDA_VISIBLE_DEVICES", "LOCAL_RANK")).values()) == [["0,1", "0"], ["0,1", "1"]]
-    error = await raised(ForgeError, Fast.options(with_gpus=True, mesh_name="more").as_actor())
-    assert (error.exit_code, "GPU 0, 1 of local by mesh counter of this run" in str(error)) == (75, True), error
-    never = await raised(ForgeError, Fast.options(procs=3, with_gpus=True).as_actor())
-    assert (never.exit_code, "actors.counter-2.procs: wants 3 GPUs" in str(never)) == (64, True), never
-    await c.shutdown()
-task = asyncio.ensure_future(SlowSetup.options(preload=[], procs=2, with_gpus=True).as_actor(str(HERE)))
-await exists("waiting-0", "waiting-1")
-task.cancel()
-await raised(asyncio.CancelledError, task)
-last = await Gpus.as_actor()
-print("all is well", flush=True)
-await last.hang.call()
-""",
-    )
-    run = launch(forge, "hosts: [{name: local, gpus: 2}]\ndriver: {run: main.py}")
+    run = launch(forge, "hosts: [{name: local, gpus: 2}]\ndriver: {run: drive.py launch_meshes_with_gpus}")
     until_said(forge, run, "driver", "all is well")
     locks = list((forge.folder.parent / "locks").iterdir())
     assert len(locks) == 2
-    assert not any(_is_free(Path(lock)) for lock in locks)
+    assert not any(is_free(Path(lock)) for lock in locks)
     end(forge.mesh(run, "driver")["ranks"][0]["pid"])
     forge.until_ended(run)
-    assert all(_is_free(Path(lock)) for lock in locks)
+    assert all(is_free(Path(lock)) for lock in locks)
 
 
 # ---------------------------------------------------------------- parts of the run die
-
-WITH_DRIVER = COUNTER + "driver: {run: main.py}"
 
 
 def test_the_driver_is_killed(forge: Forge) -> None:

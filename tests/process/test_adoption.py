@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import random
@@ -30,6 +31,7 @@ from tests.process.deaths import (
     records,
     rewrite_journal,
     until_empty,
+    until_generation,
 )
 
 STAY = f"scripts: {{stay: {RANKS}}}"
@@ -61,19 +63,25 @@ def _number_in(line: str) -> int:
     return int(words[-1]) if words and words[-1].isdigit() else 0
 
 
+def until_born(forge: Forge, run: str, count: int) -> None:
+    """Wait for the controller that is the run's so many-th."""
+    until(lambda: forge.roles(run)["controller"] and births(forge, run) == count, "another controller")
+
+
 def test_the_launch_in_the_foreground_brings_up_the_next_controller(forge: Forge) -> None:
     launch = forge.start("launch", forge.spec(TICK))
-    assert launch.stdout
-    launch.stdout.readline()
+    lines = launch.stdout
+    assert lines
+    lines.readline()
     [run] = forge.runs()
     ranks = forge.roles(run)["rank"]
     for number in range(2, 5):
         end_controller(forge, run)
-        until(lambda n=number: forge.roles(run)["controller"] and births(forge, run) == n, "another controller")
-    line = launch.stdout.readline()
+        until_born(forge, run, number)
+    line = lines.readline()
     assert line, f"the launch ended: {launch.communicate(timeout=60)}"
     last = _number_in(line)
-    until(lambda: _number_in(launch.stdout.readline()) > last + 100, "many further lines")
+    until(lambda: _number_in(lines.readline()) > last + 100, "many further lines")
     assert forge.roles(run)["rank"] == ranks
     launch.send_signal(signal.SIGINT)
     launch.communicate(timeout=60)
@@ -155,13 +163,18 @@ def test_commands_do_not_disturb_a_launch(forge: Forge) -> None:
                 (forge.run_dir(name) / "plan.json").rename(forge.run_dir(name) / "plan.seen")
 
 
+def later_generation(forge: Forge, run: str, than: int) -> int:
+    """The generation of the mesh `fall` once it is a later one."""
+    mesh = forge.until_mesh(run, "fall", lambda m: m["generation"] > than)
+    return int(mesh["generation"])
+
+
 def test_the_controller_dies_while_ranks_fall_and_restart(forge: Forge) -> None:
     run = forge.launch(FALL)
     chance = random.Random(1)
     generation = 0
     for _ in range(8):
-        until(lambda g=generation: forge.mesh(run, "fall")["generation"] > g, "another generation")
-        generation = forge.mesh(run, "fall")["generation"]
+        generation = later_generation(forge, run, generation)
         launch = forge.start("status", "--json")  # so that the kill comes at any moment of a command, too
         with contextlib.suppress(subprocess.TimeoutExpired):
             launch.wait(chance.uniform(0, 0.1))
@@ -174,12 +187,16 @@ def test_the_controller_dies_while_ranks_fall_and_restart(forge: Forge) -> None:
     records(forge, run)
 
 
+def has_no_rank(forge: Forge, run: str) -> bool:
+    return not forge.roles(run)["rank"]
+
+
 def test_the_controller_dies_while_it_ends_its_run(forge: Forge) -> None:
     for name in ("a", "b", "c", "d"):
         run = forge.launch(STAY, "--name", name)
         controller = controller_of(forge, run)
         shutdown = forge.start("shutdown", "--run", run)
-        until(lambda r=run: not forge.roles(r)["rank"] or None, "the end of its ranks")
+        until(functools.partial(has_no_rank, forge, run), "the end of its ranks")
         end(controller)
         out, err = shutdown.communicate(timeout=60)
         assert shutdown.returncode == 0, err
@@ -312,7 +329,7 @@ def test_a_damaged_journal_after_restarts(forge: Forge, damage: Callable[[bytes]
     run = forge.launch(STAY.replace("preload", "restart: {max: 3}, preload"))
     for generation in (1, 2):
         end(pids(forge.mesh(run, "stay"))[0])
-        forge.until_mesh(run, "stay", lambda m, g=generation: m["generation"] == g and m["state"] == "running")
+        until_generation(forge, run, "stay", generation)
     before = forge.mesh(run, "stay")
     end_controller(forge, run)
     spoil(forge.run_dir(run) / "events.jsonl", damage)

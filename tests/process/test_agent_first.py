@@ -57,7 +57,7 @@ def start(told: AgentConfig) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
     )
     assert process.stdin
-    process.stdin.write(start_command.told(told))
+    process.stdin.write(start_command.standard_input(told))
     process.stdin.close()
     return process
 
@@ -123,7 +123,7 @@ def test_of_two_agents_started_at_once_one_lives_and_the_fork_servers_are_its(tm
 
 def test_it_is_no_agent_where_whoever_started_it_has_gone(tmp_path: Path) -> None:
     process = subprocess.Popen(start_command.command(sys.executable), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    out, _ = process.communicate(start_command.told(config(tmp_path))[:20])
+    out, _ = process.communicate(start_command.standard_input(config(tmp_path))[:20])
     assert (process.returncode, out) == (1, b"")
     assert not (tmp_path / "agents").exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from forgectl.messages.calling import Call, Exchange, Here
 from forgectl.messages.frames import Address
 from forgectl.messages.serving import Server
 from forgectl.names import DRIVER_KEY
-from tests.process.test_messengers import RANK, Lab
+from tests.process.messenger_lab import RANK, Lab
 
 SECONDS = 30.0
 THERE = Address("a", RANK)
@@ -78,7 +79,7 @@ def _loads(kind: int, body: Sequence[Any]) -> Any:
 
 
 @pytest.fixture
-def play(lab: Lab) -> Iterator[Callable[..., None]]:
+def play(lab: Lab) -> Callable[..., None]:
     def play(body: Callable[[Run], Any], **options: Any) -> None:
         async def main() -> None:
             run = Run(lab, **options)
@@ -89,14 +90,13 @@ def play(lab: Lab) -> Iterator[Callable[..., None]]:
 
         asyncio.run(main())
 
-    yield play
+    return play
 
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    made = Lab()
-    yield made
-    made.close()
+    with contextlib.closing(Lab()) as lab:
+        yield lab
 
 
 def test_calls_go_straight_there_and_need_no_messenger_here(play: Callable[..., None]) -> None:
@@ -172,7 +172,7 @@ def test_a_machine_that_can_be_dialled_no_more_is_called_by_way_of_the_messenger
         run.far.process.kill()
         run.far.process.wait()
         run.near.tell(links={})
-        waiting = []
+        waiting: list[asyncio.Future[Any]] = []
         while not waiting:  # what is sent before the end is noticed is lost
             call = run.begin(0)
             await asyncio.wait([call], timeout=0.3)
@@ -206,7 +206,7 @@ def test_a_process_that_is_not_the_driver_does_not_dial(lab: Lab) -> None:
 
 async def _until(condition: Callable[[], bool]) -> None:
     async def watch() -> None:
-        while not condition():
+        while not condition():  # noqa: ASYNC110  (nobody can set an event for it)
             await asyncio.sleep(0.005)
 
     await asyncio.wait_for(watch(), SECONDS)

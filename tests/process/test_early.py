@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -13,24 +14,11 @@ import pytest
 from forgectl import __version__
 from forgectl.protocol.supervision import AgentConfig
 from forgectl.transport.early_agent import EarlyAgent
-from tests.conftest import Forge, processes_of, until
+from tests.conftest import PROGRAMS, Forge, processes_of, until
+from tests.process.deaths import run_named, until_empty
 
 RUN = f"early-{os.getpid()}"
 PRELOADED = "import os\nwith open(os.environ['COUNT'], 'a') as file: print(os.getppid(), file=file)\n"
-ACTOR = """
-import asyncio, os
-from forgectl import ForgeActor, endpoint
-
-class Teller(ForgeActor):
-    @endpoint
-    def tell(self): return os.environ["MORE"], len(os.listdir(f"/proc/{os.getppid()}/task"))
-
-async def main():
-    actor = await Teller.options(procs=2, preload=["once"], env={"MORE": "more"}).as_actor()
-    print(list((await actor.tell.call()).values()))
-
-asyncio.run(main())
-"""
 
 
 @pytest.fixture
@@ -53,7 +41,7 @@ def test_the_fork_server_that_was_begun_early_is_the_one_that_serves(forge: Forg
 
 def test_the_first_actors_of_a_script_get_theirs_early_too(forge: Forge, count: Path) -> None:
     """And whatever it has imported for messages, it has one thread: others would not survive its forks."""
-    script = forge.python(forge.write("script.py", ACTOR))
+    script = forge.python(forge.write("script.py", (PROGRAMS / "early.py").read_text()))
     out, err = script.communicate(timeout=60)
     assert out == "[('more', 1), ('more', 1)]\n", err
     assert len(count.read_text().split()) == 1
@@ -63,12 +51,12 @@ def test_nothing_is_left_of_a_launch_that_is_killed_as_it_begins(forge: Forge) -
     for number in range(3):
         spec = forge.spec("lease: 1s\nscripts: {stay: {run: PROGRAMS/stay.py, preload: []}}")
         launch = forge.start("launch", spec, "--name", f"n{number}")
-        [run] = until(lambda n=number: [r for r in forge.runs() if r.startswith(f"n{n}-")], "the run")
+        run = run_named(forge, f"n{number}")
         if number:
-            until(lambda: processes_of(run), "its first process")  # noqa: B023
+            until(functools.partial(processes_of, run), "its first process")
         os.kill(launch.pid, signal.SIGKILL)
         launch.communicate()
-        until(lambda: not processes_of(run), "the end of all")  # noqa: B023
+        until_empty(run)
 
 
 def test_what_lost_its_owner_before_it_had_a_controller_is_ended_by_the_next_command(forge: Forge) -> None:

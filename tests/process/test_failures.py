@@ -82,24 +82,10 @@ def test_a_launch_in_the_foreground_ends_with_the_ranks_code(forge: Forge, way: 
 
 
 def test_a_childs_exception_is_not_its_ranks(forge: Forge) -> None:
-    forge.write(
-        "children.py",
-        "import multiprocessing, os, sys\n"
-        "def fail():\n"
-        "    raise ValueError('of the child')\n"
-        "if __name__ == '__main__':\n"
-        "    if os.fork() == 0:\n"
-        "        fail()\n"
-        "    os.wait()\n"
-        "    for method in ('fork', 'spawn'):\n"
-        "        child = multiprocessing.get_context(method).Process(target=fail)\n"
-        "        child.start()\n"
-        "        child.join()\n"
-        "        assert child.exitcode == 1\n"
-        "    assert not os.path.exists(os.environ['TORCHELASTIC_ERROR_FILE'])\n"
-        "    sys.exit(int(sys.argv[1]))\n",
+    program = "PROGRAMS/failing_children.py"
+    document = over(
+        forge, f"scripts: {{good: {{run: {program} 0, preload: []}}, bad: {{run: {program} 5, preload: []}}}}"
     )
-    document = over(forge, "scripts: {good: {run: children.py 0, preload: []}, bad: {run: children.py 5, preload: []}}")
     assert [m["state"] for m in document["meshes"]] == ["succeeded", "failed"]
     assert failures(document)["bad"]["message"] == "rank 0 on local exited with code 5"
     assert log_of(forge, document["run"], "good").count("ValueError: of the child") == 3

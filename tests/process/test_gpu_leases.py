@@ -21,7 +21,8 @@ import pytest
 import forgectl
 from forgectl.errors import BusyError, UsageError
 from forgectl.hosts import gpu_holders, gpu_leases
-from forgectl.hosts.gpu_leases import GpuTaken, acquire, holders, lock_dir, lock_name
+from forgectl.hosts.gpu_holders import lock_name
+from forgectl.hosts.gpu_leases import GpuTaken, acquire, holders, lock_dir
 from forgectl.model.plan import Gpu
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "hold_gpu.py"
@@ -62,7 +63,8 @@ def start(directory: Path) -> Iterator[Start]:
 
 def said(process: subprocess.Popen[str]) -> dict[str, Any]:
     assert process.stdout is not None
-    return json.loads(process.stdout.readline())
+    found: dict[str, Any] = json.loads(process.stdout.readline())
+    return found
 
 
 def take(directory: Path, *uuids: str, run: str = "mine-0001") -> gpu_leases.GpuLease:
@@ -128,7 +130,7 @@ def test_a_holder_that_is_killed_frees_its_gpus_at_once(directory: Path, start: 
     holder.wait()
     assert "other-0001" in (directory / lock_name(A)).read_text()  # stale, and not believed
     assert holders([A, B], directory) == {}
-    assert take(directory, A, B).release() is None
+    take(directory, A, B).release()
 
 
 def test_the_lease_lasts_while_a_process_that_was_sent_the_locks_lives(directory: Path, start: Start) -> None:
@@ -322,7 +324,7 @@ def test_a_file_removed_between_opening_and_locking_is_not_taken_for_the_lock(
             place.rename(directory / "old")
         real(fd, how)
 
-    monkeypatch.setattr(gpu_leases.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     lease = take(directory, A)
     assert os.fstat(lease.locks[0]).st_ino == place.stat().st_ino != removed[0]
     lease.release()

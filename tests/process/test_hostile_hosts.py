@@ -25,7 +25,7 @@ from forgectl.protocol.supervision import Happening
 from forgectl.transport.survey import workdir_key
 from forgectl.wire.codec import from_tagged
 from tests.conftest import PROGRAMS, Forge, processes_with, until
-from tests.process.deaths import controller_of, end_controller, pids, records
+from tests.process.deaths import controller_of, end_controller, pids, records, until_empty
 
 STAY = "scripts: {stay: {run: stay.py, procs: 4, hosts: 2, preload: []}}"
 HERE = "scripts: {stay: {run: PROGRAMS/stay.py, procs: 1, preload: []}}"
@@ -89,9 +89,8 @@ class Hosts:
 def hosts(forge: Forge, tmp_path: Path) -> Iterator[Hosts]:
     yield Hosts(forge, tmp_path)
     forge.run("shutdown", "--all", "--force")
-    marks = [f"FORGE_RUN_ID={run}" for run in forge.runs()]
-    for mark in marks:  # agents of hosts that were given up end by their lease
-        until(lambda m=mark: not processes_with(m), "the end of what runs on hosts that were given up")
+    for run in forge.runs():  # agents of hosts that were given up end by their lease
+        until_empty(run)
     for run in forge.runs():
         shutil.rmtree(ROOT / "runs" / run, ignore_errors=True)
         assert "Traceback" not in (log := (forge.run_dir(run) / "controller.log").read_text()), log[-3000:]
@@ -109,8 +108,8 @@ def test_honest_hosts_are_none_the_worse_for_what_stands_between(hosts: Hosts) -
 # ---------------------------------------------------------------- events about what is not theirs
 
 LIES: dict[str, tuple[What, str]] = {
-    "a mesh that is a path": (started(mesh="/HOME/evil"), "which is no name"),
-    "a mesh in another run": (started(mesh="../../../VICTIM/logs/stay"), "which is no name"),
+    "a mesh that is a path": (started(mesh="/HOME/evil"), "which is not a valid name"),
+    "a mesh in another run": (started(mesh="../../../VICTIM/logs/stay"), "which is not a valid name"),
     "a rank of another host": (started(rank=0), "rank 0 of mesh stay, which is on host good"),
     "the end of a rank of another host": (exited(rank=1), "rank 1 of mesh stay, which is on host good"),
     "a rank that there is not": (started(rank=99), "rank 99 of mesh stay, which has 4"),
@@ -125,14 +124,14 @@ LIES: dict[str, tuple[What, str]] = {
     "an end before the beginning of time": (exited(failed_ago=float("inf")), "failed inf s ago"),
     "a messenger in a run without": (
         {"type": "MessengerOpened", "generation": 0, "port": 1, "socket": "/tmp/x"},
-        "speaks of a messenger, and has none",
+        "reported a messenger, but has none",
     ),
     "no event of ours": ({"type": "Explode"}, "unknown message 'Explode'"),
 }
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_host_that_speaks_of_what_is_not_its_own_is_given_up(hosts: Hosts, lie: str, tmp_path: Path) -> None:
+def test_a_host_that_reports_what_is_not_its_own_is_given_up(hosts: Hosts, lie: str, tmp_path: Path) -> None:
     forge = hosts.forge
     victim = forge.launch(HERE, "--name", "victim")
     log = forge.run_dir(victim) / "logs" / "stay" / "0" / "rank-0.log"
@@ -164,7 +163,7 @@ def test_a_host_that_begins_to_lie_ends_its_mesh_and_nothing_else(hosts: Hosts) 
     assert forge.document(run)["state"] in ("running", "stopping", "lost")  # asks the hosts for statistics
     final = hosts.until_lost(run)
     assert (final["state"], final["exit_code"]) == ("lost", 69)
-    assert "host bad was given up: it speaks of rank 99" in final["meshes"][0]["reason"]
+    assert "host bad was given up: it reported rank 99" in final["meshes"][0]["reason"]
     assert [r["run"] for r in forge.status()][:1] == [victim]
     assert f"{victim}/stay stopped" in forge.ok("shutdown", "--all")
 
@@ -308,7 +307,7 @@ def test_noise_without_end_before_the_relay_runs(hosts: Hosts, text: str) -> Non
     [
         ("HostReport", {"type": "NoAgent"}, "it answered GetFacts with NoAgent"),
         ("HostReport", {"cores": "many"}, "HostReport.cores"),
-        ("HostReport", {"root": "../../x"}, "which is no path"),
+        ("HostReport", {"root": "../../x"}, "which is not a path"),
         ("HostReport", {"addresses": ["x" * 300]}, "it has the address"),
         ("AgentReached", {"type": "RelayReady", "version": "1"}, "RelayReady"),
     ],
@@ -384,7 +383,7 @@ def test_a_host_that_wants_files_without_end(hosts: Hosts, kind: str) -> None:
 def test_a_host_that_says_nothing_of_the_workdir_ends_with_the_timeout(hosts: Hosts) -> None:
     hosts.be("bad", drop=["Wanted", "SendListing"])
     said = hosts.refused("--timeout", "2", code=124, text=synced(hosts))
-    assert "host bad: the workdir was not there within --timeout" in said
+    assert "host bad: the workdir was not synced within --timeout" in said
     assert not hosts.forge.runs()
 
 

@@ -14,7 +14,17 @@ import pytest
 
 from forgectl.system import cgroups
 from tests.conftest import Forge, listening_ports, processes_of, until
-from tests.process.deaths import RANKS, agent_of, controller_of, end, lives, pids, until_empty
+from tests.process.deaths import (
+    RANKS,
+    agent_of,
+    controller_of,
+    end,
+    lives,
+    pids,
+    run_named,
+    until_empty,
+    until_generation,
+)
 
 STAY = f"lease: 2s\nscripts: {{stay: {RANKS}}}"
 RESTART = "lease: 2s\nscripts: {stay: {run: PROGRAMS/stay.py, procs: 2, preload: [], restart: {max: 9}}}"
@@ -124,7 +134,7 @@ def test_the_agent_is_replaced_where_restart_allows(forge: Forge) -> None:
     ranks = pids(forge.mesh(run, "stay"))
     for generation in (1, 2, 3):
         end(seen[-1])
-        mesh = forge.until_mesh(run, "stay", lambda m, g=generation: m["generation"] == g and m["state"] == "running")
+        mesh = until_generation(forge, run, "stay", generation)
         assert not set(pids(mesh)) & set(ranks)
         assert [r["log"].split("/")[-2:] for r in mesh["ranks"]] == [[str(generation), f"rank-{n}.log"] for n in (0, 1)]
         ranks = pids(mesh)
@@ -151,13 +161,19 @@ def test_daemons_are_gone_before_the_next_generation_begins(forge: Forge) -> Non
     assert not any(map(lives, daemons))
 
 
+def first_agent(forge: Forge, run: str) -> int:
+    """The pid of the run's agent, as soon as there is one."""
+    [pid, *_] = until(lambda: forge.roles(run)["agent"], "its agent")
+    return int(pid)
+
+
 def test_agents_are_killed_while_they_begin(forge: Forge) -> None:
     """At any moment of the launch: it comes up with another agent, or is rolled back and says so."""
     chance = random.Random(5)
     for number in range(8):
         launch = forge.start("launch", "-d", forge.spec(RESTART), "--name", f"n{number}")
-        [run] = until(lambda n=number: [r for r in forge.runs() if r.startswith(f"n{n}-")], "the run")
-        first = until(lambda r=run: forge.roles(r)["agent"], "its agent")[0]
+        run = run_named(forge, f"n{number}")
+        first = first_agent(forge, run)
         time.sleep(chance.uniform(0, 0.4))
         end(first)
         _, err = launch.communicate(timeout=60)
@@ -182,7 +198,7 @@ def test_an_agent_killed_while_it_takes_over_leaves_that_to_another(forge: Forge
 
 
 @pytest.mark.parametrize("spec", [STAY, RESTART], ids=["plain", "restart"])
-def test_a_hung_agent_is_put_down(forge: Forge, spec: str) -> None:
+def test_a_hung_agent_is_killed(forge: Forge, spec: str) -> None:
     run = forge.launch(spec)
     agent, ranks = agent_of(forge, run), pids(forge.mesh(run, "stay"))
     os.kill(agent, signal.SIGSTOP)
@@ -195,7 +211,7 @@ def test_a_hung_agent_is_put_down(forge: Forge, spec: str) -> None:
     assert other == agent_of(forge, run) != agent
 
 
-def test_a_hung_agent_is_put_down_by_a_controller_that_never_heard_it(forge: Forge) -> None:
+def test_a_hung_agent_is_killed_by_a_controller_that_never_heard_it(forge: Forge) -> None:
     run = forge.launch(RESTART)
     agent, ranks = agent_of(forge, run), pids(forge.mesh(run, "stay"))
     os.kill(agent, signal.SIGSTOP)
@@ -234,7 +250,7 @@ def test_a_fork_server_is_replaced_where_restart_allows(forge: Forge) -> None:
     agent = agent_of(forge, run)
     for generation in (1, 2):
         end(fork_server_of(forge, run))
-        mesh = forge.until_mesh(run, "stay", lambda m, g=generation: m["generation"] == g and m["state"] == "running")
+        mesh = until_generation(forge, run, "stay", generation)
         assert "the fork server ended by signal 9" in mesh["reason"]
     assert agent_of(forge, run) == agent
 
@@ -258,7 +274,7 @@ def test_a_fork_server_dies_while_it_forks(forge: Forge) -> None:
     for number, some in enumerate((1, 5, 20)):
         spec = forge.spec("scripts: {stay: {run: PROGRAMS/stay.py, procs: 40, preload: []}}")
         launch = forge.start("launch", "-d", spec, "--name", f"n{number}")
-        [run] = until(lambda n=number: [r for r in forge.runs() if r.startswith(f"n{n}-")], "the run")
+        run = run_named(forge, f"n{number}")
 
         def forking(run: str = run, some: int = some) -> bool:
             roles = forge.roles(run)

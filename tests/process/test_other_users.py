@@ -19,7 +19,7 @@ from forgectl.boot import BOOT
 from forgectl.errors import NotOursError
 from forgectl.wire.unix_sockets import check_private, dial, private_folder
 from tests.conftest import Forge, until
-from tests.process.actor_scripts import write
+from tests.process.actor_scripts import to_play
 from tests.process.other_user import NOBODY, as_another_user, listening
 
 STAY = "name: stay\nscripts: {stay: {run: PROGRAMS/stay.py, preload: []}}"
@@ -221,7 +221,7 @@ def test_a_listener_of_another_user_is_told_nothing_wherever_it_listens(forge: F
 
 def test_a_script_of_ones_own_begins_no_run_in_a_folder_of_others(forge: Forge, shared: Path) -> None:
     with at(forge, shared / "home"):
-        script = forge.python(write(forge, "await Fast.as_actor()"))
+        script = forge.python(*to_play(forge, "play_privately.py begin"))
         _, err = script.communicate(timeout=60)
     assert script.returncode == 1
     assert f"NotOursError: {shared}/home/runs is not safe from others: {shared} belongs to nobody" in err

@@ -14,19 +14,6 @@ from tests.conftest import Forge, listening_ports, processes_of, processes_with
 from tests.process.actor_scripts import background, play, the_run
 from tests.process.other_user import as_another_user
 
-RUNS = """
-    c = await Fast.options(procs=2).as_actor()
-    d = await Fast.options(mesh_name="d").as_actor()
-    await d.ask.call(c, "add", 1)
-    s = await Fast.options(num_replicas=2, mesh_name="s").as_service()
-    print("up", flush=True)
-    print((await c.slice(procs=0).env.call_one("FORGE_MESSAGES"))[0], flush=True)
-    print(*[(await h.slice(procs=0).env.call_one("MASTER_PORT"))[0] for h in (c, d)], flush=True)
-    await exists("look")
-    assert list((await c.state.call()).values()) == [1, 1]
-    assert await s.add.route(1) == 1
-"""
-
 
 def sockets_of(pids: set[int]) -> dict[str, bool]:
     """Name of every Unix socket that one of these has → whether it listens; abstract ones begin with "@"."""
@@ -59,7 +46,7 @@ def forge(forge: Forge) -> Iterator[Forge]:
 
 
 def test_nothing_of_a_run_can_be_connected_to_by_others(forge: Forge) -> None:
-    script = background(forge, RUNS)
+    script = background(forge, "play_privately.py all_kinds_of_meshes")
     assert script.stdout
     messages = Path(script.stdout.readline().strip())
     ports = {int(p) for p in script.stdout.readline().split()}
@@ -86,7 +73,7 @@ def test_nothing_of_a_run_can_be_connected_to_by_others(forge: Forge) -> None:
 
 def test_the_uid_of_a_peer_is_checked_should_the_folder_ever_be_open(forge: Forge) -> None:
     """Two locks: here the first is opened on purpose."""
-    script = background(forge, RUNS)
+    script = background(forge, "play_privately.py all_kinds_of_meshes")
     assert script.stdout
     messages = Path(script.stdout.readline().strip())
     script.stdout.readline()
@@ -113,22 +100,4 @@ def test_a_folder_that_another_user_made_is_not_used(forge: Forge) -> None:
         pytest.fail("a second user takes root")
     forge.home = forge.home / ("x" * 60)
     forge.env["FORGECTL_HOME"] = str(forge.home)
-    play(
-        forge,
-        """
-        from pathlib import Path
-        c = await Fast.as_actor()
-        folder = Path((await c.env.call_one("FORGE_MESSAGES"))[0])
-        assert folder.parent == Path(f"/tmp/forgectl-{os.getuid()}")
-        assert folder.stat().st_mode & 0o777 == folder.parent.stat().st_mode & 0o777 == 0o700
-        await c.shutdown()
-        os.chown(folder, 65534, 65534)
-        try:
-            await Fast.as_actor()
-        except ForgeError as e:
-            assert "must be a folder of yours" in str(e), e
-        else:
-            raise AssertionError
-        os.chown(folder, 0, 0)
-        """,
-    )
+    play(forge, "play_privately.py a_folder_that_another_user_made_is_not_used")

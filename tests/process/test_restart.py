@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import signal
-from pathlib import Path
 from typing import Any
 
 from tests.conftest import Forge, processes_of, until
+from tests.process.gpu_locks import is_free
 from tests.process.outputs import log_of, log_path, over, until_said
 
 
@@ -25,7 +24,8 @@ def _said(forge: Forge, run: str, rank: int, generation: int) -> dict[str, str]:
 
 def test_a_killed_rank_makes_a_new_generation_until_the_limit(forge: Forge) -> None:
     run = forge.launch("scripts: {reduce: {run: PROGRAMS/reduce.py, procs: 2, restart: {max: 2}}}")
-    ports, pids = set(), set()
+    ports: set[str] = set()
+    pids: set[int] = set()
     for generation in range(3):
         said = [_said(forge, run, rank, generation) for rank in range(2)]
         assert [s["TORCHELASTIC_RESTART_COUNT"] for s in said] == [str(generation)] * 2
@@ -108,15 +108,6 @@ def test_a_shutdown_ends_a_mesh_that_is_restarting(forge: Forge) -> None:
 # ---------------------------------------------------------------- GPUs
 
 
-def _is_free(lock: Path) -> bool:
-    with lock.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-
 GPUS = """
 hosts: [{name: local, gpus: 2}]
 scripts:
@@ -133,7 +124,7 @@ def test_gpus_stay_leased_through_a_restart_and_are_free_afterwards(forge: Forge
     os.kill(first, signal.SIGKILL)
 
     def restarted() -> bool:
-        assert [lock.name for lock in locks if _is_free(lock)] == []
+        assert [lock.name for lock in locks if is_free(lock)] == []
         return all("generation 1" in log_of(forge, run, "stay", rank, 1) for rank in range(2))
 
     until(restarted, "generation 1")
@@ -144,4 +135,4 @@ def test_gpus_stay_leased_through_a_restart_and_are_free_afterwards(forge: Forge
     assert run in rival.stderr
     os.kill(_pids(mesh)[1], signal.SIGKILL)
     assert forge.until_ended(run)["state"] == "failed"
-    assert all(_is_free(lock) for lock in locks)
+    assert all(is_free(lock) for lock in locks)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from forgectl.agent.event_log import MAX_TEXT, WORDS, EventLog
+from forgectl.agent.event_log import MAX_TEXT, TEXT_FIELDS, EventLog
 from forgectl.protocol.supervision import Happening, Notice, RankExited, StartFailed
 from forgectl.redaction import Redaction
 from forgectl.wire.envelope import Refusal
@@ -88,10 +88,10 @@ def words_of(message: type) -> set[str]:
 
 
 def test_every_text_for_people_is_among_those_that_secrets_are_taken_out_of() -> None:
-    """A new message, or field, is to be thought of: what is no name or place belongs to WORDS."""
+    """A new message, or field, is to be thought of: what is no name or place belongs to TEXT_FIELDS."""
     names = {"mesh", "log", "socket", "unkillable"}
     for message in (*typing.get_args(Happening), Refusal):
-        assert words_of(message) - names == set(WORDS.get(message, ())), message
+        assert words_of(message) - names == set(TEXT_FIELDS.get(message, ())), message
 
 
 def test_what_an_agent_tells_is_redacted_before_it_is_cut() -> None:

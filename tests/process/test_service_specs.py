@@ -6,9 +6,9 @@ import json
 import os
 import signal
 
-from tests.conftest import Forge, until
-from tests.process.outputs import log_of
-from tests.process.service_scripts import background, bring, meshes
+from tests.conftest import Forge
+from tests.process.actor_scripts import background, bring, meshes
+from tests.process.outputs import until_said
 
 SPEC = """
 services:
@@ -39,13 +39,13 @@ def test_a_service_in_a_spec_without_a_driver_script(forge: Forge) -> None:
     result = forge.run("call", "work", "ad")
     assert result.returncode == 66
     assert "did you mean 'add'" in result.stderr
-    assert "hold(key, value=None)" in result.stderr
+    assert "hold(key: str, value: Any = None) -> Any" in result.stderr
     result = forge.run("call", "work", "fail", "because")
     assert result.returncode == 1
     assert "work.fail raised ValueError: because" in result.stderr
     result = forge.run("call", "work", "add", "1", "2", "3")
     assert result.returncode == 64
-    assert "add(k=1)" in result.stderr
+    assert "add(k: int = 1) -> int" in result.stderr
 
     rows = forge.ok("status", "work").splitlines()
     assert [row.split()[0] for row in rows if " service " in row] == ["work.0", "work.1"]
@@ -69,30 +69,8 @@ def test_a_service_in_a_spec_without_a_driver_script(forge: Forge) -> None:
 
 
 def test_a_driver_script_gets_its_service(forge: Forge) -> None:
-    bring(forge)
-    forge.write(
-        "drive.py",
-        """
-import asyncio
-import forgectl
-from forgectl.errors import NotFoundError
-
-async def main():
-    s = forgectl.get("work")
-    try:
-        forgectl.get("wrk")
-    except NotFoundError as e:
-        assert "there is work" in str(e), e
-    for f in await s.who.fanout():
-        print("has", f["mesh"], f["size"], f["start"])
-    print("doubled", await asyncio.gather(*(s.double.route(n) for n in range(4))))
-    await s.scale(3)
-    print("now", [f["mesh"] for f in await s.who.fanout()])
-
-asyncio.run(main())
-""",
-    )
-    result = forge.run("launch", forge.spec(SPEC + "driver: {run: drive.py}\n"))
+    bring(forge, "drive.py")
+    result = forge.run("launch", forge.spec(SPEC + "driver: {run: drive.py use_a_service}\n"))
     assert result.returncode == 0, result.stdout + result.stderr
     for line in ("has work.0 2 5", "has work.1 2 5", "doubled [0, 2, 4, 6]", "now ['work.0', 'work.1', 'work.2']"):
         assert f"driver/0@local │ {line}" in result.stdout, result.stdout
@@ -124,7 +102,7 @@ class Speaker(Worker):
     for text in ("first", "second"):
         forge.ok("call", "talk", "say", text)
     for i, text in enumerate(("first", "second")):
-        until(lambda i=i, text=text: text in log_of(forge, run, f"talk.{i}"), f"the log of talk.{i}")
+        until_said(forge, run, f"talk.{i}", text)
     shown = forge.ok("logs", "talk")
     assert "talk.0/0@local │ INFO [Speaker 0/1] first" in shown
     assert "talk.1/0@local │ INFO [Speaker 0/1] second" in shown
@@ -145,18 +123,7 @@ def test_a_service_that_cannot_start_fails_the_launch(forge: Forge) -> None:
 
 
 def test_the_shell_asks_and_ends_the_service_of_a_script(forge: Forge) -> None:
-    script = background(
-        forge,
-        """
-        s = await W.options(num_replicas=2).as_service(WHERE, start=1)
-        print("up", flush=True)
-        await exists("stop")
-        for call in (s.who.route(), s.who.fanout(), s.double.route(1)):
-            error = await raised(ServiceUnavailable, call)
-            assert "stopped by" in str(error), error
-        await s.shutdown()
-        """,
-    )
+    script = background(forge, "play_services.py the_shell_asks_and_ends_the_service_of_a_script")
     assert [forge.ok("call", "svc", "add", "1").strip() for _ in range(3)] == ["2", "2", "3"]
     assert forge.run("call", "svc", "hold", "never", "--timeout", "0.2").returncode == 124
     (forge.folder / "go-never").touch()

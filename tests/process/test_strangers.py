@@ -21,18 +21,22 @@ from forgectl.messages.dialling import HELLO, CurveKeys, dial, event_of
 from forgectl.messages.frames import BETWEEN_MESSENGERS, VALUE, pack, unpack
 from forgectl.messages.sockets import new_socket
 from tests.conftest import PROGRAMS, until
-from tests.process.test_messengers import B_RANK, LOCAL, WAIT_MS, Host, Lab, Wire, check_calls_get_through, lab
-
-__all__ = ["lab"]
+from tests.process.messenger_lab import B_RANK, LOCAL, WAIT_MS, Host, Lab, Wire, check_calls_get_through
 
 FEW = 256
 MANY, FOR_MANY = 100, 140
 MEMBERS = [f"m{k}" for k in range(MANY)]
 
 
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with contextlib.closing(Lab()) as lab:
+        yield lab
+
+
 @contextlib.contextmanager
 def flood(to: Host, *sources: str) -> Iterator[subprocess.Popen[str]]:
-    """A program that keeps connecting. It prints its numbers every 1,000 connections, and ends when its own are ended."""
+    """A program that keeps connecting; it prints its numbers every 1,000 connections, and ends when these are ended."""
     argv = [sys.executable, str(PROGRAMS / "intruder.py"), "flood", LOCAL, str(to.port), *sources]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
         try:
@@ -112,6 +116,11 @@ def test_who_cannot_be_dialled_for_want_of_descriptors_is_dialled_later(lab: Lab
     check_calls_get_through(a, b)
 
 
+def read_to_its_end(connection: socket.socket) -> None:
+    while connection.recv(100):
+        pass
+
+
 def test_a_stranger_that_sends_more_than_a_handshake_is_ended(lab: Lab) -> None:
     """ZeroMQ keeps a message of whatever length it is told, until the handshake has taken too long."""
     b = lab.host("b", ("a",))
@@ -119,20 +128,23 @@ def test_a_stranger_that_sends_more_than_a_handshake_is_ended(lab: Lab) -> None:
     with socket.create_connection((LOCAL, b.port)) as silent, socket.create_connection((LOCAL, b.port), 10) as greedy:
         silent.setblocking(False)
         greedy.sendall(greeting + b"\x06" + (8 << 30).to_bytes(8, "big") + bytes(5000))
-        while greedy.recv(100):
-            pass
+        read_to_its_end(greedy)
         with pytest.raises(BlockingIOError):  # the first to come is still there, it has time left
-            while silent.recv(100):
-                pass
+            read_to_its_end(silent)
     assert b.is_well()
 
 
-def bound(wire: Wire, port: int) -> bool:
-    try:
-        wire.socket.bind(f"tcp://{LOCAL}:{port or '*'}")
-    except zmq.ZMQError:
-        return False
-    return True
+def bind(wire: Wire, port: int) -> None:
+    """Bind it to a port (0: any), once its last user has closed that."""
+
+    def bound() -> bool:
+        try:
+            wire.socket.bind(f"tcp://{LOCAL}:{port or '*'}")
+        except zmq.ZMQError:
+            return False
+        return True
+
+    until(bound, "the port, which its last user closes soon")
 
 
 def test_nothing_is_sent_before_a_greeting_and_so_nothing_is_lost(lab: Lab) -> None:
@@ -142,7 +154,7 @@ def test_nothing_is_sent_before_a_greeting_and_so_nothing_is_lost(lab: Lab) -> N
     for greets in (False, True):
         b = Wire(lab.context.socket(zmq.ROUTER))
         b.socket.curve_server, b.socket.curve_secretkey = True, lab.keys.secret("b").encode()
-        until(lambda b=b, port=port: bound(b, port), "the port, which its last user closes soon")
+        bind(b, port)
         if not port:
             port = int(b.socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
             caller.call(B_RANK, 1, b"x")

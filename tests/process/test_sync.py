@@ -23,6 +23,7 @@ from forgectl.sync.sender import Pushed, push
 from forgectl.transport.destination import Destination
 from forgectl.transport.ssh import ANSWERS, RelayConnection, dial
 from forgectl.wire.unix_sockets import Connection
+from tests.conftest import PROGRAMS
 from tests.lab.lab import Lab
 from tests.unit.sync.sync_cases import LIMIT, Snapshot, snapshot
 
@@ -47,7 +48,9 @@ def relay(root: Path) -> Iterator[Relay]:
     root.mkdir(mode=0o700, exist_ok=True)
     ours, theirs = socket.socketpair()
     with theirs:
-        process = subprocess.Popen([sys.executable, "-c", RELAY, str(root)], stdin=theirs, stdout=theirs)
+        process = subprocess.Popen(
+            [sys.executable, "-c", RELAY, str(root)], stdin=theirs.fileno(), stdout=theirs.fileno()
+        )
     with ours:
         line = Connection(ours, ANSWERS)
         assert isinstance(line.receive(), RelayReady)
@@ -144,20 +147,6 @@ def test_a_full_disk_is_said_at_once_and_leaves_the_old_files(work: Path, tmp_pa
         subprocess.run(["umount", "-l", root], check=True)
 
 
-PUSHER = """
-import resource, socket, sys
-from pathlib import Path
-from forgectl.transport.ssh import ANSWERS
-from forgectl.sync.sender import push
-from forgectl.sync.scan import scan
-from forgectl.wire.unix_sockets import Connection
-line = Connection(socket.socket(fileno=0), ANSWERS)
-line.receive()
-push(line, scan(Path(sys.argv[1]), 1 << 40), "key", "there")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
 def test_memory_does_not_grow_with_a_file(work: Path, tmp_path: Path) -> None:
     def peaks(size: int) -> tuple[int, int]:
         """KiB that both ends held while a file of this size went from one to the other."""
@@ -173,8 +162,10 @@ def test_memory_does_not_grow_with_a_file(work: Path, tmp_path: Path) -> None:
             str(tmp_path / f"root{size}"),
         ]
         with ours, theirs, said.open("wb") as out:
-            host = subprocess.Popen(reports, stdin=theirs, stdout=theirs)
-            here = subprocess.Popen([sys.executable, "-c", PUSHER, str(work)], stdin=ours, stdout=out)
+            host = subprocess.Popen(reports, stdin=theirs.fileno(), stdout=theirs.fileno())
+            here = subprocess.Popen(
+                [sys.executable, str(PROGRAMS / "push_workdir.py"), str(work)], stdin=ours.fileno(), stdout=out
+            )
         assert here.wait(60) == 0
         _, status, usage = os.wait4(host.pid, 0)
         host.returncode = os.waitstatus_to_exitcode(status)

@@ -38,7 +38,12 @@ class Both:
     def _torchrun(self, folder: Path) -> None:
         folder.mkdir()
         torchrun = Path(sys.executable).with_name("torchrun")
-        logs = ["--log-dir", self.torchrun_logs, "--redirects", "3"]  # into one pipe they would cut each other's lines
+        logs = [
+            "--log-dir",
+            str(self.torchrun_logs),
+            "--redirects",
+            "3",
+        ]  # into one pipe they would cut each other's lines
         result = subprocess.run(
             [torchrun, "--standalone", "--nproc-per-node", "2", *logs, PARITY, folder, *ARGUMENTS],
             cwd=self.forge.folder,

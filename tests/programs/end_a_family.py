@@ -8,7 +8,7 @@ from forgectl.agent.enclosure.enclosure import Enclosure
 from tests.process.families import HOST, Family
 
 
-def main():
+def main() -> None:
     run = sys.argv[1]
     enclosure = Enclosure.create(run, HOST, "m", 0)
     family = Family(run, "tree", enclosure, size=7)

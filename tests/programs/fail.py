@@ -5,17 +5,18 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 rank = int(os.environ["RANK"])
 way, first = sys.argv[1], int(sys.argv[2])
 
 
-def wait_for(condition):
+def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         time.sleep(0.005)
 
 
-def error_file_of(other):
+def error_file_of(other: int) -> str:
     return os.environ["TORCHELASTIC_ERROR_FILE"].replace(f"rank-{rank}.", f"rank-{other}.")
 
 
@@ -30,7 +31,7 @@ if way == "exits-late":
 
 if way == "cleans-up":
     # Asked to end, the others fail in their cleaning up.
-    def on_term(*_):
+    def on_term(*_: object) -> None:
         raise RuntimeError("cleaning up failed")
 
     signal.signal(signal.SIGTERM, on_term)

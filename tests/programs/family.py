@@ -5,6 +5,8 @@ Every process of the family writes its pid as a line to FD and keeps FD open, so
 Run as `family.py rest|bomb FD`, it is a member of the family that was executed.
 """
 
+from __future__ import annotations
+
 import ctypes
 import os
 import select
@@ -12,18 +14,20 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping
+from typing import NoReturn
 
 PR_SET_CHILD_SUBREAPER = 36
 
 
-def rest(fd):
+def rest(fd: int) -> NoReturn:
     """Join the family and live until a signal ends it."""
     os.write(fd, b"%d\n" % os.getpid())
     while True:
         signal.pause()
 
 
-def child(work, *args):
+def child(work: Callable[..., object], *args: object) -> int:
     """Fork a process that does `work` and never returns."""
     if (pid := os.fork()) == 0:
         try:
@@ -33,17 +37,17 @@ def child(work, *args):
     return pid
 
 
-def tree(fd, depth=2):
+def tree(fd: int, depth: int = 2) -> NoReturn:
     if depth:
         for _ in range(2):
             child(tree, fd, depth - 1)
     rest(fd)
 
 
-def daemon(fd, then):
+def daemon(fd: int, then: Callable[[int], object]) -> NoReturn:
     """The double fork: `then(fd)` runs in a session of its own, with its parents gone."""
 
-    def middle():
+    def middle() -> None:
         os.setsid()
         child(then, fd)
 
@@ -51,28 +55,28 @@ def daemon(fd, then):
     rest(fd)
 
 
-def executed(fd, env=None, what="rest"):
+def executed(fd: int, env: Mapping[str, str] | None = None, what: str = "rest") -> NoReturn:
     os.execve(sys.executable, [sys.executable, "-S", __file__, what, str(fd)], os.environ if env is None else env)
 
 
-def leave(fd):
+def leave(fd: int) -> None:
     """The rank ends at once and leaves children, one of them in a session of its own."""
     child(rest, fd)
     child(daemon, fd, executed)
 
 
-def leave_hidden(fd):
+def leave_hidden(fd: int) -> None:
     """Likewise, but what is in a session of its own has not been executed."""
     child(rest, fd)
     child(daemon, fd, rest)
 
 
-def stubborn(fd):
+def stubborn(fd: int) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     tree(fd, 1)
 
 
-def stopped(fd):
+def stopped(fd: int) -> NoReturn:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     child(rest, fd)
     os.write(fd, b"%d\n" % os.getpid())
@@ -80,7 +84,7 @@ def stopped(fd):
     rest(fd)
 
 
-def bomb(fd, left=400):
+def bomb(fd: int, left: int = 400) -> NoReturn:
     """Ever new pids and sessions, two alive at a time, `left` times; ignores SIGTERM."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -94,18 +98,18 @@ def bomb(fd, left=400):
     rest(fd)
 
 
-def headless(fd):
+def headless(fd: int) -> None:
     """Its first thread ends, another lives on: /proc shows a zombie that is none."""
     threading.Thread(target=rest_in_thread, args=(fd,)).start()
     ctypes.CDLL(None).pthread_exit(None)
 
 
-def rest_in_thread(fd):
+def rest_in_thread(fd: int) -> None:
     os.write(fd, b"%d\n" % os.getpid())
     select.select([], [], [])
 
 
-def escapes_cgroup(fd):
+def escapes_cgroup(fd: int) -> NoReturn:
     """Moves to the root of cgroup v2, as `systemd-run` or a container engine would move it."""
     for root in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup"):
         if os.path.exists(f"{root}/cgroup.procs"):
@@ -115,13 +119,13 @@ def escapes_cgroup(fd):
     rest(fd)
 
 
-def own_cgroup(fd):
+def own_cgroup(fd: int) -> NoReturn:
     """Makes a cgroup below its own, and moves a child there."""
     below = os.path.join(os.path.dirname(sys.argv[2]), "below")
     if sys.argv[2] == "-":
         tree(fd, 1)
 
-    def moved():
+    def moved() -> NoReturn:
         os.mkdir(below)
         with open(f"{below}/cgroup.procs", "w") as file:
             file.write("0")
@@ -131,7 +135,7 @@ def own_cgroup(fd):
     rest(fd)
 
 
-KINDS = {
+KINDS: dict[str, Callable[[int], object]] = {
     "tree": tree,
     "daemon": lambda fd: daemon(fd, rest),
     "daemon-executed": lambda fd: daemon(fd, executed),
@@ -148,7 +152,7 @@ KINDS = {
 }
 
 
-def rank(kind, cgroup, fd):
+def rank(kind: str, cgroup: str, fd: int) -> None:
     os.setsid()
     if cgroup != "-":
         with open(cgroup, "w") as file:
@@ -163,7 +167,7 @@ def rank(kind, cgroup, fd):
     KINDS[kind](fd)
 
 
-def main():
+def main() -> None:
     if len(sys.argv) == 3:
         {"rest": rest, "bomb": bomb}[sys.argv[1]](int(sys.argv[2]))
     kind, cgroup, fd = sys.argv[1], sys.argv[2], int(sys.argv[3])

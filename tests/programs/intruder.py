@@ -23,6 +23,7 @@ import selectors
 import socket
 import struct
 import sys
+from collections.abc import Iterable
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -36,7 +37,7 @@ LEFT = 256
 AT_ONCE = 16
 
 
-def unix(paths):
+def unix(paths: Iterable[str]) -> dict[str, list[str]]:
     """Path → whether a plain connection and a call got through."""
     found = {}
     for path in paths:
@@ -51,9 +52,9 @@ def unix(paths):
     return found
 
 
-def call(url, **options):
+def call(url: str, **options: bytes) -> str:
     """What came of a call by ZeroMQ: "answered", or how the connection ended."""
-    peer = zmq.Context.instance().socket(zmq.DEALER)
+    peer: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
     peer.linger = 0
     for name, value in options.items():
         setattr(peer, name, value)
@@ -61,7 +62,7 @@ def call(url, **options):
     monitor.rcvtimeo = peer.rcvtimeo = 1500
     peer.connect(url)
     peer.send_multipart([CALL, LET_IN])
-    events = set()
+    events: set[int] = set()
     with contextlib.suppress(zmq.Again):
         peer.recv_multipart()
         return "answered"
@@ -83,12 +84,12 @@ REFUSED = {
 }
 
 
-def net(host, port, server):
+def net(host: str, port: str, server: str) -> None:
     """What came of each attempt."""
     url = f"tcp://{host}:{port}"
     public, secret = zmq.curve_keypair()
     keyed = {"curve_publickey": public, "curve_secretkey": secret, "curve_serverkey": server.encode()}
-    found = {"no key": call(url), "another key": call(url, **keyed)}
+    found: dict[str, str | int] = {"no key": call(url), "another key": call(url, **keyed)}
     chance = random.Random(1)
     held = []
     for k in range(HALVES):
@@ -101,7 +102,7 @@ def net(host, port, server):
     sys.stdin.read()  # they are held open until we are told to end
 
 
-def flood(host, port, *sources):
+def flood(host: str, port: str, *sources: str) -> None:
     """Prints how many connections were made so far, and how many of them the other side has ended.
 
     The end of stdin is that of new connections. The other side may still be behind: the last numbers come when it has
@@ -109,11 +110,12 @@ def flood(host, port, *sources):
     """
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    ready, held = selectors.DefaultSelector(), {}  # in the order of their coming
+    ready = selectors.DefaultSelector()
+    held: dict[socket.socket, None] = {}  # in the order of their coming
     made = ended = 0
     ready.register(sys.stdin, selectors.EVENT_READ)
 
-    def drop(peer):
+    def drop(peer: socket.socket) -> None:
         held.pop(peer)
         ready.unregister(peer)
         peer.close()
@@ -121,15 +123,14 @@ def flood(host, port, *sources):
     more = True
     for turn in itertools.count():
         for _ in range(AT_ONCE if more else 0):
-            peer = socket.socket()
-            peer.setblocking(False)
-            peer.bind((sources[turn % len(sources)], 0))
-            peer.connect_ex((host, int(port)))
-            ready.register(peer, selectors.EVENT_WRITE)
-            held[peer] = None
+            new = socket.socket()
+            new.setblocking(False)
+            new.bind((sources[turn % len(sources)], 0))
+            new.connect_ex((host, int(port)))
+            ready.register(new, selectors.EVENT_WRITE)
+            held[new] = None
         for key, events in ready.select(0 if more else None):
-            peer = key.fileobj
-            if peer is sys.stdin:
+            if not isinstance(peer := key.fileobj, socket.socket):  # standard input
                 ready.unregister(sys.stdin)
                 more = False
                 continue
@@ -156,7 +157,7 @@ VALIDATE, SET, COUNT = b"\0" + struct.pack("=I", 0x3C85F7CE), b"\1", b"\7"
 """Of torch's TCPStore: the greeting, and two requests, of which the second is answered."""
 
 
-def set_raw(port, key, how):
+def set_raw(port: str, key: str, how: str) -> None:
     """Set a key as the store's own clients do, and be gone before an answer or stay for it; this needs no accept."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", int(port)), 10) as peer:
         texts = (struct.pack("=Q", len(text)) + text for text in (b"/" + key.encode(), b"x"))
@@ -169,7 +170,7 @@ def set_raw(port, key, how):
             peer.recv(1)
 
 
-def store(port):
+def store(port: str) -> None:
     """How torch's own client ends; keys are set raw as well, many times, by connections that end in each way."""
     for how in ("stay", "half", "reset", "close"):
         for _ in range(20 if how in ("stay", "half") else 200):
@@ -187,7 +188,7 @@ def store(port):
         print(json.dumps(type(e).__name__))
 
 
-def fill(port, count):
+def fill(port: str, count: str) -> None:
     """How many connections were turned away; those and all others are held until we are told to end."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -203,7 +204,7 @@ def fill(port, count):
     sys.stdin.read()
 
 
-def plant(folder):
+def plant(folder: str) -> None:
     """Make files, programs and links, open to all, and the folders that they are in."""
     os.umask(0)
     wanted = json.load(sys.stdin)
@@ -218,7 +219,7 @@ def plant(folder):
     print(json.dumps(list(wanted)), flush=True)
 
 
-def listen(paths):
+def listen(paths: Iterable[str]) -> None:
     """Take in whatever anybody says at sockets of these names."""
     os.umask(0)
     ready, told = selectors.DefaultSelector(), 0
@@ -231,7 +232,7 @@ def listen(paths):
     print(json.dumps("listening"), flush=True)
     while True:
         for key, _ in ready.select():
-            if key.fileobj is sys.stdin:
+            if not isinstance(key.fileobj, socket.socket):  # standard input
                 print(json.dumps(told), flush=True)
                 return
             if key.data == "server":

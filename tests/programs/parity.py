@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from typing import Any
 
 HERE = {name: value for name, value in globals().items() if name.startswith("__")}
 DESCRIPTORS = {fd: os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")}
@@ -20,25 +21,25 @@ RANK = int(os.environ["RANK"])
 class Point:
     """Defined in the script: it must pickle by the name `__main__.Point`."""
 
-    def __init__(self, x):
+    def __init__(self, x: int) -> None:
         self.x = x
 
 
 class Squares:
     """A data set that workers of a DataLoader must be able to import."""
 
-    def __len__(self):
+    def __len__(self) -> int:
         return 8
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> int:
         return i * i
 
 
-def double(point):
+def double(point: Point) -> Point:
     return Point(2 * point.x)
 
 
-def interpreter():
+def interpreter() -> dict[str, Any]:
     with open("/proc/self/status") as file:
         status = dict(line.split(":\t") for line in file.read().splitlines() if ":\t" in line)
     mask = os.umask(0)
@@ -70,7 +71,7 @@ def interpreter():
     }
 
 
-def randomness():
+def randomness() -> dict[str, Any]:
     import numpy
     import torch
 
@@ -82,7 +83,7 @@ def randomness():
     }
 
 
-def pickling():
+def pickling() -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         [doubled] = pool.map(double, [Point(4)])
@@ -94,7 +95,7 @@ def pickling():
     }
 
 
-def training():
+def training() -> dict[str, Any]:
     import torch
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
@@ -123,7 +124,7 @@ def training():
     }
 
 
-def loading():
+def loading() -> dict[str, Any]:
     """What a DataLoader with workers yields, by start method; only where it is asked for: it is slow."""
     from torch.utils.data import DataLoader
 
@@ -135,13 +136,13 @@ def loading():
     return found
 
 
-def linger(main):
+def linger(main: threading.Thread) -> None:
     """A thread that outlives the main one."""
     main.join()
     print(f"rank {RANK}: thread")
 
 
-def main():
+def main() -> None:
     out, err = sys.stdout, sys.stderr
     for i in range(3):
         print(f"rank {RANK}: out {i}", file=out)

@@ -52,7 +52,7 @@ for line in commands:
     answer: object = None
     if what in ("out", "err"):
         count, _, text = rest.partition(" ")
-        for _ in range(int(count)):
+        for _repeat in range(int(count)):
             print(text, file=sys.stdout if what == "out" else sys.stderr)
     elif what == "part":
         print(rest, end="", flush=True)

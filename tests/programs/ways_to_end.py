@@ -21,7 +21,7 @@ elif way == "none":
 elif way == "big":
     sys.exit(256 + 7)
 elif way == "object":
-    sys.exit({"a": 1})
+    raise SystemExit({"a": 1})
 elif way == "at-once":
     os._exit(5)
 elif way == "exception":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sys
 from collections.abc import Iterator
@@ -46,11 +47,15 @@ def test_hosts_that_are_sound(far: Far) -> None:
     assert text.splitlines()[-1].startswith(f"ready: {len(far.lab.names)} hosts")
 
 
+def relay_has_ended(far: Far, name: str) -> bool:
+    return not far.lab.listening(name)
+
+
 def test_nothing_is_started_and_nothing_stays(far: Far) -> None:
     check(far, SCRIPT)
     assert not far.forge.runs()
     for name in far.lab.names:
-        until(lambda name=name: not far.lab.listening(name), f"the end of the relay on {name}")
+        until(functools.partial(relay_has_ended, far, name), f"the end of the relay on {name}")
         assert not far.lab.files(name, "/var/tmp/forgectl-*/runs/*")
 
 

@@ -62,7 +62,7 @@ def test_an_actor_mesh_that_loses_a_host_comes_back_on_another(far: Far) -> None
 
 
 def test_a_handle_works_in_an_actor_on_another_host_and_hears_of_deaths(far: Far) -> None:
-    far.forge.write("driver.py", DRIVER)
+    far.forge.write("driver.py", (far.programs / "drive_far.py").read_text())
     spec = f"hosts: {far.hosts('host1', 'host2')}\n" + (
         "actors:\n"
         "  a: {class: far_players:Counter, hosts: [host1], preload: []}\n"
@@ -74,22 +74,6 @@ def test_a_handle_works_in_an_actor_on_another_host_and_hears_of_deaths(far: Far
     assert done.returncode == 0, done.stderr
     assert "asked 3" in done.stdout
     assert "ActorDied" in done.stdout
-
-
-DRIVER = """
-import asyncio
-import forgectl
-
-async def main():
-    a, b = forgectl.get("a"), forgectl.get("b")
-    print("asked", await b.ask.call_one(a, 3), flush=True)
-    try:
-        await b.ask_to_end.call_one(a)
-    except Exception as e:
-        print(type(e).__name__, e, flush=True)
-
-asyncio.run(main())
-"""
 
 
 def test_a_messenger_that_is_killed_is_replaced(far: Far) -> None:
@@ -161,7 +145,7 @@ def test_messages_go_through_ssh_where_the_hosts_cannot_be_dialled(far: Far) -> 
     """Nor dial each other: all that gets through is ssh."""
     for name in far.lab.names:
         far.lab.drop(name, "in", dials=True, but_ssh=True)
-    far.forge.write("driver.py", DRIVER)
+    far.forge.write("driver.py", (far.programs / "drive_far.py").read_text())
     body = (
         "actors:\n"
         "  a: {class: far_players:Counter, hosts: [host1], preload: []}\n"

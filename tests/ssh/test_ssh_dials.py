@@ -223,7 +223,7 @@ def test_a_wrong_address_is_an_error_in_seconds(far: Far) -> None:
     spec = f"hosts: {hosts}\nworkdir: {PROGRAMS}\nsync: none\n{body}"
     done = far.forge.run("launch", far.forge.spec(spec))
     assert done.returncode == 69
-    assert "203.0.113.9 is no address of host1" in done.stderr
+    assert "203.0.113.9 is not an address of host1" in done.stderr
     assert not far.forge.runs()
 
 

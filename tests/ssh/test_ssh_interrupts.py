@@ -63,7 +63,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_host_that_is_cut(far: Far) -> None:
     _, err = launch.communicate(timeout=60)
     assert far.forge.document(run)["state"] == "stopping"
     assert launch.returncode == 130
-    assert "host host2 is not reached; tried again until its lease of 20 s is over" in err
+    assert "host host2 is not reached; forgectl keeps trying until its lease of 20 s is over" in err
     assert "not waited for: host2, not reached; what runs there ends by itself with its lease" in err
     assert f"hint: run {run} ends then" in err
     out, err = shutdown.communicate(timeout=60)

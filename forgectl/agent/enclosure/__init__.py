@@ -1,1 +1,1 @@
-"""All that a generation of a mesh started on a host, to be ended and proven gone."""
+"""Finds and ends all processes that a generation of a mesh started on a host, and proves that they are gone."""

@@ -1,4 +1,4 @@
-"""An enclosure: all that one generation of a mesh started on this host, to be ended and proven gone."""
+"""An enclosure: all processes that one generation of a mesh started on this host. It ends them and proves it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from forgectl.system import cgroups
 from forgectl.system.cgroups import Cgroup
 from forgectl.system.processes import REAL, Identity, ProcessTable, Stat, alive, signal_exactly
 
-UNKILLABLE_AFTER = 5.0  # seconds after SIGKILL; a process that holds much memory may need one or two to go
-_RESCAN = 0.5  # seconds; for what joined while we waited for others
-_ROUNDS = 30  # scans in which a fork bomb must have been stopped; two or three do
+UNKILLABLE_AFTER = 5.0  # seconds after SIGKILL; a process with much memory may need one or two to end
+_RESCAN = 0.5  # seconds between searches for processes that joined while we waited for others
+_ROUNDS = 30  # scans that may be needed to stop a fork bomb; two or three suffice
 
 
 @dataclass(frozen=True)
 class Sighting:
-    """A process as it was seen. As text: `pid 4711 (python), state D in nfs_wait, of uid 1000`."""
+    """A process as it was seen. Its text form: `pid 4711 (python), state D in nfs_wait, of uid 1000`."""
 
     identity: Identity
     name: str
@@ -39,17 +39,17 @@ class Sighting:
 class EndReport:
     """How an enclosure ended. It is verified empty if there are no `unkillable`."""
 
-    found: tuple[Sighting, ...]  # who was there when the end began
-    killed: int  # how many had to be sent SIGKILL
-    unkillable: tuple[Sighting, ...] = ()  # who was sent SIGKILL and is still there
+    found: tuple[Sighting, ...]  # its processes when the end began
+    killed: int  # how many were sent SIGKILL
+    unkillable: tuple[Sighting, ...] = ()  # those that were sent SIGKILL and still exist
 
 
 class Enclosure:
     """The processes of one generation of a mesh on this host.
 
-    With a cgroup of its own, membership is the kernel's affair. Without one it is worked out from registered
-    leaders, their sessions, descent and environment. What was cut off from its parents, its session *and* its
-    environment before a search saw it is then found only through `add_server`; nothing else can hide.
+    With a cgroup of its own, the kernel tracks its members. Without one, a search finds them by registered leaders,
+    their sessions, their descendants and the environment. Such a search misses only a process that left its parents,
+    its session *and* its environment before any search saw it, unless `add_server` covers it.
 
     A rank must set FORGE_MESH, and must not keep its fork server's FORGE_ROLE, before user code runs.
     """
@@ -59,11 +59,11 @@ class Enclosure:
     ) -> None:
         self._marks = marks
         self._groups = tuple(groups)
-        self._above = above  # how many directories over each cgroup are ours to remove
+        self._above = above  # how many directories above each cgroup are ours to remove
         self._table = table
         self._roots = Roots()
         self._leaders: dict[int, Identity] = {}
-        self._bell = asyncio.Event()
+        self._wakeup = asyncio.Event()
         self._deadline = 0.0
         self._ending: asyncio.Task[EndReport] | None = None
 
@@ -78,19 +78,19 @@ class Enclosure:
         use_cgroup: bool = True,
         table: ProcessTable = REAL,
     ) -> Enclosure:
-        """One with a cgroup of its own where that can be had, else one that works by search."""
+        """An enclosure with a cgroup of its own where one can be made, else one that searches."""
         names = (f"forgectl-{run}", host, f"{mesh}-{generation}")
         group = Cgroup.create(cgroups.own(), *names) if use_cgroup else None
         return cls(Marks(run, host, mesh), [group] if group else [], above=2, table=table)
 
     @property
     def cgroup(self) -> Cgroup | None:
-        """Its cgroup, or None where it works by search."""
+        """Its cgroup, or None where it searches."""
         return self._groups[0] if self._groups else None
 
     @property
     def cgroup_procs_path(self) -> str | None:
-        """Where a rank writes "0" before anything else, to be enclosed; None where there is no cgroup."""
+        """The file to which a rank writes "0" first, to join the cgroup; None where there is no cgroup."""
         return self.cgroup.procs_path if self.cgroup else None
 
     @property
@@ -99,45 +99,46 @@ class Enclosure:
         return tuple(self._leaders.values())
 
     def add(self, leader: Identity) -> None:
-        """Register a rank: a process that leads a session of its own, or is about to."""
+        """Register a rank: a process that leads its own session, or is about to."""
         self._leaders[leader.pid] = leader
         self._roots.members[leader.pid] = leader
         if not self._groups:
             self._roots.sessions[leader.pid] = leader
 
     def add_server(self, server: Identity, *, spare: Iterable[Identity] = ()) -> None:
-        """Register a fork server that serves this mesh alone and reaps its orphans: each child of it is ours.
+        """Register a fork server that serves this mesh alone and reaps its orphans: each of its children is a member.
 
-        Not so the children in `spare`, such as the mesh's store, which has to outlive the ranks.
+        Children in `spare` are no members: for example the mesh's store, which must outlive the ranks.
         """
         self._roots.servers[server.pid] = server
         self._roots.spared.update({s.pid: s for s in spare})
 
     def members(self) -> list[Identity]:
-        """Who is in it now, parents first; zombies do not count.
+        """Its members now, parents first, without zombies.
 
-        Without a cgroup call this when a leader has exited, and now and then: what was seen once is not lost.
+        Without a cgroup, call this when a leader has exited, and now and then: a process seen once is not lost.
         """
         return list(self._members())
 
     def signal(self, signum: int) -> int:
-        """Signal each member, exactly; how many were reached."""
+        """Signal each member, never a process that reuses its pid; returns how many were signalled."""
         return sum(signal_exactly(m, signum, self._table) for m in self._everyone())
 
     def kill(self) -> None:
-        """SIGKILL all at once. Returns before they are gone; `end` waits for that."""
+        """SIGKILL all members. Returns before they are gone; `end` waits for that."""
         for group in self._groups:
             group.kill()
         for stat in self._enclosed():
-            if stat.state == "Z":  # its first thread has ended; cgroup.kill signals no other (Linux 6.18)
+            if stat.state == "Z":  # its first thread has ended, and cgroup.kill skips the others (Linux 6.18)
                 signal_exactly(self._identity(stat), signal.SIGKILL, self._table)
         self._stop_and_kill()
 
     async def end(self, grace: float, *, unkillable_after: float = UNKILLABLE_AFTER) -> EndReport:
-        """SIGTERM to all, after `grace` seconds (0: at once) SIGKILL to what is left, and wait until none is.
+        """Send SIGTERM to all; after `grace` seconds send SIGKILL to what is left, and wait until nothing is.
 
-        A call during another joins it, shortening its grace where its own is shorter. Cancelling the caller
-        does not stop it.
+        With a grace of 0 there is no SIGTERM. A call during another joins it, and shortens the grace if its own ends
+        sooner. Cancelling the caller does not stop the end. Processes that outlive SIGKILL for `unkillable_after`
+        seconds are in the report.
         """
         if self._ending is not None and not self._ending.done():
             self.hurry(grace)
@@ -147,12 +148,12 @@ class Enclosure:
         return await asyncio.shield(self._ending)
 
     def hurry(self, grace: float = 0.0) -> None:
-        """Shorten the grace of an `end` under way to `grace` seconds from now; never lengthens it."""
+        """Shorten the grace of a running `end` to `grace` seconds from now; never lengthen it."""
         self._deadline = min(self._deadline, self._now() + grace)
-        self._bell.set()
+        self._wakeup.set()
 
     def close(self) -> bool:
-        """Remove its cgroup, and what is empty of ours above. False where processes are left in it."""
+        """Remove its cgroup, and our empty directories above it. False if processes are left in it."""
         removed = [group.remove(self._above) for group in self._groups]
         return all(removed)
 
@@ -176,7 +177,7 @@ class Enclosure:
         return EndReport(seen, len(killed), tuple(survivors))
 
     def _ask(self) -> dict[Identity, Stat]:
-        """SIGTERM to everyone, and SIGCONT so that stopped ones hear it; again for those born meanwhile."""
+        """Send SIGTERM to all members, and SIGCONT so that stopped ones handle it; repeat for new members."""
         asked: dict[Identity, Stat] = {}
         for group in self._groups:
             group.thaw()
@@ -191,7 +192,7 @@ class Enclosure:
         return asked
 
     def _stop_and_kill(self) -> None:
-        """SIGKILL to all outside the cgroups, stopping them first: what is stopped cannot fork away."""
+        """SIGKILL all members outside the cgroups. Stop them first: a stopped process cannot fork."""
         stopped: set[Identity] = set()
 
         def stop(identity: Identity) -> None:
@@ -211,15 +212,15 @@ class Enclosure:
             signal_exactly(identity, signal.SIGKILL, self._table)
 
     async def _changed(self, left: Iterable[Identity], timeout: float) -> None:
-        """Wait until all in `left` have ended, somebody is in a hurry, or `timeout`."""
+        """Wait until all in `left` have ended, `hurry` is called, or `timeout` seconds have passed."""
         inside = self._pids_inside()
         outside = [m for m in left if m.pid not in inside]
         groups = self._groups if inside else ()
-        await all_ended(outside, groups, timeout, self._bell, self._table)
-        self._bell.clear()
+        await all_ended(outside, groups, timeout, self._wakeup, self._table)
+        self._wakeup.clear()
 
     def _present(self) -> dict[Identity, Stat]:
-        """Empty only if the thorough search finds nobody; while somebody is there the cheap one will do."""
+        """The members. The cheap search will do while it finds some; only the thorough one proves that none is left."""
         return self._by_identity(self._enclosed()) or self._everyone()
 
     def _everyone(self) -> dict[Identity, Stat]:
@@ -232,7 +233,7 @@ class Enclosure:
         return self._by_identity(sweep(self._table, self._marks, self._roots, at_sight))
 
     def _enclosed(self) -> list[Stat]:
-        """The members of the cgroups, and the leaders that live outside because they never joined."""
+        """The members of the cgroups, and the leaders that never joined one."""
         if not self._groups:
             return []
         pids = self._pids_inside()
@@ -267,17 +268,17 @@ class Enclosure:
 async def sweep_run(
     run: str, host: str, *, unkillable_after: float = UNKILLABLE_AFTER, table: ProcessTable = REAL
 ) -> EndReport:
-    """Kill all that a dead agent of this run and host has left, fork servers and stores too; what was found.
+    """Kill all processes that a dead agent of this run and host has left, fork servers and stores too.
 
-    Never the asking process, its ancestors, or a controller or agent. What was started without a cgroup and
-    has shed both its parents and its environment cannot be told from a stranger's, and is left.
+    It spares this process, its ancestors, and every controller and agent. A process without a cgroup that has left
+    both its parents and its environment looks like any other process, and survives. Returns what was found.
     """
     own = cgroups.own()
     groups = [g for g in cgroups.find(f"forgectl-{run}", host) if own is None or g.path not in (own, *own.parents)]
     rest = Enclosure(Marks(run, host), groups, above=1, table=table)
     report = await rest.end(0, unkillable_after=unkillable_after)
     rest.close()
-    for root in cgroups.find(f"forgectl-{run}"):  # whoever emptied it may have died before removing it
-        with contextlib.suppress(OSError):  # another host of the run, simulated on this machine, is in it
+    for root in cgroups.find(f"forgectl-{run}"):  # the agent that emptied it may have died before removing it
+        with contextlib.suppress(OSError):  # another host of the run, also on this machine, is in it
             root.path.rmdir()
     return report

@@ -1,4 +1,4 @@
-"""Whether a process that died of SIGKILL was killed by the kernel for want of memory, and how we know."""
+"""Finds out whether the kernel killed a process because memory ran out, and the evidence for it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 from forgectl.system import cgroups
 
 _VICTIM = re.compile(r"Killed process (\d+) \(|^oom-kill:.*,pid=(\d+),")
-_INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO: only there are the kernel's pids also ours
+_INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO: only in it do we and the kernel use the same pids
 
 
 class OomWitness:
-    """Notes the kernel's OOM counters and log position, and later says what has been added to them.
+    """Notes the kernel's OOM counters and log position, and later reports what was added to them.
 
-    The log names its victim, so it is exact; it takes privilege to read. A counter says only that somebody in
-    that cgroup was killed: together with a death by SIGKILL that none of us sent, it is good evidence.
+    The log names the victim, so it is exact, but reading it needs privileges. A counter shows only that some process
+    of that cgroup was killed. Together with a SIGKILL that none of us sent, it is good evidence.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        """Notes how things stand now. `folder`: the v2 cgroup of the mesh, where it has one of its own."""
+        """Note the counters now. `folder`: the mesh's own v2 cgroup, where it has one."""
         self._folder = folder
         self._noted: dict[Path, int] = {}
         self._victims: dict[int, str] = {}
@@ -28,14 +28,14 @@ class OomWitness:
         self.note()
 
     def note(self, pid: int | None = None) -> None:
-        """Remember how things stand in our own cgroups, or in those of `pid`: a rank that may be in others."""
+        """Note the counters of our own cgroups, or of those of `pid`: a rank may be in other cgroups."""
         for path in [*_counters_of(pid), *_counters_above(self._folder)]:
             count = _oom_kills(path)
             if count is not None:
                 self._noted.setdefault(path, count)
 
     def killed(self, pid: int) -> str | None:
-        """The evidence, in words, that `pid` was OOM-killed since; None where there is none."""
+        """The evidence, as text, that `pid` was OOM-killed since then; None if there is none."""
         self._read_kmsg()
         if pid in self._victims:
             return f"the kernel log says: {self._victims[pid]}"
@@ -52,7 +52,7 @@ class OomWitness:
             self._kmsg = None
 
     def _read_kmsg(self) -> None:
-        """One record a read; EPIPE: some were overwritten before we came; EAGAIN: that is all."""
+        """Each read gives one record. EPIPE: some were overwritten before we read them. EAGAIN: there are no more."""
         while self._kmsg is not None:
             try:
                 record = os.read(self._kmsg, 8192).decode(errors="replace")
@@ -90,7 +90,7 @@ def _counters_of(pid: int | None) -> list[Path]:
 
 
 def _counters_above(folder: Path | None) -> list[Path]:
-    """The nearest memory.events at or above a v2 cgroup: the memory controller need not reach down to it."""
+    """The nearest memory.events at or above a v2 cgroup: the memory controller may be enabled only above it."""
     for place in [folder, *folder.parents] if folder else []:
         if (place / "memory.events").exists():
             return [place / "memory.events"]

@@ -1,4 +1,4 @@
-"""Who belongs to a mesh, or to a whole run, found in the process table alone: for hosts without a cgroup."""
+"""Finds the processes of a mesh, or of a whole run, in the process table alone: for hosts without a cgroup."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from dataclasses import dataclass, field
 from forgectl.system.processes import Identity, ProcessTable, Stat
 
 _NEVER = frozenset({b"controller", b"agent"})
-_LISTINGS = 50  # where others keep starting processes; two are the rule
+_LISTINGS = 50  # enough where other programs keep starting processes; usually two suffice
 
 
 @dataclass(frozen=True)
 class Marks:
-    """What the environment of a process says when it belongs here; `mesh` None: any of the run and host."""
+    """The environment variables by which a process belongs here; with `mesh` None, to any mesh of the run and host."""
 
     run: str
     host: str
     mesh: str | None = None
 
     def match(self, environ: dict[bytes, bytes]) -> bool:
-        """Whether a process executed with `environ` belongs here by that alone.
+        """Whether `environ` alone shows that its process belongs here.
 
-        A fork server serves a mesh but is not of it; it is found only when a whole run is asked for.
+        A fork server serves a mesh but is not part of it: it matches only where `mesh` is None.
         """
         if environ.get(b"FORGE_RUN_ID") != self.run.encode() or environ.get(b"FORGE_HOST") != self.host.encode():
             return False
@@ -35,25 +35,25 @@ class Marks:
 
 @dataclass
 class Roots:
-    """What is known beforehand: whose processes, their sessions, descendants and children are looked for."""
+    """The processes known before a search. It looks for them, their sessions, descendants and children."""
 
     members: dict[int, Identity] = field(default_factory=dict)  # by pid: leaders, and all found earlier
     sessions: dict[int, Identity] = field(default_factory=dict)  # by session id: the leader that opened it
     servers: dict[int, Identity] = field(default_factory=dict)  # by pid: every child of theirs belongs here
-    spared: dict[int, Identity] = field(default_factory=dict)  # by pid: these do not, nor what is below them
+    spared: dict[int, Identity] = field(default_factory=dict)  # by pid: these and their descendants do not
 
 
 def sweep(
     table: ProcessTable, marks: Marks, roots: Roots, at_sight: Callable[[Identity], None] | None = None
 ) -> list[Stat]:
-    """The living processes that belong here, parents before children; `roots` learns them.
+    """The living processes that belong here, parents before children; they are added to `roots`.
 
-    Never this process, its ancestors, or any controller or agent (nor what only these have started).
-    `at_sight` is called for those that are plainly ours as soon as they are read, before they can fork and be gone.
+    It spares this process, its ancestors, and every controller and agent (and what only these have started). A process
+    that clearly belongs here is passed to `at_sight` as soon as it is read, before it can fork and exit.
     """
     boot = table.boot_id()
     known = set(roots.members.values())
-    spared = _line_of_this(table) | roots.spared.keys()
+    spared = _this_and_ancestors(table) | roots.spared.keys()
     stats: dict[int, Stat] = {}
     environs: dict[int, dict[bytes, bytes]] = {}
     for stat, environ in _examine(table):
@@ -75,10 +75,10 @@ def sweep(
 
 
 def _examine(table: ProcessTable) -> Iterator[tuple[Stat, dict[bytes, bytes]]]:
-    """Every process with its FORGE_ variables, listing again until a listing shows nobody new.
+    """Every process with its FORGE_ variables. It lists processes again until a listing shows no new one.
 
-    One listing proves nothing: a listed process may fork and be gone before it is read, its child unlisted. For
-    a moment within exec a process has no environment, so one without is read twice.
+    One listing proves nothing: a listed process may fork and exit before it is read, and its child is not listed. For
+    a moment during exec a process has no environment, so a process without one is read twice.
     """
     done: set[int] = set()
     blank: set[int] = set()
@@ -98,7 +98,7 @@ def _examine(table: ProcessTable) -> Iterator[tuple[Stat, dict[bytes, bytes]]]:
 
 
 def _forget_ended(stats: dict[int, Stat], roots: Roots, boot: str) -> None:
-    """Drop what no longer exists, before its number can be taken for somebody else's."""
+    """Drop processes that no longer exist, before another process can reuse their ids."""
 
     def exists(identity: Identity) -> bool:
         stat = stats.get(identity.pid)
@@ -109,7 +109,7 @@ def _forget_ended(stats: dict[int, Stat], roots: Roots, boot: str) -> None:
             del known[pid]
     used = {s.session for s in stats.values()}
     for sid, leader in list(roots.sessions.items()):
-        reused = sid in stats and not exists(leader)  # impossible while the session had a process left
+        reused = sid in stats and not exists(leader)  # only possible once the session has no process left
         if reused or (sid not in used and not exists(leader)):
             del roots.sessions[sid]
 
@@ -121,7 +121,7 @@ def _forge_variables(environ: bytes) -> dict[bytes, bytes]:
     return {name: value for name, _, value in pairs}
 
 
-def _line_of_this(table: ProcessTable) -> set[int]:
+def _this_and_ancestors(table: ProcessTable) -> set[int]:
     """This process and its ancestors."""
     line: set[int] = set()
     stat = table.stat(os.getpid())
@@ -132,9 +132,9 @@ def _line_of_this(table: ProcessTable) -> set[int]:
 
 
 def _descend(seeds: Iterable[int], stats: dict[int, Stat], spared: set[int]) -> set[int]:
-    """The seeds and all their descendants, except the spared ones and what is only below those.
+    """The seeds and all their descendants, except spared ones and what descends only from those.
 
-    A parent is never younger than its child: where it seems so, its pid was reused while the table was read.
+    A parent is never younger than its child. If it seems younger, its pid was reused while the table was read.
     """
     children: dict[int, list[int]] = defaultdict(list)
     for s in stats.values():

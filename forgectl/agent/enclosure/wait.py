@@ -1,4 +1,4 @@
-"""Waiting until processes have ended, without polling for it."""
+"""Waits until processes have ended, without polling."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from functools import partial
 from forgectl.system.cgroups import Cgroup, EmptyWatch
 from forgectl.system.processes import Identity, ProcessTable, open_pidfd
 
-_AT_ONCE = 128  # descriptors to spend on one wait; the rest get their turn in the next
-_POLL = 0.02  # seconds, where a kernel gives us nothing to wait on
-_TURN = 0.001  # seconds, so that a caller who looks again and again keeps nobody from running
+_AT_ONCE = 128  # descriptors in one wait; the other processes come in the next
+_POLL = 0.02  # seconds, where the kernel gives us no descriptor to wait on
+_TURN = 0.001  # seconds, so that a caller that waits again and again lets other tasks run
 
 
 async def all_ended(
     processes: Iterable[Identity],
     groups: Sequence[Cgroup],
     timeout: float,
-    bell: asyncio.Event,
+    wakeup: asyncio.Event,
     table: ProcessTable,
 ) -> None:
-    """Return when the processes have ended and the cgroups are empty, when `bell` rings, or after `timeout`.
+    """Return when the processes have ended and the cgroups are empty, when `wakeup` is set, or after `timeout` seconds.
 
-    With very many processes it returns when some have. So the caller has to look again.
+    With very many processes it returns when some have ended. So the caller has to look again.
     """
     loop = asyncio.get_running_loop()
     waiting: set[int] = set()
@@ -34,7 +34,7 @@ async def all_ended(
         loop.remove_reader(fd)
         waiting.discard(fd)
         if not waiting:
-            bell.set()
+            wakeup.set()
 
     def changed(watch: EmptyWatch) -> None:
         if not watch.populated():
@@ -56,7 +56,7 @@ async def all_ended(
             loop.add_reader(fd, partial(over, fd))
         limit = _POLL if blind else timeout if waiting else _TURN
         try:
-            await asyncio.wait_for(bell.wait(), max(_TURN, min(limit, timeout)))
+            await asyncio.wait_for(wakeup.wait(), max(_TURN, min(limit, timeout)))
         except asyncio.TimeoutError:
             pass
 
@@ -69,7 +69,7 @@ def _watch(group: Cgroup) -> EmptyWatch | None:
 
 
 def _pidfds(processes: Iterable[Identity], table: ProcessTable) -> tuple[list[int], bool]:
-    """Descriptors of those that still exist, and whether there was one for which none could be had."""
+    """Descriptors of those that still exist, and whether one of them could not be opened."""
     fds: list[int] = []
     for identity in processes:
         if len(fds) == _AT_ONCE:

@@ -1,4 +1,4 @@
-"""The agent's end of a fork server: ask it for forks, hear of exits, end it."""
+"""The agent's end of a fork server: asks it for forks, receives exits, ends it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from forgectl.system.processes import Identity, boot_id
 
 
 class ForkServerError(Exception):
-    """The fork server cannot serve; `detail` is a traceback or its output, where there is one."""
+    """The fork server cannot serve; `detail` is a traceback or its output, or empty."""
 
     def __init__(self, message: str, detail: str = "") -> None:
         super().__init__(message)
@@ -33,7 +33,7 @@ class ForkServerError(Exception):
 class ForkedProcess:
     """A process that a fork server forked. `exited` resolves to (wait status, unix time).
 
-    `orphaned` says how its server ended before it, where it did.
+    If its server ended before it, `orphaned` is how.
     """
 
     identity: Identity
@@ -48,7 +48,7 @@ class ForkServer:
     def __init__(self, warming: StartedForkServer, reaper: Reaper) -> None:
         self._log = warming.log
         self._pid = warming.pid
-        self._code: int | None = None  # its exit code, or the number of its signal, negative
+        self._code: int | None = None  # its exit code; a signal is negative
         self._socket = warming.socket
         self._reaper = reaper
         self._loop = asyncio.get_running_loop()
@@ -56,30 +56,30 @@ class ForkServer:
         self._asked: dict[int, asyncio.Future[ForkedProcess]] = {}
         self._children: dict[int, ForkedProcess] = {}
         self._outbox: list[tuple[bytes, list[int]]] = []
-        self._asked_for = False
+        self._was_checked = False  # whether somebody has read why it did not get warm, if it did not
         self.warm: asyncio.Future[None] = self._loop.create_future()
-        self.warm.add_done_callback(lambda f: f.cancelled() or f.exception())  # read or not, never logged
+        self.warm.add_done_callback(lambda f: f.cancelled() or f.exception())  # so asyncio never logs it as unread
         reaper.claim(self._pid, self._on_end)
         self._socket.setblocking(False)
         self._loop.add_reader(self._socket, self._on_message)
 
     @property
     def alive(self) -> bool:
-        """Whether the server can still be asked."""
+        """Whether the server can still take requests."""
         return self._socket.fileno() >= 0
 
     @property
     def spent(self) -> bool:
-        """Whether it has ended and somebody knows why: who wants one needs another."""
-        return not self.alive and self._asked_for
+        """Whether it has ended and somebody has read why: the next mesh needs another one."""
+        return not self.alive and self._was_checked
 
     def check_warm(self) -> None:
-        """Raise why it did not get warm, once `warm` is done."""
-        self._asked_for = True
+        """Raise ForkServerError if it did not get warm; call it once `warm` is done."""
+        self._was_checked = True
         self.warm.result()
 
     async def fork(self, request: dict[str, Any], fds: Sequence[int]) -> ForkedProcess:
-        """Have a child forked once the server is warm; raises ForkServerError."""
+        """Ask the server, once it is warm, to fork a child; raises ForkServerError."""
         await asyncio.shield(self.warm)
         if not self.alive:
             raise ForkServerError("the fork server is gone")
@@ -149,9 +149,9 @@ class ForkServer:
             self.stop()
 
     def _on_end(self, status: int) -> None:
-        """The server is gone, and its children with it (PR_SET_PDEATHSIG): they fall to the agent's reaper."""
+        """The server has ended, and its children with it (PR_SET_PDEATHSIG): the agent's reaper collects them."""
         self._code = os.waitstatus_to_exitcode(status)
-        while self.alive and self._on_message():  # what it still said, such as why it could not get warm
+        while self.alive and self._on_message():  # what it sent before, such as why it could not get warm
             pass
         self._hang_up()
         error = ForkServerError(self._how_ended(), self._log_end())
@@ -175,7 +175,7 @@ class ForkServer:
         return "\n".join(rank_logs.tail(self._log, lines=100, limit_bytes=4000))
 
     def stop(self) -> None:
-        """End the server at once; it holds nothing worth a farewell."""
-        if self._code is None:  # not collected yet: its pid is nobody else's
+        """SIGKILL the server: it has nothing to clean up."""
+        if self._code is None:  # not collected yet, so no other process has its pid
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)

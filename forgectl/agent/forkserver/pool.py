@@ -1,4 +1,4 @@
-"""The fork servers of an agent: one for all meshes that want the same interpreter, environment and preloads."""
+"""The fork servers of an agent: one for all meshes with the same interpreter, environment and preloads."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from forgectl.protocol.supervision import AgentConfig
 
 
 class ForkServers:
-    """Started when a mesh first needs one, or ahead of it (`warming`); ended when none does."""
+    """Starts a fork server when a mesh first needs it, and ends it when none does; `warming` were started before."""
 
     def __init__(self, config: AgentConfig, reaper: Reaper, warming: Iterable[StartedForkServer] = ()) -> None:
         self._config = config
         self._reaper = reaper
         self._servers = {w.plan: ForkServer(w, reaper) for w in warming}
-        reaper.reap()  # one may have ended already
+        reaper.reap()  # a server may have ended already
 
     def of(self, share: MeshShare) -> ForkServer:
-        """The fork server of a mesh's share; raises OSError, and KeyError for a secret that is not known."""
+        """The fork server of a mesh's share; raises OSError if it cannot start, KeyError for an unknown secret."""
         plan = self._plan(share)
         server = self._servers.get(plan)
         if server is None or server.spent:
@@ -32,7 +32,7 @@ class ForkServers:
         return server
 
     def keep(self, shares: Iterable[MeshShare]) -> None:
-        """End those that none of these needs."""
+        """End the servers that none of these needs."""
         wanted = {self._plan(share) for share in shares}
         for plan in [p for p in self._servers if p not in wanted]:
             self._servers.pop(plan).stop()

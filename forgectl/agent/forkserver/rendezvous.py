@@ -1,4 +1,4 @@
-"""The store of one generation: a TCPStore on a socket that was bound before anybody needed it."""
+"""The rendezvous store of one generation: a TCPStore on a socket that the agent bound before."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from forgectl.system.processes import die_with_parent
 
 
 def serve_store(parent: int, listener: int, unguarded: int, address: str, world_size: int) -> None:
-    """Be the store: serve on the descriptor `listener` until killed. Runs in a child of the fork server.
+    """Serve the store on the descriptor `listener` until killed. Runs in a child of the fork server.
 
-    Where it should keep other users out and cannot, it serves all the same, for launches have to work in every
-    container, and writes why to the descriptor `unguarded`. It closes that once this is known.
+    If it should keep other users out and cannot, it serves anyway, since launches must work in every container, and
+    writes why to the descriptor `unguarded`. It closes that descriptor once it knows.
     """
     os.setsid()
     die_with_parent(parent)
@@ -39,7 +39,7 @@ def serve_store(parent: int, listener: int, unguarded: int, address: str, world_
             use_libuv=True,
             timeout=timedelta(seconds=300),
         )
-        if guarded and not guarded.wait(10.0):  # it has let in the store's own client if it lets in anybody
+        if guarded and not guarded.wait(10.0):  # a guard that works has let in the store's own client by now
             report.write(b"this torch accepts connections in a way that cannot be guarded")
     while store:
         signal.pause()

@@ -1,7 +1,7 @@
 """The fork server: imports what a mesh preloads once, then forks ranks and stores in milliseconds.
 
-One thread, one loop, no CUDA, no monarch: a child inherits only what is safe to inherit. Its parent, the agent,
-speaks to it over a SOCK_SEQPACKET pair: a request is one JSON object with descriptors beside it.
+It has one thread and one loop, no CUDA and no monarch, so a child inherits only what is safe to inherit. It and its
+parent, the agent, talk over a SOCK_SEQPACKET pair. A request is one JSON object, with descriptors beside it.
 
     agent → server   {"fork": TOKEN, "what": "rank"|"store", …} + descriptors
     server → agent   {"warm": true} | {"cold": WHY, "traceback": TEXT}
@@ -34,20 +34,20 @@ Child = Callable[[], None]
 
 
 def main(arguments: list[str]) -> Child | None:
-    """Serve on the inherited descriptor until the agent goes; in a forked child return what it must run."""
+    """Serve on the inherited descriptor until the agent closes it; in a forked child, return what it must run."""
     agent = socket.socket(fileno=int(arguments[0]))
     agent.set_inheritable(False)
     die_with_parent(os.getppid())
     become_subreaper()
     setup = json.loads(agent.recv(PACKET))
     redaction.of_process()
-    gc.disable()  # imports make much and drop little: an eighth faster
+    gc.disable()  # imports make many objects and drop few: without the collector they are an eighth faster
     try:
         _preload(setup["workdir"], setup["preload"])
     except BaseException as e:
         agent.send(json.dumps(_why_cold(e)).encode())
         return None
-    gc.freeze()  # keep the collector from touching, and so copying, what the children share
+    gc.freeze()  # the collector must not touch, and so copy, the memory that the children share
     gc.enable()
     agent.send(b'{"warm": true}')
     return _Server(agent).serve()
@@ -59,7 +59,7 @@ _NO_MONARCH = "it imports monarch, whose threads do not survive a fork: import i
 def _preload(workdir: str, modules: list[str]) -> None:
     os.chdir(workdir)
     sys.path.insert(0, workdir)
-    # Last what every rank needs of ours. `__import__`, for the interpreter leaves its own frames out of tracebacks.
+    # Our own modules, which every rank needs, come last. `__import__` keeps importlib's frames out of tracebacks.
     for name in (*modules, "forgectl.rank.script", "forgectl.rank.stdio"):
         try:
             __import__(name)
@@ -71,7 +71,7 @@ def _preload(workdir: str, modules: list[str]) -> None:
 
 
 class _CannotPreloadError(Exception):
-    """A module of `preload:` cannot be imported; the cause says why."""
+    """A module of `preload:` cannot be imported; its `__cause__` is the reason."""
 
 
 def _why_cold(error: BaseException) -> dict[str, Any]:
@@ -112,24 +112,24 @@ class _Server:
 
     def _reap(self) -> None:
         for pid, status in collect_children():
-            self._tell({"exited": pid, "status": status, "time": time.time()})
+            self._send({"exited": pid, "status": status, "time": time.time()})
 
     def _fork(self, request: dict[str, Any], fds: list[int]) -> Child | None:
         sys.stdout.flush()
         try:
             pid = os.fork()
         except OSError as e:
-            self._tell({"refused": request["fork"], "why": str(e)})
+            self._send({"refused": request["fork"], "why": str(e)})
             pid = -1
         if pid == 0:
             return self._become_child(request, fds)
         for fd in fds:
             os.close(fd)
         if pid > 0:
-            pidfd = os.pidfd_open(pid)  # the child is not reaped yet: this can be nobody else
+            pidfd = os.pidfd_open(pid)  # the child is not reaped yet, so no other process has its pid
             identity = identify(pid)
             start_time = identity.start_time if identity else 0
-            self._tell({"forked": request["fork"], "pid": pid, "start_time": start_time}, [pidfd])
+            self._send({"forked": request["fork"], "pid": pid, "start_time": start_time}, [pidfd])
             os.close(pidfd)
         return None
 
@@ -149,7 +149,7 @@ class _Server:
 
         return begin(self.pid, request, fds)
 
-    def _tell(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
+    def _send(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
         data = json.dumps(message).encode()
-        with contextlib.suppress(OSError):  # the agent is gone: so shall we be, with the next read
+        with contextlib.suppress(OSError):  # the agent is gone: the next read ends this process too
             socket.send_fds(self.agent, [data], fds or [])

@@ -1,4 +1,4 @@
-"""The beginning of a fork server: its process, before anybody hears what it says."""
+"""Starts the process of a fork server; forks.py then reads what it sends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from forgectl.model.plan import ForkServerPlan
 
 @dataclass(frozen=True)
 class StartedForkServer:
-    """A fork server that has been started, with our end of what it is spoken to through."""
+    """A fork server that has been started, with our end of its socket."""
 
     plan: ForkServerPlan
     log: Path
@@ -30,18 +30,18 @@ def begin(plan: ForkServerPlan, log: Path) -> StartedForkServer:
 
 
 def fields(plan: ForkServerPlan, log: Path) -> list[bytes]:
-    """What the agent's first process reads of a fork server."""
+    """What the agent's first process (bootstrap.py) reads of a fork server."""
     setup = {"workdir": plan.workdir, "preload": list(plan.preload)}
     variables = [os.fsencode(f"{name}={value}") for name, value in plan.env]
-    told = [os.fsencode(plan.python), os.fsencode(log), json.dumps(setup).encode(), b"%d" % len(variables)]
-    return [*told, *variables]
+    head = [os.fsencode(plan.python), os.fsencode(log), json.dumps(setup).encode(), b"%d" % len(variables)]
+    return [*head, *variables]
 
 
 def log_of(run_dir: Path, host: str, number: int) -> Path:
-    """Where the host's fork server of that number writes what it says."""
+    """The log of the host's fork server of that number."""
     return run_dir / "agents" / f"{host}.forkserver-{number}.log"
 
 
 def lock_of(run_dir: Path, host: str) -> Path:
-    """What the host's one agent of the run holds."""
+    """The lock that the run's one agent on the host holds."""
     return run_dir / "agents" / f"{host}.lock"

@@ -1,11 +1,11 @@
-"""Lets only this user and root dial a store on the loopback address, which every user of a machine can dial.
+"""Admits only this user and root to a store on the loopback address, which every user of the machine can dial.
 
-torch accepts the connections of a store itself and asks nobody who they are. So the kernel hands each `accept` of
-torch's threads to a thread of ours (seccomp_unotify(2)), which accepts in its place and gives it those who may come
-in. No byte goes another way than without us, and there is no second port, as there would be behind a relay.
+torch accepts the connections of a store itself and does not check who dials. So the kernel hands each `accept` of
+torch's threads to a thread of ours (seccomp_unotify(2)). It accepts instead, and returns the clients that it admits.
+Bytes flow as they would without us, and there is no second port, which a proxy would need.
 
-The manual warns of deciding on calls in this way: the thread that makes one could change what was looked at. That
-thread is torch's here, not an adversary's, and no call that it made is ever continued.
+The manual warns against such decisions about calls: the calling thread could change what was inspected. Here that
+thread is torch's, not an adversary's, and none of its calls is ever continued.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ _ALLOW, _NOTIFY, _FAIL = 0x7FFF0000, 0x7FC00000, 0x00050000
 _LOAD_NUMBER, _IF_EQUAL, _RETURN = 0x20, 0x15, 0x06  # instructions of classic BPF; the call's number is at offset 0
 _RECEIVE, _ANSWER = 0xC0502100, 0xC0182101
 _CALL_BYTES = 80
-_CALLER_LEFT = (errno.ENOENT, errno.EINTR)  # a signal took the store out of its call: it will call again
+_CALLER_LEFT = (errno.ENOENT, errno.EINTR)  # a signal interrupted the store's call: it will call again
 
 REFUSED_AT_ONCE = 16
-"""So many others are turned away before the store turns to its clients again, however many there are."""
+"""Connections of other users that are refused in one call, before the store serves its clients again."""
 
 
 def guard(listener: socket.socket) -> threading.Event:
-    """Guard what this thread, and those that it starts, accept from now on. Raises OSError where that cannot be.
+    """Guard what this thread, and threads that it starts, accept from now on. Raises OSError if that is impossible.
 
-    Whatever they say that they accept from, they get clients of `listener`, whose sockets do not block. The event is
-    set once a first one was let in.
+    Whatever socket they pass to accept, they get clients of `listener`, as sockets that do not block. The event is set
+    once the first client was admitted.
     """
     listener.setblocking(False)
     peers = Peers(listener)
     calls: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     guarded = threading.Event()
-    # Started first: it must not be guarded itself.
+    # This thread starts first, as it must not be guarded itself.
     threading.Thread(target=_serve, args=(listener, peers, calls, guarded), name="store guard", daemon=True).start()
     try:
         calls.put(_hand_over_accepts())
@@ -66,7 +66,7 @@ class _Program(ctypes.Structure):
 
 
 def _hand_over_accepts() -> int:
-    """The descriptor at which this thread's accepts are to be answered; raises OSError."""
+    """Make the kernel hand over this thread's accepts; the descriptor at which to answer them. Raises OSError."""
     if os.uname().machine not in _CALLS:
         raise OSError(errno.EOPNOTSUPP, f"seccomp's numbers on {os.uname().machine} are not known")
     seccomp, accept, accept4 = _CALLS[os.uname().machine]
@@ -74,7 +74,7 @@ def _hand_over_accepts() -> int:
         (_LOAD_NUMBER, 0, 0, 0),
         (_IF_EQUAL, 4, 0, accept),
         (_IF_EQUAL, 3, 0, accept4),
-        (_IF_EQUAL, 1, 0, _IO_URING_SETUP),  # by which one could accept without a call; libuv does without
+        (_IF_EQUAL, 1, 0, _IO_URING_SETUP),  # io_uring could accept without a call; libuv works without it
         (_RETURN, 0, 0, _ALLOW),
         (_RETURN, 0, 0, _FAIL | errno.ENOSYS),
         (_RETURN, 0, 0, _NOTIFY),
@@ -103,11 +103,11 @@ def _serve(
                 guarded.set()
     except BaseException:
         traceback.print_exc()
-    os._exit(1)  # a store without a guard lets nobody in, but looks alive
+    os._exit(1)  # a store without its guard admits nobody, but looks alive
 
 
 def _answer(notified: int, listener: socket.socket, peers: Peers) -> bool:
-    """Wait for one accept of the store's and make it; whether somebody was let in."""
+    """Wait for one accept of the store and make it; whether a client was admitted."""
     call = bytearray(_CALL_BYTES)
     try:
         fcntl.ioctl(notified, _RECEIVE, call)
@@ -125,21 +125,21 @@ def _answer(notified: int, listener: socket.socket, peers: Peers) -> bool:
         fcntl.ioctl(notified, _ANSWER, bytearray(answer))
     except OSError as e:
         if e.errno in _CALLER_LEFT:
-            return False  # and the client is closed with its object
+            return False  # closes the client, too, with its object
         raise
     if client is None:
         return False
-    client.detach()  # it is the store's now
+    client.detach()  # the store owns it now
     return True
 
 
 def _admit(listener: socket.socket, peers: Peers) -> socket.socket:
-    """The next client that may come in; raises OSError as accept does."""
-    welcome = {0, os.geteuid()}
+    """The next client of this user or root; raises OSError as accept does."""
+    allowed = {0, os.geteuid()}
     for _ in range(REFUSED_AT_ONCE):
         client, _ = listener.accept()
-        if peers.uid(client) in welcome:
+        if peers.uid(client) in allowed:
             client.setblocking(False)
             return client
         client.close()
-    raise BlockingIOError(errno.EAGAIN, "nobody who may come in yet")
+    raise BlockingIOError(errno.EAGAIN, "no client of this user yet")

@@ -1,1 +1,1 @@
-"""What `forgectl check` concludes from what hosts have. Pure."""
+"""What `forgectl check` concludes from the facts of hosts. Pure."""

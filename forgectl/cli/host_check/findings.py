@@ -1,4 +1,4 @@
-"""What is wrong with hosts, or might become so, from what was found on them and what a spec wants. Pure."""
+"""Problems of hosts, present and possible ones, from what was found on them and what a spec wants. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 WORST = (65, 77, 69, 75)
-"""Exit codes, the one that decides first: a bad spec, ssh that refuses, what cannot work, what is taken."""
+"""Exit codes, the deciding one first: a bad spec, ssh refused, something cannot work, something is taken."""
 UNFIT = 69
 OLDEST_PYTHON = (3, 10)
 CLOCK_WARNING, CLOCK_ERROR = 1.0, 30.0  # seconds
@@ -31,7 +31,7 @@ LEAST_DISK, LEAST_DISK_SHARE = 2 << 30, 0.05
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to know of hosts. `code`: the exit code that an error stands for."""
+    """One problem of some hosts. `code`: the exit code of an error; 0 for a warning or note."""
 
     severity: Severity
     hosts: tuple[str, ...]
@@ -42,7 +42,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Target:
-    """A host as the spec has it; `ssh` is None where it is this machine."""
+    """A host of the spec; `ssh` is None if it is this machine."""
 
     name: str
     ssh: str | None
@@ -50,13 +50,13 @@ class Target:
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
-    """The code of the worst error; 0 where there is none."""
+    """The code of the worst error; 0 if there is none."""
     codes = {f.code for f in findings if f.severity == "error"}
     return next((code for code in WORST if code in codes), max(codes, default=0))
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:
-    """The worst first; what is true of several hosts is said once."""
+    """The findings, worst first; equal ones of several hosts become one."""
     folded: dict[Finding, list[str]] = defaultdict(list)
     for f in findings:
         folded[replace(f, hosts=())] += f.hosts
@@ -65,7 +65,7 @@ def in_order(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def of_error(hosts: tuple[str, ...], error: ForgeError) -> Finding:
-    """An error of one host, or of placing the spec on all."""
+    """The finding for an error of one host, or of placing the spec on all hosts."""
     message = error.message
     for name in hosts:
         message = message.removeprefix(f"host {name}: ")
@@ -73,7 +73,7 @@ def of_error(hosts: tuple[str, ...], error: ForgeError) -> Finding:
 
 
 def of_spec(error: SpecError) -> Iterator[Finding]:
-    """Each problem of a spec."""
+    """A finding for each problem of a spec."""
     for problem in error.problems:
         yield Finding("error", (), problem.render(error.source), error.hint, error.exit_code)
 
@@ -81,7 +81,7 @@ def of_spec(error: SpecError) -> Iterator[Finding]:
 def of_hosts(
     targets: Mapping[str, Target], examined: Mapping[str, Examined], wants: Mapping[str, Wants]
 ) -> Iterator[Finding]:
-    """What each host that was reached has or lacks, and in what they differ."""
+    """Findings about the hosts that were reached: what they lack, and where they differ."""
     yield from _lacking(targets, examined, wants)
     for name, e in examined.items():
         yield from _of_gpus(name, targets[name], e.found, wants[name])
@@ -96,7 +96,7 @@ def of_hosts(
 def _lacking(
     targets: Mapping[str, Target], examined: Mapping[str, Examined], wants: Mapping[str, Wants]
 ) -> Iterator[Finding]:
-    """Interpreters that cannot be run, and packages that they lack: of all hosts at once, with the cure."""
+    """Interpreters that cannot be run, and packages that they lack: for all hosts at once, with the command to run."""
     lacking: dict[tuple[str, tuple[str, ...]], list[Target]] = defaultdict(list)
     for name, e in examined.items():
         for python, packages in wants[name].packages.items():
@@ -151,7 +151,7 @@ def _of_files(name: str, found: Examination, wants: Wants) -> Iterator[Finding]:
         if not space.there and space.path != found.root:
             message = f"workdir {space.path} is not there"
             yield Finding("error", (name,), message, "`sync: content` would copy it there", UNFIT)
-    for space in {(s.total, s.free): s for s in reversed(found.disks)}.values():  # one of each file system
+    for space in {(s.total, s.free): s for s in reversed(found.disks)}.values():  # one path of each file system
         if space.total and space.free < max(LEAST_DISK, LEAST_DISK_SHARE * space.total):
             yield Finding("warning", (name,), f"only {show_bytes(space.free)} are free where {space.path} is")
     if not wants.ranks:
@@ -177,12 +177,12 @@ def _of_limits(name: str, found: Examination, wants: Wants) -> Iterator[Finding]
 
 
 def _of_skew(what: str, values: Mapping[str, list[str]]) -> Iterator[Finding]:
-    """The few against the many; where neither are more, all of them."""
+    """A finding for each minority value; if no value has a majority, one finding with all values."""
     (usual, many), *others = values.items()
     hint = f"ranks that work together want one {what}"
     if len(many) == len(others[0][1]):
-        said = "; ".join(f"{value} on {_some(hosts)}" for value, hosts in values.items())
-        yield Finding("warning", tuple(h for hosts in values.values() for h in hosts), f"{what} differs: {said}", hint)
+        each = "; ".join(f"{value} on {_some(hosts)}" for value, hosts in values.items())
+        yield Finding("warning", tuple(h for hosts in values.values() for h in hosts), f"{what} differs: {each}", hint)
         return
     for value, hosts in others:
         yield Finding("warning", tuple(hosts), f"{what} is {value}; on {len(many)} other hosts it is {usual}", hint)
@@ -193,7 +193,7 @@ def _some(hosts: list[str]) -> str:
 
 
 def _one_machine(targets: Mapping[str, Target], examined: Mapping[str, Examined]) -> Iterator[Finding]:
-    """Names of ssh that lead to one machine: they share its GPUs."""
+    """Names of hosts that are one machine, and so share its GPUs."""
     machines: dict[str, list[str]] = defaultdict(list)
     for name, e in examined.items():
         machines[e.found.boot_id].append(name)
@@ -205,7 +205,10 @@ def _one_machine(targets: Mapping[str, Target], examined: Mapping[str, Examined]
 def of_reach(
     reach: Mapping[tuple[str, str], Mapping[str, str | None]], needed: Collection[tuple[str, str]] | None
 ) -> Iterator[Finding]:
-    """Hosts that others do not reach at any one address. `needed`: the pairs that the spec cannot do without."""
+    """Hosts that others do not reach at any single address.
+
+    `needed`: the pairs that the spec needs, for which that is an error; None if they are not known.
+    """
     for to in dict.fromkeys(to for _, to in reach):
         of_host = {start: tried for (start, end), tried in reach.items() if end == to}
         addresses = dict.fromkeys(a for tried in of_host.values() for a in tried)

@@ -1,4 +1,4 @@
-"""What hosts have in common and in what they differ: facts as short texts, folded by host. Pure."""
+"""What hosts have in common and where they differ: facts as short texts, grouped by value. Pure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 ROOMY = 100 * GIB
-"""Bytes of free disk from which on the number does not matter."""
+"""Bytes of free disk above which the exact number does not matter."""
 IN_STEP = 1.0
-"""Seconds that a clock may be off."""
+"""Seconds by which a clock may be wrong."""
 _PACKAGES = ("torch", "CUDA", "NCCL", "pyzmq")
 _NONE = "none"
 _UNLIMITED = "unlimited"
@@ -26,14 +26,14 @@ _UNLIMITED = "unlimited"
 
 @dataclass(frozen=True)
 class Folded:
-    """Facts by label: `alike` has those with one value on all hosts, `apart` the hosts of each value."""
+    """Facts by label: `alike` has those with the same value on all hosts, `apart` the hosts of each value."""
 
     alike: dict[str, str]
     apart: dict[str, dict[str, list[str]]]
 
 
 def fold(facts: Mapping[str, Mapping[str, str]]) -> Folded:
-    """Facts by host and label, folded; a host that does not have a label counts as "none" for it."""
+    """Fold facts by host and label; a host without a label has the value "none" for it."""
     labels = dict.fromkeys(label for of_host in facts.values() for label in of_host)
     apart: dict[str, dict[str, list[str]]] = {}
     for label in labels:
@@ -46,7 +46,7 @@ def fold(facts: Mapping[str, Mapping[str, str]]) -> Folded:
 
 
 def facts_of(examined: Examined) -> dict[str, str]:
-    """What is worth comparing at a glance, by label."""
+    """Label → value, for the facts of a host that are shown for comparison."""
     found = examined.found
     facts: dict[str, str] = {}
     for python, interpreter in found.interpreters.items():
@@ -80,7 +80,7 @@ def _gpus(found: Examination) -> str:
 
 
 def skews(examined: Mapping[str, Examined], wants: Mapping[str, Wants]) -> Iterator[tuple[str, dict[str, list[str]]]]:
-    """(what, value → hosts) for each thing that should be the same wherever ranks work together, and is not."""
+    """(name, value → hosts) for each version that differs, though ranks that work together need the same one."""
     pythons = dict.fromkeys(p for e in examined.values() for p in e.found.interpreters)
     for python in pythons:
         of = f" of {python}" if python else ""

@@ -1,4 +1,4 @@
-"""What the meshes of a spec want of each host that they may land on. Pure."""
+"""What the meshes of a spec need on each host where they may be placed. Pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from forgectl.spec.model import Host, Spec
 
 OWN = ""
-"""Stands for the interpreter of a host, where a mesh names no other."""
+"""Stands for the host's own interpreter, for meshes that name no other."""
 
 
 @dataclass
 class Wants:
-    """What is wanted of a host: packages by interpreter, and GPUs if any. `ranks`: of others than a driver's."""
+    """What a host needs: packages by interpreter. `gpus`: a mesh needs GPUs; `ranks`: a mesh other than a driver."""
 
     packages: dict[str, set[str]] = field(default_factory=dict)
     gpus: bool = False
@@ -26,10 +26,10 @@ class Wants:
 
 
 def wants_of(spec: Spec) -> dict[str, Wants]:
-    """By host; a mesh that names none may land on any that takes it."""
+    """Host → what it needs. A mesh that names no hosts may be placed on any host that takes it."""
     wants = {host.name: Wants({OWN: {"psutil"}}) for host in spec.all_hosts}
     for unit in units_of(spec):
-        for host in _may_land(unit, spec):
+        for host in _possible_hosts(unit, spec):
             want = wants[host.name]
             want.packages.setdefault(unit.python or OWN, set()).update(_packages(unit, spec))
             want.gpus = want.gpus or unit.with_gpus
@@ -38,7 +38,7 @@ def wants_of(spec: Spec) -> dict[str, Wants]:
     return wants
 
 
-def _may_land(unit: Unit, spec: Spec) -> list[Host]:
+def _possible_hosts(unit: Unit, spec: Spec) -> list[Host]:
     if unit.kind == "driver":
         return [host for host in spec.all_hosts if host.local][:1]
     if isinstance(unit.hosts, tuple):
@@ -51,6 +51,6 @@ def _has_actors(unit: Unit, spec: Spec) -> bool:
 
 
 def _packages(unit: Unit, spec: Spec) -> set[str]:
-    """By the names that pip has for them."""
+    """The pip names of the packages that a mesh needs."""
     torch = {"torch"} if "torch" in unit.preload else set()
     return torch | ({"pyzmq", "cloudpickle"} if _has_actors(unit, spec) else set())

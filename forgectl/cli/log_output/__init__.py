@@ -1,1 +1,1 @@
-"""Rank logs as `forgectl logs` and a launch in the foreground write them."""
+"""Reads rank logs and prints them, for `forgectl logs` and for a launch in the foreground."""

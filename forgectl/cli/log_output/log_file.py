@@ -1,4 +1,4 @@
-"""Reads one rank's log onward, while the rank writes and the agent drops its oldest part."""
+"""Reads one rank's log step by step, while the rank writes it and the agent drops its oldest part."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from forgectl.system.log_cap import next_data
 
 CHUNK = 256 * 1024
-"""Bytes that one read takes at most."""
+"""Most bytes of one read."""
 
 
 @dataclass(frozen=True)
 class Read:
-    """What one read gave: `dropped` bytes are gone from the log just before `data`."""
+    """The result of one read: `dropped` bytes are missing from the log just before `data`."""
 
     dropped: int
     data: bytes
@@ -25,7 +25,7 @@ NOTHING = Read(0, b"")
 
 
 class LogFile:
-    """A place in a log that need not exist yet. Holds no descriptor, so any number can be followed."""
+    """A position in a log, which need not exist yet. It holds no descriptor, so any number can be followed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -33,7 +33,7 @@ class LogFile:
         self.stop: int | None = None
 
     def start_at_last(self, lines: int) -> None:
-        """Skip to the last `lines` lines of what is there now; a log that comes later is read in full."""
+        """Skip to the last `lines` lines of the present content; a log that appears later is read in full."""
         size = self._size()
         if size == 0:
             return
@@ -41,17 +41,17 @@ class LogFile:
             self.offset = _start_of_last(file.fileno(), size, lines)
 
     def stop_here(self) -> None:
-        """Read what is there now, but nothing that is written later."""
+        """Read only up to the present end of the log."""
         if self.stop is None:
             self.stop = self._size()
 
     @property
     def at_end(self) -> bool:
-        """Whether all up to `stop_here` has been read."""
+        """Whether everything up to the end set by `stop_here` has been read."""
         return self.stop is not None and self.offset >= self.stop
 
     def read(self) -> Read:
-        """The next bytes, at most CHUNK; NOTHING where there is nothing new."""
+        """The next bytes, at most CHUNK; NOTHING if there are no new ones."""
         size = self._size()
         if size < self.offset:  # somebody emptied the log
             self.offset = 0
@@ -69,7 +69,7 @@ class LogFile:
         dropped = 0
         while True:
             data = os.pread(fd, min(CHUNK, size - self.offset), self.offset)
-            # Zeros are a hole, made before or while this was read, or else the rank wrote them.
+            # Zeros are a hole, made before or during this read, or the rank wrote them.
             begin = next_data(fd, self.offset, size) if b"\0" in data else self.offset
             if begin == self.offset:
                 self.offset += len(data)
@@ -86,7 +86,7 @@ class LogFile:
 
 
 def _start_of_last(fd: int, size: int, lines: int) -> int:
-    """Where the last `lines` lines begin; 0 where there are fewer, so that a hole before them is told of."""
+    """Where the last `lines` lines begin; 0 if there are fewer, so that a hole before them is reported."""
     if lines <= 0:
         return size
     begin = next_data(fd, 0, size)

@@ -1,4 +1,4 @@
-"""Follows the logs of many ranks at once, in bounded memory, and hands on whole lines."""
+"""Follows the logs of many ranks at once, in bounded memory, and returns whole lines."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from forgectl.cli.log_output.log_file import LogFile
 
 LONGEST_LINE = 64 * 1024
-"""Bytes of an unfinished line that are kept; a longer one is handed on in parts."""
+"""Most bytes of an unfinished line that are kept; a longer one is returned in parts."""
 
 PATIENCE = 1.0
-"""Seconds after which an unfinished line is handed on as it is."""
+"""Seconds after which an unfinished line is returned as it is."""
 
 PROGRESS_EVERY = 5.0
 """Seconds between two states of one progress bar on a terminal."""
@@ -21,7 +21,7 @@ PROGRESS_EVERY = 5.0
 
 @dataclass(frozen=True)
 class LogSource:
-    """A log and what to call it, such as "trainer/3@gpu01"."""
+    """A log and its label, for example "trainer/3@gpu01"."""
 
     label: str
     path: Path
@@ -29,17 +29,17 @@ class LogSource:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Bytes of one log: whole lines, but for a last one that is too long or has not ended for a while."""
+    """Bytes of one log: whole lines, except for a last line that is too long or has not ended for a while."""
 
     source: LogSource
     data: bytes
 
 
 class LogStream:
-    """New output of all logs that were added, until they were ended and are read to their ends.
+    """The new output of all added logs, until they are ended and have been read to their ends.
 
-    Off a terminal the chunks of a source, put together, are its log byte for byte, plus a marker where a part
-    was dropped. For a terminal a line that carriage returns rewrite is handed on now and then, as a line.
+    Without a terminal, the chunks of a source together are its log, byte for byte, plus a marker where a part was
+    dropped. For a terminal, a line that carriage returns rewrite is returned now and then, as a line of its own.
     """
 
     def __init__(self, *, terminal: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
@@ -51,7 +51,7 @@ class LogStream:
     def add(self, source: LogSource, last: int | None = None) -> None:
         """Follow one more log, from the beginning or from its `last` lines; it need not exist yet.
 
-        It ends the log that had its label: a rank's next generation begins when the one before is gone.
+        An earlier log with the same label is ended: a rank's next generation begins when the previous one is gone.
         """
         before = self._newest.get(source.label)
         if source == before:
@@ -64,7 +64,7 @@ class LogStream:
             log.file.start_at_last(last)
 
     def end(self) -> None:
-        """Nothing more will be written: each log is forgotten once it is read to its end."""
+        """Note that nothing more will be written: each log is dropped once it is read to its end."""
         for log in self._logs.values():
             log.file.stop_here()
 
@@ -74,7 +74,7 @@ class LogStream:
         return not self._logs
 
     def poll(self) -> Iterator[Chunk]:
-        """One round: a bounded part of what each log has that is new. Nothing at all means: wait a little."""
+        """Read a bounded part of the new output of each log. If it yields nothing, the caller should wait a little."""
         for source, log in list(self._logs.items()):
             for data in log.advance():
                 yield Chunk(source, data)
@@ -83,7 +83,7 @@ class LogStream:
 
 
 def read_all(sources: Iterable[LogSource], last: int | None = None, *, terminal: bool = False) -> Iterator[Chunk]:
-    """What the logs hold now, one after the other."""
+    """The present content of the logs, one after the other."""
     for source in sources:
         stream = LogStream(terminal=terminal)
         stream.add(source, last)
@@ -93,7 +93,7 @@ def read_all(sources: Iterable[LogSource], last: int | None = None, *, terminal:
 
 
 class _FollowedLog:
-    """One log, and its line that has not ended yet."""
+    """One log, and its unfinished line."""
 
     def __init__(self, file: LogFile, terminal: bool, clock: Callable[[], float]) -> None:
         self.file = file
@@ -101,12 +101,12 @@ class _FollowedLog:
         self._clock = clock
         self._partial = b""
         self._since = 0.0  # when the unfinished line began, by the clock
-        self._shown = b""  # the state of the progress bar that was handed on, and when
+        self._shown = b""  # the state of the progress bar that was last returned, and when
         self._shown_at = float("-inf")
-        self._open = False  # what was handed on so far ends within a line
+        self._open = False  # whether the output so far ends inside a line
 
     def advance(self) -> Iterator[bytes]:
-        """Read once, and hand on what is ready."""
+        """Read once, and yield what is ready."""
         read = self.file.read()
         if read.dropped:
             yield from self._hand_on(self._partial)
@@ -134,7 +134,7 @@ class _FollowedLog:
             self._partial = b""
 
     def _late(self) -> Iterator[bytes]:
-        """The unfinished line, where it is time: at the end, or when it has been waiting for long."""
+        """Yield the unfinished line if it is time: at the end of the log, or after a while."""
         now = self._clock()
         if self.file.at_end or now - self._since >= PATIENCE:
             if not self._terminal or b"\r" not in self._partial or self.file.at_end:
@@ -151,7 +151,7 @@ class _FollowedLog:
 
 
 def _latest(line: bytes) -> bytes:
-    """A rewritten line without the states that can no longer be seen, still marked as rewritten."""
+    """A rewritten line without its earlier states, which nobody can see any more, still marked as rewritten."""
     before, _, state = line.rpartition(b"\r")
     if state.strip():
         return b"\r" + state

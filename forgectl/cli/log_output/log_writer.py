@@ -1,4 +1,4 @@
-"""Writes chunks of rank logs where the user reads them: `trainer/3@gpu01 │ line`."""
+"""Writes chunks of rank logs for the user: `trainer/3@gpu01 │ line`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ WIDEST_LABEL = 32
 """Columns up to which shorter labels are padded on a terminal."""
 
 PALETTE = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
-"""SGR colors of the meshes, by order of appearance: red is left to errors, black and white to backgrounds."""
+"""SGR colors of the meshes, in order of appearance: without red, which is for errors, and black and white."""
 
 
 class ByteStream(Protocol):
-    """What is written to: `sys.stdout.buffer`, for one."""
+    """A stream to write to, for example `sys.stdout.buffer`."""
 
     def write(self, data: bytes, /) -> object: ...
 
@@ -23,10 +23,10 @@ class ByteStream(Protocol):
 
 
 class LogWriter:
-    """Prefixes lines. On a terminal they are made harmless, colored and aligned; elsewhere their bytes stay.
+    """Adds a prefix to lines. On a terminal they are made harmless, colored and aligned; elsewhere their bytes stay.
 
-    Elsewhere a line whose source has not ended it goes on where it was left, unless another source writes
-    meanwhile, which starts a line of its own. Errors of the stream (BrokenPipeError) are the caller's.
+    Elsewhere, the next chunk of a source continues its unfinished line, unless another source has written meanwhile:
+    then it starts a new line. Errors of the stream (BrokenPipeError) are raised.
     """
 
     def __init__(self, stream: ByteStream, *, terminal: bool = False, color: bool = False, prefix: bool = True) -> None:
@@ -36,7 +36,7 @@ class LogWriter:
         self._prefix = prefix
         self._colors: dict[str, int] = {}
         self._width = 0
-        self._open: LogSource | None = None  # whose line was left unfinished
+        self._open: LogSource | None = None  # the source whose line is unfinished
 
     def write(self, chunk: Chunk) -> None:
         """Write and flush one chunk."""

@@ -1,4 +1,4 @@
-"""Fits a line by data-parallel training. It runs under torchrun just as well."""
+"""Fits a line by data-parallel training. It also runs under torchrun."""
 
 import argparse
 import os
@@ -16,7 +16,7 @@ def main() -> None:
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     dist.init_process_group("nccl" if cuda else "gloo")
-    torch.manual_seed(dist.get_rank())  # each rank sees data of its own
+    torch.manual_seed(dist.get_rank())  # each rank uses its own data
     model = DistributedDataParallel(torch.nn.Linear(1, 1).to(device))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(1, steps + 1):
@@ -27,7 +27,7 @@ def main() -> None:
         optimizer.step()
         if dist.get_rank() == 0 and step % 10 == 0:
             print(f"step {step}: loss {loss.item():.4f}")
-    del model  # before its process group: the other way round torch can hang in gloo's last threads
+    del model  # before its process group: in the other order torch can hang in gloo's last threads
     dist.destroy_process_group()
 
 

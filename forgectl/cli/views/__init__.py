@@ -1,1 +1,1 @@
-"""What commands show."""
+"""Tables, reports and JSON documents that commands print."""

@@ -1,4 +1,4 @@
-"""What `forgectl check` shows: what hosts have in common, in what they differ, then what to know of them."""
+"""What `forgectl check` shows: what hosts have in common, where they differ, then the findings."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def check_json(
 
 
 def check_table(hosts: Sequence[str], examined: Mapping[str, Examined], findings: Sequence[Finding]) -> RenderableType:
-    """The same for reading, at 80 columns and more."""
+    """The same as tables for people, at 80 columns and more."""
     folded = fold({name: facts_of(examined[name]) for name in hosts if name in examined})
     parts: list[RenderableType] = []
     if folded.alike:
@@ -67,7 +67,7 @@ def _alike(folded: Folded, reached: Sequence[str], count: int) -> Text:
 
 
 def _apart(folded: Folded) -> Table:
-    """A line a value, those that most hosts have first."""
+    """A row for each value; the values of most hosts come first."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for heading in ("FACT", "VALUE", "HOSTS"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "FACT")
@@ -91,14 +91,14 @@ def _findings(findings: Sequence[Finding], hosts: Sequence[str]) -> Table:
 
 
 def _names(hosts: Sequence[str]) -> Text:
-    """The short form of names, which may be broken after each comma outside of brackets."""
+    """The short form of names. A line may break after each comma outside brackets."""
     return plain(re.sub(r",(?![^\[]*\])", ", ", compress(hosts)))
 
 
 def _verdict(findings: Sequence[Finding], hosts: int, reached: int) -> Text:
     counts = {severity: sum(f.severity == severity for f in findings) for severity in SEVERITIES}
-    said = ", ".join(f"{n} {severity}{'s' * (n > 1)}" for severity, n in counts.items() if n)
+    summary = ", ".join(f"{n} {severity}{'s' * (n > 1)}" for severity, n in counts.items() if n)
     s = "s" * (hosts > 1)
     if counts["error"]:
-        return Text(f"not ready: {said}; {reached} of {hosts} host{s} reached", style="bold red")
-    return Text(f"ready: {hosts} host{s}" + (f", {said}" if said else ""), style="green")
+        return Text(f"not ready: {summary}; {reached} of {hosts} host{s} reached", style="bold red")
+    return Text(f"ready: {hosts} host{s}" + (f", {summary}" if summary else ""), style="green")

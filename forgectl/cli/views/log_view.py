@@ -1,4 +1,4 @@
-"""Shows the logs of one mesh, or of a service's: all there is, or on and on until it has ended."""
+"""Shows the logs of a mesh, or of a service's meshes: all that exists, or until they have ended."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from forgectl.protocol.control import BringLogs, FollowLogs, LogsHome
 from forgectl.wire.unix_sockets import Connection
 
 IDLE_SECONDS = 0.05
-"""How long to wait before looking again after nothing new was found; a look is one system call a log."""
+"""The pause after nothing new was found; looking again takes one system call per log."""
 
 SLOW_SECONDS = 3.0
+"""Time after which the user sees that logs are being fetched."""
 BRING_SECONDS = 60.0
-"""How long logs may take to come before a word is said, and then before what there is has to do."""
+"""Further time after which the logs are shown as they are."""
 STATE_SECONDS = 0.5
 """How often a follower asks for the mesh's state."""
 
@@ -31,65 +32,71 @@ STATE_SECONDS = 0.5
 def show_logs(
     run: RunDir, meshes: tuple[str, ...], *, follow: bool, last: int | None, ranks: frozenset[int] | None, prefix: bool
 ) -> None:
-    """Write logs to stdout: those of the current generation, and of later ones if following."""
+    """Write logs to stdout: those of the current generation, and with `follow` those of later ones.
+
+    Raises NotFoundError for a rank that the mesh does not have.
+    """
     terminal = sys.stdout.isatty()
     writer = LogWriter(sys.stdout.buffer, terminal=terminal, color=render.wants_color(sys.stdout), prefix=prefix)
-    absent = () if follow else _bring_home(run, meshes)
+    absent = () if follow else _fetch_logs(run, meshes)
     status = client.document(run)
     sources = _sources(status, meshes, ranks)
     if follow:
         _follow(run, meshes, LogStream(terminal=terminal), writer, last, ranks)
         return
-    _tell_of_absent(status, meshes, absent)
+    _warn_of_missing(status, meshes, absent)
     for chunk in read_all(sources, last, terminal=terminal):
         writer.write(chunk)
 
 
-def _bring_home(run: RunDir, meshes: tuple[str, ...]) -> tuple[str, ...]:
-    """Have what ranks on ssh hosts have written until now in the run's directory; the hosts of which it is not."""
+def _fetch_logs(run: RunDir, meshes: tuple[str, ...]) -> tuple[str, ...]:
+    """Fetch what ranks on ssh hosts have written so far; returns the hosts whose logs could not be fetched."""
     if not any(not host.local for host in run.read_plan().hosts):
         return ()
     line = client.connect(run)
     if line is None:
-        return ()  # all came home when the run ended
+        return ()  # all logs were fetched when the run ended
     with contextlib.closing(line):
         line.send(BringLogs(meshes))
-        for patience, news in ((SLOW_SECONDS, "fetching logs from hosts"), (BRING_SECONDS, "not all has come yet")):
+        for patience, news in (
+            (SLOW_SECONDS, "fetching logs from hosts"),
+            (BRING_SECONDS, "some logs have not come yet"),
+        ):
             try:
                 answer = line.receive(patience)
             except TimeoutError:
-                _say(news)
+                _print_notice(news)
             else:
                 return answer.without if isinstance(answer, LogsHome) else ()
     return ()
 
 
-def _tell_of_absent(status: RunStatus, meshes: tuple[str, ...], absent: tuple[str, ...]) -> None:
-    """Say of which hosts, of those that ranks shown here are on, lines may be missing."""
+def _warn_of_missing(status: RunStatus, meshes: tuple[str, ...], absent: tuple[str, ...]) -> None:
+    """Print the hosts of shown ranks from which lines may be missing."""
     shown = {rank.host for name in meshes for rank in status.mesh(name).ranks}
     lost = [h.name for h in status.hosts if h.state == "lost" and h.name in shown]
     away = [name for name in absent if name in shown and name not in lost]
     if lost:
-        _say(f"lost, so that last lines may be missing: {', '.join(lost)}")
+        _print_notice(f"lost, so that last lines may be missing: {', '.join(lost)}")
     if away:
-        _say(f"not reached just now, so that lines may be missing: {', '.join(away)}")
+        _print_notice(f"not reached just now, so that lines may be missing: {', '.join(away)}")
 
 
-def _say(text: str) -> None:
+def _print_notice(text: str) -> None:
     render.stderr().print(render.plain(f"forgectl: {text}"))
 
 
 class _Follower:
-    """Has a run's controller bring logs home, whichever controller it is."""
+    """Asks a run's controller to fetch logs, and asks again when another controller takes over."""
 
     def __init__(self, run: RunDir, meshes: tuple[str, ...]) -> None:
         self._run = run
-        self._wish = FollowLogs(meshes)
+        self._request = FollowLogs(meshes)
         self._remote = any(not host.local for host in run.read_plan().hosts)
         self._line: Connection | None = None
 
     def keep(self) -> None:
-        """Follow, again where the controller is another one."""
+        """Ask the controller, unless the connection on which it was asked still stands."""
         if self._line is not None and select.select([self._line.socket], [], [], 0)[0]:
             self._line.close()
             self._line = None
@@ -97,7 +104,7 @@ class _Follower:
             self._line = client.connect(self._run)
             if self._line is not None:
                 with contextlib.suppress(ConnectionError):
-                    self._line.send(self._wish)
+                    self._line.send(self._request)
 
 
 def _sources(status: RunStatus, meshes: tuple[str, ...], ranks: frozenset[int] | None) -> list[LogSource]:

@@ -1,4 +1,4 @@
-"""A plan as `forgectl plan` shows it: a line a mesh, then environment and ranks of each mesh on each host."""
+"""A plan as `forgectl plan` shows it: a row for each mesh, then its environment and ranks on each host."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ LATER = "(at launch)"
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """The plan as one JSON document; `at_launch` names the variables that each rank gets only then."""
+    """The plan as one JSON document; `at_launch` names the variables that each rank gets only at launch."""
     return {"schema_version": 1, **to_json(plan), "at_launch": list(AT_LAUNCH)}
 
 
 def plan_table(plan: Plan) -> Group:
-    """The plan for reading, at 80 columns and more."""
+    """The plan as tables for people, at 80 columns and more."""
     parts: list[RenderableType] = [_summary(plan)]
     for mesh in plan.meshes:
         for host in mesh.hosts:
@@ -63,13 +63,13 @@ def _mesh_on_host(mesh: MeshPlan, host: str) -> Iterator[RenderableType]:
 
 
 def _given(mesh: MeshPlan, host: str) -> Table:
-    """What the mesh's fork server on this host starts with, a variable a line."""
+    """The environment of the mesh's fork server on this host, a variable per line."""
     variables = {**mesh.env[host], **dict.fromkeys(mesh.secrets, SECRET)}
     return _pairs(dict(sorted(variables.items())))
 
 
 def _ours(mesh: MeshPlan, ranks: tuple[RankPlan, ...]) -> Table:
-    """What all ranks on this host get alike from us, then what only a launch knows."""
+    """The variables that forgectl sets alike for all ranks on this host, then those known only at launch."""
     own = _own_names(ranks)
     alike = " ".join(f"{n}={v}" for n, v in ranks[0].env.items() if n not in own)
     later = [*AT_LAUNCH, *(["GLOO_SOCKET_IFNAME"] if len(mesh.hosts) > 1 else [])]
@@ -97,7 +97,7 @@ def _ranks(ranks: tuple[RankPlan, ...], gpus: tuple[Gpu, ...]) -> Table:
 
 
 def _own_names(ranks: Iterable[RankPlan]) -> set[str]:
-    """Names of the variables that differ between ranks of a host, or could."""
+    """Names of the variables that differ between ranks of a host, or may differ."""
     names: set[str] = set(PER_RANK)
     first, *others = ranks
     for rank in others:
@@ -113,7 +113,7 @@ def _restarts(mesh: MeshPlan) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """As a spec would write it: `10m`."""
+    """The duration as a spec writes it: `10m`."""
     for size, unit in ((3600, "h"), (60, "m")):
         if seconds >= size and seconds % size == 0:
             return f"{seconds / size:g}{unit}"
@@ -138,5 +138,5 @@ def _plain(text: str) -> Text:
 
 
 def _plain_str(text: str) -> str:
-    """The text with what could act on a terminal (escapes, controls, bidi marks) made visible."""
+    """The text with every escape, control character and bidi mark made visible, so that none acts on a terminal."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,7 +1,6 @@
-"""All Rich output: tables and reports, honouring NO_COLOR, width and non-terminals.
+"""All Rich output: tables and reports, with respect for NO_COLOR, the width, and output that is no terminal.
 
-Whatever is shown goes through `_HarmlessConsole`, so that text from elsewhere (a host, a rank, a spec) cannot act on a
-terminal, whoever made a table of it.
+All output passes through `_HarmlessConsole`, so text from a host, a rank or a spec cannot act on the terminal.
 """
 
 from __future__ import annotations
@@ -30,28 +29,28 @@ STATE_STYLE = {
     "reconnecting": "yellow", "stopped": "dim", "exited": "dim",
 }  # fmt: skip
 NARROWEST_REASON = 30
-"""Columns without which longer reasons are better told below a table than folded into it."""
+"""Columns that long reasons need inside a table; with fewer they are printed below it."""
 WIDE = 100_000
 """Columns of a table that goes into a pipe: nothing is cut."""
 
 
 def wants_color(stream: Any) -> bool:
-    """Whether colours are welcome on a stream."""
+    """Whether to use colours on a stream."""
     return bool(stream.isatty()) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def stdout() -> Console:
-    """Where data goes."""
+    """The console for data."""
     return _console(sys.stdout)
 
 
 def stderr() -> Console:
-    """Where everything else goes."""
+    """The console for everything else."""
     return _console(sys.stderr)
 
 
 class _HarmlessConsole(Console):
-    """Lets no text through that acts on a terminal; colours and cursor movements of our own are no text."""
+    """Makes all text harmless for a terminal; our own colours and cursor movements pass."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
@@ -69,7 +68,7 @@ def _console(stream: Any) -> Console:
 
 
 def show(what: RenderableType) -> None:
-    """Print data; off a terminal without the blanks that fill up the columns of tables."""
+    """Print data; if stdout is no terminal, without the trailing blanks of tables."""
     console = stdout()
     if console.is_terminal:
         console.print(what)
@@ -80,7 +79,7 @@ def show(what: RenderableType) -> None:
 
 
 def plain(text: str) -> Text:
-    """Text from elsewhere as it will be shown, so that columns are as wide."""
+    """Text from a host, rank or spec as it will be shown, so that the widths of columns are right."""
     return Text(harmless(text, color=False))
 
 
@@ -93,7 +92,7 @@ def state_text(state: str) -> Text:
 
 
 def status_view(runs: list[RunStatus], *, ranks: bool) -> RenderableType:
-    """A row a mesh, grouped by run; with `ranks` a row a rank below."""
+    """A row for each mesh, grouped by run; with `ranks`, also a row for each rank."""
     if not runs:
         return Text("no runs; `forgectl launch SPEC` starts one, `forgectl status -a` shows ended ones")
     parts: list[RenderableType] = [_Meshes(runs), *_troubled_hosts(runs)]
@@ -115,7 +114,7 @@ def _troubled_hosts(runs: list[RunStatus]) -> Iterator[RenderableType]:
 
 
 class _Meshes:
-    """A row a mesh; where there is no room for the reasons beside the rows, they follow below."""
+    """A row for each mesh. If there is no room for the reasons in the rows, they follow below."""
 
     def __init__(self, runs: list[RunStatus]) -> None:
         several = len(runs) > 1
@@ -200,7 +199,7 @@ def _hosts(run: RunStatus) -> Table:
 
 
 def _services(services: list[ServiceStatus]) -> Table:
-    """A row a service, and one for each of its replicas."""
+    """A row for each service, and for each of its replicas."""
     table = _table(
         "SERVICE", "HEALTHY", "REQUESTS", "FAILED", "PER S", "MEAN", "P50", "P99", "ACTIVE", "QUEUED", "SESSIONS"
     )
@@ -244,13 +243,13 @@ def _table(*columns: str) -> Table:
             "REASON",
             "END",
             "SERVICE",
-        )  # where there is no room for all, these are folded
+        )  # these are folded if there is no room for all
         table.add_column(column, no_wrap=not flexible, overflow="fold", min_width=len(column))
     return table
 
 
 def age(start: str | None, end: str | None = None) -> str:
-    """How long ago, or how long it lasted: `12s`, `5m`, `3h`, `2d`."""
+    """The time since `start`, or from `start` to `end`: `12s`, `5m`, `3h`, `2d`."""
     if start is None:
         return "-"
     until = _time(end) if end else datetime.datetime.now(datetime.timezone.utc)
@@ -269,7 +268,7 @@ def _time(text: str) -> datetime.datetime:
 
 
 def failure_report(mesh: MeshStatus) -> RenderableType | None:
-    """Why a mesh failed: the first rank with its traceback, or else its last log lines; the others apart."""
+    """Why a mesh failed: the root cause with its traceback, or else its last log lines, then the collateral ranks."""
     failure = mesh.failure
     if failure is None:
         return None
@@ -287,6 +286,6 @@ def failure_report(mesh: MeshStatus) -> RenderableType | None:
 
 
 def _folded(collateral: Sequence[CollateralStatus]) -> str:
-    """`rank 0 on local exited with code 1, and 6 more`: the cause is elsewhere, so one line is enough."""
+    """`rank 0 on local exited with code 1; and 6 more`: one line, since these ranks are not the cause."""
     first = harmless(collateral[0].message, color=False)
     return first if len(collateral) == 1 else f"{first}; and {len(collateral) - 1} more"

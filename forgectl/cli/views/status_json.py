@@ -1,4 +1,4 @@
-"""Runs as JSON for users' scripts: of `status --json` and of `launch --json`."""
+"""Runs as JSON for users' scripts: the output of `status --json` and `launch --json`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from forgectl.wire.codec import to_json
 
 
 def status_json(runs: Sequence[RunStatus]) -> dict[str, Any]:
-    """The document about runs. What is not known of a kind of failure, or was not asked for, has no key there."""
+    """The document about runs. It has no key for a fact that was not asked for, or that its kind of failure lacks."""
     found = [to_json(run) for run in runs]
     for run in found:
         if run["services"] is None:

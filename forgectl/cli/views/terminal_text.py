@@ -1,4 +1,4 @@
-"""Makes a line of a rank's output safe to show on a terminal: colors stay, all else that acts goes."""
+"""Makes a line of a rank's output safe to show on a terminal: colors stay, all other control sequences go."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _PATTERN = re.compile(
 
 
 def harmless(line: str | bytes, *, color: bool = True) -> str:
-    """One line, without its newline, as it may be written to a terminal.
+    r"""One line, given without its newline, in a form that is safe to write to a terminal.
 
-    Printable text and tabs stay as they are, and so do colors (SGR) unless `color` is false; a line that set
-    any ends with a reset. Other escape sequences, NUL, BEL and backspace are dropped; what else acts on a
-    terminal, an unfinished sequence included, is spelled out as `\\x1b` or `<U+202E>`. Bytes that are not
-    UTF-8 become U+FFFD. Of a line that carriage returns rewrote, its last state is left. Idempotent.
+    Printable text and tabs stay as they are. Colors (SGR) stay unless `color` is false, and a line that sets any ends
+    with a reset. Other escape sequences, NUL, BEL and backspace are dropped. Other characters that act on a terminal,
+    also in an unfinished sequence, are written as `\x1b` or `<U+202E>`. Bytes that are not UTF-8 become U+FFFD. If
+    carriage returns rewrote the line, only its last state stays. Idempotent.
     """
     text = line.decode("utf-8", "replace") if isinstance(line, bytes) else line
     if _SUSPECT.search(text) is None:

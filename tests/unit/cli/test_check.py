@@ -230,7 +230,7 @@ def test_errors_of_ssh_keep_their_words_and_codes() -> None:
 REACH: dict[tuple[str, str], dict[str, str | None]] = {
     ("a", "b"): {"10.0.0.2": None, "fe::2": "timed out"},
     ("c", "b"): {"10.0.0.2": "timed out", "fe::2": "timed out"},
-    ("b", "a"): {"10.9.9.9": "it is no address of a"},
+    ("b", "a"): {"10.9.9.9": "it is not an address of a"},
     ("a", "c"): {"10.0.0.3": "timed out", "10.1.0.3": None},
     ("b", "c"): {"10.0.0.3": None, "10.1.0.3": None},
 }
@@ -240,7 +240,7 @@ def test_hosts_that_others_do_not_reach() -> None:
     def said(needed: set[tuple[str, str]] | None) -> list[str]:
         return [f"{f.severity} {f.hosts[0]}: {f.message} ({f.code})" for f in of_reach(REACH, needed)]
 
-    lonely = "b: does not reach a at 10.9.9.9: it is no address of a"
+    lonely = "b: does not reach a at 10.9.9.9: it is not an address of a"
     complaints = ["c: does not reach b at 10.0.0.2: timed out", lonely]
     assert said(None) == [f"warning {c} (0)" for c in complaints]
     assert said({("c", "b")}) == [f"error {complaints[0]} (69)", f"warning {complaints[1]} (0)"]

@@ -65,7 +65,7 @@ class Way:
     async def start_agent(self, config: AgentConfig) -> int:
         raise AssertionError("there is one")
 
-    def put_down(self, stream: Stream) -> None: ...
+    def kill_agent(self, stream: Stream) -> None: ...
 
     def rebooted(self, boot: str | None) -> bool:
         return False
@@ -99,7 +99,7 @@ class Owner:
 
     def changed(self) -> None: ...
 
-    def logs_are_home(self, host: str) -> bool:
+    def logs_fetched(self, host: str) -> bool:
         return True
 
     @property

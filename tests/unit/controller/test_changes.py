@@ -169,7 +169,7 @@ def of_the_user(draw: st.DrawFn, f: Followed) -> None:
 
 
 def of_moves(draw: st.DrawFn, f: Followed) -> None:
-    for m in [m for m in f.run.meshes.values() if m.homeless]:
+    for m in [m for m in f.run.meshes.values() if m.needs_hosts]:
         left = tuple(p for p in PLACES if not any(f.run.hosts[h].given_up for h in p))
         if len(left) > 0 and draw(st.booleans()):
             hosts = draw(st.sampled_from(left))

@@ -125,8 +125,8 @@ def test_a_generation_that_is_over_comes_home_whole_before_the_agent_may_go(case
         case.path(rank).write_bytes(data[rank:])
         case.start(rank)
     case.happen(MeshGone("m", 0))
-    assert not case.mirror.is_home("b")
-    asyncio.run(case.running(lambda: case.mirror.is_home("b")))
+    assert not case.mirror.has_all("b")
+    asyncio.run(case.running(lambda: case.mirror.has_all("b")))
     assert all(case.at_home(rank) == data[rank:] for rank in range(3))
     assert case.link.pushed
 
@@ -136,7 +136,7 @@ def test_an_empty_log_and_one_that_is_gone_are_home_too(case: Case) -> None:
     case.start(0)
     case.start(1)
     case.happen(MeshGone("m", 0))
-    asyncio.run(case.running(lambda: case.mirror.is_home("b")))
+    asyncio.run(case.running(lambda: case.mirror.has_all("b")))
 
 
 def test_a_host_that_does_not_answer_is_asked_again(case: Case) -> None:
@@ -148,7 +148,7 @@ def test_a_host_that_does_not_answer_is_asked_again(case: Case) -> None:
     async def go() -> None:
         assert await case.mirror.bring({"m"}) == ("b",)
         asyncio.get_running_loop().call_later(0.1, setattr, case.link, "up", True)
-        await case.running(lambda: case.mirror.is_home("b"))
+        await case.running(lambda: case.mirror.has_all("b"))
 
     asyncio.run(go())
     assert case.at_home() == b"late"
@@ -158,7 +158,7 @@ def test_logs_of_an_agent_that_died_come_through_the_next(case: Case) -> None:
     case.path().write_bytes(b"its last words")
     case.start()
     case.mirror.take(AgentLost("b", "killed"))
-    asyncio.run(case.running(lambda: case.mirror.is_home("b")))
+    asyncio.run(case.running(lambda: case.mirror.has_all("b")))
     assert case.at_home() == b"its last words"
 
 
@@ -179,7 +179,7 @@ def test_holes_stay_holes(case: Case) -> None:
     assert begin > 0
     case.start()
     case.happen(MeshGone("m", 0))
-    asyncio.run(case.running(lambda: case.mirror.is_home("b")))
+    asyncio.run(case.running(lambda: case.mirror.has_all("b")))
     home = case.dir.log("m", 0, 0)
     assert home.stat().st_size == 4 << 20
     assert _hole(home) == begin
@@ -240,7 +240,7 @@ def test_a_log_that_grows_for_ever_ends_where_it_was_when_its_mesh_was_gone(case
         return answer
 
     case.link.distort = grow
-    asyncio.run(case.running(lambda: case.mirror.is_home("b")))
+    asyncio.run(case.running(lambda: case.mirror.has_all("b")))
     assert case.at_home() == b"x" * 100
 
 
@@ -249,7 +249,7 @@ def test_a_log_of_terabytes_stays_on_its_host(case: Case) -> None:
     case.start()
     case.happen(MeshGone("m", 0))
     case.link.distort = lambda answer: each(answer, offset=4 << 40, size=(4 << 40) + 100)
-    asyncio.run(case.running(lambda: case.mirror.is_home("b")))
+    asyncio.run(case.running(lambda: case.mirror.has_all("b")))
     assert case.at_home() == b""
 
 
@@ -286,6 +286,6 @@ def test_a_round_that_fails_ends_no_other(case: Case, capsys: pytest.CaptureFixt
         return answer
 
     case.link.distort = fail
-    asyncio.run(case.running(lambda: case.mirror.is_home("b")))
+    asyncio.run(case.running(lambda: case.mirror.has_all("b")))
     assert case.at_home() == b"x" * 100
     assert "a fault of ours" in capsys.readouterr().err

@@ -46,7 +46,7 @@ def elsewhere(h: History) -> MeshPlan:
 def test_a_mesh_that_lost_a_host_waits_for_a_place() -> None:
     h = history()
     lose_host(h)
-    assert (h.mesh().state, h.mesh().generation, h.mesh().homeless) == ("restarting", 1, True)
+    assert (h.mesh().state, h.mesh().generation, h.mesh().needs_hosts) == ("restarting", 1, True)
     assert not h.told("a")
     assert not h.told("c")
 
@@ -86,7 +86,7 @@ def test_without_a_place_it_is_lost() -> None:
 def test_without_restarts_left_it_is_lost_at_once() -> None:
     h = history(restart=0)
     lose_host(h)
-    assert (h.mesh().state, h.mesh().homeless) == ("lost", False)
+    assert (h.mesh().state, h.mesh().needs_hosts) == ("lost", False)
 
 
 def test_a_place_for_a_mesh_that_needs_none_any_more_changes_nothing() -> None:

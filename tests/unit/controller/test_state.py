@@ -229,7 +229,7 @@ def test_of_two_lost_hosts_each_rank_tells_of_its_own() -> None:
     h.start()
     h.record(AgentLost("a", "host a was cut"))
     h.record(AgentLost("b", "host b was cut"))
-    root = h.mesh().fallen
+    root = h.mesh().last_root_cause
     assert root is not None
     assert describe(root) == "rank 0 on a was lost: host a was cut"  # also when the generation is over
     assert reason(h.mesh()) == "restarted: rank 0 on a was lost: host a was cut"

@@ -164,17 +164,17 @@ def test_hosts_of_a_slurm_job(tmp_path: Path, environ: dict[str, str], slots: li
 @pytest.mark.parametrize(
     ("environ", "said"),
     [
-        ({"SLURM_JOB_NODELIST": "gpu[1-"}, "SLURM_JOB_NODELIST='gpu[1-' is no list such as gpu[01-03,07],login1"),
+        ({"SLURM_JOB_NODELIST": "gpu[1-"}, "SLURM_JOB_NODELIST='gpu[1-' is not a list such as gpu[01-03,07],login1"),
         ({"SLURM_NODELIST": "g[1-2000]"}, "SLURM_NODELIST='g[1-2000]' names more than 1000 hosts"),
         ({"SLURM_NODELIST": "a,b,a"}, "SLURM_NODELIST: the name 'a' is used twice"),
         ({"SLURM_NODELIST": "-oProxy"}, "SLURM_NODELIST: '-oProxy' would be taken for an option"),
         (
             {"SLURM_NODELIST": "a[1-3]", "SLURM_TASKS_PER_NODE": "4(x2)"},
-            "SLURM_TASKS_PER_NODE='4(x2)' counts for 2 hosts, where there are 3",
+            "SLURM_TASKS_PER_NODE='4(x2)' has counts for 2 hosts, but there are 3",
         ),
         (
             {"SLURM_NODELIST": "a", "SLURM_GPUS_ON_NODE": "tesla:4"},
-            "SLURM_GPUS_ON_NODE='tesla:4' is no list of counts such as 4(x2),2",
+            "SLURM_GPUS_ON_NODE='tesla:4' is not a list of counts such as 4(x2),2",
         ),
     ],
 )

@@ -100,7 +100,7 @@ def test_an_override_of_an_aliased_value_changes_one_use(tmp_path: Path) -> None
         ("", "…: expected PATH=VALUE"),
         ("lease=[", "lease: not valid YAML: "),
         ("lease=1\n---\n2", "lease: a second document"),
-        ("env=&a {x: *a}", "env.x: alias to 'a' inside of itself: a cycle"),
+        ("env=&a {x: *a}", "env.x: alias to 'a' inside itself: a cycle"),
         ("env.X=\udcff", "env.X: not UTF-8: byte 0xff"),
         ("env.X=\x1b", "env.X: character '\\x1b' is not allowed"),
         ("env={A: 1, A: 2}", "env.A: key used twice; the first is in the same value"),

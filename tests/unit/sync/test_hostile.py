@@ -66,7 +66,7 @@ def listing(*entries: Entry) -> list[Any]:
 
 @pytest.mark.parametrize("key", ["", "..", ".", ".index.key", "../key", "a/b", "/tmp/x", "a\0b", "a\n", "x" * 64, "é"])
 def test_a_key_that_is_no_name(host: Host, key: str) -> None:
-    assert "no name of a tree" in refused(host, Sync(key, HASH), Sent())
+    assert "not a name of a tree" in refused(host, Sync(key, HASH), Sent())
 
 
 PATHS = ["../x", "/x", "a/../../x", "a/..", "..", ".", "", "a//b", "a/", "a\0b", "\ud800", "a/./b", "/".join("a" * 201)]
@@ -77,7 +77,7 @@ PATHS = ["../x", "/x", "a/../../x", "a/..", "..", ".", "", "a//b", "a/", "a\0b",
 def test_a_path_that_leads_out_or_nowhere(host: Host, path: str, kind: str) -> None:
     folders = [Entry(f, "d") for f in ("a", "..", "a/..", "") if path.startswith(f)]
     mark = {"l": "old", "d": ""}.get(kind, HASH)
-    assert "no path within" in refused(host, *listing(*folders, Entry(path, kind, 0, mark)))
+    assert "not a path in a workdir" in refused(host, *listing(*folders, Entry(path, kind, 0, mark)))
 
 
 @pytest.mark.parametrize(
@@ -93,11 +93,11 @@ def test_a_path_that_leads_out_or_nowhere(host: Host, path: str, kind: str) -> N
         ([FILE, Entry("file/x", "f", 0, HASH)], "before its folder"),
         ([Entry("a/x", "f", 0, HASH), Entry("a", "d")], "before its folder"),
         ([FILE, FILE], "listed twice"),
-        ([Entry("a", "?", 0, HASH)], "no file, folder or link"),
-        ([Entry("a", "f", -1, HASH)], "no file, folder or link"),
-        ([Entry("a", "f", 1, "../../precious/x")], "no file, folder or link"),
-        ([Entry("a", "f", 1, HASH.upper() + "A")], "no file, folder or link"),
-        ([Entry("a", "f", 1, "")], "no file, folder or link"),
+        ([Entry("a", "?", 0, HASH)], "not a file, folder or link"),
+        ([Entry("a", "f", -1, HASH)], "not a file, folder or link"),
+        ([Entry("a", "f", 1, "../../precious/x")], "not a file, folder or link"),
+        ([Entry("a", "f", 1, HASH.upper() + "A")], "not a file, folder or link"),
+        ([Entry("a", "f", 1, "")], "not a file, folder or link"),
     ],
 )
 def test_a_listing_that_is_no_tree(host: Host, entries: list[Entry], why: str) -> None:
@@ -121,7 +121,7 @@ def test_a_conversation_out_of_step(host: Host, messages: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("messages", "why"),
     [
-        ([Sent()], "not all content"),
+        ([Sent()], "not all wanted content"),
         ([Contents((1,), (3,), False), b"new"], "nobody asked for"),
         ([Contents((-1,), (3,), False), b"new"], "nobody asked for"),
         ([Contents((0, 0), (3,), False), b"new"], "nobody asked for"),
@@ -129,8 +129,8 @@ def test_a_conversation_out_of_step(host: Host, messages: list[Any]) -> None:
         ([Contents((0,), (-2,), False)], "impossible size"),
         ([Contents((0,), (GONE,), True)], "impossible size"),
         ([Contents((0,), (1 << 40,), False)], "at once"),
-        ([Contents((0,), (3,), True), b"new", Sent()], "not all content"),
-        ([Contents((0,), (3,), True), b"new", Contents((2,), (3,), False), b"new"], "before the last one's end"),
+        ([Contents((0,), (3,), True), b"new", Sent()], "not all wanted content"),
+        ([Contents((0,), (3,), True), b"new", Contents((2,), (3,), False), b"new"], "before the end of the last one"),
         ([Sync("key", HASH)], "unexpected Sync"),
     ],
 )

@@ -77,7 +77,7 @@ def test_the_first_address_that_is_reached_is_taken() -> None:
 
 def test_a_wrong_address_is_an_error_that_names_it() -> None:
     hosts = hosts_of(a=("127.0.0.1",), b=("127.0.0.3",))
-    with pytest.raises(UnreachableError, match=r"take part with others: 203\.0\.113\.9 is no address of a"):
+    with pytest.raises(UnreachableError, match=r"take part with others: 203\.0\.113\.9 is not an address of a"):
         verified(plan_of(mesh("m", 2, ("a", "b")), hosts=("a", "b")), hosts, {"a": "203.0.113.9"})
     assert not hosts.listeners
 

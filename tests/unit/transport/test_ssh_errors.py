@@ -9,7 +9,7 @@ import pytest
 from forgectl.errors import ForgeError, SshRefusedError, UnreachableError
 from forgectl.transport.destination import Destination
 from forgectl.transport.ssh import dial
-from forgectl.transport.ssh_errors import StageWord, TryAgain, explain, unfit
+from forgectl.transport.ssh_errors import StageReply, TryAgain, explain, unfit
 
 TO = Destination("gpu01", "ubuntu@gpu01", "/opt/bin/python")
 
@@ -73,16 +73,16 @@ def test_what_a_login_script_prints_is_shown_where_ssh_says_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "words"),
+    ("reply", "words"),
     [
-        (StageWord(wrong="old", python="/usr/bin/python3", version=(3, 6, 9)), "is Python 3.6.9; forgectl needs 3.10"),
-        (StageWord(wrong="psutil", python="/usr/bin/python3", version=(3, 11, 2)), "/usr/bin/python3 lacks psutil"),
-        (StageWord(wrong="root", why="no space left"), "cannot keep files there: no space left"),
-        (StageWord(), "cannot keep files there: it does not say why"),
+        (StageReply(wrong="old", python="/usr/bin/python3", version=(3, 6, 9)), "is Python 3.6.9; forgectl needs 3.10"),
+        (StageReply(wrong="psutil", python="/usr/bin/python3", version=(3, 11, 2)), "/usr/bin/python3 lacks psutil"),
+        (StageReply(wrong="root", why="no space left"), "cannot keep files there: no space left"),
+        (StageReply(), "cannot keep files there: it does not say why"),
     ],
 )
-def test_what_the_stage_finds_wrong(word: StageWord, words: str) -> None:
-    assert words in unfit(TO, word).message
+def test_what_the_stage_finds_wrong(reply: StageReply, words: str) -> None:
+    assert words in unfit(TO, reply).message
 
 
 def test_what_a_hint_has_one_type_is_safe_to_type() -> None:

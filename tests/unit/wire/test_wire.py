@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from forgectl.protocol.host_survey import RELAY_TO_LAUNCHER
 from forgectl.protocol.supervision import AGENT_TO_CONTROLLER, Happening
-from forgectl.transport.ssh import NOISE, Said
+from forgectl.transport.ssh import NOISE, ErrorOutput
 from forgectl.wire.envelope import ProtocolError, decode
 from forgectl.wire.unix_sockets import Connection
 
@@ -74,7 +74,7 @@ def test_a_line_that_drips_is_too_late_though_each_byte_is_in_time() -> None:
 
 
 def test_what_ssh_prints_is_read_as_far_as_it_matters_and_blocks_ssh_beyond() -> None:
-    said = Said()
+    said = ErrorOutput()
     os.set_blocking(said.writing, False)
     written = 0
     with contextlib.suppress(BlockingIOError):
@@ -90,7 +90,7 @@ def test_what_ssh_prints_is_read_as_far_as_it_matters_and_blocks_ssh_beyond() ->
 
 
 def test_nobody_waits_for_an_ssh_that_prints_nothing() -> None:
-    said = Said()
+    said = ErrorOutput()
     assert said.lines() == []
     assert not said.is_full
     said.close()
