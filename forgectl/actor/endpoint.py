@@ -37,19 +37,29 @@ class EndpointInfo:
 @overload
 def endpoint(method: F) -> F: ...
 @overload
-def endpoint(*, idempotent: bool = False) -> Callable[[F], F]: ...
-def endpoint(method: F | None = None, *, idempotent: bool = False) -> F | Callable[[F], F]:
+def endpoint(*, idempotent: bool = False, concurrent: bool = False) -> Callable[[F], F]: ...
+def endpoint(method: F | None = None, *, idempotent: bool = False, concurrent: bool = False) -> F | Callable[[F], F]:
     """Make a method, `async` or plain, an endpoint of its actor: `handle.method.call(…)` runs it on every rank.
 
     A plain method runs in a thread of the rank, so that it does not block the rank's event loop. A rank runs one
-    endpoint at a time. With `idempotent` a service may repeat a call whose replica died during the call.
+    endpoint at a time, in the order of the calls. An endpoint with collectives (all_reduce, barrier) must stay so: with
+    two at once on each rank, ranks could enter their collectives in different orders, and wait for each other forever.
+
+    idempotent: a service may repeat a call whose replica died during the call. concurrent: for `async` methods without
+    collectives; the call does not wait for its turn and lets others in while it awaits, so that it may wait for another
+    call of the same rank. Raises TypeError for a plain method that is to be concurrent.
     """
-    mark = _marker(EndpointInfo(idempotent=idempotent))
+    mark = _marker(EndpointInfo(idempotent=idempotent, concurrent=concurrent))
     return mark if method is None else mark(method)
 
 
 def service_endpoint(
-    *, router: Any = None, batch_size: int = 1, batch_timeout: float = 0.01, idempotent: bool = False
+    *,
+    router: Any = None,
+    batch_size: int = 1,
+    batch_timeout: float = 0.01,
+    idempotent: bool = False,
+    concurrent: bool = False,
 ) -> Callable[[F], F]:
     """An endpoint with its own settings in a service; on an actor it works like `endpoint`.
 
@@ -62,13 +72,15 @@ def service_endpoint(
         raise ValueError(f"batch_size is {batch_size}; at least 1 is needed")
     if batch_timeout < 0:
         raise ValueError(f"batch_timeout is {batch_timeout}; seconds cannot be negative")
-    return _marker(EndpointInfo(idempotent, router, batch_size, batch_timeout))
+    return _marker(EndpointInfo(idempotent, router, batch_size, batch_timeout, concurrent))
 
 
 def _marker(info: EndpointInfo) -> Callable[[F], F]:
     def mark(method: F) -> F:
         if not callable(method):
             raise TypeError(f"an endpoint is a method, not {type(method).__name__}")
+        if info.concurrent and not inspect.iscoroutinefunction(method):
+            raise TypeError(f"{method.__qualname__} is not async, and so cannot be concurrent: it would block its rank")
         setattr(method, MARK, info)
         return method
 

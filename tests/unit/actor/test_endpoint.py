@@ -120,3 +120,15 @@ def test_what_cannot_be_is_refused(given: dict[str, Any]) -> None:
 def test_only_callables_can_be_marked() -> None:
     with pytest.raises(TypeError, match="an endpoint is a method, not int"):
         endpoint(1)  # type: ignore[call-overload]
+
+
+def test_only_async_methods_are_concurrent() -> None:
+    class Subject:
+        @endpoint(concurrent=True)
+        async def waits(self) -> None: ...
+
+    assert endpoints_of(Subject)["waits"].concurrent
+    with pytest.raises(TypeError, match="plain is not async, and so cannot be concurrent"):
+
+        @endpoint(concurrent=True)
+        def plain(self: object) -> None: ...

@@ -72,11 +72,11 @@ class Subject:
         raise ValueError(why)
 
     @endpoint
-    def chain(self) -> tuple[str, ...]:
+    def chain(self) -> tuple[int, ...]:
         return calling.get()
 
     @endpoint
-    async def chain_async(self) -> tuple[str, ...]:
+    async def chain_async(self) -> tuple[int, ...]:
         return calling.get()
 
     def unmarked(self) -> None:

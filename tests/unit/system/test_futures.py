@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import pickle
@@ -33,7 +34,7 @@ def test_it_is_awaited_twice_gathered_and_shielded() -> None:
     async def main() -> None:
         future = Future[int]("call")
         asyncio.get_running_loop().call_soon(future.succeed, 1)
-        assert await asyncio.gather(future, asyncio.shield(future)) == [1, 1]
+        assert [*await asyncio.gather(future, asyncio.shield(future))] == [1, 1]
         assert await future == 1
         assert await asyncio.wait_for(future, 1) == 1
 
@@ -171,7 +172,7 @@ def test_a_call_under_way_is_no_data() -> None:
 def test_callbacks_run_in_the_loop_that_they_were_added_in(other_thread: asyncio.AbstractEventLoop) -> None:
     async def main() -> None:
         future, called = Future[int]("call"), asyncio.Event()
-        future.add_done_callback(lambda f: (called.set(), f.result()))
+        future.add_done_callback(lambda _: called.set())
         other_thread.call_soon_threadsafe(future.succeed, 1)
         await called.wait()
         later = asyncio.Event()
@@ -209,8 +210,10 @@ def test_it_ends_once_and_alike_for_all_whatever_comes_when(moments: list[str], 
             elif moment == "cancel":
                 future.cancel()
             elif moment in ("succeed", "fail"):
-                end = (future.succeed, n) if moment == "succeed" else (future.fail, ValueError(n))
-                await asyncio.to_thread(*end) if threaded else end[0](end[1])  # type: ignore[operator]
+                end = functools.partial(future.succeed, n)
+                if moment == "fail":
+                    end = functools.partial(future.fail, ValueError(n))
+                await asyncio.to_thread(end) if threaded else end()
             await asyncio.sleep(0)
         ends = await asyncio.gather(*waiters, *getters, return_exceptions=True)
         first: object
@@ -218,10 +221,8 @@ def test_it_ends_once_and_alike_for_all_whatever_comes_when(moments: list[str], 
             first = future.result()
         except (ValueError, asyncio.CancelledError) as e:
             first = e
-        for waiter, end in zip([*waiters, *getters], ends, strict=True):
-            assert end is first or type(end) is type(first) or (waiter in cancelled and waiter.cancelled())
-            if isinstance(end, int):
-                assert end == first
+        for waiter, found in zip([*waiters, *getters], ends, strict=True):
+            assert found == first or type(found) is type(first) or (waiter in cancelled and waiter.cancelled())
 
     with contextlib.suppress(asyncio.CancelledError):
         asyncio.run(main())
