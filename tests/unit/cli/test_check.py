@@ -49,6 +49,11 @@ SOUND = Examination(
     gpu_memory=tuple(GpuMemory(f"GPU-{i}", 80 * GIB, 0) for i in range(8)),
     answered=1000.1,
 )
+FOUND = """
+    received hostname kernel boot_id network addresses root interpreters cores memory memory_available disks shm limits
+    cgroup driver nvml gpus declared_gpus gpu_memory no_such_gpu answered
+"""
+"""The fields of a host in `check --json`."""
 WANTS = Wants({OWN: {"psutil", "torch", "pyzmq"}}, gpus=True, ranks=True, actors=True)
 
 
@@ -332,6 +337,7 @@ def test_the_document_has_everything() -> None:
         ("b", False, None),
     ]
     assert document["hosts"][0]["found"]["interpreters"][OWN]["packages"]["torch"] == "2.13.0+cu130"
+    assert set(document["hosts"][0]["found"]) == set(FOUND.split())
     assert document["reach"] == [{"from": "a", "to": "b", "addresses": {"10.0.0.2": None}}]
     assert document["findings"] == [
         {"severity": "error", "hosts": ["b"], "message": "no answer", "hint": "do", "code": 69},
