@@ -102,13 +102,13 @@ def _request(host: Host, spec: Spec, wants: Wants) -> Examine:
 def _placed(spec: Spec, examined: Mapping[str, Examined]) -> tuple[Plan | None, list[Finding]]:
     """The plan that a launch would make now, or the findings that prevent it."""
     import sys
+    from dataclasses import replace
 
     from forgectl.cli.host_check import findings
     from forgectl.errors import BusyError, SpecError
     from forgectl.plan.placement import place
-    from forgectl.transport.examinations import facts_of
 
-    facts = {host.name: facts_of(host, examined[host.name].found) for host in spec.all_hosts}
+    facts = {host.name: replace(examined[host.name].found.facts, name=host.name) for host in spec.all_hosts}
     try:
         return place(spec, facts, python=sys.executable), []
     except SpecError as e:
@@ -125,7 +125,7 @@ def _reach(
     from forgectl.transport.addresses import needed_pairs
     from forgectl.transport.examinations import pairs_of, reach_each_other
 
-    networks = {name: e.found.network for name, e in examined.items()}
+    networks = {name: e.found.facts.network for name, e in examined.items()}
     wanted: Pairs | None = needed_pairs(plan, networks) if plan else None
     pairs = pairs_of(networks, [host.name for host in spec.hosts if not host.local and host.name in examined])
     given = {host.name: host.address for host in spec.hosts if host.address}

@@ -14,18 +14,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from forgectl.hosts import packages, reach
-from forgectl.hosts.gpus import DRIVER_MARKS, NoSuchGpu, discover, load_nvml
+from forgectl.hosts import packages
+from forgectl.hosts.facts import gather
+from forgectl.hosts.gpus import DRIVER_MARKS, load_nvml
 from forgectl.model.plan import Gpu
 from forgectl.protocol.host_survey import Examination, Examine, GpuMemory, Interpreter, Space
 from forgectl.system import cgroups
-from forgectl.system.processes import boot_id
 from forgectl.wire.codec import CodecError, from_json
 
 PYTHON_SECONDS = 20.0
@@ -54,25 +53,35 @@ def examine(
     in `discover`.
     """
     received = time.time()
+    facts, no_such_gpu = gather(
+        request.host,
+        request.gpus,
+        root=str(root),
+        addresses=addresses,
+        machine=machine,
+        environ=environ,
+        nvml=nvml,
+    )
     memory = psutil.virtual_memory()
-    found = Examination(
+    driver, gpu_memory = _ask_nvml(nvml, facts.gpus)
+    return Examination(
         received=received,
         hostname=socket.gethostname(),
         kernel=platform.release(),
-        boot_id=boot_id(),
-        network=reach.network(),
-        addresses=reach.candidates(addresses),
-        root=str(root),
+        facts=facts,
         interpreters={"": _interpreter(request.python), **{name: _interpreter(name) for name in request.pythons}},
-        cores=len(os.sched_getaffinity(0)),
         memory=memory.total,
         memory_available=memory.available,
         disks=tuple(_space(Path(path)) for path in (str(root), request.workdir) if path),
         shm=_space(SHM) if SHM.is_dir() else None,
         limits={name: resource.getrlimit(which) for name, which in _LIMITS.items()},
         cgroup=_may_make_cgroups(),
+        driver=driver or _driver(),
+        nvml=not _is_blind(),
+        gpu_memory=tuple(gpu_memory),
+        no_such_gpu=no_such_gpu,
+        answered=time.time(),
     )
-    return replace(_with_gpus(found, request, environ, nvml, machine), answered=time.time())
 
 
 def _interpreter(python: str) -> Interpreter:
@@ -117,21 +126,17 @@ def _may_make_cgroups() -> bool:
     return own is not None and all(os.access(path, os.W_OK) for path in (own, own / "cgroup.procs"))
 
 
-def _with_gpus(
-    found: Examination, request: Examine, environ: Mapping[str, str], nvml: Callable[[], Any | None], machine: str
-) -> Examination:
-    try:
-        gpus = discover(request.gpus, host=request.host, environ=environ, machine=machine, nvml=nvml)
-    except NoSuchGpu as e:
-        return replace(found, no_such_gpu=str(e))
-    driver, memory = _ask_nvml(nvml, gpus.gpus)
-    if not driver and _DRIVER.exists():
-        match = re.search(r"\b\d+\.\d+(\.\d+)?\b", _DRIVER.read_text(errors="replace"))
-        driver = match[0] if match else "?"
-    blind = any(Path(mark).exists() for mark in DRIVER_MARKS) and importlib.util.find_spec("pynvml") is None
-    return replace(
-        found, driver=driver, nvml=not blind, gpus=gpus.gpus, declared_gpus=gpus.declared, gpu_memory=tuple(memory)
-    )
+def _driver() -> str:
+    """NVIDIA's version as the kernel has it; "" without its driver."""
+    if not _DRIVER.exists():
+        return ""
+    match = re.search(r"\b\d+\.\d+(\.\d+)?\b", _DRIVER.read_text(errors="replace"))
+    return match[0] if match else "?"
+
+
+def _is_blind() -> bool:
+    """Whether there is a driver that this Python cannot ask."""
+    return any(Path(mark).exists() for mark in DRIVER_MARKS) and importlib.util.find_spec("pynvml") is None
 
 
 def _ask_nvml(nvml: Callable[[], Any | None], gpus: Sequence[Gpu]) -> tuple[str, list[GpuMemory]]:

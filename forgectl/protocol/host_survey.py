@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import field
 
 from forgectl.frozen import dataclass
-from forgectl.model.plan import Gpu
+from forgectl.model.plan import HostFacts
 from forgectl.protocol.supervision import AgentConfig
 from forgectl.wire.envelope import Refusal
 
@@ -31,17 +31,9 @@ class GetFacts:
 
 @dataclass(frozen=True)
 class HostReport:
-    """What planning needs to know about an ssh host. Hosts of one `network` reach each other on 127.0.0.1."""
+    """What planning needs to know about an ssh host."""
 
-    hostname: str
-    python: str
-    root: str  # forgectl's folder on that host
-    boot_id: str
-    network: str
-    cores: int
-    addresses: tuple[str, ...]  # at which others may reach it, the likeliest first
-    gpus: tuple[Gpu, ...] = ()
-    declared_gpus: bool = False
+    facts: HostFacts
     no_such_gpu: str | None = None
     no_such_folder: bool = False
     missing: tuple[str, ...] = ()
@@ -170,12 +162,8 @@ class Examination:
     received: float  # the host's clock when it was asked
     hostname: str
     kernel: str
-    boot_id: str
-    network: str  # as in HostReport
-    addresses: tuple[str, ...]
-    root: str
+    facts: HostFacts
     interpreters: dict[str, Interpreter]  # by the name in the question; "" is the host's own
-    cores: int
     memory: int  # bytes
     memory_available: int
     disks: tuple[Space, ...]  # of forgectl's folder, and of workdir
@@ -184,8 +172,6 @@ class Examination:
     cgroup: bool  # whether the host's agent may make cgroups (v2)
     driver: str = ""  # NVIDIA's version
     nvml: bool = True  # whether the host's own Python can query that driver, if there is one
-    gpus: tuple[Gpu, ...] = ()
-    declared_gpus: bool = False
     gpu_memory: tuple[GpuMemory, ...] = ()
     no_such_gpu: str | None = None
     answered: float = 0.0  # the host's clock when it answered

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -13,8 +12,6 @@ from forgectl.agent import start_command
 from forgectl.errors import UnreachableError
 from forgectl.protocol.supervision import AgentConfig
 from forgectl.wire.unix_sockets import dial, peer_pid, private_folder
-
-START_SECONDS = 30.0
 
 
 def reach(path: Path) -> socket.socket | None:
@@ -47,14 +44,11 @@ def start(config: AgentConfig) -> int:
             cwd="/",
             input=start_command.standard_input(config),
             capture_output=True,
-            timeout=START_SECONDS,
+            timeout=start_command.START_SECONDS,
             check=False,
         )
-        return int(json.loads(process.stdout)["pid"])
     except subprocess.TimeoutExpired:
-        raise UnreachableError(f"host {config.host}: its agent did not start within {START_SECONDS:g} s") from None
+        raise start_command.too_slow(config) from None
     except OSError as e:
         raise UnreachableError(f"host {config.host}: its agent could not be started: {e}") from None
-    except (ValueError, KeyError):
-        lines = process.stderr.decode(errors="replace").strip().splitlines() or ["it ended before it listened"]
-        raise UnreachableError(f"host {config.host}: its agent could not start: {lines[-1]}") from None
+    return start_command.reported_pid(config, sys.executable, process.stdout, process.stderr, process.returncode)

@@ -72,7 +72,7 @@ class Relay:
         self.line = Connection(cast("socket.socket", Streams()), (*LAUNCHER_TO_RELAY, *SYNC_TO_RELAY))
         self._listeners: list[socket.socket] = []
         self._answers: dict[type, Callable[[Any], Any]] = {
-            GetFacts: lambda r: facts.gather(self._root, r),
+            GetFacts: lambda r: facts.report(self._root, r),
             Examine: lambda r: examine(self._root, r, addresses=facts.dialled_at(), machine=boot_id()),
             ListenOn: self._listen,
             DialOut: lambda r: Dialled(reach.dial_all(r.targets)),

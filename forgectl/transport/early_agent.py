@@ -13,8 +13,6 @@ from forgectl.agent import start_command
 from forgectl.protocol.supervision import AgentConfig
 from forgectl.system.daemons import let_go
 
-START_SECONDS = 30.0
-
 
 class EarlyAgent:
     """An agent that was started early. It closes `pipe` once it listens.
@@ -47,13 +45,13 @@ class EarlyAgent:
 
     def wait(self) -> None:
         """Wait until it listens or has ended, for at most 30 s."""
-        select.select([self.pipe], [], [], START_SECONDS)
+        select.select([self.pipe], [], [], start_command.START_SECONDS)
 
     def end(self) -> None:
         """SIGKILL it, as there will be no controller; all that it started dies with it."""
         from forgectl.system.processes import identify, signal_exactly  # late: imports would delay the agent's start
 
-        if select.select([self.pipe], [], [], START_SECONDS)[0]:
+        if select.select([self.pipe], [], [], start_command.START_SECONDS)[0]:
             with contextlib.suppress(ValueError, KeyError, OSError):
                 identity = identify(int(json.loads(os.read(self.pipe, 4096))["pid"]))
                 if identity is not None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from forgectl.errors import ForgeError
 from forgectl.hosts.examination import PYTHON_SECONDS, examine
-from forgectl.model.plan import HostFacts
 from forgectl.protocol.host_survey import Examination, Examine
 from forgectl.transport.addresses import Pairs, dial_out, listen
 from forgectl.transport.ssh import ANSWER_SECONDS, dial
@@ -65,24 +64,10 @@ def clock(asked: float, received: float, replied: float, answered: float) -> tup
     return ahead, max(0.0, ((answered - asked) - (replied - received)) / 2)
 
 
-def facts_of(host: Host, found: Examination) -> HostFacts:
-    """The facts of a host that planning needs."""
-    return HostFacts(
-        host.name,
-        found.boot_id,
-        found.cores,
-        found.gpus,
-        found.declared_gpus,
-        network=found.network,
-        root=found.root,
-        addresses=found.addresses,
-    )
-
-
 def reach_each_other(pairs: Pairs, examined: Mapping[str, Examined], given: Mapping[str, str], hosts: Hosts) -> Reach:
     """Dial all pairs of hosts at every address. `given`: host → its `address:` in the spec. Raises ForgeError."""
     names = sorted({to for _, to in pairs})
-    candidates = {n: (given[n],) if n in given else examined[n].found.addresses for n in names}
+    candidates = {n: (given[n],) if n in given else examined[n].found.facts.addresses for n in names}
     seen = dial_out(pairs, listen(candidates, hosts), hosts)
     hosts.stop_listening()
     return {

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 from pathlib import Path
 
 from forgectl.agent import start_command
-from forgectl.errors import ForgeError, NotFoundError, UnreachableError
+from forgectl.errors import NotFoundError
 from forgectl.protocol.supervision import AGENT_TO_CONTROLLER, AgentConfig
 from forgectl.system.processes import boot_id, identify, open_pidfd, signal_exactly
 from forgectl.wire.stream import Stream
 
-START_SECONDS = 30.0
 START_TIMES = 5
 _start_slots = asyncio.Semaphore(len(os.sched_getaffinity(0)))
 """Starting an agent keeps a core busy. With more at once, each takes longer and the controller cannot answer."""
@@ -35,7 +33,7 @@ class LocalWay:
     async def connect(self) -> Stream | None:
         """A connection to the agent, or None if none is alive."""
         if self._coming is not None:
-            await _readable(self._coming, START_SECONDS)
+            await _readable(self._coming, start_command.START_SECONDS)
             self.close()
         try:
             return await Stream.connect(self._socket, AGENT_TO_CONTROLLER)
@@ -49,7 +47,7 @@ class LocalWay:
         """
         async with _start_slots:
             for _ in range(START_TIMES - 1):
-                with contextlib.suppress(AgentKilledError):
+                with contextlib.suppress(start_command.AgentKilledError):
                     return await start_agent(config, self._python)
             return await start_agent(config, self._python)
 
@@ -93,26 +91,11 @@ async def start_agent(config: AgentConfig, python: str) -> int:
         ) from None
     output = process.communicate(start_command.standard_input(config))
     try:
-        out, err = await asyncio.wait_for(output, START_SECONDS)
-        return int(json.loads(out)["pid"])
+        out, err = await asyncio.wait_for(output, start_command.START_SECONDS)
     except asyncio.TimeoutError:
         process.kill()
-        raise UnreachableError(f"host {config.host}: its agent did not start within {START_SECONDS:g} s") from None
-    except (ValueError, KeyError):
-        raise _why_not(config, python, err.decode(errors="replace"), process.returncode) from None
-
-
-class AgentKilledError(UnreachableError):
-    """An agent ended before it listened and printed nothing: it was killed, and another attempt may succeed."""
-
-
-def _why_not(config: AgentConfig, python: str, err: str, code: int | None) -> ForgeError:
-    if not err.strip():
-        how = f"was killed by signal {-code}" if code and code < 0 else "ended before it listened"
-        return AgentKilledError(f"host {config.host}: its agent {how}", hint=f"see {config.run_dir}/agents")
-    last = err.strip().splitlines()[-1]
-    hint = f"install it there: {python} -m pip install psutil" if "psutil" in last else None
-    return UnreachableError(f"host {config.host}: its agent could not start under {python}: {last}", hint=hint)
+        raise start_command.too_slow(config) from None
+    return start_command.reported_pid(config, python, out, err, process.returncode)
 
 
 async def wait_gone(pid: int, seconds: float = 5.0) -> None:

@@ -9,18 +9,16 @@ import socket
 import subprocess
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from forgectl.errors import ForgeError, NotFoundError, SpecError, SpecProblem, SshRefusedError, UnreachableError
-from forgectl.hosts import reach
-from forgectl.hosts.gpus import NoSuchGpu, discover
+from forgectl.hosts.facts import gather as gather_here
 from forgectl.model.plan import HostFacts
 from forgectl.names import name_of
 from forgectl.protocol.host_survey import GetFacts, HostReport
-from forgectl.system.processes import boot_id
 from forgectl.transport.destination import Destination
 from forgectl.transport.ssh import RelayConnection, dial
 
@@ -98,17 +96,15 @@ def gather(spec: Spec, environ: Mapping[str, str], slow: Slow | None = None) -> 
         reports = _reports(spec, remote, hosts, slow, look_for_gpus=wanted)
         problems: list[SpecProblem] = []
         for index, host in enumerate(spec.all_hosts):
-            report = reports.get(host.name)
-            try:
-                if report is None:
-                    hosts.facts[host.name] = _local(host, environ, look_for_gpus=wanted)
-                elif report.no_such_gpu:
-                    raise NoSuchGpu(report.no_such_gpu)
-                else:
-                    hosts.facts[host.name] = _remote(spec, host, report)
-                    hosts.missing[host.name] = report.missing
-            except NoSuchGpu as e:
-                problems.append(spec.problem(f"hosts[{index}].gpus", str(e)))
+            if host.name in reports:
+                report = reports[host.name]
+                facts, no_such_gpu = on_ssh_host(spec, host, report.facts), report.no_such_gpu
+                hosts.missing[host.name] = report.missing
+            else:
+                facts, no_such_gpu = gather_here(host.name, host.gpus if wanted else "none", environ=environ)
+            hosts.facts[host.name] = facts
+            if no_such_gpu:
+                problems.append(spec.problem(f"hosts[{index}].gpus", no_such_gpu))
         if problems:
             raise SpecError(spec.source, problems)
     except BaseException:
@@ -169,9 +165,9 @@ def _reports(
         connection = hosts.connections[host.name] = dial(destination(host), started=hosts.note)
         folder = str(spec.workdir) if spec.sync == "none" else ""
         report = connection.ask_for(HostReport, GetFacts(host.name, host.gpus, look_for_gpus, MODULES, folder))
-        if not report.root.startswith("/"):
-            raise connection.out_of_step(f"it keeps its files in {report.root!r}, which is not a path")
-        if wrong := [a for a in report.addresses if not _is_address(a)]:
+        if not report.facts.root.startswith("/"):
+            raise connection.out_of_step(f"it keeps its files in {report.facts.root!r}, which is not a path")
+        if wrong := [a for a in report.facts.addresses if not _is_address(a)]:
             raise connection.out_of_step(f"it has the address {wrong[0]!r}")
         if report.no_such_folder:
             hint = "with `sync: none` all hosts must have it under the same path; without that it is copied"
@@ -195,32 +191,11 @@ def _is_address(text: str) -> bool:
         return False
 
 
-def _local(host: Host, environ: Mapping[str, str], *, look_for_gpus: bool) -> HostFacts:
-    found = discover(host.gpus if look_for_gpus else "none", host=host.name, environ=environ)
-    return HostFacts(
-        host.name,
-        boot_id(),
-        len(os.sched_getaffinity(0)),
-        found.gpus,
-        found.declared,
-        network=reach.network(),
-        addresses=reach.candidates(),
-    )
-
-
-def _remote(spec: Spec, host: Host, report: HostReport) -> HostFacts:
+def on_ssh_host(spec: Spec, host: Host, facts: HostFacts) -> HostFacts:
+    """What an ssh host has found out about itself, under the spec's name, and with where its workdir is."""
     synced = spec.sync == "content"
-    return HostFacts(
-        host.name,
-        report.boot_id,
-        report.cores,
-        report.gpus,
-        report.declared_gpus,
-        network=report.network,
-        root=report.root,
-        workdir=str(Path(report.root) / "work" / workdir_key(spec.workdir)) if synced else str(spec.workdir),
-        addresses=report.addresses,
-    )
+    workdir = str(Path(facts.root) / "work" / workdir_key(spec.workdir)) if synced else str(spec.workdir)
+    return replace(facts, name=host.name, workdir=workdir)
 
 
 def workdir_key(workdir: Path) -> str:

@@ -306,9 +306,9 @@ def test_noise_without_end_before_the_relay_runs(hosts: Hosts, text: str) -> Non
     ("kind", "fields", "words"),
     [
         ("HostReport", {"type": "NoAgent"}, "it answered GetFacts with NoAgent"),
-        ("HostReport", {"cores": "many"}, "HostReport.cores"),
-        ("HostReport", {"root": "../../x"}, "which is not a path"),
-        ("HostReport", {"addresses": ["x" * 300]}, "it has the address"),
+        ("HostReport", {"facts": {"cores": "many"}}, "HostReport.facts.cores"),
+        ("HostReport", {"facts": {"root": "../../x"}}, "which is not a path"),
+        ("HostReport", {"facts": {"addresses": ["x" * 300]}}, "it has the address"),
         ("AgentReached", {"type": "RelayReady", "version": "1"}, "RelayReady"),
     ],
 )

@@ -119,12 +119,12 @@ def _lacking(
 def _of_gpus(name: str, target: Target, found: Examination, wants: Wants) -> Iterator[Finding]:
     if found.no_such_gpu:
         yield Finding("error", (name,), found.no_such_gpu, "`gpus:` of the host says which to use", 65)
-    elif not found.nvml and not found.gpus and wants.gpus:
+    elif not found.nvml and not found.facts.gpus and wants.gpus:
         driver = f"an NVIDIA driver{f' ({found.driver})' if found.driver else ''} is there"
         message = f"{driver}, but {target.python} lacks nvidia-ml-py, so its GPUs are not seen"
         yield Finding("error", (name,), message, f"{target.python} -m pip install nvidia-ml-py", UNFIT)
     if wants.gpus:
-        for holder, gpus in _by_holder(found.gpus).items():
+        for holder, gpus in _by_holder(found.facts.gpus).items():
             s = "s" * (len(gpus) > 1)
             yield Finding("warning", (name,), f"GPU{s} {', '.join(gpus)} taken by {holder}")
 
@@ -148,7 +148,7 @@ def _of_clock(name: str, examined: Examined) -> Iterator[Finding]:
 
 def _of_files(name: str, found: Examination, wants: Wants) -> Iterator[Finding]:
     for space in found.disks:
-        if not space.there and space.path != found.root:
+        if not space.there and space.path != found.facts.root:
             message = f"workdir {space.path} is not there"
             yield Finding("error", (name,), message, "`sync: content` would copy it there", UNFIT)
     for space in {(s.total, s.free): s for s in reversed(found.disks)}.values():  # one path of each file system
@@ -169,7 +169,7 @@ def _of_limits(name: str, found: Examination, wants: Wants) -> Iterator[Finding]
         hint = f"ulimit -n {LEAST_FILES if most < 0 else min(most, 65536)}, or `nofile` in /etc/security/limits.conf"
         yield Finding("warning", (name,), f"a process may open {files} files only", hint)
     locked = found.limits["memlock"][0]
-    if wants.gpus and found.gpus and locked >= 0:
+    if wants.gpus and found.facts.gpus and locked >= 0:
         message = f"a process may lock {show_bytes(locked)} of memory only; NCCL over InfiniBand needs more"
         yield Finding("note", (name,), message, "`memlock unlimited` in /etc/security/limits.conf")
     if wants.ranks and not found.cgroup:
@@ -196,7 +196,7 @@ def _one_machine(targets: Mapping[str, Target], examined: Mapping[str, Examined]
     """Names of hosts that are one machine, and so share its GPUs."""
     machines: dict[str, list[str]] = defaultdict(list)
     for name, e in examined.items():
-        machines[e.found.boot_id].append(name)
+        machines[e.found.facts.machine].append(name)
     for names in machines.values():
         if len(names) > 1 and any(targets[n].ssh for n in names):
             yield Finding("note", tuple(names), "are one machine, whose cores and GPUs they share")

@@ -58,7 +58,7 @@ def facts_of(examined: Examined) -> dict[str, str]:
         facts["NVIDIA driver"] = found.driver
     if gpus := _gpus(found):
         facts["GPUs"] = gpus
-    facts["cores"] = str(found.cores)
+    facts["cores"] = str(found.facts.cores)
     facts["memory"] = show_bytes(round(found.memory / GIB) * GIB)
     free = min((space.free for space in found.disks if space.total), default=0)
     facts["free disk"] = f"over {show_bytes(ROOMY)}" if free >= ROOMY else show_bytes(free)
@@ -74,8 +74,8 @@ def facts_of(examined: Examined) -> dict[str, str]:
 def _gpus(found: Examination) -> str:
     """`8 × NVIDIA H100 (80 GiB), 2 taken`."""
     memory = {m.uuid: f" ({show_bytes(round(m.total / GIB) * GIB)})" for m in found.gpu_memory}
-    kinds = Counter((g.name or "declared") + memory.get(g.uuid, "") for g in found.gpus)
-    taken = sum(g.holder is not None for g in found.gpus)
+    kinds = Counter((g.name or "declared") + memory.get(g.uuid, "") for g in found.facts.gpus)
+    taken = sum(g.holder is not None for g in found.facts.gpus)
     return ", ".join(f"{n} × {kind}" for kind, n in kinds.items()) + (f", {taken} taken" if taken else "")
 
 

@@ -17,6 +17,7 @@ from forgectl.spec.nodelist import compress
 from forgectl.wire.codec import to_json
 
 if TYPE_CHECKING:
+    from forgectl.protocol.host_survey import Examination
     from forgectl.transport.examinations import Examined, Reach
 
 STYLE = {"error": "bold red", "warning": "yellow", "note": "dim"}
@@ -36,13 +37,20 @@ def check_json(
                 "reached": name in examined,
                 "clock_ahead": examined[name].ahead if name in examined else None,
                 "clock_within": examined[name].within if name in examined else None,
-                "found": to_json(examined[name].found) if name in examined else None,
+                "found": _flat(examined[name].found) if name in examined else None,
             }
             for name in hosts
         ],
         "reach": [{"from": start, "to": to, "addresses": tried} for (start, to), tried in sorted(reach.items())],
         "findings": [to_json(finding) for finding in findings],
     }
+
+
+def _flat(found: Examination) -> dict[str, Any]:
+    """What was found on a host, as one object."""
+    document: dict[str, Any] = to_json(found)
+    facts = {k: v for k, v in document.pop("facts").items() if k not in ("name", "workdir")}
+    return {**document, "boot_id": facts.pop("machine"), **facts}
 
 
 def check_table(hosts: Sequence[str], examined: Mapping[str, Examined], findings: Sequence[Finding]) -> RenderableType:

@@ -16,7 +16,7 @@ from forgectl.cli.host_check.skew import facts_of, fold
 from forgectl.cli.host_check.wants import OWN, Wants, wants_of
 from forgectl.cli.views.check_view import check_json, check_table
 from forgectl.errors import BusyError, SpecError, SpecProblem, SshRefusedError, UnreachableError
-from forgectl.model.plan import Gpu
+from forgectl.model.plan import Gpu, HostFacts
 from forgectl.protocol.host_survey import Examination, GpuMemory, Interpreter, Space
 from forgectl.transport.examinations import Examined, clock
 from tests.unit.cli.printing import printed
@@ -29,12 +29,16 @@ SOUND = Examination(
     received=1000.0,
     hostname="n1",
     kernel="6.18.0",
-    boot_id="boot",
-    network="boot/1",
-    addresses=("10.0.0.1",),
-    root="/var/tmp/forgectl-0",
+    facts=HostFacts(
+        "n1",
+        "boot",
+        64,
+        tuple(Gpu(str(i), f"GPU-{i}", "NVIDIA H100") for i in range(8)),
+        network="boot/1",
+        root="/var/tmp/forgectl-0",
+        addresses=("10.0.0.1",),
+    ),
     interpreters={OWN: PYTHON},
-    cores=64,
     memory=1008 * GIB,
     memory_available=900 * GIB,
     disks=(Space("/var/tmp/forgectl-0", 1000 * GIB, 500 * GIB, False),),
@@ -42,17 +46,22 @@ SOUND = Examination(
     limits={"nofile": (65536, 65536), "nproc": (1000, 1000), "memlock": (-1, -1), "core": (0, -1)},
     cgroup=True,
     driver="570.86",
-    gpus=tuple(Gpu(str(i), f"GPU-{i}", "NVIDIA H100") for i in range(8)),
     gpu_memory=tuple(GpuMemory(f"GPU-{i}", 80 * GIB, 0) for i in range(8)),
     answered=1000.1,
 )
+FOUND = """
+    received hostname kernel boot_id network addresses root interpreters cores memory memory_available disks shm limits
+    cgroup driver nvml gpus declared_gpus gpu_memory no_such_gpu answered
+"""
+"""The fields of a host in `check --json`."""
 WANTS = Wants({OWN: {"psutil", "torch", "pyzmq"}}, gpus=True, ranks=True, actors=True)
 
 
 def host(number: int = 1, *, ahead: float = 0.0, within: float = 0.01, **changes: Any) -> Examined:
     """A sound host of its own, but for `changes`."""
-    boot = {"boot_id": f"boot-{number}", "network": f"boot-{number}/1"}
-    return Examined(replace(SOUND, **{**boot, **changes}), ahead, within)
+    own: dict[str, Any] = {"machine": f"boot-{number}", "network": f"boot-{number}/1"}
+    own |= {field: changes.pop(field) for field in list(changes) if hasattr(SOUND.facts, field)}
+    return Examined(replace(SOUND, facts=replace(SOUND.facts, **own), **changes), ahead, within)
 
 
 def python(**packages: str | None) -> dict[str, Interpreter]:
@@ -328,6 +337,7 @@ def test_the_document_has_everything() -> None:
         ("b", False, None),
     ]
     assert document["hosts"][0]["found"]["interpreters"][OWN]["packages"]["torch"] == "2.13.0+cu130"
+    assert set(document["hosts"][0]["found"]) == set(FOUND.split())
     assert document["reach"] == [{"from": "a", "to": "b", "addresses": {"10.0.0.2": None}}]
     assert document["findings"] == [
         {"severity": "error", "hosts": ["b"], "message": "no answer", "hint": "do", "code": 69},

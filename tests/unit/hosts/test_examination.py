@@ -51,8 +51,8 @@ def test_a_host_tells_what_it_is(tmp_path: Path) -> None:
     before = time.time()
     found = asked(tmp_path / "root", workdir=str(tmp_path))
     assert before <= found.received <= found.answered <= time.time()
-    assert (found.hostname, found.kernel, found.boot_id) == (socket.gethostname(), os.uname().release, boot_id())
-    assert (found.cores, found.memory) == (len(os.sched_getaffinity(0)), psutil.virtual_memory().total)
+    assert (found.hostname, found.kernel, found.facts.machine) == (socket.gethostname(), os.uname().release, boot_id())
+    assert (found.facts.cores, found.memory) == (len(os.sched_getaffinity(0)), psutil.virtual_memory().total)
     assert 0 < found.memory_available <= found.memory
     total = shutil.disk_usage(tmp_path).total
     assert [(d.path, d.there, d.total) for d in found.disks] == [
@@ -62,7 +62,7 @@ def test_a_host_tells_what_it_is(tmp_path: Path) -> None:
     assert found.shm is None or 0 <= found.shm.free <= found.shm.total
     assert found.limits["nofile"] == resource.getrlimit(resource.RLIMIT_NOFILE)
     assert set(found.limits) == {"nofile", "nproc", "memlock", "core"}
-    assert (found.gpus, found.driver, found.gpu_memory) == ((), "", ())
+    assert (found.facts.gpus, found.driver, found.gpu_memory) == ((), "", ())
     assert from_json(Examination, json.loads(json.dumps(to_json(found)))) == found
 
 
@@ -70,15 +70,15 @@ def test_gpus_come_with_their_memory_and_their_holders(tmp_path: Path) -> None:
     nvml = Nvml(*({**card, "used": i * GIB} for i, card in enumerate(cards(3))))
     found = asked(tmp_path, nvml, gpus=[0, 2])
     uuids = [nvml.cards[i]["uuid"] for i in (0, 2)]
-    assert [g.uuid for g in found.gpus] == uuids
+    assert [g.uuid for g in found.facts.gpus] == uuids
     assert found.gpu_memory == (GpuMemory(uuids[0], 80 * GIB, 0), GpuMemory(uuids[1], 80 * GIB, 2 * GIB))
-    assert (found.driver, found.declared_gpus, nvml.open) == ("570.86.15", False, 0)
+    assert (found.driver, found.facts.declared_gpus, nvml.open) == ("570.86.15", False, 0)
 
 
 def test_gpus_that_are_not_there_are_told(tmp_path: Path) -> None:
     found = asked(tmp_path, Nvml(*cards(1)), gpus=[7])
     assert found.no_such_gpu and "no GPU 7" in found.no_such_gpu
-    assert found.gpus == ()
+    assert found.facts.gpus == ()
 
 
 QUESTIONS = ("nvmlInit", "nvmlSystemGetDriverVersion", "nvmlDeviceGetHandleByUUID", "nvmlDeviceGetMemoryInfo")
@@ -88,7 +88,7 @@ QUESTIONS = ("nvmlInit", "nvmlSystemGetDriverVersion", "nvmlDeviceGetHandleByUUI
 def test_what_nvml_cannot_tell_is_left_out(tmp_path: Path, broken: str) -> None:
     nvml = Nvml(*cards(2), broken={broken: RuntimeError("no")})
     found = asked(tmp_path, nvml)
-    assert len(found.gpus) == (0 if broken == "nvmlInit" else 2)
+    assert len(found.facts.gpus) == (0 if broken == "nvmlInit" else 2)
     assert len(found.gpu_memory) == (2 if broken == "nvmlShutdown" else 0)
     assert found.driver == ("570.86.15" if broken not in QUESTIONS[:2] else "")
 
