@@ -1,10 +1,10 @@
 # `make demo` trains actors on real text, `make check` runs the quick checks and `make test` runs all of them. Each sets up
-# .venv first; only Python is needed.
+# .venv first; only Python is needed. `make gpu` checks on a machine with a GPU what others cannot.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo lint check test bench clean
+.PHONY: demo lint check test gpu bench clean
 
 demo: $(READY)
 	$(BIN)/forgectl launch sample_configs/story.yaml
@@ -20,6 +20,9 @@ check: lint
 test: lint
 	@tests/lab/install.sh
 	$(BIN)/python -m pytest -q -n 4 --dist loadgroup
+
+gpu: $(READY)
+	$(BIN)/python tests/gpu/check.py
 
 bench: $(READY)
 	@mkdir -p benchmarks/results

@@ -102,10 +102,7 @@ def _reduce_tensor(tensor: Any) -> Any:
     import torch
 
     plain = (
-        tensor.device.type == "cpu"
-        and tensor.layout is torch.strided
-        and tensor.is_contiguous()
-        and tensor.nbytes >= LONG
+        tensor.layout is torch.strided
         and not tensor.is_quantized
         and not tensor.is_conj()
         and not tensor.is_neg()
@@ -113,13 +110,25 @@ def _reduce_tensor(tensor: Any) -> Any:
         and not tensor.__dict__  # attributes set by the user
         and not tensor._backward_hooks
     )
-    if not plain:
+    kind = tensor.device.type
+    if plain and kind not in ("cpu", "meta"):
+        return _tensor_on, (kind, tensor.detach().cpu(), tensor.requires_grad)
+    if not (plain and kind == "cpu" and tensor.is_contiguous() and tensor.nbytes >= LONG):
         return tensor.__reduce_ex__(5)
     try:
         memory = tensor.detach().reshape(-1).view(torch.uint8).numpy()
     except (RuntimeError, TypeError):  # without numpy, or of a type that has no view as bytes
         return tensor.__reduce_ex__(5)
     return _tensor_of, (pickle.PickleBuffer(memory), tensor.dtype, tuple(tensor.shape), tensor.requires_grad)
+
+
+def _tensor_on(kind: str, tensor: Any, requires_grad: bool) -> Any:
+    """A tensor that comes from an accelerator of that kind: on the receiver's current one, else in its memory."""
+    import torch
+
+    backend = getattr(torch, kind, None)
+    there = backend is not None and backend.is_available()
+    return (tensor.to(kind) if there else tensor).requires_grad_(requires_grad)
 
 
 def _tensor_of(memory: Any, dtype: Any, shape: tuple[int, ...], requires_grad: bool) -> Any:
