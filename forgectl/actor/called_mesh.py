@@ -13,7 +13,7 @@ from forgectl.actor.endpoint import Interface
 from forgectl.actor.ranks import Ranks, new_call
 from forgectl.errors import ActorDied
 from forgectl.messages import pickling
-from forgectl.messages.calling import Call
+from forgectl.messages.call import Call
 from forgectl.system.futures import Future
 
 R = TypeVar("R")

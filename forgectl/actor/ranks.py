@@ -9,7 +9,8 @@ from forgectl.actor.deaths import fresh_copy
 from forgectl.actor.remote_errors import RemoteError, original
 from forgectl.errors import ActorDied
 from forgectl.messages import pickling
-from forgectl.messages.calling import Call, Here, exchange
+from forgectl.messages.call import Call
+from forgectl.messages.calling import Here, exchange
 from forgectl.messages.frames import ERROR, Address, socket_name
 
 R = TypeVar("R")

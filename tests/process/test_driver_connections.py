@@ -12,7 +12,8 @@ import pytest
 
 from forgectl.errors import UnreachableError
 from forgectl.messages import pickling
-from forgectl.messages.calling import Call, Exchange, Here
+from forgectl.messages.call import Call
+from forgectl.messages.calling import Exchange, Here
 from forgectl.messages.frames import Address
 from forgectl.messages.serving import Server
 from forgectl.names import DRIVER_KEY
