@@ -10,7 +10,8 @@ from typing import Any
 
 from forgectl.messages import pickling
 
-_OUR_FILES = {str(Path(__file__).with_name(name)) for name in ("actor_rank.py", "performer.py")}
+_OURS = ("actor_rank.py", "performer.py", "rank_streams.py", "outflow.py")
+_OUR_FILES = {str(Path(__file__).with_name(name)) for name in _OURS}
 _HIDDEN_FILES = {*_OUR_FILES, concurrent.futures.thread.__file__}
 
 
