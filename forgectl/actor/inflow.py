@@ -47,6 +47,7 @@ class Inflow:
         self._sources = deque(_Source(ask, self._bell, i == 0 or not first_only) for i, ask in enumerate(asks))
         self._outcome: Future[Any] | None = None  # what it ends with, after the values that are here
         self._left = False
+        self._going = len(self._sources)  # sources of which no end was reported
         self._bell.hear(opened)
         for source in self._sources:
             source.ask_for_more(ahead)
@@ -102,6 +103,8 @@ class Inflow:
             source.values.extend(values)
         if state == FAILED and self._outcome is None:
             self._outcome = self.opened if error is None else answer
+        if error is None and state != GOING:
+            self._going -= 1
         if state != GOING:
             source.give_up()
         elif self._outcome is None:
@@ -116,18 +119,17 @@ class Inflow:
         return waiter
 
     def leave(self) -> bool:
-        """Want no more; whether the sources may not have ended yet. Only once."""
+        """Want no more; whether generators may still run. Only once."""
         if self._left:
             return False
         self._left = True
-        going = not self.opened.done()
         for source in self._sources:
             source.values.clear()
             source.give_up()
-        if going:
+        if self._going:
             self._tell()
         self.opened._then(_forgive_death)
-        return going
+        return not self.opened.done()
 
 
 class _Source:
