@@ -9,10 +9,12 @@ from typing import Any
 
 from forgectl.messages import pickling
 
-MOST = 64
-"""Values that wait for the caller; the generator stands still meanwhile."""
+MOST = 256
+"""Values that may wait for the caller; the generator stands still meanwhile."""
 MOST_BYTES = 8 * 2**20
 """The same in bytes of their pickles; a single value may be longer."""
+LONGEST = 0.02
+"""Seconds that the first of them waits, after which no other is added: only cheap values are many."""
 BUSY = 0.001
 """Seconds for which a generator that never waits may keep its event loop from everything else."""
 
@@ -30,11 +32,13 @@ class Outflow:
     the generator goes on when it was sent, which is before anything else runs once `take` has returned.
     """
 
-    def __init__(self, *, muted: bool = False, most: int = MOST, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, *, muted: bool = False, most: int = MOST, longest: float = LONGEST) -> None:
         """`muted`: every value is sent as None, because the caller only wants to know that there is one."""
         self._muted = muted
         self._most = most
-        self._most_bytes = most_bytes
+        self._longest = longest
+        self._clock = asyncio.get_running_loop().time
+        self._since = 0.0  # when the first of the values came
         self._values: list[list[Any]] = []
         self._bytes = 0
         self._has_long = False
@@ -64,23 +68,24 @@ class Outflow:
 
     async def fill(self, values: AsyncGenerator[Any, None]) -> None:
         """Take in all that it yields, as fast as there is room. The generator is closed when this ends, however."""
-        clock = asyncio.get_running_loop().time
-        rested = clock()
+        rested = self._clock()
         async with contextlib.aclosing(values):
             async for value in values:
                 if self._closed:  # the generator did not end by its cancellation
                     return
                 self._add(None if self._muted else value)
                 del value
-                if self._asked.locked() or clock() - rested > BUSY:
+                if self._asked.locked() or self._clock() - rested > BUSY:
                     await asyncio.sleep(0)
-                    rested = clock()
+                    rested = self._clock()
                 while self._is_full:
                     self._taken.clear()
                     await self._taken.wait()
 
     def _add(self, value: Any) -> None:
         frames = pickling.nested(value)
+        if not self._values:
+            self._since = self._clock()
         self._values.append(frames)
         self._bytes += len(frames[0])
         self._has_long = len(frames) > 1
@@ -88,7 +93,13 @@ class Outflow:
 
     @property
     def _is_full(self) -> bool:
-        return self._has_long or len(self._values) >= self._most or self._bytes >= self._most_bytes
+        waiting = len(self._values)
+        return waiting > 0 and (
+            self._has_long
+            or waiting >= self._most
+            or self._bytes >= MOST_BYTES
+            or self._clock() - self._since >= self._longest
+        )
 
     # ------------------------------------------------------------ the caller
 

@@ -15,10 +15,10 @@ from forgectl.system.loops import in_loop, in_notebook, plain_loop, running_loop
 class Stream:
     """What `stream` gives: `async for value in handle.endpoint.stream(…)`, or plain `for` where no event loop runs.
 
-    It begins when it is made. The ranks go on until they are a bounded number of values ahead, and wait then. Leaving
-    the loop early ends the generators in the ranks: at once if nobody else holds the stream, else by `await aclose()`
-    (or `async with contextlib.aclosing(stream)`), which also waits until their `finally` blocks have run. So does
-    cancelling the task that waits for a value. Every exception ends the stream.
+    It begins when it is made. A generator is at most 1,024 values ahead of whoever iterates, a slow one or one with
+    long values a few; then it waits. Leaving the loop early ends it: at once if nobody else holds the stream, else by
+    `await aclose()` (or `async with contextlib.aclosing(stream)`), which also waits until its `finally` blocks have
+    run. So does cancelling the task that waits for a value. Every exception ends the stream.
     """
 
     def __init__(self, inflow: Inflow | RoutedInflow, timeout: float | None = None) -> None:
@@ -93,6 +93,9 @@ class Stream:
     def _check_alone(self) -> None:
         if self._inflow.is_waited_for:
             raise RuntimeError(f"{self._inflow.label}: another task waits for the next value already")
+
+    def __reduce__(self) -> Any:
+        raise TypeError(f"{self._inflow.label} is a stream under way; iterate over it, and hand on its values")
 
     def __del__(self) -> None:
         # In another thread: garbage is collected anywhere, also where this one holds a lock. A forked child owns none.

@@ -165,14 +165,14 @@ async def a_slow_caller_holds_the_generator_up() -> None:
     handle = await Idle.as_actor()
     taken, bound = 0, (2 + AHEAD) * MOST  # in the rank, in the answers to come, and in the one that is at hand
     async with contextlib.aclosing(handle.forever.stream("")) as stream:
-        for pause in (1, 2, 150, 1, 400):
+        for pause in (1, 2, 600, 1, 1500):
             for _ in range(pause):
                 assert await stream.__anext__() == taken + 1
                 taken += 1
             most = 0
             for _ in range(200):  # each lets it run
                 most = max(most, await handle.how_many.call_one())
-            assert taken + MOST <= most <= taken + bound, (taken, most)
+            assert taken < most <= taken + bound, (taken, most)
 
 
 async def long_values_come_as_they_were_yielded() -> None:

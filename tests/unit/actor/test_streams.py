@@ -20,7 +20,7 @@ from forgectl.actor import callers
 from forgectl.actor.callers import Caller, Callers, is_over, this_caller
 from forgectl.actor.endpoint import endpoint, service_endpoint
 from forgectl.actor.inflow import AHEAD, Inflow
-from forgectl.actor.outflow import ENDED, FAILED, GOING, MOST_BYTES, Batch, Outflow
+from forgectl.actor.outflow import ENDED, FAILED, GOING, MOST, MOST_BYTES, Batch, Outflow
 from forgectl.actor.performer import Performer, call_ids
 from forgectl.actor.rank_streams import Streams
 from forgectl.actor.stream import Stream
@@ -50,7 +50,7 @@ class Source:
         self.number = number
         self.pauses = pauses
         self.fails = fails
-        self.out = Outflow(most=most)
+        self.out = Outflow(most=most, longest=60)
         self.taken = self.made = self.furthest = self.begun = self.ended = 0
 
     async def values(self) -> AsyncIterator[tuple[int, int]]:
@@ -206,7 +206,7 @@ async def test_what_is_ready_travels_together_and_one_value_at_once() -> None:
         for i in range(5):
             yield i
 
-    out = Outflow(most=3)
+    out = Outflow(most=3, longest=60)
     run = asyncio.ensure_future(out.run(out.fill(values())))  # type: ignore[arg-type]
     assert loaded(await out.take()) == ([1], GOING)
     first, second = asyncio.ensure_future(out.take()), asyncio.ensure_future(out.take())
@@ -223,7 +223,7 @@ def loaded(batch: Batch) -> Batch:
     return [pickling.loads(frames) for frames in batch[0]], batch[1]
 
 
-@pytest.mark.parametrize(("size", "most"), [(10, 64), (MOST_BYTES // 4, 4), (2 * MOST_BYTES, 1)])
+@pytest.mark.parametrize(("size", "most"), [(10, MOST), (MOST_BYTES // 4, 4), (2 * MOST_BYTES, 1)])
 @looped
 async def test_the_generator_waits_when_there_is_no_room(size: int, most: int) -> None:
     made = 0
@@ -234,12 +234,31 @@ async def test_the_generator_waits_when_there_is_no_room(size: int, most: int) -
             made += 1
             yield "x" * size
 
-    out = Outflow()
+    out = Outflow(longest=60)
     run = asyncio.ensure_future(out.run(out.fill(values())))  # type: ignore[arg-type]
     for taken in range(3):
         await steps(200)
         assert made == (taken + 1) * most
         assert len((await out.take())[0]) == most
+    out.close()
+    await run
+
+
+@looped
+async def test_a_slow_generator_is_not_far_ahead() -> None:
+    made = 0
+
+    async def values() -> AsyncIterator[int]:
+        nonlocal made
+        while True:
+            made += 1
+            yield made
+
+    out = Outflow(longest=0)  # as if every value had taken longer
+    run = asyncio.ensure_future(out.run(out.fill(values())))  # type: ignore[arg-type]
+    for taken in range(1, 4):
+        await steps(200)
+        assert made == taken and loaded(await out.take()) == ([taken], GOING)
     out.close()
     await run
 
@@ -283,7 +302,7 @@ async def test_a_generator_that_never_waits_lets_others_run() -> None:
             turns += 1
             await asyncio.sleep(0)
 
-    out, beside = Outflow(), asyncio.ensure_future(other())
+    out, beside = Outflow(longest=60), asyncio.ensure_future(other())
     await out.run(out.fill(values()))  # type: ignore[arg-type]
     beside.cancel()
     assert turns > 1
@@ -333,7 +352,7 @@ async def test_the_streams_of_a_rank() -> None:
     streams, performer = Streams(), Performer(Subject())
 
     def begin(name: str, n: int) -> tuple[int, asyncio.Task[None]]:
-        number, out = next(call_ids), Outflow(most=2)
+        number, out = next(call_ids), Outflow(most=2, longest=60)
         work = performer.perform(name, (n,), {}, (number,), out)
         return number, asyncio.ensure_future(streams.run(number, this_caller(), out, work))
 
