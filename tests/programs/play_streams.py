@@ -330,6 +330,7 @@ async def an_exception_comes_after_the_values() -> None:
         error = await raised(ValueError, stream.__anext__())
         remote = str(error.__cause__)
         assert str(error) == f"after {n}" and 'raise ValueError(f"after {n}")' in remote, remote
+        assert "forgectl/" not in remote, remote  # the user's frames alone
         await stream.aclose()
     assert type(await raised(ValueError, _first(handle.fail_after.stream(0)))) is ValueError
     await raised(TypeError, _first(handle.count.stream(1, 2, 3)))
