@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from forgectl.actor import callers
 from forgectl.actor.callers import Caller, Callers, is_over, this_caller
 from forgectl.actor.endpoint import endpoint, service_endpoint
-from forgectl.actor.inflow import AHEAD, Inflow
+from forgectl.actor.inflow import AHEAD, Inflow, Over
 from forgectl.actor.outflow import ENDED, FAILED, GOING, MOST, MOST_BYTES, Batch, Outflow
 from forgectl.actor.performer import Performer, call_ids
 from forgectl.actor.rank_streams import Streams
@@ -191,6 +191,52 @@ def test_leaving_at_any_moment_closes_each_generator_once(
             assert mine == list(range(len(mine)))
 
     asyncio.run(main())
+
+
+@looped
+async def test_leaving_is_told_while_the_rank_has_values_although_its_generator_has_ended() -> None:
+    told: list[int] = []
+    source = Source(0, [0] * 9, False, 2)
+    run, loop = source.run(), asyncio.get_running_loop()
+    inflow = Inflow("test", [lambda: Future.of(source.batch(), loop, "ask")], done(), lambda: told.append(1))
+    assert inflow.pop() is None
+    await inflow.wait()
+    assert inflow.pop() == ((0, 0),)
+    assert inflow.leave() is False and told == [1]  # there is no generator to wait for
+    assert inflow.leave() is False and told == [1]
+    with pytest.raises(Over):
+        inflow.pop()
+    source.out.close()
+    await run
+    ended = Inflow("test", [lambda: answered([], ENDED)], done(), lambda: told.append(2))
+    with pytest.raises(Over):
+        ended.pop()
+    ended.leave()
+    assert told == [1]  # nothing is left in the rank
+
+
+def done() -> Future[None]:
+    return answered(None)
+
+
+def answered(*value: Any) -> Future[Any]:
+    future = Future[Any]("test")
+    future.succeed(value)
+    return future
+
+
+@looped
+async def test_a_stream_of_which_only_the_first_source_counts() -> None:
+    batches = {n: [answered([pickling.nested(f"{n} {i}")], GOING) for i in range(3)] for n in range(2)}
+
+    def ask(n: int) -> Future[Batch]:
+        return batches[n].pop(0) if batches[n] else answered([], ENDED)
+
+    asks = [functools.partial(ask, n) for n in range(2)]
+    stream = Stream(Inflow("test", asks, done(), first_only=True))
+    assert [value async for value in stream] == ["0 0", "0 1", "0 2"]
+    with pytest.raises(TypeError, match="under way"):
+        pickling.dumps(stream)
 
 
 # ---------------------------------------------------------------- the rank's side
