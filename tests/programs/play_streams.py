@@ -347,12 +347,14 @@ async def a_killed_rank_ends_it_after_what_had_come() -> None:
     pids = pids_of(handle.mesh_name)
     found = []
     stream = handle.stuck.stream(100)
-    with contextlib.suppress(ActorDied):
+
+    async def take() -> None:
         async for value in stream:
             found.append(value)
             if len(found) == 200:
                 os.kill(pids[1], signal.SIGKILL)
-                await raised(ActorDied, handle.stuck.stream(0).__anext__())
+
+    assert (await raised(ActorDied, take())).rank == 1
     assert sorted(found) == sorted([*range(100)] * 2)
     assert [value async for value in stream] == []
     assert len([value async for value in handle.count.stream(3)]) == 6  # of the next generation
