@@ -68,6 +68,7 @@ SECTIONS: Sections = {
     "call": calling.call,
     "service": calling.service,
     "flight": calling.flight,
+    "stream": calling.stream,
     "argument": calling.argument,
     "death": death,
     "memory": growing.memory,

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import sides
 from forge import Forge
 from measure import MEBI, PROGRAMS, BenchmarkError, Row, started, wait_for
 from reaching import lab
@@ -32,6 +33,7 @@ PORT = 7001  # of Monarch's worker, on a host of the lab, where nothing else lis
 AT_ONCE = 2000
 FLIGHT, FLOWN = 8000, 10_000  # answers a second; calls
 RATE = 1.2  # GB/s
+STREAM, STREAMED = 20_000, 50_000  # values a second; values
 ARGUMENTS = {("numpy", 1): None, ("numpy", 8): None, ("numpy", 64): RATE, ("torch", 64): None}  # MiB
 
 
@@ -78,6 +80,17 @@ def flight(forge: Forge, options: Namespace) -> Iterator[Row]:
             for name, limit in ((OURS, FLIGHT), (PLAIN, None)):
                 label = f"{FLOWN:,} calls at once, {what}: {name}"
                 yield Row("flight", label, "calls/s", tuple(values[name]), limit, least=True)
+
+
+def stream(forge: Forge, options: Namespace) -> Iterator[Row]:
+    """What one rank yields: how much a second, and how long a value is on its way."""
+    with sides.side(forge, OURS) as ours:
+        ours.ask("launch", 1)
+        ours.ask("streamed", STREAMED)
+        rates = [ours.ask("streamed", STREAMED) for _ in range(ROUNDS)]
+        yield Row("stream", "small values of one rank", "values/s", tuple(rates), STREAM, least=True)
+        took = [1000 * seconds for seconds in ours.ask("underway", CALLS)]
+        yield Row("stream", "one value, from `yield` to its receipt", "ms", tuple(took))
 
 
 def argument(forge: Forge, options: Namespace) -> Iterator[Row]:

@@ -2,7 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import Sized
+import time
+from collections.abc import AsyncIterator, Sized
 
 from data import made
 
@@ -31,6 +32,18 @@ class Echo(ForgeActor):
     async def turn(self, n: int) -> int:
         await asyncio.sleep(0)
         return n
+
+    @endpoint
+    async def upto(self, count: int) -> AsyncIterator[int]:
+        for i in range(count):
+            yield i
+
+    @endpoint
+    async def clock(self, count: int) -> AsyncIterator[float]:
+        """When each value was yielded; the next one only when the one before has surely come."""
+        for _ in range(count):
+            await asyncio.sleep(0.005)
+            yield time.monotonic()
 
     @endpoint
     async def prepare(self, kind: str, size: int) -> None:

@@ -173,6 +173,19 @@ class Forgectl(Side):
         """The pid of every replica."""
         return await self.service.pid.fanout()
 
+    async def streamed(self, count: int) -> float:
+        """Values a second of a generator in the first rank that never waits."""
+        began, expected = time.perf_counter(), 0
+        async for value in self.first.upto.stream(count):
+            if value != expected:
+                raise SystemExit("a value is not what was yielded")
+            expected += 1
+        return count / (time.perf_counter() - began)
+
+    async def underway(self, count: int) -> list[float]:
+        """Seconds from the `yield` of a value to its receipt, by the clock that all processes share, so many times."""
+        return [time.monotonic() - yielded async for yielded in self.first.clock.stream(count)]
+
     async def all_routed(self, count: int) -> tuple[int, float]:
         """How many of so many concurrent requests had no answer or another's, and after how many seconds."""
         began = time.perf_counter()

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from forgectl.actor import monarch_names
-from forgectl.actor.performer import Performer, call_ids
+from forgectl.actor.callers import Caller
+from forgectl.actor.outflow import Outflow
+from forgectl.actor.performer import Chain, Performer, call_ids
 from forgectl.actor.plain_calls import check, plain
+from forgectl.actor.rank_streams import Streams
 from forgectl.actor.remote_errors import RemoteError, carrier, user_traceback
 from forgectl.actor.value_mesh import serving
-from forgectl.actor.verbs import ASK, CONSTRUCT, INVOKE
+from forgectl.actor.verbs import ASK, CLOSE, CONSTRUCT, INVOKE, NEXT, STREAM
 from forgectl.errors import NotFoundError, UsageError
 from forgectl.messages import pickling
 from forgectl.messages.frames import socket_name
@@ -28,6 +31,7 @@ class ActorRank:
     def __init__(self) -> None:
         self._performer: Performer | None = None
         self._subject: object = None
+        self._streams = Streams()
 
     async def perform(self, request: Any) -> Any:
         """Handle one request; raises what the user's code raises."""
@@ -35,6 +39,12 @@ class ActorRank:
         if verb == INVOKE:
             monarch_names.adopt()
             return await self._constructed().perform(*rest)
+        if verb == NEXT:
+            return await self._streams.next(*rest)
+        if verb == STREAM:
+            return await self._stream(*rest)
+        if verb == CLOSE:
+            return self._streams.close(*rest)
         if verb == CONSTRUCT:
             return self._construct(*rest)
         if verb == ASK:
@@ -57,6 +67,14 @@ class ActorRank:
         made.__dict__["mesh"] = handle
         made.__init__(*args, **kwargs)
         self._subject, self._performer = made, Performer(made)
+
+    async def _stream(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], chain: Chain, caller: Caller, first_only: bool
+    ) -> None:
+        monarch_names.adopt()
+        outflow = Outflow(muted=first_only and os.environ["RANK"] != "0")
+        work = self._constructed().perform(name, args, kwargs, chain, outflow)
+        await self._streams.run(chain[-1], caller, outflow, work)
 
     async def _answer(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Answer `forgectl call`, which may not know the user's classes: a value that JSON can hold, or an error."""

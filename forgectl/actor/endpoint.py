@@ -48,6 +48,10 @@ def endpoint(method: F | None = None, *, idempotent: bool = False, concurrent: b
     idempotent: a service may repeat a call whose replica died during the call. concurrent: for `async` methods without
     collectives; the call does not wait for its turn and lets others in while it awaits, so that it may wait for another
     call of the same rank. Raises TypeError for a plain method that is to be concurrent.
+
+    An `async` method with `yield` streams: `async for value in handle.method.stream(…)`. Its turn lasts until its
+    generator has ended; with concurrent=True it needs none. When the caller leaves the stream early or dies, the
+    generator is cancelled where it waits, or closed at its `yield`: its `finally` blocks run.
     """
     mark = _marker(EndpointInfo(idempotent=idempotent, concurrent=concurrent))
     return mark if method is None else mark(method)
@@ -79,7 +83,10 @@ def _marker(info: EndpointInfo) -> Callable[[F], F]:
     def mark(method: F) -> F:
         if not callable(method):
             raise TypeError(f"an endpoint is a method, not {type(method).__name__}")
-        if info.concurrent and not inspect.iscoroutinefunction(method):
+        streams = inspect.isasyncgenfunction(method)
+        if streams and info.batch_size > 1:
+            raise TypeError(f"{method.__qualname__} streams, and so cannot have batches")
+        if info.concurrent and not streams and not inspect.iscoroutinefunction(method):
             raise TypeError(f"{method.__qualname__} is not async, and so cannot be concurrent: it would block its rank")
         setattr(method, MARK, info)
         return method
@@ -109,6 +116,16 @@ def method_of(cls: type, name: str) -> Callable[..., Any]:
     return method  # type: ignore[no-any-return]
 
 
+def streaming_of(cls: type) -> frozenset[str]:
+    """The endpoints that stream: async generators."""
+    return frozenset(name for name in endpoints_of(cls) if inspect.isasyncgenfunction(method_of(cls, name)))
+
+
+def streams_only(label: str, name: str) -> str:
+    """The message for a call of another kind than `stream`."""
+    return f"{label} yields a stream of values: use `async for value in ….{name}.stream(…)`"
+
+
 def signature_of(cls: type, name: str) -> inspect.Signature:
     """An endpoint's signature as its callers see it, without `self`."""
     signature = inspect.signature(method_of(cls, name))
@@ -122,6 +139,7 @@ class Interface:
     name: str
     endpoints: dict[str, str]
     unmarked: frozenset[str] = frozenset()  # methods that are not endpoints
+    streaming: frozenset[str] = frozenset()  # endpoints that yield their values
 
     def unknown(self, name: str) -> str:
         """The message for an unknown endpoint: it names the nearest endpoint and lists all of them."""
@@ -138,4 +156,4 @@ def interface_of(cls: type) -> Interface:
     endpoints = {name: str(signature_of(cls, name)) for name in endpoints_of(cls)}
     own = {n for c in cls.__mro__ if c.__module__.partition(".")[0] not in ("forgectl", "monarch") for n in vars(c)}
     unmarked = {n for n in own if callable(getattr(cls, n, None)) and not n.startswith("__")} - endpoints.keys()
-    return Interface(cls.__name__, endpoints, frozenset(unmarked))
+    return Interface(cls.__name__, endpoints, frozenset(unmarked), streaming_of(cls))

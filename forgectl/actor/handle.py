@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from forgectl.actor.called_mesh import CalledMesh
+from forgectl.actor.callers import this_caller
+from forgectl.actor.endpoint import streams_only
+from forgectl.actor.inflow import Inflow
+from forgectl.actor.outflow import ENDED, Batch
 from forgectl.actor.performer import call_ids, calling
+from forgectl.actor.stream import Stream
 from forgectl.actor.value_mesh import ValueMesh
-from forgectl.actor.verbs import INVOKE
+from forgectl.actor.verbs import CLOSE, INVOKE, NEXT, STREAM
 from forgectl.system.futures import Future
 from forgectl.system.loops import loop_of_calls
 
@@ -90,6 +95,15 @@ def _only(values: list[Any]) -> Any:
     return values[0]
 
 
+def _all_of_it(values: list[Any]) -> Batch:
+    return values, ENDED
+
+
+def _unheard(ended: Future[Any]) -> None:
+    if not ended.cancelled():
+        ended.exception()
+
+
 def _from_parts(mesh: CalledMesh, where: dict[str, Any], timeout: float | None) -> ActorHandle:
     return ActorHandle(mesh, where=where, timeout=timeout)
 
@@ -115,11 +129,14 @@ class Endpoint:
         self._ranks = handle._ranks()
         self._timeout = handle._timeout
         self._label = f"{handle._mesh.name}.{name}"
+        self._streams = name in handle._mesh.interface.streaming
         self.name = name
 
     def _send(
         self, ranks: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any], finish: Callable[[list[Any]], T]
     ) -> Future[T]:
+        if self._streams:
+            return Future.failed(self._label, TypeError(streams_only(self._label, self.name)))
         request = INVOKE, self.name, args, kwargs, (*calling.get(), next(call_ids))
         return self._mesh.call(ranks, request, finish, label=self._label, timeout=self._timeout)
 
@@ -143,19 +160,37 @@ class Endpoint:
 
         The call is dropped while the mesh is not up. It blocks while too many calls wait for one of the ranks.
         """
+        if self._streams:
+            raise TypeError(streams_only(self._label, self.name))
         called = self._mesh.now()
         if called is not None and called.died is None:
             called.cast(self._ranks, (INVOKE, self.name, args, kwargs, (next(call_ids),)))
 
-    async def stream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        """Call every rank: `async for value in handle.endpoint.stream(…)` yields the values as they arrive."""
-        pending = [self._send((rank,), args, kwargs, _only) for rank in self._ranks]
-        try:
-            for answer in asyncio.as_completed(pending):
-                yield await answer
-        finally:
-            for call in pending:
-                call.cancel()
+    def stream(self, *args: Any, **kwargs: Any) -> Stream:
+        """Call every rank: `async for value in handle.endpoint.stream(…)`, or plain `for` where no event loop runs.
+
+        Of an endpoint that yields, all values of all ranks as they come, those of one rank in their order; the handle's
+        timeout is for each. Of another endpoint, the value that each rank returns.
+        """
+        if self._streams:
+            return Stream(self._inflow(args, kwargs), self._timeout)
+        calls = [functools.partial(self._send, (rank,), args, kwargs, _all_of_it) for rank in self._ranks]
+        return Stream(Inflow.of_calls(self._label, calls))
+
+    def _inflow(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, first_only: bool = False) -> Inflow:
+        """Begin a stream. `first_only`: all ranks run the generator, but only rank 0's values count."""
+        chain = (*calling.get(), next(call_ids))
+        request = STREAM, self.name, args, kwargs, chain, this_caller(), first_only
+        opened = self._mesh.call(self._ranks, request, _only, label=self._label)
+
+        def ask(rank: int) -> Future[Batch]:
+            return self._mesh.call((rank,), (NEXT, chain[-1]), _only, label=self._label)
+
+        def leave() -> None:
+            self._mesh.call(self._ranks, (CLOSE, chain[-1]), _only, label=self._label)._then(_unheard)
+
+        asks = [] if opened.done() else [functools.partial(ask, rank) for rank in self._ranks]
+        return Inflow(self._label, asks, opened, leave, first_only=first_only)
 
     def _reject(self, verb: str) -> NoReturn:
         raise NotImplementedError(f"{self._mesh.name} is an actor, not a service: use call, call_one or choose")

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from forgectl.actor.endpoint import endpoints_of, interface_of, method_of
+from forgectl.actor.endpoint import endpoints_of, interface_of, method_of, streaming_of, streams_only
+from forgectl.actor.outflow import Outflow
 from forgectl.actor.value_mesh import serving
 
 Chain = tuple[int, ...]
@@ -47,23 +48,31 @@ class Performer:
     def __init__(self, subject: object) -> None:
         self._subject = subject
         self._endpoints = endpoints_of(type(subject))
+        self._streaming = streaming_of(type(subject))
         self._methods: dict[str, tuple[Callable[..., Any], bool, bool]] = {}  # (method, is async, is concurrent)
         self._turns = asyncio.Lock()
         self._turn: int | None = None  # the id of the call that has the turn
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="endpoint")
 
-    async def perform(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], chain: Chain) -> Any:
-        """Run an endpoint after those that arrived earlier; raises what the endpoint raises."""
+    async def perform(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], chain: Chain, into: Outflow | None = None
+    ) -> Any:
+        """Run an endpoint after those that arrived earlier; raises what the endpoint raises.
+
+        `into` takes what a streaming endpoint yields. Its turn lasts until its generator has ended.
+        """
         method, is_async, concurrent = self._methods.get(name) or self._find(name)
+        if into is None and name in self._streaming:
+            raise TypeError(streams_only(f"{type(self._subject).__name__}.{name}", name))
         calling.set(chain)
         serving.set(True)
         is_callback = self._turn in chain[:-1]  # the endpoint that has the turn may wait for this call
         if concurrent or is_callback:
-            return await self._run(method, is_async, args, kwargs, in_turn=False)
+            return await self._run(method, is_async, args, kwargs, into, in_turn=False)
         async with self._turns:
             self._turn = chain[-1]
             try:
-                return await self._run(method, is_async, args, kwargs, in_turn=True)
+                return await self._run(method, is_async, args, kwargs, into, in_turn=True)
             finally:
                 self._turn = None
 
@@ -73,9 +82,12 @@ class Performer:
         is_async: bool,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        into: Outflow | None,
         *,
         in_turn: bool,
     ) -> Any:
+        if into is not None:
+            return await into.fill(method(self._subject, *args, **kwargs))
         if is_async:
             return await method(self._subject, *args, **kwargs)
         return await self._in_thread(functools.partial(method, self._subject, *args, **kwargs), in_turn)

@@ -15,6 +15,8 @@ def check(cls: type, endpoint: str, args: Sequence[Any], kwargs: Mapping[str, An
     interface = interface_of(cls)
     if endpoint not in interface.endpoints:
         raise NotFoundError(interface.unknown(endpoint))
+    if endpoint in interface.streaming:
+        raise UsageError(f"{endpoint} yields a stream of values, which only Python code can take: {endpoint}.stream(…)")
     signature = signature_of(cls, endpoint)
     try:
         signature.bind(*args, **kwargs)

@@ -10,8 +10,10 @@ from typing import Any
 
 from forgectl.messages import pickling
 
-_OUR_FILES = {str(Path(__file__).with_name(name)) for name in ("actor_rank.py", "performer.py")}
-_HIDDEN_FILES = {*_OUR_FILES, concurrent.futures.thread.__file__}
+_OURS = ("actor_rank.py", "performer.py", "rank_streams.py", "outflow.py")
+_OUR_FILES = {str(Path(__file__).with_name(name)) for name in _OURS}
+_SERVING = str(Path(pickling.__file__).with_name("serving.py"))
+_HIDDEN_FILES = {_SERVING, *_OUR_FILES, concurrent.futures.thread.__file__}
 
 
 class RemoteError(Exception):

@@ -8,10 +8,12 @@ from typing import Any, NoReturn
 
 from forgectl.actor.driver.live_mesh import LiveMesh
 from forgectl.actor.driver.run_client import RunClient, run_client
-from forgectl.actor.endpoint import endpoints_of, interface_of
+from forgectl.actor.endpoint import endpoints_of, interface_of, streams_only
 from forgectl.actor.handle import ActorHandle
+from forgectl.actor.inflow import Inflow, RoutedInflow
 from forgectl.actor.service.service import ServiceCore
 from forgectl.actor.service.session import Session, current_session
+from forgectl.actor.stream import Stream
 from forgectl.errors import ForgeError
 from forgectl.system.futures import Future
 from forgectl.wire.codec import to_json
@@ -43,6 +45,10 @@ class _Replica:
     async def call(self, endpoint: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         values = await getattr(self._handle, endpoint).call(*args, **kwargs)
         return values.get(0) if self._first_rank else values
+
+    def stream(self, endpoint: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inflow:
+        begun: Inflow = getattr(self._handle, endpoint)._inflow(args, kwargs, first_only=True)
+        return begun
 
     async def shutdown(self) -> None:
         await self._cls.shutdown(self._handle)
@@ -121,6 +127,7 @@ class ServiceEndpoint:
     def __init__(self, service: ServiceHandle, name: str) -> None:
         self._service = service
         self._label = f"{service.name}.{name}"
+        self._streams = name in service._interface.streaming
         self.name = name
 
     def route(self, *args: Any, sess_id: str | None = None, **kwargs: Any) -> Future[Any]:
@@ -131,12 +138,16 @@ class ServiceEndpoint:
         ActorDied if the replica dies during the call (an idempotent endpoint runs again on another replica);
         ServiceUnavailable, ServiceOverloaded or ServiceStopped; NotFoundError for an unknown session.
         """
+        if self._streams:
+            return self._refused()
         core = self._service._core
         session = sess_id if sess_id is not None else current_session(core)
         return self._service._client.in_loop(core.route(self.name, args, kwargs, session), self._label)
 
     def fanout(self, *args: Any, **kwargs: Any) -> Future[list[Any]]:
         """Call every healthy replica: their values in the order of replicas."""
+        if self._streams:
+            return self._refused()
         return self._service._client.in_loop(self._service._core.fanout(self.name, args, kwargs), self._label)
 
     def _reject(self, verb: str) -> NoReturn:
@@ -159,9 +170,21 @@ class ServiceEndpoint:
         """Only actors have it: raises NotImplementedError."""
         self._reject("broadcast")
 
-    def stream(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Only actors have it: raises NotImplementedError."""
-        self._reject("stream")
+    def stream(self, *args: Any, sess_id: str | None = None, **kwargs: Any) -> Stream:
+        """Of an endpoint that yields: the values that rank 0 of one healthy replica yields, chosen as `route` does.
+
+        Every rank of the replica runs the endpoint. The stream is a running request until its generators have ended.
+        It raises what `route` raises, and is not repeated on another replica.
+        """
+        if not self._streams:
+            self._reject("stream")
+        core = self._service._core
+        session = sess_id if sess_id is not None else current_session(core)
+        begun = self._service._client.in_loop(core.stream(self.name, args, kwargs, session), self._label)
+        return Stream(RoutedInflow(self._label, begun))
+
+    def _refused(self) -> Future[Any]:
+        return Future.failed(self._label, TypeError(streams_only(self._label, self.name)))
 
 
 async def launch_service(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ServiceHandle:

@@ -77,6 +77,7 @@ def test_actors_stay_and_are_called_from_the_shell(forge: Forge) -> None:
         (("counter", "add", "1", "2", "3"), 64, "too many positional arguments"),
         (("counter", "add", "--kw", "n=1"), 64, "got an unexpected keyword argument 'n'"),
         (("counter", "add", "[1"), 64, "is not JSON"),
+        (("counter", "count", "3"), 64, "count yields a stream of values, which only Python code can take"),
         (("counter", "fail"), 1, "ValueError: no 5"),
         (("counter", "hang", "--timeout", "0.2"), 124, "did not answer within 0.2 s"),
         (("counte", "add"), 66, "counte"),

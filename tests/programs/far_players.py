@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+from collections.abc import AsyncIterator
 from typing import NoReturn
 
 from forgectl import ForgeActor, endpoint
@@ -15,6 +16,7 @@ class Counter(ForgeActor):
     def __init__(self, start: int = 0) -> None:
         super().__init__()
         self.n = start
+        self.begun = self.ended = 0
 
     @endpoint
     async def add(self, k: int) -> int:
@@ -34,6 +36,23 @@ class Counter(ForgeActor):
     async def end(self) -> NoReturn:
         os._exit(3)
 
+    @endpoint(concurrent=True)
+    async def upwards(self) -> AsyncIterator[int]:
+        """Yield numbers for ever."""
+        self.begun += 1
+        try:
+            n = 0
+            while True:
+                yield n
+                n += 1
+        finally:
+            self.ended += 1
+
+    @endpoint(concurrent=True)
+    async def streams(self) -> tuple[int, int]:
+        """How many have begun, and ended."""
+        return self.begun, self.ended
+
 
 class Asker(ForgeActor):
     """Calls another actor, whose handle it is given."""
@@ -46,3 +65,13 @@ class Asker(ForgeActor):
     @endpoint
     async def ask_to_end(self, other: ActorHandle) -> None:
         await other.end.call_one()
+
+    @endpoint
+    async def take(self, other: ActorHandle) -> None:
+        """Take values for ever."""
+        async for _ in other.upwards.stream():
+            await asyncio.sleep(0)
+
+    @endpoint(concurrent=True)
+    async def leave(self) -> NoReturn:
+        os._exit(3)

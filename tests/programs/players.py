@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -149,6 +150,13 @@ class Counter(ForgeActor):
     @endpoint
     async def state(self) -> int:
         return self.n
+
+    @endpoint
+    async def count(self, n: int) -> AsyncIterator[int]:
+        """Yield so many numbers, and count them."""
+        for i in range(n):
+            self.n += 1
+            yield i
 
     def helper(self) -> None:
         """Not an endpoint."""

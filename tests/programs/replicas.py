@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -108,6 +109,16 @@ class Worker(ForgeActor):
         self.note(self.name, "at-batch")
         await self.until("go-batch")
         return ks
+
+    @endpoint(concurrent=True)
+    async def tell(self, key: str) -> AsyncIterator[str]:
+        """Yield where it runs, then wait until `go-KEY` is there; note the end in `end-KEY`."""
+        try:
+            yield f"{self.name} {self.rank}"
+            await self.until(f"go-{key}")
+            yield "last"
+        finally:
+            self.note(f"{self.name} {self.rank}", f"end-{key}")
 
     @endpoint
     async def ask(self, actor: ActorHandle, name: str, *args: Any) -> Any:

@@ -76,6 +76,20 @@ def test_a_handle_works_in_an_actor_on_another_host_and_hears_of_deaths(far: Far
     assert "ActorDied" in done.stdout
 
 
+def test_values_stream_between_hosts_until_the_caller_leaves_or_dies(far: Far) -> None:
+    spec = f"hosts: {far.hosts('host1', 'host2')}\n" + (
+        "actors:\n"
+        "  a: {class: far_players:Counter, hosts: [host1], preload: []}\n"
+        "  b: {class: far_players:Asker, hosts: [host2], preload: []}\n"
+        "driver: {run: stream_far.py}\n"
+    )
+    for name in ("stream_far.py", "far_players.py"):
+        far.forge.write(name, (far.programs / name).read_text())
+    done = far.forge.run("launch", far.forge.spec(spec))
+    assert "left after 5000" in done.stdout, done.stderr
+    assert "ended with its caller" in done.stdout, done.stderr
+
+
 def test_a_messenger_that_is_killed_is_replaced(far: Far) -> None:
     run = far.launch(COUNTER.replace("preload", "restart: {max: 1}, preload"))
     [messenger] = [pid for pid, command in far.processes(run)["host2"].items() if "boot.py messenger" in command]

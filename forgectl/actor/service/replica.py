@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol
 
 from forgectl.actor.service.metrics import AnswerCounts
@@ -12,6 +12,14 @@ from forgectl.errors import ActorDied, ServiceStopped
 
 ATTEMPTS = 3
 """On how many replicas an idempotent request may run: one that kills its replica must not kill them all."""
+
+
+class Streaming(Protocol):
+    """A stream. `opened` raises what a call would."""
+
+    @property
+    def opened(self) -> Awaitable[Any]:
+        """Done once its generators have ended."""
 
 
 class ReplicaMesh(Protocol):
@@ -32,6 +40,9 @@ class ReplicaMesh(Protocol):
 
     async def call(self, endpoint: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call every rank. Raises the user's exception; ActorDied if the mesh is not healthy, dies, or is shut down."""
+
+    def stream(self, endpoint: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Streaming:
+        """Begin a stream of the values that rank 0 yields; every rank runs the endpoint."""
 
     async def shutdown(self) -> None:
         """End the mesh; calls that still run raise ActorDied."""
@@ -259,9 +270,13 @@ class Replica:
 
         Raises what the call of the mesh raises; ServiceStopped if the replica was shut down during the call.
         """
+        return await self.run(endpoint, self.mesh.call(endpoint, args, kwargs), began)
+
+    async def run(self, endpoint: str, work: Awaitable[Any], began: Iterable[float]) -> Any:
+        """The same for work of this mesh that was begun already."""
         epoch, stats = self.epoch, self.stats
         try:
-            result = await self.mesh.call(endpoint, args, kwargs)
+            result = await work
         except asyncio.CancelledError:
             stats.cancelled += 1
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from forgectl.actor.endpoint import EndpointInfo
 from forgectl.actor.service.batching import NO_REPLICA, Batcher, checked
 from forgectl.actor.service.metrics import AnswerCounts
-from forgectl.actor.service.replica import ATTEMPTS, Replica, ReplicaMesh, SingleCall
+from forgectl.actor.service.replica import ATTEMPTS, Replica, ReplicaMesh, SingleCall, Streaming
 from forgectl.actor.service.routing import Placement, make_router
 from forgectl.actor.service.service_call import ServiceCall
 from forgectl.actor.service.session import Session, SessionTable
@@ -104,11 +105,7 @@ class ServiceCore:
     async def _single(self, call: ServiceCall) -> Any:
         attempts = 0
         while True:
-            replica = self._placement.choose(call.endpoint, call.session)
-            if replica is None or not replica.take_slot():
-                if not attempts:
-                    self._check_room()
-                replica = await self._turn(SingleCall(call.endpoint, call.session), replica)
+            replica = await self._slot(call, is_first=not attempts)
             try:
                 return await replica.call(call.endpoint, call.args, call.kwargs, (call.began,))
             except ActorDied as error:
@@ -116,6 +113,40 @@ class ServiceCore:
                 again = call.info.idempotent and replica.owns(error) and attempts < ATTEMPTS
                 if not again or self._placement.stopped:
                     raise
+
+    async def stream(
+        self, endpoint: str, args: tuple[Any, ...], kwargs: dict[str, Any], session: str | None = None
+    ) -> Any:
+        """Begin a stream on one healthy replica, where it is a request until its generators have ended.
+
+        Raises what `route` raises before its call; the stream raises the rest. It is not begun again elsewhere.
+        """
+        info = self._checked(endpoint)
+        if session is not None:
+            self._sessions.check(session)
+        call = ServiceCall(endpoint, info, args, kwargs, session, time.monotonic())
+        replica = await self._slot(call, is_first=True)
+        try:
+            stream = replica.mesh.stream(endpoint, args, kwargs)
+        except BaseException:
+            replica.release()
+            raise
+        self._background.begin(self._follow(replica, call, stream))
+        return stream
+
+    async def _follow(self, replica: Replica, call: ServiceCall, stream: Streaming) -> None:
+        with contextlib.suppress(Exception):  # whoever iterates over the stream gets it
+            work = replica.run(call.endpoint, stream.opened, (call.began,))
+            await self._stats.counted(work, call.began)
+
+    async def _slot(self, call: ServiceCall, *, is_first: bool) -> Replica:
+        """The replica on which a call may run now, as soon as there is one."""
+        replica = self._placement.choose(call.endpoint, call.session)
+        if replica is None or not replica.take_slot():
+            if is_first:
+                self._check_room()
+            replica = await self._turn(SingleCall(call.endpoint, call.session), replica)
+        return replica
 
     async def _turn(self, request: SingleCall, replica: Replica | None) -> Replica:
         """Wait for a slot of this replica, or of any if `replica` is None."""

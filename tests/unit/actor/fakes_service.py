@@ -43,6 +43,13 @@ class Running:
             self.future.set_exception(error)
 
 
+@dataclass(eq=False)
+class FakeStream:
+    """A stream, whose generators end when the test finishes what runs."""
+
+    opened: asyncio.Future[Any]
+
+
 class FakeMesh:
     """A ReplicaMesh. With `answer` it answers calls at once, else `running` holds them until they are finished."""
 
@@ -77,6 +84,9 @@ class FakeMesh:
             return await run.future
         finally:
             self.running.remove(run)
+
+    def stream(self, endpoint: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "FakeStream":
+        return FakeStream(asyncio.ensure_future(self.call(endpoint, args, kwargs)))
 
     def death(self) -> ActorDied:
         return ActorDied(f"{self.name} died", mesh=self.name, rank=0, rank_exit_code=-9, signal=9)

@@ -2,7 +2,7 @@
 
 import inspect
 import pickle
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -132,3 +132,21 @@ def test_only_async_methods_are_concurrent() -> None:
 
         @endpoint(concurrent=True)
         def plain(self: object) -> None: ...
+
+
+class Streams:
+    @endpoint(concurrent=True)
+    async def values(self, n: int) -> AsyncIterator[int]:
+        yield n
+
+    @endpoint
+    def plain(self) -> Iterator[int]:
+        yield 1
+
+
+def test_async_generators_stream_and_may_be_concurrent() -> None:
+    interface = interface_of(Streams)
+    assert interface.streaming == {"values"}
+    assert endpoints_of(Streams)["values"].concurrent
+    with pytest.raises(TypeError, match="is not async"):
+        endpoint(concurrent=True)(lambda self: None)

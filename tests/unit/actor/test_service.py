@@ -47,6 +47,45 @@ def test_nobody_overtakes_one_that_is_about_to_start() -> None:
     asyncio.run(main())
 
 
+def test_a_stream_is_a_running_request_until_it_has_ended() -> None:
+    async def main() -> None:
+        async with Rig(num_replicas=2, max_concurrent_requests=1) as rig:
+            service = rig.service
+            for n in range(2):
+                await service.stream("safe", (n,), {})
+            third = asyncio.ensure_future(service.stream("safe", (2,), {}))
+            gone = asyncio.ensure_future(service.stream("safe", (3,), {}))
+            await settle()
+            numbers = service.metrics()
+            assert (numbers.active, numbers.queued) == (2, 2)
+            gone.cancel()
+            rig.meshes[0].running[0].finish()
+            await third
+            assert [mesh.values() for mesh in rig.meshes.values()] == [[0, 2], [1]]
+            rig.meshes[0].die()  # not begun again on another replica, although the endpoint is idempotent
+            await settle()
+            rig.meshes[1].running[0].fail(UserError())
+            await settle()
+            numbers = service.metrics()
+            assert (numbers.active, numbers.queued) == (0, 0)
+            assert (numbers.successes, numbers.failures, numbers.replicas[0].healthy) == (1, 2, False)
+
+    asyncio.run(main())
+
+
+def test_a_stream_that_cannot_begin_leaves_no_slot() -> None:
+    async def main() -> None:
+        async with Rig(max_concurrent_requests=1) as rig:
+            rig.meshes[0].stream = None  # type: ignore[assignment,method-assign]
+            with pytest.raises(TypeError):
+                await rig.service.stream("plain", (1,), {})
+            with pytest.raises(NotFoundError):
+                await rig.service.stream("plain", (1,), {}, "no session")
+            assert rig.service.metrics().active == 0
+
+    asyncio.run(main())
+
+
 def test_the_users_exceptions_change_no_health() -> None:
     def answer(value: int) -> None:
         raise UserError(value)
