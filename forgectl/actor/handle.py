@@ -38,6 +38,9 @@ class ActorHandle:
         endpoint = self.__dict__[name] = Endpoint(self, name)  # the next access skips __getattr__
         return endpoint
 
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self._mesh.interface.endpoints})
+
     def options(self, *, timeout: float | None = None) -> ActorHandle:
         """The same ranks with a timeout in seconds: a longer call raises TimeoutError, while the rank goes on."""
         return ActorHandle(self._mesh, where=self._where, timeout=timeout)
@@ -62,9 +65,9 @@ class ActorHandle:
         return len(self._ranks())
 
     @property
-    def size(self) -> dict[str, int]:
-        """Dimension → number of ranks along it."""
-        return {"procs": len(self)}
+    def size(self) -> int:
+        """The number of ranks that it calls."""
+        return len(self)
 
     @property
     def mesh_name(self) -> str:

@@ -65,6 +65,9 @@ class ServiceHandle:
         endpoint = self.__dict__[name] = ServiceEndpoint(self, name)
         return endpoint
 
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self._interface.endpoints})
+
     @property
     def name(self) -> str:
         """The service's name. The meshes of its replicas are NAME.0, NAME.1 and so on."""

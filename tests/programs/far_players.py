@@ -3,10 +3,9 @@
 import asyncio
 import os
 import socket
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from forgectl import ForgeActor, endpoint
-from forgectl.actor.handle import ActorHandle
 
 
 class Counter(ForgeActor):
@@ -39,10 +38,10 @@ class Asker(ForgeActor):
     """Calls another actor, whose handle it is given."""
 
     @endpoint
-    async def ask(self, other: ActorHandle, k: int) -> int:
+    async def ask(self, other: Any, k: int) -> int:
         total: int = await other.add.call_one(k)
         return total
 
     @endpoint
-    async def ask_to_end(self, other: ActorHandle) -> None:
+    async def ask_to_end(self, other: Any) -> None:
         await other.end.call_one()

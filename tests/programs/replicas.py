@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from forgectl import ForgeActor, endpoint, service_endpoint
-from forgectl.actor.handle import ActorHandle
 
 
 class Worker(ForgeActor):
@@ -110,7 +109,7 @@ class Worker(ForgeActor):
         return ks
 
     @endpoint
-    async def ask(self, actor: ActorHandle, name: str, *args: Any) -> Any:
+    async def ask(self, actor: ForgeActor, name: str, *args: Any) -> Any:
         return await getattr(actor, name).call_one(*args)
 
     @endpoint
