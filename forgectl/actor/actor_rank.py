@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from forgectl.actor import monarch_names
 from forgectl.actor.performer import Performer, call_ids
 from forgectl.actor.plain_calls import check, plain
 from forgectl.actor.remote_errors import RemoteError, carrier, user_traceback
@@ -33,7 +32,6 @@ class ActorRank:
         """Handle one request; raises what the user's code raises."""
         verb, *rest = request
         if verb == INVOKE:
-            monarch_names.adopt()
             return await self._constructed().perform(*rest)
         if verb == CONSTRUCT:
             return self._construct(*rest)
@@ -51,7 +49,6 @@ class ActorRank:
             raise RuntimeError("this rank is constructed already")
         sys.path += [p for p in path if p not in sys.path]
         cls, args, kwargs = pickling.loads(payload)
-        monarch_names.adopt()
         serving.set(True)
         made = cls.__new__(cls)
         made.__dict__["mesh"] = handle

@@ -9,6 +9,7 @@ import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, overload
 
+from forgectl.actor import monarch_names
 from forgectl.actor.options import Settings, check_shape, signature_of_options
 from forgectl.errors import NotInstalledError
 from forgectl.model.plan import Program, Unit
@@ -206,6 +207,7 @@ class ForgeActor(InHandles):
 vars(ForgeActor)["options"].__func__.__signature__ = signature_of_options(
     {n: (t, getattr(ForgeActor, n)) for n, t in SHAPE.items()}
 )
+monarch_names.adopt(ForgeActor)
 
 
 async def _awaited(launching: Awaitable[T]) -> T:
