@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
 from forgectl.frozen import dataclass
 from forgectl.names import nearest
 
 if TYPE_CHECKING:
-    from forgectl.actor.handle_types import BatchMark, ConcurrentMark, EndpointMethod, Mark
+    from forgectl.actor.handle_types import BatchMark, ConcurrentMark, EndpointMethod, Mark, StreamMethod
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -43,6 +43,10 @@ class EndpointInfo:
 def endpoint(
     method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /
 ) -> EndpointMethod[P, Coroutine[Any, Any, R], R]: ...
+@overload
+def endpoint(  # type: ignore[overload-overlap]
+    method: Callable[Concatenate[Any, P], AsyncIterator[R]], /
+) -> StreamMethod[P, R]: ...
 @overload
 def endpoint(method: Callable[Concatenate[Any, P], R], /) -> EndpointMethod[P, R, R]: ...
 @overload

@@ -81,6 +81,13 @@ class ActorHandle:
         """
         return Future.of(self._mesh.shutdown(grace), loop_of_calls(), f"{self._mesh.name}.shutdown")
 
+    async def __aenter__(self) -> ActorHandle:
+        """`async with await Counter.as_actor() as counter:` ends the mesh when the block is left."""
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.shutdown()
+
     def __repr__(self) -> str:
         part = f"[{self._where['procs']}]" if "procs" in self._where else ""
         return f"<{self._mesh.interface.name} mesh {self._mesh.name}{part}, {len(self)} ranks>"

@@ -65,6 +65,15 @@ class BatchedMethod(ActorMethod[P, D_co, R_co], Generic[P, D_co, R_co, V_co]):
     def fanout(self, *args: Any, **kwargs: Any) -> Future[list[V_co]]:
         """Of a service: call every healthy replica: their results in the order of replicas."""
 
+class StreamMethod(Generic[P, R_co]):
+    """An endpoint that is an async generator: `async for value in handle.endpoint.stream(…)`."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[R_co]:
+        """Call the method itself, in this process. A handle has no such call."""
+
+    def stream(self, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[R_co]:
+        """The values, as they are yielded."""
+
 class Mark(Protocol):
     """Makes an `async` or plain method an endpoint."""
 
@@ -73,14 +82,21 @@ class Mark(Protocol):
         self, method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /
     ) -> EndpointMethod[P, Coroutine[Any, Any, R], R]: ...
     @overload
+    def __call__(  # type: ignore[overload-overlap]  # of two that fit the first one counts
+        self, method: Callable[Concatenate[Any, P], AsyncIterator[R]], /
+    ) -> StreamMethod[P, R]: ...
+    @overload
     def __call__(self, method: Callable[Concatenate[Any, P], R], /) -> EndpointMethod[P, R, R]: ...
 
 class ConcurrentMark(Protocol):
     """Makes an `async` method an endpoint."""
 
+    @overload
     def __call__(
         self, method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /
     ) -> EndpointMethod[P, Coroutine[Any, Any, R], R]: ...
+    @overload
+    def __call__(self, method: Callable[Concatenate[Any, P], AsyncIterator[R]], /) -> StreamMethod[P, R]: ...
 
 class BatchMark(Protocol):
     """Makes a method that takes lists, and returns one, an endpoint whose calls a service gathers."""
@@ -105,6 +121,10 @@ class InHandles:
         """Some of the ranks: `slice(procs=0)`, or `slice(procs=slice(2, 4))`. Raises ValueError if none is selected."""
 
     def __len__(self) -> int: ...
+    async def __aenter__(self) -> Self:
+        """`async with await Counter.as_actor() as counter:` shuts it down at the end of the block."""
+
+    async def __aexit__(self, *error: object) -> None: ...
 
     name: str | Any
     """Of a service: its name. The meshes of its replicas are NAME.0, NAME.1 and so on."""

@@ -109,6 +109,13 @@ class ServiceHandle:
         if self._client.services.get(self.name) is self:  # not a later service of the same name
             del self._client.services[self.name]
 
+    async def __aenter__(self) -> ServiceHandle:
+        """`async with await Counter.as_service() as service:` ends the service when the block is left."""
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.shutdown()
+
     def __repr__(self) -> str:
         return f"<service {self.name} of {self._cls.__name__}>"
 

@@ -351,6 +351,24 @@ async def shutdown_twice_and_the_same_name_again() -> None:
         c.add.broadcast(1)
 
 
+async def a_block_ends_its_mesh_or_service() -> None:
+    async with await Fast.options(procs=2).as_actor(start=1) as c:
+        assert list((await c.add.call(1)).values()) == [2, 2]
+    await raised(ActorDied, c.add.call(1))
+
+    async def leave_by_an_error() -> None:
+        async with await Fast.options(num_replicas=2, mesh_name="svc").as_service() as s:
+            assert await s.add.fanout(1) == [1, 1]
+            raise KeyError("of the block")
+
+    assert "of the block" in str(await raised(KeyError, leave_by_an_error()))
+    assert {name: mesh.state for name, mesh in own_run()._latest.items()} == {
+        "counter": "stopped",
+        "svc.0": "stopped",
+        "svc.1": "stopped",
+    }
+
+
 async def unnamed_meshes_of_one_class_are_numbered() -> None:
     made = await asyncio.gather(*(Fast.as_actor(start=n) for n in range(4)))
     assert sorted(m.mesh_name for m in made) == ["counter", "counter-2", "counter-3", "counter-4"]

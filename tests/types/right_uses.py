@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any, TypeVar
 
 from typing_extensions import assert_type
@@ -79,6 +79,15 @@ class Counter(ForgeActor):
     async def lengths(self, words: list[str]) -> list[int]:
         return [len(word) for word in words]
 
+    @endpoint
+    async def tokens(self, prompt: str) -> AsyncIterator[str]:
+        for word in prompt.split():
+            yield word
+
+    @endpoint(concurrent=True)
+    async def steps(self) -> AsyncGenerator[int, None]:
+        yield 1
+
     def not_an_endpoint(self) -> str:
         return self.name
 
@@ -127,6 +136,10 @@ async def actors() -> None:
     counter.add.broadcast(2)
     async for value in counter.add.stream(2):
         assert_type(value, int)
+    async for token in counter.tokens.stream("a b"):
+        assert_type(token, str)
+    async for step in counter.steps.stream():
+        assert_type(step, int)
     for point, value in await counter.add.call(2):
         assert_type((point, value), tuple[Point, int])
     assert_type((await counter.add.call(2)).get(0), int)
@@ -141,6 +154,8 @@ async def handles() -> None:
     assert_type(counter.options(timeout=None), Counter)
     assert_type((len(counter), counter.size), tuple[int, int])
     print(counter.mesh_name.upper())
+    async with await Counter.as_actor() as another:
+        assert_type(another, Counter)
     assert_type(await counter.shutdown(), None)
     assert_type(counter.shutdown(grace=2), Future[None])
     counter.shutdown(0.5).get(timeout=5)

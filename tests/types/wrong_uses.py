@@ -29,6 +29,8 @@ async def calls() -> None:
     (await counter.add.call_one(1)).upper()  # wrong: attr-defined, reportAttributeAccessIssue
     (await counter.plain.call("a")).get(0).keys()  # wrong: attr-defined, reportAttributeAccessIssue
     await counter.lengths.call("word")  # wrong: arg-type, reportArgumentType
+    await counter.steps.call()  # wrong: attr-defined, reportAttributeAccessIssue
+    counter.steps.stream(1)  # wrong: call-arg, reportCallIssue
     await counter.not_an_endpoint.call()  # wrong: attr-defined, reportAttributeAccessIssue
 
 
