@@ -85,5 +85,7 @@ def test_get_checks_the_class_that_it_is_given(monkeypatch: pytest.MonkeyPatch) 
     handle: Any = object()
     monkeypatch.setattr(declared, "_declared", {"counter": (Counter, handle)})
     assert forgectl.get("counter") is forgectl.get("counter", Counter) is handle
+    class_of_a_script: type[ForgeActor] = type("Counter", (ForgeActor,), {"__qualname__": "Counter"})
+    assert forgectl.get("counter", class_of_a_script) is handle
     with pytest.raises(TypeError, match=r"'counter' as Counter, which is not a .*Other"):
         forgectl.get("counter", Other)

@@ -26,11 +26,12 @@ def get(name: str, cls: type | None = None) -> Any:
     """The handle of an actor or service that the spec declares; it is up already. Works only in the driver.
 
     `cls`, the class of the spec, is for editors and type checkers: the handle has its endpoints. Raises NotFoundError
-    for a name that the spec does not declare, TypeError where its class is not `cls`, nor a subclass.
+    for a name that the spec does not declare, TypeError where its class is another one, and no subclass of it.
     """
     if name in _declared:
         made, handle = _declared[name]
-        if cls is not None and not issubclass(made, cls):
+        # By name: a class of the driver's own script is another object there, in the module __main__.
+        if cls is not None and cls.__qualname__ not in {base.__qualname__ for base in made.__mro__}:
             raise TypeError(f"the spec declares {name!r} as {made.__qualname__}, which is not a {cls.__qualname__}")
         return handle
     there = ", ".join(_declared) or "none: only the driver of a spec with actors or services has them"
