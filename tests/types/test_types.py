@@ -68,10 +68,12 @@ def marks(file: Path, which: int) -> dict[int, str]:
     return {line: codes[which] for line, codes in marked.items()}
 
 
+@pytest.mark.timeout(300)  # both read all of forgectl first
 @pytest.mark.parametrize(("check", "which"), [(by_mypy, 0), (by_pyright, 1)], ids=["mypy", "pyright"])
 def test_right_uses_wrong_uses_and_the_examples(tmp_path: Path, check: Callable[[Path], Errors], which: int) -> None:
     for name in ("right_uses.py", "wrong_uses.py"):
         shutil.copy(HERE / name, tmp_path)
+    assert {"README.md", "coming-from-torchforge.md"} <= {page.name for page in PAGES}
     for page in PAGES:
         (tmp_path / f"of_{re.sub(r'[^a-z]', '_', page.stem.lower())}.py").write_text(module_of(page))
     errors = check(tmp_path)
