@@ -18,7 +18,7 @@ from typing import Any
 import forgectl
 from forgectl import ActorDied, ForgeActor, ForgeError, endpoint
 from forgectl.actor.handle import ActorHandle
-from forgectl.errors import BusyError
+from forgectl.errors import BusyError, ServiceStopped
 from players import Counter, Reducer, SlowSetup
 from playing import HERE, Fast, exists, own_run, pids_of, play, raised, refused
 
@@ -355,18 +355,16 @@ async def a_block_ends_its_mesh_or_service() -> None:
     async with await Fast.options(procs=2).as_actor(start=1) as c:
         assert list((await c.add.call(1)).values()) == [2, 2]
     await raised(ActorDied, c.add.call(1))
+    service = await Fast.options(num_replicas=2, mesh_name="svc").as_service()
 
     async def leave_by_an_error() -> None:
-        async with await Fast.options(num_replicas=2, mesh_name="svc").as_service() as s:
-            assert await s.add.fanout(1) == [1, 1]
+        async with service as s:
+            assert s is service and await s.add.fanout(1) == [1, 1]
             raise KeyError("of the block")
 
     assert "of the block" in str(await raised(KeyError, leave_by_an_error()))
-    assert {name: mesh.state for name, mesh in own_run()._latest.items()} == {
-        "counter": "stopped",
-        "svc.0": "stopped",
-        "svc.1": "stopped",
-    }
+    await raised(ServiceStopped, service.add.route(1))
+    assert all(mesh.state == "stopped" for mesh in own_run()._latest.values())
 
 
 async def unnamed_meshes_of_one_class_are_numbered() -> None:
