@@ -2,6 +2,8 @@
 
 import asyncio
 
+from darts import Darts
+
 import forgectl
 
 DARTS = 50_000
@@ -9,7 +11,7 @@ DARTS = 50_000
 
 async def main() -> None:
     """Estimate pi from the darts that all processes throw."""
-    darts = forgectl.get("darts")
+    darts = forgectl.get("darts", Darts)
     hits = thrown = 0
     for _ in range(4):
         by_rank = list((await darts.throw.call(DARTS)).values())

@@ -12,12 +12,12 @@ class Trainer(ForgeActor):
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
-        self.options = options  # arguments of Training
+        self.arguments = options  # of Training
 
     @endpoint
     def setup(self) -> None:
         """Join the other ranks. It runs on all ranks before the driver gets the handle."""
-        self.training = Training(join(), **self.options)
+        self.training = Training(join(), **self.arguments)
         self.logger.info("%d weights", sum(p.numel() for p in self.training.model.parameters()))
 
     @endpoint

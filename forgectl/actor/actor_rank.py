@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from forgectl.actor import monarch_names
 from forgectl.actor.callers import Caller
 from forgectl.actor.outflow import Outflow
 from forgectl.actor.performer import Chain, Performer, call_ids
@@ -37,7 +36,6 @@ class ActorRank:
         """Handle one request; raises what the user's code raises."""
         verb, *rest = request
         if verb == INVOKE:
-            monarch_names.adopt()
             return await self._constructed().perform(*rest)
         if verb == NEXT:
             return await self._streams.next(*rest)
@@ -61,7 +59,6 @@ class ActorRank:
             raise RuntimeError("this rank is constructed already")
         sys.path += [p for p in path if p not in sys.path]
         cls, args, kwargs = pickling.loads(payload)
-        monarch_names.adopt()
         serving.set(True)
         made = cls.__new__(cls)
         made.__dict__["mesh"] = handle
@@ -71,7 +68,6 @@ class ActorRank:
     async def _stream(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], chain: Chain, caller: Caller, first_only: bool
     ) -> None:
-        monarch_names.adopt()
         outflow = Outflow(muted=first_only and os.environ["RANK"] != "0")
         work = self._constructed().perform(name, args, kwargs, chain, outflow)
         await self._streams.run(chain[-1], caller, outflow, work)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any, TypeVar, overload
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
 from forgectl.frozen import dataclass
 from forgectl.names import nearest
 
+if TYPE_CHECKING:
+    from forgectl.actor.handle_types import BatchMark, ConcurrentMark, EndpointMethod, Mark, StreamMethod
+
+P = ParamSpec("P")
+R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
 MARK = "__forge_endpoint__"
 MONARCHS_CONCURRENT = {"_ConcurrentEndpointProperty"}
@@ -35,10 +40,20 @@ class EndpointInfo:
 
 
 @overload
-def endpoint(method: F) -> F: ...
+def endpoint(
+    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /
+) -> EndpointMethod[P, Coroutine[Any, Any, R], R]: ...
 @overload
-def endpoint(*, idempotent: bool = False, concurrent: bool = False) -> Callable[[F], F]: ...
-def endpoint(method: F | None = None, *, idempotent: bool = False, concurrent: bool = False) -> F | Callable[[F], F]:
+def endpoint(  # type: ignore[overload-overlap]
+    method: Callable[Concatenate[Any, P], AsyncIterator[R]], /
+) -> StreamMethod[P, R]: ...
+@overload
+def endpoint(method: Callable[Concatenate[Any, P], R], /) -> EndpointMethod[P, R, R]: ...
+@overload
+def endpoint(*, idempotent: bool = False, concurrent: Literal[False] = False) -> Mark: ...
+@overload
+def endpoint(*, idempotent: bool = False, concurrent: bool) -> ConcurrentMark: ...
+def endpoint(method: Any = None, /, *, idempotent: bool = False, concurrent: bool = False) -> Any:
     """Make a method, `async` or plain, an endpoint of its actor: `handle.method.call(…)` runs it on every rank.
 
     A plain method runs in a thread of the rank, so that it does not block the rank's event loop. A rank runs one
@@ -57,6 +72,19 @@ def endpoint(method: F | None = None, *, idempotent: bool = False, concurrent: b
     return mark if method is None else mark(method)
 
 
+@overload
+def service_endpoint(*, router: Any = None, idempotent: bool = False, concurrent: Literal[False] = False) -> Mark: ...
+@overload
+def service_endpoint(*, router: Any = None, idempotent: bool = False, concurrent: bool) -> ConcurrentMark: ...
+@overload
+def service_endpoint(
+    *,
+    router: Any = None,
+    batch_size: int,
+    batch_timeout: float = 0.01,
+    idempotent: bool = False,
+    concurrent: bool = False,
+) -> BatchMark: ...
 def service_endpoint(
     *,
     router: Any = None,
@@ -64,7 +92,7 @@ def service_endpoint(
     batch_timeout: float = 0.01,
     idempotent: bool = False,
     concurrent: bool = False,
-) -> Callable[[F], F]:
+) -> Any:
     """An endpoint with its own settings in a service; on an actor it works like `endpoint`.
 
     `router` is as in `options(router=…)`. With `batch_size` above 1 a service gathers scalar calls: the method gets,

@@ -6,10 +6,11 @@ import functools
 import importlib.util
 import logging
 import os
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, overload
 
-from forgectl.actor.options import Settings, check_shape
+from forgectl.actor import monarch_names
+from forgectl.actor.options import Settings, check_shape, signature_of_options
 from forgectl.errors import NotInstalledError
 from forgectl.model.plan import Program, Unit
 from forgectl.system.futures import Future
@@ -19,17 +20,29 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from forgectl.actor.handle import ActorHandle
-    from forgectl.actor.service_handle import ServiceHandle
+    from forgectl.actor.handle_types import InHandles, Unspecified
+    from forgectl.actor.service.routing import Router
+    from forgectl.model.plan import RestartPolicy
+else:
+    InHandles = object
 
-SHAPE = ("procs", "hosts", "with_gpus", "num_replicas", "mesh_name")
+SHAPE = {
+    "procs": "int",
+    "hosts": "int | list[str] | tuple[str, ...] | None",
+    "with_gpus": "bool",
+    "num_replicas": "int",
+    "mesh_name": "str | None",
+}
+"""Name → type of each setting that is a class attribute."""
+P = ParamSpec("P")
 T = TypeVar("T")
-_UNSET: Any = object()
+C = TypeVar("C", bound=Callable[..., Any])
 
 if missing := [p for m, p in (("zmq", "pyzmq"), ("cloudpickle", "cloudpickle")) if not importlib.util.find_spec(m)]:
     raise NotInstalledError(f"actors and services need {' and '.join(missing)}: pip install 'forgectl[actors]'")
 
 
-class ForgeActor:
+class ForgeActor(InHandles):
     """Subclass it, mark methods with `@endpoint`, and launch it: `await MyActor.options(procs=4).as_actor(…)`.
 
     Each process of the mesh has one instance, constructed with the arguments of `as_actor`. An endpoint named `setup`
@@ -38,18 +51,18 @@ class ForgeActor:
 
     procs: ClassVar[int] = 1
     """Number of processes in the mesh."""
-    hosts: ClassVar[int | tuple[str, ...] | None] = None
+    hosts: ClassVar[int | list[str] | tuple[str, ...] | None] = None
     """A number of hosts, or their names; each gets equally many processes. None: as few hosts as have room."""
     with_gpus: ClassVar[bool] = False
     """Whether each process gets one GPU."""
     num_replicas: ClassVar[int] = 1
     """Number of meshes of a service."""
-    mesh_name: ClassVar[str | None] = None
-    """The name in `forgectl status`; None: the class's name in lower case."""
+    mesh_name: ClassVar[str | Any] = None
+    """The name in `forgectl status`; None: the class's name in lower case. A handle has a name in any case."""
     _settings: ClassVar[Settings] = Settings()
     _kind: ClassVar[Any] = "actor"
 
-    mesh: ActorHandle
+    mesh: Self
     """The mesh that this rank belongs to."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -64,7 +77,7 @@ class ForgeActor:
 
     @property
     def size(self) -> int:
-        """Number of processes in its mesh."""
+        """Number of processes in its mesh; of a handle: of ranks that it calls."""
         return int(os.environ.get("WORLD_SIZE", "1"))
 
     @functools.cached_property
@@ -74,32 +87,55 @@ class ForgeActor:
 
     # ------------------------------------------------------------ configure
 
+    @overload
     @classmethod
     def options(
-        cls,
+        cls: C,
         *,
-        procs: int = _UNSET,
-        hosts: Any = _UNSET,
-        with_gpus: bool = _UNSET,
-        num_replicas: int = _UNSET,
-        mesh_name: str | None = _UNSET,
-        **kwargs: Any,
-    ) -> type[Self]:
-        """A subclass with these settings; settings that are not given stay unchanged. `kwargs`: see `Settings`.
+        procs: int = 1,
+        hosts: int | list[str] | tuple[str, ...] | None = None,
+        with_gpus: bool = False,
+        num_replicas: int = 1,
+        mesh_name: str | None = None,
+        env: Mapping[str, str] = ...,
+        restart: int | Mapping[str, Any] | RestartPolicy | None = None,
+        start_method: Literal["fork", "spawn"] = "fork",
+        preload: Sequence[str] | None = None,
+        python: str | None = None,
+        router: str | Router | type[Router] = "round_robin",
+        health_poll_rate: float = 1.0,
+        max_concurrent_requests: int = 10,
+        max_queue: int | None = None,
+        unavailable_timeout: float = 60.0,
+        return_first_rank_result: bool = True,
+    ) -> C: ...
+    @overload
+    @classmethod
+    def options(cls: type[T], *, timeout: float | None) -> T: ...  # of a handle
+    @classmethod
+    def options(cls, **settings: Any) -> Any:
+        """A subclass with these settings; settings that are not given stay as the class has them.
 
-        Raises TypeError for an unknown setting or a value of the wrong type, ValueError for a value out of range.
+        procs, hosts, with_gpus, num_replicas and mesh_name are also class attributes. The others: see
+        `forgectl.Settings`. Raises TypeError for an unknown setting or a value of the wrong type, ValueError for a
+        value out of range.
         """
-        given = zip(SHAPE, (procs, hosts, with_gpus, num_replicas, mesh_name), strict=True)
-        body = {name: check_shape(name, value) for name, value in given if value is not _UNSET}
-        body["_settings"] = cls._settings.with_changes(kwargs, SHAPE)
+        body = {name: check_shape(name, settings.pop(name)) for name in SHAPE if name in settings}
+        body["_settings"] = cls._settings.with_changes(settings, SHAPE)
         body |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
         body["_forge_origin"] = _origin(cls)
         return type(cls.__name__, (cls,), body)
 
     # ------------------------------------------------------------ launch and shut down
 
+    @overload
     @classmethod
-    def as_actor(cls, *args: Any, **kwargs: Any) -> Future[ActorHandle]:
+    def as_actor(cls: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]: ...
+    @overload
+    @classmethod
+    def as_actor(cls: Callable[[Unspecified], T], *args: Any, **kwargs: Any) -> Future[T]: ...
+    @classmethod
+    def as_actor(cls, *args: Any, **kwargs: Any) -> Any:
         """Launch one mesh whose ranks are constructed with these arguments: its handle, once `setup` returned on each.
 
         Raises what a constructor or `setup` raised, with its remote traceback as the cause; BusyError if GPUs or the
@@ -107,8 +143,14 @@ class ForgeActor:
         """
         return Future.of(_awaited(cls.launch(*args, **kwargs)), loop_of_calls(), f"the launch of {cls._base_name()}")
 
+    @overload
     @classmethod
-    def as_service(cls, *args: Any, **kwargs: Any) -> Future[ServiceHandle]:
+    def as_service(cls: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]: ...
+    @overload
+    @classmethod
+    def as_service(cls: Callable[[Unspecified], T], *args: Any, **kwargs: Any) -> Future[T]: ...
+    @classmethod
+    def as_service(cls, *args: Any, **kwargs: Any) -> Any:
         """Launch `num_replicas` meshes behind one handle. Raises what `as_actor` raises, and then leaves no mesh."""
         from forgectl.actor.service_handle import launch_service
 
@@ -121,7 +163,16 @@ class ForgeActor:
 
         return await launch_mesh(cls, _origin(cls), args, kwargs)
 
+    @overload
     @classmethod
+    def shutdown(cls, actor: ForgeActor | ActorHandle) -> Coroutine[Any, Any, None]: ...
+    @overload
+    @classmethod
+    def shutdown(cls, grace: float = 10.0) -> Future[None]: ...  # of the handle of an actor
+    @overload
+    @classmethod
+    def shutdown(cls, *, timeout: float) -> Future[None]: ...  # of the handle of a service
+    @classmethod  # type: ignore[misc]  # it is not what handles have
     async def shutdown(cls, actor: Any) -> None:
         """End what `launch` returned. Override it together with `launch`. A second call does nothing."""
         await actor.shutdown()
@@ -137,7 +188,7 @@ class ForgeActor:
         procs = check_shape("procs", cls.procs)
         preload = settings.preload
         if preload is None:
-            preload = ("torch",) if importlib.util.find_spec("torch") else ()
+            preload = ["torch"] if importlib.util.find_spec("torch") else []
         return Unit(
             mesh=cls._base_name(),
             kind=cls._kind,
@@ -147,10 +198,16 @@ class ForgeActor:
             with_gpus=check_shape("with_gpus", cls.with_gpus),
             env=dict(settings.env),
             python=settings.python,
-            preload=preload,
-            start_method=settings.start_method,  # type: ignore[arg-type]
+            preload=tuple(preload),
+            start_method=settings.start_method,
             restart=settings.restart_policy(service=cls._kind == "service"),
         )
+
+
+vars(ForgeActor)["options"].__func__.__signature__ = signature_of_options(
+    {n: (t, getattr(ForgeActor, n)) for n, t in SHAPE.items()}
+)
+monarch_names.adopt(ForgeActor)
 
 
 async def _awaited(launching: Awaitable[T]) -> T:

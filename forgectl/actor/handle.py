@@ -43,6 +43,9 @@ class ActorHandle:
         endpoint = self.__dict__[name] = Endpoint(self, name)  # the next access skips __getattr__
         return endpoint
 
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self._mesh.interface.endpoints})
+
     def options(self, *, timeout: float | None = None) -> ActorHandle:
         """The same ranks with a timeout in seconds: a longer call raises TimeoutError, while the rank goes on."""
         return ActorHandle(self._mesh, where=self._where, timeout=timeout)
@@ -67,9 +70,9 @@ class ActorHandle:
         return len(self._ranks())
 
     @property
-    def size(self) -> dict[str, int]:
-        """Dimension → number of ranks along it."""
-        return {"procs": len(self)}
+    def size(self) -> int:
+        """The number of ranks that it calls."""
+        return len(self)
 
     @property
     def mesh_name(self) -> str:
@@ -82,6 +85,13 @@ class ActorHandle:
         A second call does nothing. Raises ForgeError outside the driver.
         """
         return Future.of(self._mesh.shutdown(grace), loop_of_calls(), f"{self._mesh.name}.shutdown")
+
+    async def __aenter__(self) -> ActorHandle:
+        """`async with await Counter.as_actor() as counter:` ends the mesh when the block is left."""
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.shutdown()
 
     def __repr__(self) -> str:
         part = f"[{self._where['procs']}]" if "procs" in self._where else ""
@@ -166,7 +176,7 @@ class Endpoint:
         if called is not None and called.died is None:
             called.cast(self._ranks, (INVOKE, self.name, args, kwargs, (next(call_ids),)))
 
-    def stream(self, *args: Any, **kwargs: Any) -> Stream:
+    def stream(self, *args: Any, **kwargs: Any) -> Stream[Any]:
         """Call every rank: `async for value in handle.endpoint.stream(…)`, or plain `for` where no event loop runs.
 
         Of an endpoint that yields, all values of all ranks as they come, those of one rank in their order; the handle's

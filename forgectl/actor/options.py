@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from forgectl.actor.service.routing import make_router
+from forgectl.actor.service.routing import Router, make_router
 from forgectl.actor.service.service import ServiceConfig
 from forgectl.model.plan import MAX_RANKS, SERVICE_RESTART, RestartPolicy
 from forgectl.names import NAME, nearest
@@ -29,10 +30,10 @@ class Settings:
 
     env: Mapping[str, str] = dataclasses.field(default_factory=dict)
     restart: int | Mapping[str, Any] | RestartPolicy | None = None
-    start_method: str = "fork"
-    preload: tuple[str, ...] | None = None
+    start_method: Literal["fork", "spawn"] = "fork"
+    preload: Sequence[str] | None = None
     python: str | None = None
-    router: Any = "round_robin"
+    router: str | Router | type[Router] = "round_robin"
     health_poll_rate: float = 1.0
     max_concurrent_requests: int = 10
     max_queue: int | None = None
@@ -78,7 +79,7 @@ class Settings:
             health_poll_rate=self.health_poll_rate,
         )
 
-    def with_changes(self, changes: Mapping[str, Any], others: tuple[str, ...]) -> Settings:
+    def with_changes(self, changes: Mapping[str, Any], others: Iterable[str]) -> Settings:
         """A copy with changes. Raises TypeError for an unknown name and suggests the nearest, also from `others`."""
         known = [f.name for f in dataclasses.fields(self)]
         for name in changes:
@@ -87,6 +88,20 @@ class Settings:
                 guess = f"; did you mean {near!r}?" if near else f"; there are {', '.join([*others, *known])}"
                 raise TypeError(f"options() has no setting {name!r}{guess}")
         return dataclasses.replace(self, **changes)
+
+
+def signature_of_options(shape: Mapping[str, tuple[str, Any]]) -> inspect.Signature:
+    """What `options(…)` takes, for `help` and editors: `shape`, name → type and default, and the fields of Settings."""
+    fields = {
+        f.name: (f.type, ... if f.default is dataclasses.MISSING else f.default) for f in dataclasses.fields(Settings)
+    }
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    given = [
+        inspect.Parameter(name, keyword, annotation=kind, default=default)
+        for name, (kind, default) in {**shape, **fields}.items()
+    ]
+    this = inspect.Parameter("cls", inspect.Parameter.POSITIONAL_ONLY)
+    return inspect.Signature([this, *given], return_annotation="type[Self]")
 
 
 def check_shape(name: str, value: Any) -> Any:

@@ -71,6 +71,9 @@ class ServiceHandle:
         endpoint = self.__dict__[name] = ServiceEndpoint(self, name)
         return endpoint
 
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self._interface.endpoints})
+
     @property
     def name(self) -> str:
         """The service's name. The meshes of its replicas are NAME.0, NAME.1 and so on."""
@@ -111,6 +114,13 @@ class ServiceHandle:
         await self._core.shutdown(timeout)
         if self._client.services.get(self.name) is self:  # not a later service of the same name
             del self._client.services[self.name]
+
+    async def __aenter__(self) -> ServiceHandle:
+        """`async with await Counter.as_service() as service:` ends the service when the block is left."""
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.shutdown()
 
     def __repr__(self) -> str:
         return f"<service {self.name} of {self._cls.__name__}>"
@@ -170,7 +180,7 @@ class ServiceEndpoint:
         """Only actors have it: raises NotImplementedError."""
         self._reject("broadcast")
 
-    def stream(self, *args: Any, sess_id: str | None = None, **kwargs: Any) -> Stream:
+    def stream(self, *args: Any, sess_id: str | None = None, **kwargs: Any) -> Stream[Any]:
         """Of an endpoint that yields: the values that rank 0 of one healthy replica yields, chosen as `route` does.
 
         Every rank of the replica runs the endpoint. The stream is a running request until its generators have ended.

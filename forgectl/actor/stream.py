@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from forgectl.actor.inflow import Inflow, Over, RoutedInflow
 from forgectl.errors import ActorDied, UnreachableError
 from forgectl.system.loops import in_loop, in_notebook, plain_loop, running_loop
 
+R = TypeVar("R")
 
-class Stream:
+
+class Stream(Generic[R]):
     """What `stream` gives: `async for value in handle.endpoint.stream(…)`, or plain `for` where no event loop runs.
 
     It begins when it is made. A generator is at most 1,024 values ahead of whoever iterates, a slow one or one with
@@ -28,11 +30,11 @@ class Stream:
         self._pid = os.getpid()
         self._loop = plain_loop()
 
-    def __aiter__(self) -> Stream:
+    def __aiter__(self) -> Stream[R]:
         """Itself."""
         return self
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> R:
         """The next value."""
         self._check_alone()
         try:
@@ -44,7 +46,8 @@ class Stream:
         except BaseException:
             self._inflow.leave()
             raise
-        return found[0]
+        value: R = found[0]
+        return value
 
     async def _arrival(self) -> None:
         waiter, timeout = self._inflow.wait(), self._timeout
@@ -64,13 +67,13 @@ class Stream:
             with contextlib.suppress(ActorDied, UnreachableError):
                 await asyncio.shield(self._inflow.opened)
 
-    def __iter__(self) -> Stream:
+    def __iter__(self) -> Stream[R]:
         """Itself, for plain code; raises RuntimeError in an event loop."""
         if running_loop() is not None and not in_notebook():
             raise RuntimeError(f"{self._inflow.label}: `for` would block this event loop; use `async for`")
         return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> R:
         """The next value, in plain code."""
         self._check_alone()
         try:
@@ -82,7 +85,8 @@ class Stream:
         except BaseException:
             self._inflow.leave()
             raise
-        return found[0]
+        value: R = found[0]
+        return value
 
     def close(self) -> None:
         """The same as `aclose`, in plain code."""

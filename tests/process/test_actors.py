@@ -92,6 +92,10 @@ def test_shutdown_twice_and_the_same_name_again(forge: Forge) -> None:
     play(forge, "play_actors.py shutdown_twice_and_the_same_name_again")
 
 
+def test_a_block_ends_its_mesh_or_service(forge: Forge) -> None:
+    play(forge, "play_actors.py a_block_ends_its_mesh_or_service")
+
+
 def test_unnamed_meshes_of_one_class_are_numbered(forge: Forge) -> None:
     play(forge, "play_actors.py unnamed_meshes_of_one_class_are_numbered")
 

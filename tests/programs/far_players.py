@@ -4,10 +4,9 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from forgectl import ForgeActor, endpoint
-from forgectl.actor.handle import ActorHandle
 
 
 class Counter(ForgeActor):
@@ -58,16 +57,16 @@ class Asker(ForgeActor):
     """Calls another actor, whose handle it is given."""
 
     @endpoint
-    async def ask(self, other: ActorHandle, k: int) -> int:
+    async def ask(self, other: Any, k: int) -> int:
         total: int = await other.add.call_one(k)
         return total
 
     @endpoint
-    async def ask_to_end(self, other: ActorHandle) -> None:
+    async def ask_to_end(self, other: Any) -> None:
         await other.end.call_one()
 
     @endpoint
-    async def take(self, other: ActorHandle) -> None:
+    async def take(self, other: Any) -> None:
         """Take values for ever."""
         async for _ in other.upwards.stream():
             await asyncio.sleep(0)

@@ -18,7 +18,7 @@ from typing import Any
 import forgectl
 from forgectl import ActorDied, ForgeActor, ForgeError, endpoint
 from forgectl.actor.handle import ActorHandle
-from forgectl.errors import BusyError
+from forgectl.errors import BusyError, ServiceStopped
 from players import Counter, Reducer, SlowSetup
 from playing import HERE, Fast, exists, own_run, pids_of, play, raised, refused
 
@@ -87,12 +87,12 @@ async def every_way_to_call() -> None:
     assert type(values).__name__ == "ValueMesh"
     assert [v for _, v in values.items()] == [3] * 4
     assert values.item(procs=2) == 3
-    assert len(c) == 4 and c.size == {"procs": 4}
+    assert len(c) == 4 and c.size == 4
 
     error = await raised(ValueError, c.add.call_one(1))
     assert "counter.add.call_one needs one rank, but the handle has 4" in str(error)
     first = c.slice(procs=0)
-    assert len(first) == 1 and first.size == {"procs": 1}
+    assert len(first) == 1 and first.size == 1
     assert await first.add.call_one(10) == 13
     assert list((await c.state.call()).values()) == [13, 3, 3, 3]
 
@@ -132,6 +132,7 @@ async def ordinary_exceptions_leave_the_actor_alive() -> None:
     c = await Fast.options(procs=2).as_actor(start=3)
     before = list((await c.whoami.call()).values())
     error: Exception
+    failing: Any
     for failing in (c.fail, c.fail_plain):
         error = await raised(ValueError, failing.call())
         assert str(error) == "no 3"
@@ -140,7 +141,7 @@ async def ordinary_exceptions_leave_the_actor_alive() -> None:
         shown = "".join(traceback.format_exception(error))
         assert shown.count("players.py") == 1, shown
     assert type(await raised(ValueError, c.slice(procs=1).fail.call_one())) is ValueError
-    assert type(await raised(TypeError, c.add.call(1, 2, 3))) is TypeError
+    assert type(await raised(TypeError, c.add.call(1, 2, 3))) is TypeError  # type: ignore[call-arg]
     error = await raised(RuntimeError, c.fail.call("chained"))
     assert str(error) == "second" and "KeyError" in str(error.__cause__)
     error = await raised(ValueError, c.fail.call("huge"))
@@ -153,6 +154,7 @@ async def ordinary_exceptions_leave_the_actor_alive() -> None:
         assert not isinstance(error, ActorDied), repr(error)
 
     async def streamed() -> None:
+        value: object
         async for value in c.fail.stream():
             raise AssertionError(value)
 
@@ -168,7 +170,7 @@ async def arguments_and_values_that_cannot_be_pickled_are_the_callers_error() ->
             return threading.Lock()
 
     c = await Odd.options(preload=[]).as_actor()
-    await raised(TypeError, c.add.call_one(threading.Lock()))
+    await raised(TypeError, c.add.call_one(threading.Lock()))  # type: ignore[arg-type]
     error = await raised(Exception, asyncio.wait_for(c.lock.call_one(), 20))
     assert "pickle" in str(error) or "pickle" in str(error.__cause__), repr(error)
     assert await c.add.call_one(1) == 1
@@ -237,10 +239,10 @@ async def a_rank_runs_one_endpoint_at_a_time_in_order() -> None:
 
 
 def calls_from_several_event_loops_and_threads() -> None:
-    async def launch() -> ActorHandle:
+    async def launch() -> Counter:
         return await Fast.options(procs=2).as_actor()
 
-    async def use(c: ActorHandle) -> list[int]:
+    async def use(c: Counter) -> list[int]:
         return list((await c.add.call(1)).values())
 
     c = asyncio.run(launch())
@@ -276,6 +278,8 @@ async def a_handle_works_in_other_actors_and_comes_back() -> None:
     await b.keep.call(a.slice(procs=1))
     [[kept], _] = (await b.ask_kept.call("whoami")).values()
     assert kept["rank"] == 1
+    theirs: Any
+    own: Any
     theirs, own = await b.slice(procs=0).give.call_one()
     assert (theirs.mesh_name, len(theirs), own.mesh_name) == ("a", 1, "b")
     assert await theirs.add.call_one(1) == 4
@@ -319,7 +323,7 @@ async def an_actor_can_neither_launch_nor_shut_down() -> None:
             await Counter.options(preload=[]).as_actor()
 
         @endpoint
-        async def end(self, other: ActorHandle) -> None:
+        async def end(self, other: ForgeActor) -> None:
             await other.shutdown()
 
     a = await Fast.as_actor()
@@ -347,6 +351,22 @@ async def shutdown_twice_and_the_same_name_again() -> None:
         c.add.broadcast(1)
 
 
+async def a_block_ends_its_mesh_or_service() -> None:
+    async with await Fast.options(procs=2).as_actor(start=1) as c:
+        assert list((await c.add.call(1)).values()) == [2, 2]
+    await raised(ActorDied, c.add.call(1))
+    service = await Fast.options(num_replicas=2, mesh_name="svc").as_service()
+
+    async def leave_by_an_error() -> None:
+        async with service as s:
+            assert s is service and await s.add.fanout(1) == [1, 1]
+            raise KeyError("of the block")
+
+    assert "of the block" in str(await raised(KeyError, leave_by_an_error()))
+    await raised(ServiceStopped, service.add.route(1))
+    assert all(mesh.state == "stopped" for mesh in own_run()._latest.values())
+
+
 async def unnamed_meshes_of_one_class_are_numbered() -> None:
     made = await asyncio.gather(*(Fast.as_actor(start=n) for n in range(4)))
     assert sorted(m.mesh_name for m in made) == ["counter", "counter-2", "counter-3", "counter-4"]
@@ -356,7 +376,7 @@ async def unnamed_meshes_of_one_class_are_numbered() -> None:
 
 async def launch_and_shutdown_can_be_overridden_together() -> None:
     class Pair(Counter):
-        helpers: dict[str, ActorHandle] = {}
+        helpers: dict[str, Counter] = {}
 
         @classmethod
         async def launch(cls, *args: Any, **kwargs: Any) -> ActorHandle:
@@ -367,7 +387,7 @@ async def launch_and_shutdown_can_be_overridden_together() -> None:
             return handle
 
         @classmethod
-        async def shutdown(cls, actor: ActorHandle) -> None:
+        async def shutdown(cls, actor: Any) -> None:  # type: ignore[override]
             await super().shutdown(actor)
             await cls.helpers[actor.mesh_name].shutdown()
 

@@ -13,8 +13,7 @@ from typing import Any
 
 from forgectl import ActorDied, ForgeError
 from forgectl.actor.driver import run_client
-from forgectl.actor.handle import ActorHandle
-from players import BadSetup, BadStart, DeadSetup, Lasting, SlowSetup
+from players import BadSetup, BadStart, Counter, DeadSetup, Lasting, SlowSetup
 from playing import HERE, Fast, exists, play, raised
 
 
@@ -26,7 +25,7 @@ async def a_constructor_that_raises() -> None:
         assert 'raise ValueError("no such model")' in str(error.__cause__)
     error = await raised(RuntimeError, Bad.as_actor("needs"))
     assert "NeedsArguments: 7 at start" in str(error)
-    error = await raised(TypeError, Bad.as_actor(1, 2, 3, 4))
+    error = await raised(TypeError, Bad.as_actor(1, 2, 3, 4))  # type: ignore[call-arg, arg-type]
     assert "positional arguments" in str(error)
     for how, number, code in (("kill", signal.SIGKILL, None), ("_exit", None, 7)):
         death = await raised(ActorDied, Bad.as_actor(how, rank=1))
@@ -44,7 +43,7 @@ async def a_setup_that_raises_or_dies() -> None:
 
 
 async def arguments_that_cannot_be_sent() -> None:
-    error = await raised(TypeError, Fast.as_actor(threading.Lock()))
+    error = await raised(TypeError, Fast.as_actor(threading.Lock()))  # type: ignore[arg-type]
     assert "pickle" in str(error)
     c = await Fast.as_actor()
     assert await c.add.call_one(1) == 1
@@ -59,7 +58,7 @@ async def a_plain_endpoint_that_exits_ends_its_rank() -> None:
 async def a_rank_killed_from_outside_while_its_thread_is_held() -> None:
     c = await Fast.options(procs=2).as_actor()
     pids = [f["pid"] for f in (await c.whoami.call()).values()]
-    waiting = asyncio.ensure_future(c.block.call(str(HERE / "blocks")))
+    waiting: asyncio.Future[Any] = asyncio.ensure_future(c.block.call(str(HERE / "blocks")))
     await exists("blocks-0", "blocks-1")
     os.kill(pids[0], signal.SIGKILL)
     error = await raised(ActorDied, waiting)
@@ -128,7 +127,7 @@ async def a_shutdown_while_it_restarts() -> None:
     await raised(ActorDied, waiting)
 
 
-async def pair() -> ActorHandle:
+async def pair() -> Counter:
     """A mesh of two, and the word that it is up."""
     made = await Fast.options(procs=2, mesh_name="pair").as_actor()
     print("up", flush=True)

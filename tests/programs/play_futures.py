@@ -12,7 +12,6 @@ import threading
 from typing import Any
 
 from forgectl import ActorDied, ForgeActor, Future, ValueMesh, endpoint
-from forgectl.actor.handle import ActorHandle
 from players import Counter
 from playing import HERE, Fast, exists, pids_of, play, raised, refused
 
@@ -67,7 +66,7 @@ async def calls_first_and_awaits_later_run_together() -> None:
     made = other.make.call_one("made")  # one after the other this would never end
     assert isinstance(waits, Future)
     assert (await waits).get(0) == await made == "made"
-    assert await asyncio.gather(waits, made) == [ValueMesh(["made"]), "made"]
+    assert list(await asyncio.gather(waits, made)) == [ValueMesh(["made"]), "made"]
     handle = await Fast.options(procs=2).as_actor()
     calls = [handle.add.call(1) for _ in range(100)]
     assert [list(values.values()) for values in await asyncio.gather(*calls)] == [[n, n] for n in range(1, 101)]
@@ -120,7 +119,7 @@ async def get_in_an_event_loop_says_what_to_do() -> None:
 
 
 def a_call_outlives_the_loop_that_it_was_made_in() -> None:
-    async def main() -> tuple[ActorHandle, Future[str]]:
+    async def main() -> tuple[Waits, Future[str]]:
         handle = await Idle.as_actor()
         return handle, handle.until.call_one("later")
 

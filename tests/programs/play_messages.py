@@ -39,10 +39,10 @@ def calls_of_several_threads_have_one_order_on_every_rank() -> None:
         async def read(self) -> list[tuple[int, int]]:
             return self.log
 
-    async def launch() -> ActorHandle:
+    async def launch() -> Order:
         return await Order.options(preload=[], procs=4).as_actor()
 
-    async def many(order: ActorHandle, who: int) -> None:
+    async def many(order: Order, who: int) -> None:
         await asyncio.gather(*(order.note.call(who, k) for k in range(200)))
 
     order = asyncio.run(launch())
@@ -127,7 +127,7 @@ async def a_flood_of_broadcasts_blocks_until_there_is_room() -> None:
 
 
 def a_broadcast_from_plain_code() -> None:
-    async def launch() -> ActorHandle:
+    async def launch() -> Counter:
         return await Fast.options(procs=2).as_actor()
 
     c = asyncio.run(launch())
@@ -157,7 +157,7 @@ async def nothing_is_kept_of_calls_that_are_over() -> None:
     assert not way._under_way and not way._lines and not way._connected, vars(way)
 
 
-async def ask(handle: ActorHandle, k: int) -> Any:
+async def ask(handle: Counter, k: int) -> Any:
     """What a call gives, or who has died."""
     try:
         return list((await handle.add.call(k)).values())
@@ -165,15 +165,15 @@ async def ask(handle: ActorHandle, k: int) -> Any:
         return f"{e.mesh} {e.rank}"
 
 
-def call(handle: ActorHandle, k: int) -> Any:
+def call(handle: Counter, k: int) -> Any:
     return asyncio.run(ask(handle, k))
 
 
 def a_process_that_the_script_starts_may_call() -> None:
-    async def launch() -> ActorHandle:
+    async def launch() -> Counter:
         return await Fast.options(procs=2).as_actor()
 
-    async def kill(c: ActorHandle) -> None:
+    async def kill(c: Counter) -> None:
         await raised(ActorDied, c.die.call("_exit", 1))
 
     c = asyncio.run(launch())
@@ -194,7 +194,7 @@ def a_process_that_the_script_starts_may_call() -> None:
 async def a_plain_endpoint_calls_others_in_loops_of_its_own() -> None:
     class Plain(Counter):
         @endpoint
-        def ask_from_thread(self, other: ActorHandle, times: int) -> list[list[int]]:
+        def ask_from_thread(self, other: Counter, times: int) -> list[list[int]]:
             async def ask() -> list[int]:
                 return list((await other.add.call(1)).values())
 
@@ -206,8 +206,8 @@ async def a_plain_endpoint_calls_others_in_loops_of_its_own() -> None:
 
 
 async def a_handle_of_another_run_says_so() -> None:
-    c = await Fast.as_actor()
-    name, interface, procs, origin, generation, places = c.__reduce__()[1][0].__reduce__()[1]
+    c: Any = await Fast.as_actor()
+    name, interface, procs, origin, generation, places = c._mesh.foreign().__reduce__()[1]
     elsewhere = Origin("other-0000", "another machine", "/nowhere", "/nowhere/agent")
 
     other = ActorHandle(ForeignMesh(name, interface, procs, elsewhere, generation, places))
@@ -304,7 +304,7 @@ class Echo(ForgeActor):
         return found
 
 
-async def storm(handle: ActorHandle, seconds: float, seed: int) -> None:
+async def storm(handle: Echo, seconds: float, seed: int) -> None:
     """Calls with arrays, some of which are given up."""
     import numpy as np
 
@@ -330,15 +330,15 @@ async def storm(handle: ActorHandle, seconds: float, seed: int) -> None:
         k += 8
 
 
-def storm_until_killed(handle: ActorHandle, seed: int) -> None:
+def storm_until_killed(handle: Echo, seed: int) -> None:
     asyncio.run(storm(handle, 60, seed))
 
 
 def shared_memory_under_calls_that_are_cancelled_and_processes_that_are_killed() -> None:
-    async def launch() -> ActorHandle:
+    async def launch() -> Echo:
         return await Echo.options(preload=[], procs=2).as_actor()
 
-    async def held(handle: ActorHandle) -> list[int]:
+    async def held(handle: Echo) -> list[int]:
         return list((await handle.held.call()).values())
 
     echo = asyncio.run(launch())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 
-from playing import play
-from theirs import Plain, Theirs
+from late import Late
+from playing import play, refused
+from theirs import Both, Plain, Theirs
 
 
 async def monarchs_decorators_and_ranks() -> None:
@@ -15,6 +17,25 @@ async def monarchs_decorators_and_ranks() -> None:
     waiting = asyncio.ensure_future(actor.wait.call())
     await actor.see.call()  # it has its turn although the one before it waits
     assert list((await waiting).values()) == ["seen", "seen"]
+
+
+async def names_that_are_imported_during_a_call() -> None:
+    late = await Late.options(procs=2, preload=[]).as_actor()
+    assert list((await late.where.call()).values()) == [(0, {"procs": 2}), (1, {"procs": 2})]
+    assert list((await late.there.call()).values()) == [[0, 1], [0, 1]]
+    assert list((await late.where.call()).values()) == [(0, {"procs": 2}), (1, {"procs": 2})]
+
+
+async def monarch_is_refused_what_is_ours() -> None:
+    from monarch.actor import this_host
+
+    procs = this_host().spawn_procs(per_host={"gpus": 2})
+    for cls in (Theirs, Both, Late.options(procs=2)):
+        error = refused(TypeError, functools.partial(procs.spawn, "ours", cls))
+        assert f"launch it with `await {cls.__qualname__}.options(procs=N).as_actor(…)`" in str(error), error
+    plain = procs.spawn("plain", Plain)
+    assert list((await plain.where.call()).values()) == [0, 1]
+    await procs.stop()
 
 
 async def monarchs_own_meshes_beside_ours() -> None:

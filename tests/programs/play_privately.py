@@ -28,7 +28,7 @@ async def all_kinds_of_meshes() -> None:
 
 async def a_folder_that_another_user_made_is_not_used() -> None:
     c = await Fast.as_actor()
-    folder = Path((await c.env.call_one("FORGE_MESSAGES"))[0])
+    folder = Path((await c.env.call_one("FORGE_MESSAGES"))[0] or "")
     assert folder.parent == Path(f"/tmp/forgectl-{os.getuid()}")
     assert folder.stat().st_mode & 0o777 == folder.parent.stat().st_mode & 0o777 == 0o700
     await c.shutdown()

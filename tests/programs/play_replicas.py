@@ -73,7 +73,7 @@ async def an_idempotent_request_runs_again_elsewhere() -> None:
 async def five_hundred_requests_lose_none_while_replicas_are_killed() -> None:
     s = await W.options(num_replicas=3, restart=20).as_service(WHERE)
     pids = await pids_of(s)
-    calls = [soon((s.gather_safely if n % 5 == 0 else s.echo).route(n)) for n in range(500)]
+    calls: list[asyncio.Future[Any]] = [soon((s.gather_safely if n % 5 == 0 else s.echo).route(n)) for n in range(500)]
     await until(lambda: len(lines()) > 20)
     os.kill(pids["svc.1"], signal.SIGKILL)
     await until(lambda: sum(c.done() for c in calls) > 200)
@@ -122,7 +122,12 @@ async def callers_wait_for_the_one_that_is_coming_back() -> None:
     S = SlowToComeBack.options(preload=[], mesh_name="svc", restart=2)
     s = await S.as_service(WHERE)
     await kill(s, "svc.0", (await s.who.route())["pid"])
-    calls = [soon(s.who.route()), soon(s.who.fanout()), soon(s.gather.route(1, plus=1)), soon(s.who.route())]
+    calls: list[asyncio.Future[Any]] = [
+        soon(s.who.route()),
+        soon(s.who.fanout()),
+        soon(s.gather.route(1, plus=1)),
+        soon(s.who.route()),
+    ]
     await exists("coming")
     await until(lambda: s.metrics()["queued"] == 4)
     calls[3].cancel()
@@ -312,7 +317,7 @@ async def names_of_services() -> None:
 
 async def launch_and_shutdown_of_a_class_serve_each_replica() -> None:
     class Pair(Worker):
-        helpers: dict[str, ActorHandle] = {}
+        helpers: dict[str, Worker] = {}
 
         @classmethod
         async def launch(cls, *args: Any, **kwargs: Any) -> ActorHandle:
@@ -322,11 +327,11 @@ async def launch_and_shutdown_of_a_class_serve_each_replica() -> None:
             return handle
 
         @classmethod
-        async def shutdown(cls, actor: ActorHandle) -> None:
+        async def shutdown(cls, actor: Any) -> None:  # type: ignore[override]
             await super().shutdown(actor)
             await cls.helpers.pop(actor.mesh_name).shutdown()
 
-    s = await Pair.options(preload=[], mesh_name="svc", num_replicas=2).as_service(WHERE)
+    s: Any = await Pair.options(preload=[], mesh_name="svc", num_replicas=2).as_service(WHERE)
     assert sorted(Pair.helpers) == ["svc.0", "svc.1"]
     await s.scale(1)
     assert sorted(Pair.helpers) == ["svc.0"]
@@ -385,13 +390,13 @@ async def a_scale_that_fails_and_one_without_a_replica_that_is_away() -> None:
     await s.scale(2)
     assert [f["mesh"] for f in await s.who.fanout()] == ["svc.0", "svc.3"]
 
-    s = await SlowToComeBack.options(preload=[], mesh_name="slow", num_replicas=2).as_service(WHERE)
-    pids = await pids_of(s)
-    await kill(s, "slow.1", pids["slow.1"])
+    slow = await SlowToComeBack.options(preload=[], mesh_name="slow", num_replicas=2).as_service(WHERE)
+    pids = await pids_of(slow)
+    await kill(slow, "slow.1", pids["slow.1"])
     await exists("coming")
-    await s.scale(1)
-    assert {await s.pid.route() for _ in range(4)} == {pids["slow.0"]}
-    assert [r["mesh"] for r in s.metrics()["replicas"]] == ["slow.0"]
+    await slow.scale(1)
+    assert {await slow.pid.route() for _ in range(4)} == {pids["slow.0"]}
+    assert [r["mesh"] for r in slow.metrics()["replicas"]] == ["slow.0"]
 
 
 async def one_replica_that_does_not_start_takes_all_down(how: str) -> None:

@@ -9,9 +9,9 @@ from collections import Counter as Counted
 from typing import Any
 
 from forgectl.actor.service.routing import Router
-from forgectl.actor.service_handle import ServiceHandle
 from forgectl.errors import BusyError, NotFoundError, ServiceOverloaded, ServiceUnavailable
 from playing import HERE, exists, play, raised, refused
+from replicas import Worker
 from serving import WHERE, W, go, healthy, kill, lines, pids_of, seen, soon, until
 
 
@@ -48,12 +48,12 @@ async def the_verbs_of_actors_and_what_there_is_not() -> None:
     for verb in ("route", "fanout"):
         missing = refused(NotImplementedError, functools.partial(getattr(a.add, verb), 1))
         assert "is an actor, not a service: use call" in str(missing), missing
-    unknown = refused(AttributeError, lambda: s.ad)
+    unknown = refused(AttributeError, lambda: s.ad)  # type: ignore[attr-defined]
     assert "did you mean 'add'" in str(unknown) and "double(xs: list" in str(unknown), unknown
     assert "svc of Worker" in repr(s)
-    error: Exception = await raised(TypeError, a.hold.call_one(s))
+    error: Exception = await raised(TypeError, a.hold.call_one(s))  # type: ignore[arg-type]
     assert "routes in the driver" in str(error)
-    assert (await raised(TypeError, s.add.route(1, 2, 3))).args
+    assert (await raised(TypeError, s.add.route(1, 2, 3))).args  # type: ignore[call-overload]
     error = await raised(BusyError, W.as_service(WHERE))
     assert "a service svc already" in str(error)
     assert await s.add.route() == 1
@@ -61,10 +61,10 @@ async def the_verbs_of_actors_and_what_there_is_not() -> None:
 
 async def values_of_all_ranks_where_asked_for() -> None:
     s = await W.options(procs=2, num_replicas=2, return_first_rank_result=False).as_service(WHERE)
-    values = await s.who.route()
+    values: Any = await s.who.route()  # its type is that of one rank
     assert type(values).__name__ == "ValueMesh"
     assert [(v["mesh"], v["rank"]) for v in values.values()] == [("svc.0", 0), ("svc.0", 1)]
-    both = await s.each.fanout("x")
+    both: list[Any] = await s.each.fanout("x")
     assert [list(v.values()) for v in both] == [[0, 1], [0, 1]]
 
 
@@ -113,7 +113,7 @@ async def sessions_stick_and_do_not_leak() -> None:
         W.options(num_replicas=2, mesh_name="b", router="session").as_service(WHERE),
     )
 
-    async def pids(service: ServiceHandle, n: int = 4, sess_id: str | None = None) -> list[int]:
+    async def pids(service: Worker, n: int = 4, sess_id: str | None = None) -> list[int]:
         return [await service.pid.route(sess_id=sess_id) for _ in range(n)]
 
     async with a.session() as outer:
@@ -235,7 +235,9 @@ async def a_bounded_queue_refuses() -> None:
 
 async def metrics_add_up() -> None:
     s = await W.options(num_replicas=3, max_concurrent_requests=2).as_service(WHERE)
-    calls = [soon(s.add.route()) for _ in range(60)] + [soon(s.fail.route()) for _ in range(30)]
+    calls: list[asyncio.Future[Any]] = [soon(s.add.route()) for _ in range(60)] + [
+        soon(s.fail.route()) for _ in range(30)
+    ]
     calls += [soon(s.gather.route(n, plus=1)) for n in range(60)]
 
     async def look() -> None:
@@ -257,10 +259,10 @@ async def metrics_add_up() -> None:
 
 
 def a_service_is_used_from_several_event_loops() -> None:
-    async def begin() -> ServiceHandle:
+    async def begin() -> Worker:
         return await W.options(num_replicas=2, max_concurrent_requests=1).as_service(WHERE)
 
-    async def use(s: ServiceHandle) -> tuple[int, ...]:
+    async def use(s: Worker) -> tuple[int, ...]:
         async with s.session():
             assert len({await s.pid.route() for _ in range(3)}) == 1
         found = await asyncio.gather(*(s.double.route(n) for n in range(8)), s.pid.fanout())

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from forgectl import ActorDied, ForgeActor, endpoint
-from forgectl.actor.handle import ActorHandle
 
 
 class NeedsArguments(Exception):
@@ -113,12 +112,12 @@ class Counter(ForgeActor):
         leave(how)
 
     @endpoint
-    async def ask(self, other: ActorHandle, name: str, *args: Any) -> list[Any]:
+    async def ask(self, other: ForgeActor, name: str, *args: Any) -> list[Any]:
         """Call another mesh."""
         return list((await getattr(other, name).call(*args)).values())
 
     @endpoint
-    async def keep(self, other: ActorHandle) -> None:
+    async def keep(self, other: ForgeActor) -> None:
         self.other = other
 
     @endpoint
@@ -135,7 +134,7 @@ class Counter(ForgeActor):
         raise AssertionError("it returned")
 
     @endpoint
-    async def give(self) -> tuple[ActorHandle, ActorHandle]:
+    async def give(self) -> tuple[ForgeActor, ForgeActor]:
         """The handle that it was given, and its own mesh's."""
         return self.other, self.mesh
 

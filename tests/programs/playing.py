@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from forgectl.actor.driver.run_client import RunClient, living_run_client
-from forgectl.actor.handle import ActorHandle
 from forgectl.actor.ranks import Ranks
 from players import Counter
 
@@ -54,9 +53,9 @@ def pids_of(mesh: str) -> list[int]:
     return [int(rank.pid or 0) for rank in own_run()._latest[mesh].ranks]
 
 
-def ranks_of(handle: ActorHandle) -> Ranks:
+def ranks_of(handle: Any) -> Ranks:
     """The ranks of a mesh that is up, as its callers know them."""
-    ranks = handle._mesh.now()
+    ranks: Ranks | None = handle._mesh.now()
     assert ranks
     return ranks
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from forgectl import ForgeActor, endpoint, service_endpoint
-from forgectl.actor.handle import ActorHandle
 
 
 class Worker(ForgeActor):
@@ -121,7 +120,7 @@ class Worker(ForgeActor):
             self.note(f"{self.name} {self.rank}", f"end-{key}")
 
     @endpoint
-    async def ask(self, actor: ActorHandle, name: str, *args: Any) -> Any:
+    async def ask(self, actor: ForgeActor, name: str, *args: Any) -> Any:
         return await getattr(actor, name).call_one(*args)
 
     @endpoint

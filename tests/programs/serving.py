@@ -9,7 +9,6 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from forgectl.actor.service_handle import ServiceHandle
 from playing import HERE
 from replicas import Worker
 
@@ -42,21 +41,21 @@ def go(*keys: str) -> None:
         (HERE / f"go-{key}").touch()
 
 
-def seen(service: ServiceHandle, **wanted: list[Any]) -> bool:
+def seen(service: Worker, **wanted: list[Any]) -> bool:
     """Whether one of the numbers of each replica, in their order, is as wanted."""
     [(name, values)] = wanted.items()
     return [r[name] for r in service.metrics()["replicas"]] == values
 
 
-async def pids_of(service: ServiceHandle) -> dict[str, int]:
+async def pids_of(service: Worker) -> dict[str, int]:
     return {w["mesh"]: w["pid"] for w in await service.who.fanout()}
 
 
-async def kill(service: ServiceHandle, mesh: str, pid: int) -> None:
+async def kill(service: Worker, mesh: str, pid: int) -> None:
     """Kill a replica, and wait until the service knows."""
     os.kill(pid, signal.SIGKILL)
     await until(lambda: not next(r for r in service.metrics()["replicas"] if r["mesh"] == mesh)["healthy"])
 
 
-async def healthy(service: ServiceHandle, *values: bool) -> None:
+async def healthy(service: Worker, *values: bool) -> None:
     await until(lambda: seen(service, healthy=list(values)))

@@ -36,3 +36,7 @@ class Plain(Actor):
     @endpoint
     async def where(self) -> int:
         return int(current_rank().rank)
+
+
+class Both(ForgeActor, Actor):
+    """What somebody tries whom Monarch has told that it spawns an Actor alone."""

@@ -5,23 +5,35 @@ from __future__ import annotations
 import asyncio
 import importlib
 import signal
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from forgectl.actor.driver.run_client import RunClient, run_client
 from forgectl.actor.forge_actor import ForgeActor
 from forgectl.errors import NotFoundError, UsageError
 from forgectl.model.plan import Declaration
 
-_declared: dict[str, Any] = {}
+T = TypeVar("T")
+
+_declared: dict[str, tuple[type, Any]] = {}
+"""Name → class and handle."""
 
 
-def get(name: str) -> Any:
+@overload
+def get(name: str) -> Any: ...
+@overload
+def get(name: str, cls: type[T]) -> T: ...
+def get(name: str, cls: type | None = None) -> Any:
     """The handle of an actor or service that the spec declares; it is up already. Works only in the driver.
 
-    Raises NotFoundError for a name that the spec does not declare.
+    `cls`, the class of the spec, is for editors and type checkers: the handle has its endpoints. Raises NotFoundError
+    for a name that the spec does not declare, TypeError where its class is another one, and no subclass of it.
     """
     if name in _declared:
-        return _declared[name]
+        made, handle = _declared[name]
+        # By name: a class of the driver's own script is another object there, in the module __main__.
+        if cls is not None and cls.__qualname__ not in {base.__qualname__ for base in made.__mro__}:
+            raise TypeError(f"the spec declares {name!r} as {made.__qualname__}, which is not a {cls.__qualname__}")
+        return handle
     there = ", ".join(_declared) or "none: only the driver of a spec with actors or services has them"
     raise NotFoundError(f"the spec declares no actor or service {name!r}; there is {there}")
 
@@ -35,8 +47,8 @@ def bring_up() -> None:
 async def _bring_up(client: RunClient) -> None:
     classes = [_class_of(d) for d in client.plan.declared]
     launches = [_launch(client, d, cls) for d, cls in zip(client.plan.declared, classes, strict=True)]
-    for declaration, handle in zip(client.plan.declared, await asyncio.gather(*launches), strict=True):
-        _declared[declaration.name] = handle
+    for declaration, cls, handle in zip(client.plan.declared, classes, await asyncio.gather(*launches), strict=True):
+        _declared[declaration.name] = cls, handle
 
 
 def _class_of(declaration: Declaration) -> Any:

@@ -141,7 +141,7 @@ def test_an_unknown_setting_names_the_nearest(wrong: str, near: str) -> None:
 
 def test_an_unknown_setting_that_is_near_none_names_all() -> None:
     with pytest.raises(TypeError, match=r"no setting 'zzz'; there are procs, hosts, with_gpus, .*, env, .*router"):
-        Plain.options(zzz=1)
+        Plain.options(zzz=1)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ async def steps(count: int) -> None:
         await asyncio.sleep(0)
 
 
-def joined(sources: list[Source]) -> Stream:
+def joined(sources: list[Source]) -> Stream[Any]:
     loop = asyncio.get_running_loop()
 
     async def all_ended(runs: list[asyncio.Task[None]]) -> None:
@@ -162,7 +162,7 @@ def test_leaving_at_any_moment_closes_each_generator_once(
         stream = joined(sources)
         found: list[tuple[int, int]] = []
 
-        async def consume(stream: Stream) -> None:
+        async def consume(stream: Stream[Any]) -> None:
             with contextlib.suppress(StopAsyncIteration):
                 while how == "cancel" or len(found) < moment:
                     found.append(await stream.__anext__())
@@ -233,7 +233,7 @@ async def test_a_stream_of_which_only_the_first_source_counts() -> None:
         return batches[n].pop(0) if batches[n] else answered([], ENDED)
 
     asks = [functools.partial(ask, n) for n in range(2)]
-    stream = Stream(Inflow("test", asks, done(), first_only=True))
+    stream = Stream[Any](Inflow("test", asks, done(), first_only=True))
     assert [value async for value in stream] == ["0 0", "0 1", "0 2"]
     with pytest.raises(TypeError, match="under way"):
         pickling.dumps(stream)
@@ -423,7 +423,7 @@ async def test_the_streams_of_a_rank() -> None:
 def test_batches_cannot_stream() -> None:
     with pytest.raises(TypeError, match="streams, and so cannot have batches"):
 
-        @service_endpoint(batch_size=2)
+        @service_endpoint(batch_size=2)  # type: ignore[arg-type]
         async def both(self: Any, n: list[int]) -> AsyncIterator[int]:
             yield 1
 
