@@ -23,6 +23,7 @@ class Settings:
     start_method: "fork" or "spawn".
     preload: modules that the fork server imports once. None: torch, if it is installed.
     python: another interpreter for the ranks.
+    logs: whether a script shows on its stderr what the ranks print; FORGECTL_LOGS=off in its environment: of no mesh.
     return_first_rank_result: `route` returns the value of rank 0; if False, a ValueMesh of all ranks.
     The others: see ServiceConfig.
     """
@@ -32,6 +33,7 @@ class Settings:
     start_method: str = "fork"
     preload: tuple[str, ...] | None = None
     python: str | None = None
+    logs: bool = True
     router: Any = "round_robin"
     health_poll_rate: float = 1.0
     max_concurrent_requests: int = 10
@@ -44,6 +46,8 @@ class Settings:
             raise TypeError(f"env is {self.env!r}; it must map names to strings")
         if self.start_method not in ("fork", "spawn"):
             raise ValueError(f"start_method is {self.start_method!r}; it must be 'fork' or 'spawn'")
+        if not isinstance(self.logs, bool):
+            raise TypeError(f"logs is {self.logs!r}; it must be True or False")
         if isinstance(self.preload, str):
             raise TypeError(f"preload is {self.preload!r}; it must be a list of modules")
         if self.preload is not None:

@@ -19,7 +19,8 @@ def _import_the_rest() -> None:
     """Import the modules that are needed later, while the processes of the run start."""
     with contextlib.suppress(ImportError):  # the import that needs it will raise again
         import forgectl.actor.driver.call_server
-        import forgectl.actor.driver.live_mesh  # noqa: F401
+        import forgectl.actor.driver.live_mesh
+        import forgectl.actor.driver.rank_output  # noqa: F401
 
 
 async def launch_mesh(cls: Any, made: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ActorHandle:
@@ -28,7 +29,7 @@ async def launch_mesh(cls: Any, made: type, args: tuple[Any, ...], kwargs: dict[
     client = await asyncio.to_thread(run_client, unit, _import_the_rest)
     from forgectl.actor.driver.live_mesh import Making
 
-    making = Making(made, args, kwargs, unit.procs, backoff=cls._kind == "service")
+    making = Making(made, args, kwargs, unit.procs, backoff=cls._kind == "service", logs=cls._settings.logs)
     launching = _launch(client, unit, making, named=cls.mesh_name is not None)
     return await client.in_loop(launching, f"the launch of {unit.mesh}")
 

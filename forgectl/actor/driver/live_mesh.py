@@ -40,6 +40,7 @@ class Making:
     kwargs: dict[str, Any]
     procs: int
     backoff: bool = False  # wait longer before each further restart
+    logs: bool = True  # show on this process's stderr what the ranks print
 
     @property
     def parts(self) -> tuple[type, tuple[Any, ...], dict[str, Any]]:
@@ -104,6 +105,8 @@ class LiveMesh(CalledMesh):
         return mesh
 
     def _take(self, now: MeshStatus) -> None:
+        if self._making.logs:
+            self._client.show_output(now)
         alive = now.state in ("pending", "starting", "ready")
         for ranks in (self._ranks, self._making_ranks):
             if ranks is not None and (not alive or now.generation != ranks.generation):

@@ -35,6 +35,7 @@ from forgectl.wire.envelope import Refusal
 from forgectl.wire.unix_sockets import private_folder
 
 if TYPE_CHECKING:
+    from forgectl.actor.driver.rank_output import RankOutput
     from forgectl.messages.calling import Here
 
 T = TypeVar("T")
@@ -66,6 +67,7 @@ class RunClient:
         self._unclaimed = {name for d in plan.declared for name in d.meshes}
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, name="forgectl", daemon=True).start()
+        self._output = _output() if own else None  # in the driver of a launch, the launch shows it
         self._follower = threading.Thread(target=self._follow, name="forgectl-follow", daemon=True)
         self._follower.start()
 
@@ -156,6 +158,11 @@ class RunClient:
         if (watcher := self._watchers.get(mesh.mesh)) is not None:
             watcher(mesh)
 
+    def show_output(self, mesh: MeshStatus) -> None:
+        """Show on stderr what the present ranks of a mesh print, unless something else shows it."""
+        if self._output is not None:
+            self._output.take(mesh)
+
     def watch(self, mesh: str, watcher: Callable[[MeshStatus], None]) -> None:
         """Call `watcher` with the present state of a mesh, if known, and with every later one. In the loop."""
         self._watchers[mesh] = watcher
@@ -241,6 +248,9 @@ class RunClient:
         with contextlib.suppress(ForgeError, OSError):
             self._ask(Shutdown(None, 5.0, "the end of its script"), answer=False)
         self._follower.join(END_SECONDS)
+        if self._output is not None:
+            self.loop.call_soon_threadsafe(self._output.end)  # after the reports that wait there
+            self._output.join()
         if (final := self.run.read_final()) is not None:
             client.wait_gone(final)
 
@@ -290,6 +300,12 @@ def _find_or_begin(coming: Unit | None, meanwhile: Callable[[], None]) -> RunCli
     found = RunClient(run, run.read_plan(), own=own)
     found.serve(CallServer(found).keep())
     return found
+
+
+def _output() -> RankOutput | None:
+    from forgectl.actor.driver import rank_output  # late, for the same reason
+
+    return rank_output.RankOutput() if rank_output.wanted() else None
 
 
 def _own_plan() -> Plan:

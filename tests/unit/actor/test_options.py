@@ -50,6 +50,7 @@ def test_chained_calls_keep_what_the_earlier_ones_set() -> None:
     first = Plain.options(procs=2, env={"A": "1"}, restart=2)
     second = first.options(hosts=["a", "b"], start_method="spawn").options(procs=4)
     unit = second._unit()
+    assert (first._settings.logs, first.options(logs=False)._settings.logs) == (True, False)
     assert (unit.procs, unit.hosts, unit.env, unit.start_method) == (4, ("a", "b"), {"A": "1"}, "spawn")
     assert unit.restart == RestartPolicy(2)
     assert first._unit().start_method == "fork"
