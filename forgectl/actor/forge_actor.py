@@ -9,7 +9,7 @@ import os
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from forgectl.actor.options import Settings, check_shape
+from forgectl.actor.options import Settings, check_shape, mesh_name_of
 from forgectl.errors import NotInstalledError
 from forgectl.model.plan import Program, Unit
 from forgectl.system.futures import Future
@@ -138,6 +138,8 @@ class ForgeActor:
         preload = settings.preload
         if preload is None:
             preload = ("torch",) if importlib.util.find_spec("torch") else ()
+        if cls.with_gpus and settings.share_gpus_with is not None:
+            raise ValueError("with_gpus and share_gpus_with exclude each other; keep one")
         return Unit(
             mesh=cls._base_name(),
             kind=cls._kind,
@@ -150,6 +152,7 @@ class ForgeActor:
             preload=preload,
             start_method=settings.start_method,  # type: ignore[arg-type]
             restart=settings.restart_policy(service=cls._kind == "service"),
+            share_gpus_with=mesh_name_of(settings.share_gpus_with),
         )
 
 

@@ -7,7 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from forgectl.actor.driver.run_client import RunClient, run_client
-from forgectl.errors import ForgeError
+from forgectl.errors import ForgeError, UsageError
 from forgectl.model.plan import Unit
 
 if TYPE_CHECKING:
@@ -29,9 +29,20 @@ async def launch_mesh(cls: Any, made: type, args: tuple[Any, ...], kwargs: dict[
     client = await asyncio.to_thread(run_client, unit, _import_the_rest)
     from forgectl.actor.driver.live_mesh import Making
 
+    _check_run(cls._settings.share_gpus_with, unit, client)
     making = Making(made, args, kwargs, unit.procs, backoff=cls._kind == "service", logs=cls._settings.logs)
     launching = _launch(client, unit, making, named=cls.mesh_name is not None)
     return await client.in_loop(launching, f"the launch of {unit.mesh}")
+
+
+def _check_run(owner: Any, unit: Unit, client: RunClient) -> None:
+    """Raise UsageError if a mesh is to share the GPUs of a mesh of another run, which may end at any time."""
+    if owner is None or isinstance(owner, str) or (run := owner._mesh.foreign().run) == client.run.run:
+        return
+    raise UsageError(
+        f"mesh {unit.mesh} is to share the GPUs of {owner.mesh_name}, a mesh of run {run}; it is of {client.run.run}",
+        hint="only meshes of one run share GPUs",
+    )
 
 
 async def _launch(client: RunClient, unit: Unit, making: Making, *, named: bool) -> ActorHandle:

@@ -73,6 +73,12 @@ def test_class_attributes_are_checked_too(attribute: str, value: Any, error: typ
         cls._unit()
 
 
+def test_gpus_are_its_own_or_shared() -> None:
+    assert Plain.options(share_gpus_with="wide")._unit().share_gpus_with == "wide"
+    with pytest.raises(ValueError, match="with_gpus and share_gpus_with exclude each other"):
+        Wide.options(share_gpus_with="wide")._unit()
+
+
 def test_a_mesh_is_named_after_its_class() -> None:
     class _Private_(Plain):
         pass
@@ -105,6 +111,9 @@ def test_a_class_within_others_is_still_found_by_its_path() -> None:
         ({"hosts": []}, TypeError, r"hosts is \[\]"),
         ({"hosts": ["a", "a"]}, ValueError, "a host is named twice"),
         ({"with_gpus": 4}, TypeError, "with_gpus is 4"),
+        ({"share_gpus_with": 4}, TypeError, "share_gpus_with is 4; it must be the name of a mesh, or the handle of an"),
+        ({"share_gpus_with": "a b"}, TypeError, "share_gpus_with is 'a b'"),
+        ({"logs": "off"}, TypeError, "logs is 'off'; it must be True or False"),
         ({"mesh_name": "no way"}, ValueError, "mesh_name is 'no way'"),
         ({"mesh_name": "../etc"}, ValueError, "mesh_name"),
         ({"mesh_name": ""}, ValueError, "mesh_name"),
