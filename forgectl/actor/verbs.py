@@ -1,6 +1,6 @@
 """The requests that ranks receive: plain tuples that begin with a verb.
 
-(CONSTRUCT, sys.path of the caller, mesh, handle of the mesh, pickle of (class, args, kwargs) as frames)
+(CONSTRUCT, Surroundings of the driver, handle of the mesh, pickle of (class, args, kwargs) as frames)
 (INVOKE, endpoint, args, kwargs, chain)
 (ASK, endpoint, args, kwargs)                sent by `forgectl call`; the answer is plain data
 """

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from forgectl.actor.driver.run_client import RunClient, run_client
+from forgectl.actor.surroundings import Moment, Surroundings
 from forgectl.errors import ForgeError, UsageError
 from forgectl.model.plan import Unit
 
@@ -25,14 +27,22 @@ def _import_the_rest() -> None:
 
 async def launch_mesh(cls: Any, made: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ActorHandle:
     """Launch one mesh with the settings of `cls`, and construct `made(*args, **kwargs)` in each rank."""
-    unit = cls._unit()
+    unit, now = cls._unit(), Moment.now()
     client = await asyncio.to_thread(run_client, unit, _import_the_rest)
     from forgectl.actor.driver.live_mesh import Making
 
     _check_run(cls._settings.share_gpus_with, unit, client)
-    making = Making(made, args, kwargs, unit.procs, backoff=cls._kind == "service", logs=cls._settings.logs)
+    taken = _taken_along(client, unit, now)
+    unit = dataclasses.replace(unit, env={**taken.at_import, **unit.env})
+    making = Making(made, args, kwargs, unit.procs, taken, backoff=cls._kind == "service", logs=cls._settings.logs)
     launching = _launch(client, unit, making, named=cls.mesh_name is not None)
     return await client.in_loop(launching, f"the launch of {unit.mesh}")
+
+
+def _taken_along(client: RunClient, unit: Unit, now: Moment) -> Surroundings:
+    """What a mesh takes over from this process, besides the variables that `options` or its GPUs fix."""
+    pinned = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER") if unit.with_gpus or unit.share_gpus_with else ()
+    return Surroundings.between(client.began, now, {*unit.env, *pinned})
 
 
 def _check_run(owner: Any, unit: Unit, client: RunClient) -> None:

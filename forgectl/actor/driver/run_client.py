@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from forgectl.actor.origin import Origin, set_launched_lookup
+from forgectl.actor.surroundings import Moment
 from forgectl.controller import client
 from forgectl.controller.run_dir import RunDir
 from forgectl.controller.start_run import begin_run
@@ -49,9 +50,11 @@ END_GRACE = 10.0
 class RunClient:
     """The run of this process. `run_client()` returns the one object of a process."""
 
-    def __init__(self, run: RunDir, plan: Plan, *, own: bool) -> None:
+    def __init__(self, run: RunDir, plan: Plan, *, began: Moment | None) -> None:
+        own = began is not None
         self.run = run
         self.plan = plan
+        self.began = began  # this process when it began the run; None if that was a launch
         self.ended = False
         self.connections = 0  # to controllers so far; reports sent over an earlier one may be lost
         self._pid = os.getpid()
@@ -285,19 +288,18 @@ def _launched(run: str, mesh: str) -> Any:
 
 def _find_or_begin(coming: Unit | None, meanwhile: Callable[[], None]) -> RunClient:
     if (run_dir := driver.run_dir()) is not None:
-        run, own = RunDir.existing(Path(run_dir)), False
+        run, began = RunDir.existing(Path(run_dir)), None
     elif "FORGE_RUN_DIR" in os.environ:
         raise UsageError(
             "actors are launched by the driver of a run, not by other actors",
             hint="launch it in the driver, and pass its handle to this actor",
         )
     else:
-        plan = _own_plan()
+        plan, began = _own_plan(), Moment.now()
         run = begin_run(plan, b"", name_is_given=False, own=True, coming=coming, meanwhile=meanwhile)
-        own = True
     from forgectl.actor.driver.call_server import CallServer  # late: an import before `begin_run` would delay the run
 
-    found = RunClient(run, run.read_plan(), own=own)
+    found = RunClient(run, run.read_plan(), began=began)
     found.serve(CallServer(found).keep())
     return found
 
