@@ -110,3 +110,9 @@ def test_a_driver_without_a_terminal_does_not_write_them_into_its_own_log(forge:
     run = forge.launch(DRIVEN)
     forge.until_ended(run)
     assert forge.ok("logs", f"{run}/driver", "--no-prefix") == "mine\n"
+
+
+def test_a_run_of_a_script_with_actors_shows_them_once(forge: Forge) -> None:
+    script, scene = to_play(forge, f"{PROGRAM} prints_and_ends")
+    out = forge.ok("run", script, scene)
+    assert len(re.findall("│ twice$", out, re.MULTILINE)) == 2  # of two ranks

@@ -60,21 +60,22 @@ class RankOutput:
             self._thread.join(STALL_SECONDS)
 
     def _run(self) -> None:
-        notebook = in_notebook()
-        terminal = notebook or (sys.stderr is not None and sys.stderr.isatty())
-        color = not os.environ.get("NO_COLOR") if notebook else terminal and wants_color(sys.stderr)
-        stream = LogStream(terminal=terminal, most=SLICE)
-        writer = LogWriter(_Stderr(), terminal=terminal, color=color)
         with suppress(OSError, ValueError):  # nobody reads stderr any more: the lines stay in the logs
-            while not (self._ended and stream.done):
-                self._obey(stream, None if stream.done else LOOK_SECONDS)
+            notebook = in_notebook()
+            terminal = notebook or (sys.stderr is not None and sys.stderr.isatty())
+            color = not os.environ.get("NO_COLOR") if notebook else terminal and wants_color(sys.stderr)
+            stream = LogStream(terminal=terminal, most=SLICE)
+            self._show(stream, LogWriter(_Stderr(), terminal=terminal, color=color))
+
+    def _show(self, stream: LogStream, writer: LogWriter) -> None:
+        while not (self._ended and stream.done):
+            self._obey(stream, None if stream.done else LOOK_SECONDS)
+            began = time.thread_time()
+            for chunk in stream.poll():
+                writer.write(chunk)
+                self._steps += 1
+                self._obey(stream, time.thread_time() - began)
                 began = time.thread_time()
-                for chunk in stream.poll():
-                    writer.write(chunk)
-                    self._steps += 1
-                    worked = time.thread_time() - began
-                    self._obey(stream, worked)
-                    began = time.thread_time()
 
     def _obey(self, stream: LogStream, wait: float | None) -> None:
         """Wait for news, at most `wait` seconds (None: as long as it takes; once all has ended, not at all)."""
