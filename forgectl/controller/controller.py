@@ -148,8 +148,8 @@ class Controller:
             self.links[host].push(subjects)
         if self.run.ended:
             self._over.set()
-        for mesh in self.run.meshes.values():
-            if mesh.needs_hosts and mesh.name not in self._moving and not self._waits_for_owner(mesh):
+        for mesh in self.run.to_move():
+            if mesh.name not in self._moving:
                 self._moving.add(mesh.name)
                 self._tasks.begin(self._move(mesh))
         self._report_soon()
@@ -160,11 +160,6 @@ class Controller:
             return False
         self.record(Happened(host, event.seq, event.what))
         return True
-
-    def _waits_for_owner(self, mesh: MeshState) -> bool:
-        """Whether a mesh shares the GPUs of one that must find other hosts first."""
-        owner = self.run.meshes.get(mesh.plan.unit.share_gpus_with or "")
-        return owner is not None and owner.needs_hosts and not owner.ended
 
     async def _move(self, mesh: MeshState) -> None:
         """Find other hosts for a mesh that has lost a host."""
