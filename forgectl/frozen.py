@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["dataclass"]
+__all__ = ["UNLESS_DEFAULT", "dataclass"]
+
+UNLESS_DEFAULT = {"unless_default": True}
+"""Metadata of a field that JSON has only where its value is not the default: documents without it stay as they were."""
 
 if TYPE_CHECKING:
     from dataclasses import dataclass

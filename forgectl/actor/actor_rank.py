@@ -15,6 +15,7 @@ from forgectl.actor.performer import Chain, Performer, call_ids
 from forgectl.actor.plain_calls import check, plain
 from forgectl.actor.rank_streams import Streams
 from forgectl.actor.remote_errors import RemoteError, carrier, user_traceback
+from forgectl.actor.surroundings import Surroundings
 from forgectl.actor.value_mesh import serving
 from forgectl.actor.verbs import ASK, CLOSE, CONSTRUCT, INVOKE, NEXT, STREAM
 from forgectl.errors import NotFoundError, UsageError
@@ -54,10 +55,10 @@ class ActorRank:
             raise RuntimeError("this rank is not constructed yet")
         return self._performer
 
-    def _construct(self, path: list[str], handle: Any, payload: list[Any]) -> None:
+    def _construct(self, surroundings: Surroundings, handle: Any, payload: list[Any]) -> None:
         if self._performer is not None:
             raise RuntimeError("this rank is constructed already")
-        sys.path += [p for p in path if p not in sys.path]
+        surroundings.enter()
         cls, args, kwargs = pickling.loads(payload)
         serving.set(True)
         made = cls.__new__(cls)

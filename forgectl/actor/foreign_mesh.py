@@ -38,6 +38,11 @@ class ForeignMesh(CalledMesh):
         generation, places = (ranks.generation, ranks.places) if ranks else self._from_driver
         return _restore, (self.name, self.interface, self.procs, self._origin, generation, places)
 
+    @property
+    def run(self) -> str:
+        """The run that it is of."""
+        return self._origin.run
+
     def foreign(self) -> ForeignMesh:
         """Itself: it is in that form already."""
         return self

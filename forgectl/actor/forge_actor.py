@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, overload
 
 from forgectl.actor import monarch_names
-from forgectl.actor.options import Settings, check_shape, signature_of_options
+from forgectl.actor.options import Settings, check_shape, mesh_name_of, signature_of_options
 from forgectl.errors import NotInstalledError
 from forgectl.model.plan import Program, Unit
 from forgectl.system.futures import Future
@@ -102,6 +102,8 @@ class ForgeActor(InHandles):
         start_method: Literal["fork", "spawn"] = "fork",
         preload: Sequence[str] | None = None,
         python: str | None = None,
+        share_gpus_with: Any = None,
+        logs: bool = True,
         router: str | Router | type[Router] = "round_robin",
         health_poll_rate: float = 1.0,
         max_concurrent_requests: int = 10,
@@ -189,6 +191,8 @@ class ForgeActor(InHandles):
         preload = settings.preload
         if preload is None:
             preload = ["torch"] if importlib.util.find_spec("torch") else []
+        if cls.with_gpus and settings.share_gpus_with is not None:
+            raise ValueError("with_gpus and share_gpus_with exclude each other; keep one")
         return Unit(
             mesh=cls._base_name(),
             kind=cls._kind,
@@ -201,6 +205,7 @@ class ForgeActor(InHandles):
             preload=tuple(preload),
             start_method=settings.start_method,
             restart=settings.restart_policy(service=cls._kind == "service"),
+            share_gpus_with=mesh_name_of(settings.share_gpus_with),
         )
 
 

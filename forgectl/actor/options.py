@@ -24,6 +24,8 @@ class Settings:
     start_method: "fork" or "spawn".
     preload: modules that the fork server imports once. None: torch, if it is installed.
     python: another interpreter for the ranks.
+    share_gpus_with: the name or the handle of a mesh of this run, whose GPUs the ranks use in place of their own.
+    logs: whether a script shows on its stderr what the ranks print; FORGECTL_LOGS=off in its environment: of no mesh.
     return_first_rank_result: `route` returns the value of rank 0; if False, a ValueMesh of all ranks.
     The others: see ServiceConfig.
     """
@@ -33,6 +35,8 @@ class Settings:
     start_method: Literal["fork", "spawn"] = "fork"
     preload: Sequence[str] | None = None
     python: str | None = None
+    share_gpus_with: Any = None
+    logs: bool = True
     router: str | Router | type[Router] = "round_robin"
     health_poll_rate: float = 1.0
     max_concurrent_requests: int = 10
@@ -45,6 +49,9 @@ class Settings:
             raise TypeError(f"env is {self.env!r}; it must map names to strings")
         if self.start_method not in ("fork", "spawn"):
             raise ValueError(f"start_method is {self.start_method!r}; it must be 'fork' or 'spawn'")
+        mesh_name_of(self.share_gpus_with)
+        if not isinstance(self.logs, bool):
+            raise TypeError(f"logs is {self.logs!r}; it must be True or False")
         if isinstance(self.preload, str):
             raise TypeError(f"preload is {self.preload!r}; it must be a list of modules")
         if self.preload is not None:
@@ -102,6 +109,17 @@ def signature_of_options(shape: Mapping[str, tuple[str, Any]]) -> inspect.Signat
     ]
     this = inspect.Parameter("cls", inspect.Parameter.POSITIONAL_ONLY)
     return inspect.Signature([this, *given], return_annotation="type[Self]")
+
+
+def mesh_name_of(mesh: Any) -> str | None:
+    """The name of a mesh that is given by its name or its handle; raises TypeError for anything else but None."""
+    if mesh is None or (isinstance(mesh, str) and NAME.fullmatch(mesh)):
+        return mesh
+    from forgectl.actor.handle import ActorHandle  # late: who has a handle has imported it
+
+    if not isinstance(mesh, ActorHandle):
+        raise TypeError(f"share_gpus_with is {mesh!r}; it must be the name of a mesh, or the handle of an actor")
+    return mesh.mesh_name
 
 
 def check_shape(name: str, value: Any) -> Any:

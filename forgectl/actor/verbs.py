@@ -1,6 +1,6 @@
 """The requests that ranks receive: plain tuples that begin with a verb.
 
-(CONSTRUCT, sys.path of the caller, mesh, handle of the mesh, pickle of (class, args, kwargs) as frames)
+(CONSTRUCT, Surroundings of the driver, handle of the mesh, pickle of (class, args, kwargs) as frames)
 (INVOKE, endpoint, args, kwargs, chain)
 (STREAM, endpoint, args, kwargs, chain, caller, only rank 0's values count)
                                              begins a stream; answered at the end of its generator

@@ -21,6 +21,7 @@ from forgectl.agent.hosted_mesh import HostMesh
 from forgectl.agent.log_parts import read_logs
 from forgectl.agent.messengers import Messengers
 from forgectl.agent.reaper import Reaper
+from forgectl.agent.run_leases import RunLeases
 from forgectl.agent.usage import UseMeter
 from forgectl.errors import ForgeError
 from forgectl.hosts.gpus import NoSuchGpu, discover
@@ -83,6 +84,7 @@ class Agent:
         self.lease_start = time.monotonic()  # when the last message was sent that the controller surely received
         self._last_sent = self.lease_start  # when the last Welcome or Pong was sent
         self.done = asyncio.Event()
+        self._leases = RunLeases(config.run, config.host)
         self._servers = ForkServers(config, self.reaper, warming)
         self._messages = Path(config.messages) if config.messages else messages_folder(self.run_dir, config.membership)
         self._messengers = self._messengers_of(config)
@@ -285,6 +287,7 @@ class Agent:
                 agent=self.config.socket,
                 emit=self.events.emit,
                 fork_server=self._servers.of,
+                leases=self._leases,
             )
         return self.meshes[share.mesh]
 

@@ -18,10 +18,10 @@ from forgectl.agent.enclosure.enclosure import Enclosure
 from forgectl.agent.enclosure.oom import OomWitness
 from forgectl.agent.forkserver.forks import ForkedProcess, ForkServer, ForkServerError
 from forgectl.agent.reports import exit_report
+from forgectl.agent.run_leases import RunLeases
 from forgectl.hosts import gpu_leases, interface
 from forgectl.model.environment import launch_environment
 from forgectl.model.mesh_share import MeshShare
-from forgectl.model.plan import Gpu
 from forgectl.protocol.supervision import (
     Happening,
     MeshGone,
@@ -76,6 +76,7 @@ class HostMesh:
         agent: str,
         emit: Callable[[Happening], None],
         fork_server: Callable[[MeshShare], ForkServer],
+        leases: RunLeases,
     ) -> None:
         self.share = share
         self.first = first
@@ -89,6 +90,7 @@ class HostMesh:
         self._logs = run_dir / "logs" / share.mesh
         self._emit = emit
         self._fork_server = fork_server
+        self._leases = leases
         self._lease: gpu_leases.GpuLease | None = None
         self._unguarded = False  # whether it was reported that other users can reach the store
         self.preparing: asyncio.Task[None] | None = None
@@ -108,7 +110,7 @@ class HostMesh:
         try:
             self._fork_server(self.share)  # first: it warms while we wait for GPUs
             if self.share.gpus:
-                self._lease = await asyncio.to_thread(self._acquire, self.share.gpus)
+                self._lease = await self._leases.acquire(self.share.gpus, mesh=self.share.mesh)
         except gpu_leases.GpuTaken as e:
             hint = "wait, or end the holder; `forgectl status` shows the runs of this user"
             await self._refuse(75, f"on host {self.host}: {e}", hint)
@@ -130,10 +132,6 @@ class HostMesh:
         except OSError as e:
             return f"there is no folder for its sockets: {e}"
         return ""
-
-    def _acquire(self, gpus: tuple[Gpu, ...]) -> gpu_leases.GpuLease:
-        directory = gpu_leases.lock_dir(os.environ)
-        return gpu_leases.acquire(gpus, run=self.run, mesh=self.share.mesh, host=self.host, directory=directory)
 
     async def _refuse(self, code: int, message: str, hint: str) -> None:
         await self.release()

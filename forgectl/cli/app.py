@@ -137,7 +137,7 @@ def _fault(error: Exception) -> int:
 
 def _print_error(message: str, hint: str | None) -> None:
     """Print a paragraph on stderr, without escapes from quoted text: a pipe's output may reach a terminal, too."""
-    from forgectl.cli.views.terminal_text import harmless
+    from forgectl.log_output.terminal_text import harmless
 
     text = f"forgectl: {message}" + (f"\n  hint: {hint}" if hint else "")
     sys.stderr.write("".join(f"{harmless(line, color=False)}\n" for line in text.split("\n")))

@@ -8,8 +8,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from forgectl.cli.log_output.log_stream import LogSource, LogStream
-from forgectl.cli.log_output.log_writer import LogWriter
 from forgectl.cli.views import render
 from forgectl.cli.views.host_news import HostNews, only_waits_for
 from forgectl.cli.views.status_json import status_json
@@ -18,6 +16,9 @@ from forgectl.controller import client
 from forgectl.controller.run_dir import RunDir
 from forgectl.controller.start_run import begin_run
 from forgectl.errors import TimedOutError, error_of
+from forgectl.log_output.log_stream import LogSource, LogStream
+from forgectl.log_output.log_writer import LogWriter
+from forgectl.log_output.terminal_text import wants_color
 from forgectl.model.plan import Plan
 from forgectl.model.status import RunStatus
 from forgectl.transport.survey import Hosts
@@ -68,7 +69,7 @@ class _Launch:
         stream = sys.stderr if as_json else sys.stdout
         terminal = stream.isatty()
         self._logs = LogStream(terminal=terminal)
-        self._writer = LogWriter(stream.buffer, terminal=terminal, color=render.wants_color(stream))
+        self._writer = LogWriter(stream.buffer, terminal=terminal, color=wants_color(stream))
 
     # ------------------------------------------------------------ the two ways
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from forgectl.controller.run_state import Run
 from forgectl.controller.state import MeshState
@@ -13,6 +13,7 @@ from forgectl.errors import BusyError, UsageError
 from forgectl.model.plan import MAX_RANKS, Gpu, HostPlan, MeshPlan, Unit
 from forgectl.names import DRIVER, free_name
 from forgectl.plan.addition import held_by, place_more, replace_lost
+from forgectl.plan.sharing import sharers
 
 GpusOfHosts = dict[str, tuple[Gpu, ...]]
 
@@ -34,6 +35,8 @@ class Additions:
                 raise BusyError(f"run {run.id} is ending; no mesh can be added to it")
             if unit.procs + sum(m.plan.procs for m in run.meshes.values() if not m.ended) > MAX_RANKS:
                 raise UsageError(f"mesh {unit.mesh}: a run has at most {MAX_RANKS} ranks")
+            if (owner := run.meshes.get(unit.share_gpus_with or "")) is not None and owner.ended:
+                raise UsageError(f"mesh {unit.mesh} is to share the GPUs of {owner.name}, which has ended")
             unit = dataclasses.replace(unit, mesh=_free_name(run, unit.mesh, named=named))
             gpus = await self._gpus(run) if unit.with_gpus else {}
             there = tuple(host.plan for host in run.hosts.values() if not host.given_up)
@@ -43,14 +46,15 @@ class Additions:
         """A new plan of a mesh, on hosts that are not lost; raises ForgeError if no hosts have room."""
         async with self._lock:
             lost = {name for name, host in run.hosts.items() if host.given_up}
-            gpus = await self._gpus(run, mesh.name) if any(mesh.plan.gpus.values()) else {}
+            leaving = {mesh.name, *sharers(mesh.name, _living(run))}
+            gpus = await self._gpus(run, leaving) if mesh.plan.unit.with_gpus else {}
             return replace_lost(run.plan, mesh.plan, lost, gpus, os.environ, _living(run))
 
-    async def _gpus(self, run: Run, leaving: str | None = None) -> GpusOfHosts:
-        """Host → its GPUs and who holds them, as if the mesh `leaving` held none."""
+    async def _gpus(self, run: Run, leaving: Collection[str] = ()) -> GpusOfHosts:
+        """Host → its GPUs and who holds them, as if the meshes `leaving` held none."""
         hosts = [host.plan for host in run.hosts.values() if not host.given_up]
         found = await asyncio.gather(*(self._look(host) for host in hosts))
-        living = [mesh for mesh in _living(run) if mesh.mesh != leaving]
+        living = [mesh for mesh in _living(run) if mesh.mesh not in leaving]
         return held_by(living, {host.name: gpus for host, gpus in zip(hosts, found, strict=True)})
 
 

@@ -148,8 +148,8 @@ class Controller:
             self.links[host].push(subjects)
         if self.run.ended:
             self._over.set()
-        for mesh in self.run.meshes.values():
-            if mesh.needs_hosts and mesh.name not in self._moving:
+        for mesh in self.run.to_move():
+            if mesh.name not in self._moving:
                 self._moving.add(mesh.name)
                 self._tasks.begin(self._move(mesh))
         self._report_soon()

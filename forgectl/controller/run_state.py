@@ -124,6 +124,14 @@ class Run:
         mesh.begin_generation(before.generation + 1 if before else 0)
         mesh.first = mesh.generation
 
+    def to_move(self) -> list[MeshState]:
+        """The meshes that need other hosts now. One that shares GPUs waits until their owner is where it will be."""
+        return [m for m in self.meshes.values() if m.needs_hosts and not self._owner_must_move(m)]
+
+    def _owner_must_move(self, mesh: MeshState) -> bool:
+        owner = self.meshes.get(mesh.plan.unit.share_gpus_with or "")
+        return owner is not None and not owner.ended and any(self.hosts[h].given_up for h in owner.plan.hosts)
+
     def _moved(self, record: Moved) -> None:
         """Give the next generation its new hosts. Their agents take it for another mesh of the same name."""
         mesh = self.meshes[record.plan.mesh]

@@ -94,7 +94,7 @@ def _meshes(plan: Plan, coming: Unit | None) -> tuple[MeshPlan, ...]:
     from forgectl.plan.addition import place_more
 
     with contextlib.suppress(ForgeError):  # the controller will refuse it, too
-        return (place_more(plan, dataclasses.replace(coming, with_gpus=False), {}, os.environ),)
+        return (place_more(plan, dataclasses.replace(coming, with_gpus=False, share_gpus_with=None), {}, os.environ),)
     return ()
 
 

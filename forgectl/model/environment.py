@@ -60,8 +60,8 @@ def rank_environment(
     """A rank's variables that are known before launch, in addition to its host's.
 
     A mesh has one role, its own name, so role rank and world size are those of the mesh (as in torchrun).
-    `gpus` are all GPUs of the mesh on the host: a rank picks its own by LOCAL_RANK. With MIG, each rank sees only its
-    own device, as cuda:0.
+    `gpus` are all GPUs of the mesh on the host: a rank picks its own by LOCAL_RANK, modulo their number where several
+    ranks use one. With MIG, each rank sees only its own device, as cuda:0.
     """
     env = {
         "RANK": str(rank),
@@ -79,7 +79,7 @@ def rank_environment(
     }
     if gpus:
         mig = any(g.visible.startswith("MIG-") for g in gpus)  # CUDA shows a process only the first MIG device
-        seen = gpus[local_rank : local_rank + 1] if mig else gpus
+        seen = [gpus[local_rank % len(gpus)]] if mig else gpus
         env["CUDA_VISIBLE_DEVICES"] = ",".join(g.visible for g in seen)
         env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order of the indices in `visible`; CUDA's default is by speed
     return env

@@ -9,7 +9,7 @@ import functools
 from dataclasses import field
 from typing import Any, Literal
 
-from forgectl.frozen import dataclass
+from forgectl.frozen import UNLESS_DEFAULT, dataclass
 
 MeshKind = Literal["actor", "service", "script", "driver"]
 StartMethod = Literal["fork", "spawn"]
@@ -111,7 +111,8 @@ SERVICE_RESTART = RestartPolicy(3, 600.0)
 class Unit:
     """One mesh as the spec or code asks for it, before it has a place.
 
-    `hosts`: these hosts, in this order; or this many; or None: as few as have room.
+    `hosts`: these hosts, in this order; or this many; or None: as few as have room. `share_gpus_with` is another mesh:
+    it uses GPUs of that one, and none of its own.
     """
 
     mesh: str
@@ -125,6 +126,7 @@ class Unit:
     preload: tuple[str, ...]
     start_method: StartMethod
     restart: RestartPolicy
+    share_gpus_with: str | None = None
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,7 @@ class MeshForm:
     wish: tuple[str, ...] | int | None = None
     own_env: dict[str, str] = field(default_factory=dict)
     unit_python: str | None = None
+    share_gpus_with: str | None = field(default=None, metadata=UNLESS_DEFAULT)
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,7 @@ class MeshPlan:
 
     It keeps the unit, so that the mesh can be placed again when it loses a host. `env`, by host name, is common to all
     ranks of a host; their fork server starts with it. `secrets` are names; agents receive the values separately.
-    `gpus` are leased per host for the whole mesh.
+    `gpus` are leased per host for the whole mesh, together with the meshes of the run that share them.
     """
 
     FORM = MeshForm
@@ -217,6 +220,7 @@ class MeshPlan:
             wish=unit.hosts,
             own_env=unit.env,
             unit_python=unit.python,
+            share_gpus_with=unit.share_gpus_with,
         )
 
     @classmethod
@@ -228,12 +232,13 @@ class MeshPlan:
             program=form.program,
             procs=len(form.ranks),
             hosts=form.wish,
-            with_gpus=any(form.gpus.values()),
+            with_gpus=any(form.gpus.values()) and form.share_gpus_with is None,
             env=form.own_env,
             python=form.unit_python,
             preload=form.preload,
             start_method=form.start_method,
             restart=form.restart,
+            share_gpus_with=form.share_gpus_with,
         )
         return cls(unit, form.workdir, form.hosts, form.ranks, form.env, form.gpus, form.python, form.secrets)
 

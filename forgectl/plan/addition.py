@@ -10,6 +10,7 @@ from forgectl.errors import BusyError, UsageError
 from forgectl.model.plan import Gpu, HostPlan, MeshPlan, Plan, Unit
 from forgectl.plan.allotment import Allotment, Pool, RoomRequest, allot
 from forgectl.plan.placement import environments, mesh_plan
+from forgectl.plan.sharing import owner_of, share
 from forgectl.plan.shortage import busy, never_fits
 from forgectl.plan.slots import Slots
 from forgectl.plan.slots import never_fits as never_finds_room
@@ -26,11 +27,15 @@ def place_more(
     """Place one more mesh of a run: on the first hosts with room, or on those it names.
 
     `gpus` are those of each host with their holders; `living` are the run's meshes, which take slots. Raises
-    UsageError if it can never fit, BusyError if others hold the GPUs or the run's meshes take the slots.
+    UsageError if it can never fit, or if the mesh whose GPUs it is to share is not among `living`; BusyError if others
+    hold the GPUs or the run's meshes take the slots.
     """
     _check_hosts(plan, unit)
-    find = _gpus_for if unit.with_gpus else _slots_for
-    allotment = find(unit, plan.hosts, gpus, tuple(living))
+    living = tuple(living)
+    if unit.share_gpus_with:
+        allotment = _shared(unit, living)
+    else:
+        allotment = (_gpus_for if unit.with_gpus else _slots_for)(unit, plan.hosts, gpus, living)
     ranks = dict.fromkeys(allotment.hosts, unit.procs // len(allotment.hosts))
     hosts = {h.name: h for h in plan.hosts}
     env = environments(plan.env, unit, hosts, ranks, inherited, plan.secrets)
@@ -82,7 +87,8 @@ def _check_hosts(plan: Plan, unit: Unit) -> None:
 
 
 def held_by(meshes: Iterable[MeshPlan], gpus: Mapping[str, tuple[Gpu, ...]]) -> dict[str, tuple[Gpu, ...]]:
-    """The GPUs of hosts, where each GPU of one of `meshes` has that mesh as its holder."""
+    """The GPUs of hosts, where each GPU of one of `meshes` has that mesh as its holder, not one that shares it."""
+    meshes = sorted(meshes, key=lambda m: m.unit.share_gpus_with is None)  # the last one counts
     holders = {gpu.uuid: f"mesh {m.mesh} of this run" for m in meshes for found in m.gpus.values() for gpu in found}
     return {
         host: tuple(dataclasses.replace(g, holder=holders[g.uuid]) if g.uuid in holders else g for g in found)
@@ -90,10 +96,17 @@ def held_by(meshes: Iterable[MeshPlan], gpus: Mapping[str, tuple[Gpu, ...]]) -> 
     }
 
 
+def _shared(unit: Unit, living: Sequence[MeshPlan]) -> Allotment:
+    try:
+        return share(unit, owner_of(unit, living))
+    except UsageError as e:
+        raise UsageError(f"{where(unit)}.share_gpus_with: {e.message}", hint=e.hint) from None
+
+
 def _gpus_for(
     unit: Unit, hosts: Sequence[HostPlan], gpus: Mapping[str, tuple[Gpu, ...]], living: Sequence[MeshPlan]
 ) -> Allotment:
-    given = Counter(host for mesh in living for host, gpus in mesh.gpus.items() for _ in gpus)
+    given = Counter(host for host, _ in {(h, g.uuid) for mesh in living for h, gpus in mesh.gpus.items() for g in gpus})
     found = {h.name: tuple(gpus.get(h.name, ())) for h in hosts}
     slots = {h.name: h.slots for h in hosts if h.slots is not None}
     left = Pool(found, caps={name: max(0, count - given[name]) for name, count in slots.items()}).free()

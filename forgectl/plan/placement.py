@@ -10,6 +10,7 @@ from forgectl.errors import SpecError, SpecProblem
 from forgectl.model.environment import host_environment, rank_environment
 from forgectl.model.plan import HostFacts, HostPlan, MeshPlan, Plan, RankPlan, Unit
 from forgectl.plan.allotment import Allotment, Pool, RoomRequest, allot
+from forgectl.plan.sharing import share_all
 from forgectl.plan.shortage import busy, never_fits
 from forgectl.plan.slots import Slots
 from forgectl.plan.slots import never_fits as never_finds_room
@@ -47,9 +48,13 @@ def _allot(spec: Spec, facts: Mapping[str, HostFacts], units: list[Unit]) -> dic
             if pool.size == 0:
                 hint = "a host's `gpus: N` declares accelerators that NVML does not see"
     slots = Slots.of({h.name: h.slots for h in spec.hosts})
-    without = allot([r for unit, r in requests if not unit.with_gpus and unit.kind != "driver"], slots)
+    neither = [r for u, r in requests if not u.with_gpus and not u.share_gpus_with and u.kind != "driver"]
+    without = allot(neither, slots)
     if isinstance(without, list):
         problems += [spec.problem(*p) for p in never_finds_room(without, slots)]
+    if isinstance(with_gpus, dict):
+        with_gpus, misfits = share_all(units, with_gpus)
+        problems += {where(u): spec.problem(f"{where(u)}.hosts", text) for u, text in misfits}.values()
     if problems:
         raise SpecError(spec.source, sorted(problems, key=lambda p: (p.line, p.column)), hint=hint)
     if isinstance(with_gpus, list):
@@ -194,4 +199,5 @@ def _ranks(unit: Unit, allotment: Allotment) -> Iterator[RankPlan]:
             max_restarts=unit.restart.max,
             gpus=gpus,
         )
-        yield RankPlan(rank, local_rank, host, tuple(g.visible for g in gpus[local_rank:][:1]), env)
+        own = (gpus[local_rank % len(gpus)].visible,) if gpus else ()
+        yield RankPlan(rank, local_rank, host, own, env)

@@ -53,6 +53,7 @@ def _unit(mesh: str, kind: MeshKind, program: Program, body: Mesh) -> Unit:
         preload=tuple(body.preload),
         start_method=body.start_method,
         restart=RestartPolicy(body.restart.max, body.restart.within),
+        share_gpus_with=body.share_gpus_with,
     )
 
 

@@ -51,6 +51,7 @@ class Checks:
             self._one_program("driver", self.document.driver)
         for name, service in self.document.services.items():
             self._replicas(name, service)
+        self._sharing()
         self._total()
         for where, env, pinned in self._environments():
             self._environment(where, env, pinned)
@@ -145,6 +146,31 @@ class Checks:
             message = f"{procs} does not spread evenly over {hosts} hosts; {near} would"
             self.problems.add(f"{where}.procs", message)
 
+    def _sharing(self) -> None:
+        """Every `share_gpus_with` must lead to a mesh with GPUs of its own."""
+        meshes = {where.partition(".")[2]: mesh for where, mesh in self.meshes}
+        for name, service in self.document.services.items():
+            meshes |= {f"{name}.{i}": service for i in range(service.num_replicas)}
+        for where, mesh in self.meshes:
+            at = f"{where}.share_gpus_with"
+            if mesh.share_gpus_with is not None and self.sound(at, f"{where}.with_gpus"):
+                self._shares(at, mesh, meshes)
+
+    def _shares(self, at: str, mesh: Mesh, meshes: Mapping[str, Mesh]) -> None:
+        name = mesh.share_gpus_with or ""
+        owner = meshes.get(name)
+        if mesh.with_gpus:
+            self.problems.add(at, "with_gpus and share_gpus_with exclude each other; keep one")
+        elif owner is None:
+            if self.sound("actors", "services", "scripts"):
+                self.problems.add(at, f"no mesh {show(name)} in this spec", near=(name, meshes))
+        elif isinstance(owner, Service) and name in self.document.services:
+            self.problems.add(at, f"{show(name)} is a service; name one of its replicas, such as {name}.0")
+        elif (loop := _way_back(mesh, meshes)) is not None:
+            self.problems.add(at, f"shares GPUs in a circle: {' → '.join(loop)}")
+        elif not owner.with_gpus and owner.share_gpus_with is None:
+            self.problems.add(at, f"{show(name)} has no GPUs to share; give it with_gpus: true")
+
     def _total(self) -> None:
         total = sum(m.procs * (m.num_replicas if isinstance(m, Service) else 1) for _, m in self.meshes)
         if total > MAX_RANKS:
@@ -164,14 +190,14 @@ class Checks:
 
     def _environments(self) -> Iterator[tuple[str, dict[str, str], bool]]:
         """Every `env` of the spec with its path, and whether it reaches a mesh that is pinned to GPUs."""
-        anywhere = any(mesh.with_gpus for _, mesh in self.meshes)
+        anywhere = any(mesh.with_gpus for _, mesh in self.meshes)  # without one there are no GPUs to share
         yield "env", self.document.env, anywhere
         if "hosts.env" in self.problems.places:  # one for all hosts that a file or Slurm names
             yield "hosts.env", self.document.hosts[0].env, anywhere
         else:
             yield from ((f"hosts.{i}.env", host.env, anywhere) for i, host in enumerate(self.document.hosts))
         for where, mesh in self.meshes:
-            yield f"{where}.env", mesh.env, mesh.with_gpus
+            yield f"{where}.env", mesh.env, mesh.with_gpus or mesh.share_gpus_with is not None
         if self.document.driver:
             yield "driver.env", self.document.driver.env, False
 
@@ -203,6 +229,18 @@ class Checks:
             elif name not in self.environ:
                 self.problems.add(where, f"variable {name} is not set in the launching environment; export it")
             seen.add(name)
+
+
+def _way_back(mesh: Mesh, meshes: Mapping[str, Mesh]) -> list[str] | None:
+    """The names that lead from a mesh, by `share_gpus_with`, back to it; None if they do not."""
+    names: list[str] = []
+    following: Mesh | None = mesh
+    while following is not None and (name := following.share_gpus_with) is not None and name not in names:
+        names.append(name)
+        following = meshes.get(name)
+        if following is mesh:
+            return [name, *names]
+    return None
 
 
 def _unfit(name: str) -> str | None:

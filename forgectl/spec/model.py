@@ -68,6 +68,10 @@ class Mesh(Model):
         default=None, description="Spread evenly over this many hosts, or over these; default: as few as have room"
     )
     with_gpus: Bool = Field(default=False, description="One GPU per process")
+    share_gpus_with: Name | None = Field(
+        default=None,
+        description="A mesh whose GPUs its ranks use: local rank i its i-th there, modulo their number",
+    )
     env: Env = Field(default_factory=dict, description="Environment of its ranks")
     restart: Restart = Field(default=Restart(), description="When to restart it; default: never")
     start_method: StartMethod = Field(default="fork", description="fork: from a warm fork server; spawn: afresh")

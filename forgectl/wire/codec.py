@@ -16,6 +16,8 @@ import typing
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from forgectl.frozen import UNLESS_DEFAULT
+
 T = TypeVar("T")
 Reader = Callable[[Any], Any]
 PLAIN = frozenset({str, int, float, bool, type(None)})
@@ -49,10 +51,14 @@ def to_json(value: Any) -> Any:
     if (fields := _written(kind)) is not None:
         if hasattr(kind, "FORM"):
             return to_json(value.to_form())
-        return {
+        found = {
             name: v if type(v := getattr(value, name)) in PLAIN else (to_tagged if tagged else to_json)(v)
             for name, tagged in fields
         }
+        for name, default in _optional(kind):
+            if found[name] == default:
+                del found[name]
+        return found
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, dict):
@@ -74,6 +80,12 @@ def _written(kind: type) -> tuple[tuple[str, bool], ...] | None:
         return None
     hints = _hints(kind)
     return tuple((f.name, len(_choice(hints[f.name])) > 1) for f in dataclasses.fields(kind))
+
+
+@functools.cache
+def _optional(kind: Any) -> tuple[tuple[str, Any], ...]:
+    """The fields of a dataclass that JSON has only where they differ from their defaults, and those."""
+    return tuple((f.name, f.default) for f in dataclasses.fields(kind) if f.metadata == UNLESS_DEFAULT)
 
 
 # ---------------------------------------------------------------- annotations

@@ -39,6 +39,7 @@ def play(forge: Forge, scene: str, *, code: int = 0) -> subprocess.CompletedProc
 
 def play_in_silence(forge: Forge, scene: str) -> None:
     """The same with a script that prints nothing; nor may anything else."""
+    forge.env["FORGECTL_LOGS"] = "off"  # what ranks print is not the script's
     result = play(forge, scene)
     assert (result.stdout, result.stderr) == ("", ""), result.stdout + result.stderr
 

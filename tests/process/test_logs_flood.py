@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from forgectl.cli.log_output.log_stream import Chunk, LogSource, LogStream
-from forgectl.cli.log_output.log_writer import LogWriter
+from forgectl.log_output.log_stream import Chunk, LogSource, LogStream
+from forgectl.log_output.log_writer import LogWriter
 from forgectl.system.log_cap import LogCap, Trimmed, Uncapped
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "write_log.py"

@@ -16,6 +16,7 @@ BELOW_ALL = ("boot", "errors", "frozen", "names", "redaction", "version")
 """Modules beside the packages: what every package may import."""
 LAYERS = (
     "system",
+    "log_output",
     "wire",
     "messages",
     "model",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import os
-import sys
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,7 @@ from forgectl.actor.endpoint import endpoints_of, interface_of
 from forgectl.actor.handle import ActorHandle
 from forgectl.actor.performer import call_ids
 from forgectl.actor.ranks import Ranks
+from forgectl.actor.surroundings import Surroundings
 from forgectl.actor.verbs import CONSTRUCT, INVOKE
 from forgectl.errors import ActorDied, ForgeError
 from forgectl.frozen import dataclass
@@ -39,7 +38,9 @@ class Making:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     procs: int
+    surroundings: Surroundings
     backoff: bool = False  # wait longer before each further restart
+    logs: bool = True  # show on this process's stderr what the ranks print
 
     @property
     def parts(self) -> tuple[type, tuple[Any, ...], dict[str, Any]]:
@@ -104,6 +105,8 @@ class LiveMesh(CalledMesh):
         return mesh
 
     def _take(self, now: MeshStatus) -> None:
+        if self._making.logs:
+            self._client.show_output(now)
         alive = now.state in ("pending", "starting", "ready")
         for ranks in (self._ranks, self._making_ranks):
             if ranks is not None and (not alive or now.generation != ranks.generation):
@@ -174,7 +177,7 @@ class LiveMesh(CalledMesh):
         making, every = self._making, range(self.procs)
         payload = pickling.nested(making.parts)
         handle = ActorHandle(self.foreign(ranks))
-        await ranks.call(every, (CONSTRUCT, _import_path(), handle, payload))
+        await ranks.call(every, (CONSTRUCT, making.surroundings, handle, payload))
         if "setup" in endpoints_of(making.cls):
             await ranks.call(every, (INVOKE, "setup", (), {}, (next(call_ids),)))
 
@@ -183,11 +186,6 @@ class LiveMesh(CalledMesh):
         if self._reported_up != key:
             self._reported_up = key
             await self._client.report(Report(self.name, generation))
-
-
-def _import_path() -> list[str]:
-    """This process's import path as absolute folders, so that ranks find the same modules."""
-    return [os.path.abspath(p) for p in sys.path if p != ""] + [os.getcwd()] * ("" in sys.path)  # noqa: PTH100, PTH109
 
 
 def _one_line(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from forgectl.actor.origin import Origin, set_launched_lookup
+from forgectl.actor.surroundings import Moment
 from forgectl.controller import client
 from forgectl.controller.run_dir import RunDir
 from forgectl.controller.start_run import begin_run
@@ -35,6 +36,7 @@ from forgectl.wire.envelope import Refusal
 from forgectl.wire.unix_sockets import private_folder
 
 if TYPE_CHECKING:
+    from forgectl.actor.driver.rank_output import RankOutput
     from forgectl.messages.calling import Here
 
 T = TypeVar("T")
@@ -48,9 +50,11 @@ END_GRACE = 10.0
 class RunClient:
     """The run of this process. `run_client()` returns the one object of a process."""
 
-    def __init__(self, run: RunDir, plan: Plan, *, own: bool) -> None:
+    def __init__(self, run: RunDir, plan: Plan, *, began: Moment | None) -> None:
+        own = began is not None
         self.run = run
         self.plan = plan
+        self.began = began  # this process when it began the run; None if that was a launch
         self.ended = False
         self.connections = 0  # to controllers so far; reports sent over an earlier one may be lost
         self._pid = os.getpid()
@@ -66,6 +70,7 @@ class RunClient:
         self._unclaimed = {name for d in plan.declared for name in d.meshes}
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, name="forgectl", daemon=True).start()
+        self._output = _output() if own else None  # in the driver of a launch, the launch shows it
         self._follower = threading.Thread(target=self._follow, name="forgectl-follow", daemon=True)
         self._follower.start()
 
@@ -156,6 +161,11 @@ class RunClient:
         if (watcher := self._watchers.get(mesh.mesh)) is not None:
             watcher(mesh)
 
+    def show_output(self, mesh: MeshStatus) -> None:
+        """Show on stderr what the present ranks of a mesh print, unless something else shows it."""
+        if self._output is not None:
+            self._output.take(mesh)
+
     def watch(self, mesh: str, watcher: Callable[[MeshStatus], None]) -> None:
         """Call `watcher` with the present state of a mesh, if known, and with every later one. In the loop."""
         self._watchers[mesh] = watcher
@@ -241,6 +251,9 @@ class RunClient:
         with contextlib.suppress(ForgeError, OSError):
             self._ask(Shutdown(None, 5.0, "the end of its script"), answer=False)
         self._follower.join(END_SECONDS)
+        if self._output is not None:
+            self.loop.call_soon_threadsafe(self._output.end)  # after the reports that wait there
+            self._output.join()
         if (final := self.run.read_final()) is not None:
             client.wait_gone(final)
 
@@ -275,21 +288,26 @@ def _launched(run: str, mesh: str) -> Any:
 
 def _find_or_begin(coming: Unit | None, meanwhile: Callable[[], None]) -> RunClient:
     if (run_dir := driver.run_dir()) is not None:
-        run, own = RunDir.existing(Path(run_dir)), False
+        run, began = RunDir.existing(Path(run_dir)), None
     elif "FORGE_RUN_DIR" in os.environ:
         raise UsageError(
             "actors are launched by the driver of a run, not by other actors",
             hint="launch it in the driver, and pass its handle to this actor",
         )
     else:
-        plan = _own_plan()
+        plan, began = _own_plan(), Moment.now()
         run = begin_run(plan, b"", name_is_given=False, own=True, coming=coming, meanwhile=meanwhile)
-        own = True
     from forgectl.actor.driver.call_server import CallServer  # late: an import before `begin_run` would delay the run
 
-    found = RunClient(run, run.read_plan(), own=own)
+    found = RunClient(run, run.read_plan(), began=began)
     found.serve(CallServer(found).keep())
     return found
+
+
+def _output() -> RankOutput | None:
+    from forgectl.actor.driver import rank_output  # late, for the same reason
+
+    return rank_output.RankOutput() if rank_output.wanted() else None
 
 
 def _own_plan() -> Plan:

@@ -43,7 +43,11 @@ def _possible_hosts(unit: Unit, spec: Spec) -> list[Host]:
         return [host for host in spec.all_hosts if host.local][:1]
     if isinstance(unit.hosts, tuple):
         return [host for host in spec.hosts if host.name in unit.hosts]
-    return [host for host in spec.hosts if host.slots != 0 and not (unit.with_gpus and host.gpus in ("none", 0, ()))]
+    return [
+        host
+        for host in spec.hosts
+        if host.slots != 0 and not ((unit.with_gpus or unit.share_gpus_with) and host.gpus in ("none", 0, ()))
+    ]
 
 
 def _has_actors(unit: Unit, spec: Spec) -> bool:

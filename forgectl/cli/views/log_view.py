@@ -8,12 +8,13 @@ import sys
 import time
 from pathlib import Path
 
-from forgectl.cli.log_output.log_stream import LogSource, LogStream, read_all
-from forgectl.cli.log_output.log_writer import LogWriter
 from forgectl.cli.views import render
 from forgectl.controller import client
 from forgectl.controller.run_dir import RunDir
 from forgectl.errors import NotFoundError
+from forgectl.log_output.log_stream import LogSource, LogStream, read_all
+from forgectl.log_output.log_writer import LogWriter
+from forgectl.log_output.terminal_text import wants_color
 from forgectl.model.status import MeshStatus, RunStatus
 from forgectl.protocol.control import BringLogs, FollowLogs, LogsHome
 from forgectl.wire.unix_sockets import Connection
@@ -37,7 +38,7 @@ def show_logs(
     Raises NotFoundError for a rank that the mesh does not have.
     """
     terminal = sys.stdout.isatty()
-    writer = LogWriter(sys.stdout.buffer, terminal=terminal, color=render.wants_color(sys.stdout), prefix=prefix)
+    writer = LogWriter(sys.stdout.buffer, terminal=terminal, color=wants_color(sys.stdout), prefix=prefix)
     absent = () if follow else _fetch_logs(run, meshes)
     status = client.document(run)
     sources = _sources(status, meshes, ranks)

@@ -36,13 +36,12 @@ def plan_table(plan: Plan) -> Group:
 def _summary(plan: Plan) -> Table:
     table = _table("MESH", "KIND", "PROCS", "HOSTS", "GPUS", "RESTARTS", "RUNS")
     for mesh in plan.meshes:
-        gpus = sum(len(on_host) for on_host in mesh.gpus.values())
         table.add_row(
             _plain(mesh.mesh),
             mesh.kind,
             str(mesh.procs),
             _plain(", ".join(mesh.hosts)),
-            str(gpus) if gpus else "-",
+            _plain(_gpus(mesh)),
             _restarts(mesh),
             _plain(_program(mesh)),
         )
@@ -103,6 +102,12 @@ def _own_names(ranks: Iterable[RankPlan]) -> set[str]:
     for rank in others:
         names |= {n for n, _ in rank.env.items() ^ first.env.items()}
     return names
+
+
+def _gpus(mesh: MeshPlan) -> str:
+    count = sum(len(on_host) for on_host in mesh.gpus.values())
+    owner = mesh.unit.share_gpus_with
+    return (f"{count} of {owner}" if owner else str(count)) if count else "-"
 
 
 def _restarts(mesh: MeshPlan) -> str:

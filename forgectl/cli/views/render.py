@@ -18,7 +18,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from forgectl.cli.views.terminal_text import harmless
+from forgectl.log_output.terminal_text import harmless, wants_color
 from forgectl.model.status import CollateralStatus, MeshStatus, RankStatus, ReplicaStatus, RunStatus, ServiceStatus
 from forgectl.system.sizes import show_bytes
 
@@ -32,11 +32,6 @@ NARROWEST_REASON = 30
 """Columns that long reasons need inside a table; with fewer they are printed below it."""
 WIDE = 100_000
 """Columns of a table that goes into a pipe: nothing is cut."""
-
-
-def wants_color(stream: Any) -> bool:
-    """Whether to use colours on a stream."""
-    return bool(stream.isatty()) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def stdout() -> Console:

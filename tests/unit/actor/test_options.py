@@ -50,6 +50,7 @@ def test_chained_calls_keep_what_the_earlier_ones_set() -> None:
     first = Plain.options(procs=2, env={"A": "1"}, restart=2)
     second = first.options(hosts=["a", "b"], start_method="spawn").options(procs=4)
     unit = second._unit()
+    assert (first._settings.logs, first.options(logs=False)._settings.logs) == (True, False)
     assert (unit.procs, unit.hosts, unit.env, unit.start_method) == (4, ("a", "b"), {"A": "1"}, "spawn")
     assert unit.restart == RestartPolicy(2)
     assert first._unit().start_method == "fork"
@@ -70,6 +71,12 @@ def test_class_attributes_are_checked_too(attribute: str, value: Any, error: typ
     cls: Any = type("Wrong", (Plain,), {attribute: value})
     with pytest.raises(error, match=attribute):
         cls._unit()
+
+
+def test_gpus_are_its_own_or_shared() -> None:
+    assert Plain.options(share_gpus_with="wide")._unit().share_gpus_with == "wide"
+    with pytest.raises(ValueError, match="with_gpus and share_gpus_with exclude each other"):
+        Wide.options(share_gpus_with="wide")._unit()
 
 
 def test_a_mesh_is_named_after_its_class() -> None:
@@ -104,6 +111,9 @@ def test_a_class_within_others_is_still_found_by_its_path() -> None:
         ({"hosts": []}, TypeError, r"hosts is \[\]"),
         ({"hosts": ["a", "a"]}, ValueError, "a host is named twice"),
         ({"with_gpus": 4}, TypeError, "with_gpus is 4"),
+        ({"share_gpus_with": 4}, TypeError, "share_gpus_with is 4; it must be the name of a mesh, or the handle of an"),
+        ({"share_gpus_with": "a b"}, TypeError, "share_gpus_with is 'a b'"),
+        ({"logs": "off"}, TypeError, "logs is 'off'; it must be True or False"),
         ({"mesh_name": "no way"}, ValueError, "mesh_name is 'no way'"),
         ({"mesh_name": "../etc"}, ValueError, "mesh_name"),
         ({"mesh_name": ""}, ValueError, "mesh_name"),

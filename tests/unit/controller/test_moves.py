@@ -75,6 +75,44 @@ def test_a_host_that_it_left_is_told_to_release_it() -> None:
     assert h.run.was_up
 
 
+def named(plan: MeshPlan, name: str, owner: str | None = None) -> MeshPlan:
+    return dataclasses.replace(plan, unit=dataclasses.replace(plan.unit, mesh=name, share_gpus_with=owner))
+
+
+def test_a_mesh_that_shares_gpus_moves_after_their_owner() -> None:
+    plan = mesh(procs=4, hosts=("a", "b"), restart=RestartPolicy(2))
+    h = History(named(plan, "guest", "m"), plan, hosts=("a", "b", "c"))
+    for name in ("guest", "m"):
+        for host in ("a", "b"):
+            h.happen(Prepared(name), host)
+    for name in ("guest", "m"):
+        h.start(name)
+    h.record(LOST)
+    h.happen(MeshGone("guest", 0), "a")
+    assert h.mesh("guest").needs_hosts
+    assert h.run.to_move() == []  # the processes of its owner are not gone yet
+    h.happen(MeshGone("m", 0), "a")
+    assert h.run.to_move() == [h.mesh("m")]
+    h.record(Moved(elsewhere(h)))
+    assert h.run.to_move() == [h.mesh("guest")]
+
+
+def test_a_mesh_that_shares_gpus_does_not_wait_for_an_owner_that_has_ended() -> None:
+    plan = mesh(procs=4, hosts=("a", "b"))
+    h = History(named(mesh(procs=4, hosts=("a", "b"), restart=RestartPolicy(2)), "guest", "m"), plan, hosts=("a", "b"))
+    for name in ("guest", "m"):
+        for host in ("a", "b"):
+            h.happen(Prepared(name), host)
+    for name in ("guest", "m"):
+        h.start(name)
+    h.record(LOST)
+    h.happen(MeshGone("guest", 0), "a")
+    assert h.run.to_move() == []
+    h.happen(MeshGone("m", 0), "a")
+    assert h.mesh("m").ended
+    assert h.run.to_move() == [h.mesh("guest")]
+
+
 def test_without_a_place_it_is_lost() -> None:
     h = history()
     lose_host(h)

@@ -56,6 +56,12 @@ name: many
 hosts: [{name: a, local: true}, {name: b, local: true}, {name: c, local: true}]
 scripts: {wide: {module: x, procs: 24, hosts: 3, with_gpus: true}}
 """
+SHARING = """
+name: sharing
+hosts: [{name: a, local: true}, {name: b, local: true}]
+actors: {trainer: {class: m:T, procs: 4, hosts: 2, with_gpus: true}}
+services: {judges: {class: m:J, num_replicas: 2, procs: 2, hosts: 1, share_gpus_with: trainer}}
+"""
 
 
 def everything() -> Plan:
@@ -93,6 +99,7 @@ PLANS = {
     "resident": lambda: placed(spec_of(RESIDENT), hosts_of("gpu01:0 gpu02:0 local:0")[1]),
     "many": lambda: placed(spec_of(MANY), hosts_of("a:8 b:8 c:8")[1]),
     "mig": of_mig_devices,
+    "sharing": lambda: placed(spec_of(SHARING), hosts_of("a:2 b:4")[1]),
     "grown": grown,
 }
 

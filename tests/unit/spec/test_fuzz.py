@@ -21,6 +21,7 @@ KEYS = [
     *("name", "workdir", "hosts", "env", "secrets", "lease", "log_limit", "actors", "services", "scripts", "driver"),
     *("class", "args", "procs", "with_gpus", "restart", "max", "within", "start_method", "python", "preload"),
     *(
+        "share_gpus_with",
         "file",
         "slurm",
         "slots",

@@ -81,6 +81,7 @@ def _scalar(value: Any, schema: dict[str, Any]) -> bool:
 GOOD = [
     FULL,
     SFT,
+    "scripts: {a: {run: train.py, share_gpus_with: b}, b: {run: train.py, with_gpus: true}}",
     "name: 3\nlease: 45\nlog_limit: 1 GiB\nscripts: {a: {module: 'x y', restart: {max: 1, within: 0.5}}}",
     "hosts: [{ssh: a@b}, {local: true}, {name: x, gpus: 2}]\nscripts: {a: {command: [echo, 1], hosts: [x]}}",
     "env: {A: 1, B: yes, C: 1.5, D: }\nscripts: {a: {run: [train.py, --lr, 0.1], procs: '${SIZE}', hosts: 2}}\n"
@@ -90,6 +91,7 @@ GOOD = [
     "services: {s: {class: '${NONE:-m:C}', router: '${NONE:-session}', with_gpus: '${NONE:-no}', args: {x: [1]}}}",
 ]
 BAD = [
+    "scripts: {a: {run: train.py, share_gpus_with: [b]}, b: {run: train.py, with_gpus: true}}",
     "scripts: {a: {run: train.py, proc: 8}}",
     "scripts: {a: {run: train.py, procs: eight}}",
     "scripts: {a: {run: train.py, procs: 0}}",

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from forgectl.cli.log_output.log_stream import Chunk, LogSource
-from forgectl.cli.log_output.log_writer import PALETTE, WIDEST_LABEL, LogWriter
+from forgectl.log_output.log_stream import Chunk, LogSource
+from forgectl.log_output.log_writer import PALETTE, WIDEST_LABEL, LogWriter
 
 A = LogSource("trainer/0@local", Path("a"))
 B = LogSource("trainer/10@local", Path("b"))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from forgectl.cli.views.terminal_text import RESET, harmless
+from forgectl.log_output.terminal_text import RESET, harmless
 
 SGR = re.compile(r"\x1b\[[0-9;:]*m")
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forgectl.cli.log_output.log_file import CHUNK
-from forgectl.cli.log_output.log_stream import LONGEST_LINE, PATIENCE, PROGRESS_EVERY, LogSource, LogStream, read_all
+from forgectl.log_output.log_file import CHUNK
+from forgectl.log_output.log_stream import LONGEST_LINE, PATIENCE, PROGRESS_EVERY, LogSource, LogStream, read_all
 from forgectl.system.log_cap import LogCap, Trimmed
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from forgectl.cli.log_output.log_stream import Chunk, LogSource
-from forgectl.cli.views.terminal_text import RESET, harmless
+from forgectl.log_output.log_stream import Chunk, LogSource
+from forgectl.log_output.terminal_text import RESET, harmless
 
 WIDEST_LABEL = 32
 """Columns up to which shorter labels are padded on a terminal."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from forgectl.cli.log_output.log_file import LogFile
+from forgectl.log_output.log_file import CHUNK, LogFile
 
 LONGEST_LINE = 64 * 1024
 """Most bytes of an unfinished line that are kept; a longer one is returned in parts."""
@@ -40,10 +40,14 @@ class LogStream:
 
     Without a terminal, the chunks of a source together are its log, byte for byte, plus a marker where a part was
     dropped. For a terminal, a line that carriage returns rewrite is returned now and then, as a line of its own.
+    `most`: bytes of one read.
     """
 
-    def __init__(self, *, terminal: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, terminal: bool = False, most: int = CHUNK, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._terminal = terminal
+        self._most = most
         self._clock = clock
         self._logs: dict[LogSource, _FollowedLog] = {}
         self._newest: dict[str, LogSource] = {}
@@ -59,14 +63,15 @@ class LogStream:
         if before in self._logs:
             self._logs[before].file.stop_here()
         self._newest[source.label] = source
-        log = self._logs[source] = _FollowedLog(LogFile(source.path), self._terminal, self._clock)
+        log = self._logs[source] = _FollowedLog(LogFile(source.path, self._most), self._terminal, self._clock)
         if last is not None:
             log.file.start_at_last(last)
 
-    def end(self) -> None:
-        """Note that nothing more will be written: each log is dropped once it is read to its end."""
-        for log in self._logs.values():
-            log.file.stop_here()
+    def end(self, sources: Iterable[LogSource] | None = None) -> None:
+        """Note that nothing more will be written to these logs (None: all): each is dropped once it has been read."""
+        for source in list(self._logs) if sources is None else sources:
+            if source in self._logs:
+                self._logs[source].file.stop_here()
 
     @property
     def done(self) -> bool:

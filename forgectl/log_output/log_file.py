@@ -27,8 +27,9 @@ NOTHING = Read(0, b"")
 class LogFile:
     """A position in a log, which need not exist yet. It holds no descriptor, so any number can be followed."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, most: int = CHUNK) -> None:
         self.path = path
+        self._most = most
         self.offset = 0
         self.stop: int | None = None
 
@@ -51,7 +52,7 @@ class LogFile:
         return self.stop is not None and self.offset >= self.stop
 
     def read(self) -> Read:
-        """The next bytes, at most CHUNK; NOTHING if there are no new ones."""
+        """The next bytes, at most `most`; NOTHING if there are no new ones."""
         size = self._size()
         if size < self.offset:  # somebody emptied the log
             self.offset = 0
@@ -68,7 +69,7 @@ class LogFile:
     def _read_from(self, fd: int, size: int) -> Read:
         dropped = 0
         while True:
-            data = os.pread(fd, min(CHUNK, size - self.offset), self.offset)
+            data = os.pread(fd, min(self._most, size - self.offset), self.offset)
             # Zeros are a hole, made before or during this read, or the rank wrote them.
             begin = next_data(fd, self.offset, size) if b"\0" in data else self.offset
             if begin == self.offset:

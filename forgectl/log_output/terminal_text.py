@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from typing import Any
 
 RESET = "\x1b[0m"
 
@@ -22,6 +24,11 @@ _PATTERN = re.compile(
     """,
     re.VERBOSE,
 )
+
+
+def wants_color(stream: Any) -> bool:
+    """Whether to use colours on a stream."""
+    return bool(stream.isatty()) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def harmless(line: str | bytes, *, color: bool = True) -> str:
