@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from forgectl.actor.value_mesh import current_size as current_size
     from forgectl.errors import ActorDied as ActorDied
     from forgectl.errors import ForgeError as ForgeError
+    from forgectl.errors import MeshStopped as MeshStopped
     from forgectl.system.futures import Future as Future
 
 
@@ -25,6 +26,7 @@ _PUBLIC = {
     "ForgeActor": "actor.forge_actor",
     "ForgeError": "errors",
     "Future": "system.futures",
+    "MeshStopped": "errors",
     "ValueMesh": "actor.value_mesh",
     "current_rank": "actor.value_mesh",
     "current_size": "actor.value_mesh",

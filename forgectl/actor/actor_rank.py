@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from forgectl.actor import monarch_names
+from forgectl.actor.ending import Ending
 from forgectl.actor.performer import Performer, call_ids
 from forgectl.actor.plain_calls import check, plain
 from forgectl.actor.remote_errors import RemoteError, carrier, user_traceback
@@ -21,13 +22,17 @@ from forgectl.messages.frames import socket_name
 from forgectl.messages.serving import Server
 from forgectl.redaction import of_process
 
+CANCEL_SECONDS = 1.0
+"""How long cancelled endpoints may take before the cleanup begins."""
+
 
 class ActorRank:
     """One rank: empty until it is constructed, then the user's object."""
 
-    def __init__(self) -> None:
+    def __init__(self, ending: Ending) -> None:
         self._performer: Performer | None = None
         self._subject: object = None
+        self._ending = ending
 
     async def perform(self, request: Any) -> Any:
         """Handle one request; raises what the user's code raises."""
@@ -57,6 +62,7 @@ class ActorRank:
         made.__dict__["mesh"] = handle
         made.__init__(*args, **kwargs)
         self._subject, self._performer = made, Performer(made)
+        self._ending.subject = made
 
     async def _answer(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Answer `forgectl call`, which may not know the user's classes: a value that JSON can hold, or an error."""
@@ -99,14 +105,19 @@ def _cast_failed(request: Any, error: Exception) -> None:
 
 
 def serve() -> None:
-    """Serve calls as this rank until the agent ends the process."""
-    asyncio.run(_serve())
+    """Serve calls as this rank until it has to end; then clean up and exit."""
+    ending = Ending()
+    asyncio.set_event_loop(ending.loop)
+    ending.loop.run_until_complete(_serve(ending))
+    monarch_names.adopt()
+    serving.set(True)
+    ending.finish()
 
 
-async def _serve() -> None:
+async def _serve(ending: Ending) -> None:
     mesh, rank = os.environ["FORGE_MESH"], int(os.environ["RANK"])
     generation = int(os.environ["FORGE_GENERATION"])
     path = Path(os.environ["FORGE_MESSAGES"], socket_name(mesh, generation, rank))
-    server = Server(path, ActorRank().perform, _to_remote_error, _cast_failed)
-    await asyncio.Event().wait()
-    del server
+    server = Server(path, ActorRank(ending).perform, _to_remote_error, _cast_failed)
+    await ending.wait()
+    await server.stop(CANCEL_SECONDS)

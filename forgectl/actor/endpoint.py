@@ -11,6 +11,7 @@ from forgectl.names import nearest
 
 F = TypeVar("F", bound=Callable[..., Any])
 MARK = "__forge_endpoint__"
+SETUP = "setup"
 MONARCHS_CONCURRENT = {"_ConcurrentEndpointProperty"}
 MONARCHS = {"EndpointProperty", *MONARCHS_CONCURRENT}
 """Class names of what Monarch's decorators return: names, so that nothing here has to import Monarch."""
@@ -89,15 +90,16 @@ def _marker(info: EndpointInfo) -> Callable[[F], F]:
 
 def endpoints_of(cls: type) -> dict[str, EndpointInfo]:
     """Name → info of every endpoint of a class, including those marked with Monarch's `@endpoint`."""
-    found = {}
-    for name in dir(cls):
-        member = inspect.getattr_static(cls, name)
-        info = getattr(member, MARK, None)
-        if info is None and (kinds := {c.__name__ for c in type(member).__mro__}) & MONARCHS:
-            info = EndpointInfo(concurrent=bool(kinds & MONARCHS_CONCURRENT))
-        if info is not None:
-            found[name] = info
-    return found
+    members = ((name, inspect.getattr_static(cls, name)) for name in dir(cls))
+    return {name: info for name, member in members if (info := info_of(name, member)) is not None}
+
+
+def info_of(name: str, member: Any) -> EndpointInfo | None:
+    """The info of an endpoint; None for another member of a class. `setup` is an endpoint with or without a mark."""
+    info: EndpointInfo | None = getattr(member, MARK, None)
+    if info is None and (kinds := {c.__name__ for c in type(member).__mro__}) & MONARCHS:
+        return EndpointInfo(concurrent=bool(kinds & MONARCHS_CONCURRENT))
+    return EndpointInfo() if info is None and name == SETUP and callable(member) else info
 
 
 def method_of(cls: type, name: str) -> Callable[..., Any]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 import logging
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from forgectl.actor.options import Settings, check_shape
+from forgectl.actor.endpoint import endpoint, info_of
+from forgectl.actor.options import Settings, check_shape, settings_among
 from forgectl.errors import NotInstalledError
 from forgectl.model.plan import Program, Unit
 from forgectl.system.futures import Future
@@ -21,6 +23,12 @@ if TYPE_CHECKING:
     from forgectl.actor.handle import ActorHandle
     from forgectl.actor.service_handle import ServiceHandle
 
+RESERVED = frozenset(
+    {"as_actor", "as_service", "hosts", "launch", "logger", "mesh", "mesh_name", "metrics", "name", "num_replicas"}
+    | {"options", "procs", "rank", "scale", "session", "shutdown", "size", "slice", "start_session"}
+    | {"terminate_session", "with_gpus"}
+)
+"""The names that handles of actors and services need, or this class: no endpoint has one of them."""
 SHAPE = ("procs", "hosts", "with_gpus", "num_replicas", "mesh_name")
 T = TypeVar("T")
 _UNSET: Any = object()
@@ -32,8 +40,17 @@ if missing := [p for m, p in (("zmq", "pyzmq"), ("cloudpickle", "cloudpickle")) 
 class ForgeActor:
     """Subclass it, mark methods with `@endpoint`, and launch it: `await MyActor.options(procs=4).as_actor(…)`.
 
-    Each process of the mesh has one instance, constructed with the arguments of `as_actor`. An endpoint named `setup`
-    runs on every rank before `as_actor` returns. `torch.distributed.init_process_group()` works in each rank.
+    Each process of the mesh has one instance, constructed with the arguments of `as_actor`. `setup` runs on every rank
+    before `as_actor` returns. `torch.distributed.init_process_group()` works in each rank. What constructor and
+    endpoints set in torch for their thread (grad mode, autocast, default device) holds in all later endpoints.
+
+    `def __cleanup__(self, exc)`, `async` or not, runs on every rank when its mesh ends, within the grace period; then
+    the process's atexit handlers run. `exc` is None if the driver's code shut the mesh down, ActorDied if another rank
+    died, and else MeshStopped, whose `by` says "Ctrl-C", "forgectl shutdown", "the end of its script" and so on.
+    Endpoints that run are cancelled before; a plain one goes on in its thread. A mesh that is killed at once (no
+    grace, a lost host or a dead agent) runs no cleanup.
+
+    Every setting of `options` may be given as a class attribute, too: `restart = 3`.
     """
 
     procs: ClassVar[int] = 1
@@ -46,7 +63,7 @@ class ForgeActor:
     """Number of meshes of a service."""
     mesh_name: ClassVar[str | None] = None
     """The name in `forgectl status`; None: the class's name in lower case."""
-    _settings: ClassVar[Settings] = Settings()
+    _given: ClassVar[Mapping[str, Any]] = {}  # what `options` was called with
     _kind: ClassVar[Any] = "actor"
 
     mesh: ActorHandle
@@ -55,16 +72,41 @@ class ForgeActor:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Accepts any arguments, so that subclasses can pass theirs to `super().__init__`."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Check the names of endpoints, and the settings among the attributes; raises TypeError or ValueError."""
+        super().__init_subclass__(**kwargs)
+        _check_endpoints(cls)
+        own = vars(cls)
+        try:
+            for name in own.keys() & set(SHAPE):
+                check_shape(name, own[name])
+            cls._settings()
+        except (TypeError, ValueError) as e:
+            raise type(e)(f"class {cls.__qualname__}: {e}") from None
+
     # ------------------------------------------------------------ in a rank
 
-    @property
+    @endpoint
+    def setup(self) -> Any:
+        """Override it, `async` or not: it runs on every rank once all are constructed, and is always an endpoint."""
+
+    @functools.cached_property  # not a property: a constructor may assign it
     def rank(self) -> int:
         """This process's rank in its mesh, from 0."""
         return int(os.environ.get("RANK", "0"))
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
         """Number of processes in its mesh."""
+        return int(os.environ.get("WORLD_SIZE", "1"))
+
+    @functools.cached_property
+    def _rank(self) -> int:
+        """As in TorchForge, whose users read it."""
+        return int(os.environ.get("RANK", "0"))
+
+    @functools.cached_property
+    def _size(self) -> int:
         return int(os.environ.get("WORLD_SIZE", "1"))
 
     @functools.cached_property
@@ -91,7 +133,8 @@ class ForgeActor:
         """
         given = zip(SHAPE, (procs, hosts, with_gpus, num_replicas, mesh_name), strict=True)
         body = {name: check_shape(name, value) for name, value in given if value is not _UNSET}
-        body["_settings"] = cls._settings.with_changes(kwargs, SHAPE)
+        cls._settings().with_changes(kwargs, SHAPE)
+        body["_given"] = kwargs
         body |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
         body["_forge_origin"] = _origin(cls)
         return type(cls.__name__, (cls,), body)
@@ -132,8 +175,17 @@ class ForgeActor:
         return cls.mesh_name or _origin(cls).__name__.lower().strip("_") or "actor"
 
     @classmethod
+    def _settings(cls) -> Settings:
+        """Its settings: class attributes, its own before those of its bases, and what `options` was called with."""
+        given: dict[str, Any] = {}
+        for base in reversed(cls.__mro__):
+            given |= settings_among(vars(base)) | vars(base).get("_given", {})
+        return Settings(**given)
+
+    @classmethod
     def _unit(cls) -> Unit:
-        settings, origin = cls._settings, _origin(cls)
+        settings, origin = cls._settings(), _origin(cls)
+        _check_concrete(cls)
         procs = check_shape("procs", cls.procs)
         preload = settings.preload
         if preload is None:
@@ -155,6 +207,20 @@ class ForgeActor:
 
 async def _awaited(launching: Awaitable[T]) -> T:
     return await launching
+
+
+def _check_endpoints(cls: type) -> None:
+    for name, member in vars(cls).items():
+        if (name in RESERVED or name.startswith("__")) and info_of(name, member) is not None:
+            needed = ", ".join(sorted(RESERVED))
+            why = f"names with two underscores are Python's, and handles or ForgeActor need {needed}"
+            raise TypeError(f"{cls.__qualname__}.{name} cannot be an endpoint of this name: {why}")
+
+
+def _check_concrete(cls: type) -> None:
+    members = ((name, inspect.getattr_static(cls, name)) for name in dir(cls))
+    if abstract := [name for name, member in members if getattr(member, "__isabstractmethod__", False)]:
+        raise TypeError(f"{cls.__qualname__} cannot be launched: it does not define {', '.join(abstract)}")
 
 
 def _origin(cls: type) -> type:

@@ -168,7 +168,7 @@ async def launch_service(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     """Start `cls.num_replicas` replicas and the service that routes to them."""
     client = await asyncio.to_thread(run_client, cls._unit())
     name = client.service_name(cls._base_name(), named=cls.mesh_name is not None)
-    settings = cls._settings
+    settings = cls._settings()
 
     async def start(index: int) -> _Replica:
         replica = cls.options(mesh_name=f"{name}.{index}")

@@ -26,7 +26,7 @@ from forgectl.errors import BusyError, ForgeError, UsageError
 from forgectl.model.plan import LEASE, LOG_LIMIT, HostPlan, Plan, Unit
 from forgectl.model.status import MeshStatus, RunStatus
 from forgectl.names import free_name, name_of
-from forgectl.protocol.control import AddMesh, Attach, MeshAdded, Report, Shutdown, StatusReport
+from forgectl.protocol.control import BY_HANDLE, AddMesh, Attach, MeshAdded, Report, Shutdown, StatusReport
 from forgectl.rank import driver
 from forgectl.redaction import of_process
 from forgectl.system.futures import Future
@@ -199,7 +199,7 @@ class RunClient:
 
     async def stop(self, mesh: str, grace: float) -> None:
         """Ask the controller to end a mesh: SIGTERM, then SIGKILL after `grace` seconds."""
-        await self._send(Shutdown((mesh,), grace, "its driver"))
+        await self._send(Shutdown((mesh,), grace, BY_HANDLE))
 
     async def _send(self, request: Any) -> None:
         ask = functools.partial(self._ask, request, answer=False)
