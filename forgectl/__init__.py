@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from forgectl.actor.driver.declared import get as get
+    from forgectl.actor.driver.run_client import shutdown as shutdown
     from forgectl.actor.endpoint import endpoint as endpoint
     from forgectl.actor.endpoint import service_endpoint as service_endpoint
     from forgectl.actor.forge_actor import ForgeActor as ForgeActor
@@ -33,6 +34,7 @@ _PUBLIC = {
     "endpoint": "actor.endpoint",
     "get": "actor.driver.declared",
     "service_endpoint": "actor.endpoint",
+    "shutdown": "actor.driver.run_client",
 }
 __all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604  # the keys are strings
 

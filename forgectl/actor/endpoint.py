@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import field
 from typing import Any, TypeVar, overload
 
 from forgectl.frozen import dataclass
@@ -124,6 +125,7 @@ class Interface:
     name: str
     endpoints: dict[str, str]
     unmarked: frozenset[str] = frozenset()  # methods that are not endpoints
+    docs: dict[str, str | None] = field(default_factory=dict)
 
     def unknown(self, name: str) -> str:
         """The message for an unknown endpoint: it names the nearest endpoint and lists all of them."""
@@ -140,4 +142,5 @@ def interface_of(cls: type) -> Interface:
     endpoints = {name: str(signature_of(cls, name)) for name in endpoints_of(cls)}
     own = {n for c in cls.__mro__ if c.__module__.partition(".")[0] not in ("forgectl", "monarch") for n in vars(c)}
     unmarked = {n for n in own if callable(getattr(cls, n, None)) and not n.startswith("__")} - endpoints.keys()
-    return Interface(cls.__name__, endpoints, frozenset(unmarked))
+    docs = {name: inspect.getdoc(method_of(cls, name)) for name in endpoints}
+    return Interface(cls.__name__, endpoints, frozenset(unmarked), docs)

@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from forgectl.actor.called_mesh import CalledMesh
+from forgectl.actor.ends import Ends
 from forgectl.actor.performer import call_ids, calling
+from forgectl.actor.shown import Shown
 from forgectl.actor.value_mesh import ValueMesh
 from forgectl.actor.verbs import INVOKE
 from forgectl.system.futures import Future
@@ -19,10 +21,11 @@ T = TypeVar("T")
 GRACE = 10.0
 
 
-class ActorHandle:
+class ActorHandle(Ends):
     """A mesh of actors, or a slice of one. `handle.ENDPOINT.call(…)` calls; see `Endpoint`.
 
-    It can be passed to other actors as an argument, and they can call it.
+    It can be passed to other actors as an argument, and they can call it. `with` and `async with` shut the mesh down at
+    their end; a mesh whose handles are dropped goes on to the end of the script.
     """
 
     def __init__(self, mesh: CalledMesh, *, where: dict[str, Any] | None = None, timeout: float | None = None) -> None:
@@ -37,6 +40,9 @@ class ActorHandle:
             raise AttributeError(self._mesh.interface.unknown(name))
         endpoint = self.__dict__[name] = Endpoint(self, name)  # the next access skips __getattr__
         return endpoint
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._mesh.interface.endpoints]
 
     def options(self, *, timeout: float | None = None) -> ActorHandle:
         """The same ranks with a timeout in seconds: a longer call raises TimeoutError, while the rank goes on."""
@@ -80,7 +86,7 @@ class ActorHandle:
 
     def __repr__(self) -> str:
         part = f"[{self._where['procs']}]" if "procs" in self._where else ""
-        return f"<{self._mesh.interface.name} mesh {self._mesh.name}{part}, {len(self)} ranks>"
+        return f"<{self._mesh.interface.name} mesh {self._mesh.name}{part}, {len(self)} rank{'s' * (len(self) != 1)}>"
 
     def __reduce__(self) -> Any:
         return _from_parts, (self._mesh.foreign(), self._where, self._timeout)
@@ -102,7 +108,7 @@ def _composed(ranks: range, chosen: Any) -> Any:
     return ranks[chosen]
 
 
-class Endpoint:
+class Endpoint(Shown):
     """One endpoint of the ranks of a handle.
 
     Every kind of call that has an answer raises what the endpoint raises (with the remote traceback as its cause),
@@ -114,8 +120,7 @@ class Endpoint:
         self._mesh = handle._mesh
         self._ranks = handle._ranks()
         self._timeout = handle._timeout
-        self._label = f"{handle._mesh.name}.{name}"
-        self.name = name
+        super().__init__(handle._mesh.interface, name, f"{handle._mesh.name}.{name}")
 
     def _send(
         self, ranks: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any], finish: Callable[[list[Any]], T]

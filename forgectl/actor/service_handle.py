@@ -9,9 +9,11 @@ from typing import Any, NoReturn
 from forgectl.actor.driver.live_mesh import LiveMesh
 from forgectl.actor.driver.run_client import RunClient, run_client
 from forgectl.actor.endpoint import endpoints_of, interface_of
+from forgectl.actor.ends import Ends
 from forgectl.actor.handle import ActorHandle
 from forgectl.actor.service.service import ServiceCore
 from forgectl.actor.service.session import Session, current_session
+from forgectl.actor.shown import Shown
 from forgectl.errors import ForgeError
 from forgectl.system.futures import Future
 from forgectl.wire.codec import to_json
@@ -48,8 +50,11 @@ class _Replica:
         await self._cls.shutdown(self._handle)
 
 
-class ServiceHandle:
-    """A service. `service.ENDPOINT.route(…)` calls one healthy replica, `fanout(…)` each; see `ServiceEndpoint`."""
+class ServiceHandle(Ends):
+    """A service. `service.ENDPOINT.route(…)` calls one healthy replica, `fanout(…)` each; see `ServiceEndpoint`.
+
+    `with` and `async with` shut it down at their end.
+    """
 
     def __init__(self, client: RunClient, cls: type, core: ServiceCore) -> None:
         self._client = client
@@ -64,6 +69,9 @@ class ServiceHandle:
             raise AttributeError(self._interface.unknown(name))
         endpoint = self.__dict__[name] = ServiceEndpoint(self, name)
         return endpoint
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._interface.endpoints]
 
     @property
     def name(self) -> str:
@@ -115,13 +123,12 @@ class ServiceHandle:
         )
 
 
-class ServiceEndpoint:
+class ServiceEndpoint(Shown):
     """One endpoint of a service."""
 
     def __init__(self, service: ServiceHandle, name: str) -> None:
         self._service = service
-        self._label = f"{service.name}.{name}"
-        self.name = name
+        super().__init__(service._interface, name, f"{service.name}.{name}")
 
     def route(self, *args: Any, sess_id: str | None = None, **kwargs: Any) -> Future[Any]:
         """Call one healthy replica, chosen by the current session or else by the router: the value of rank 0.
@@ -138,6 +145,9 @@ class ServiceEndpoint:
     def fanout(self, *args: Any, **kwargs: Any) -> Future[list[Any]]:
         """Call every healthy replica: their values in the order of replicas."""
         return self._service._client.in_loop(self._service._core.fanout(self.name, args, kwargs), self._label)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(f"{self.name} is an endpoint of a service: use {self.name}.route(…) or fanout")
 
     def _reject(self, verb: str) -> NoReturn:
         what = "fanout" if verb in ("call", "broadcast", "stream") else "route"

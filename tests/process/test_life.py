@@ -41,6 +41,12 @@ def log_of(forge: Forge, mesh: str) -> str:
         "a_second_sigterm_shows_where_it_hangs",
         "a_handler_of_the_user_wins",
         "a_child_of_a_rank_dies_of_sigterm",
+        "with_ends_a_mesh",
+        "with_ends_a_mesh_in_plain_code",
+        "shutdown_ends_the_run_and_the_next_launch_begins_another",
+        "help_and_completion_know_the_endpoints",
+        "dropped_handles_keep_their_mesh",
+        "torchs_modes_of_setup_hold",
     ],
 )
 def test_the_life_of_an_actor(forge: Forge, scene: str) -> None:

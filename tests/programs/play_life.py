@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
+import gc
+import inspect
 import os
 import signal
 import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+import forgectl
 from forgectl import ActorDied, ForgeActor, endpoint
-from playing import HERE, exists, own_run, pids_of, play, raised
+from forgectl.actor.driver.run_client import living_run_client
+from forgectl.errors import ServiceStopped
+from playing import HERE, exists, own_run, pids_of, play, raised, refused
 
 
 def note(text: str) -> None:
@@ -117,6 +123,35 @@ class Forks(Plain):
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+class Infers(ForgeActor):
+    """Enters inference mode in its constructor, and a default device in `setup`."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self.entered = torch.inference_mode()
+        self.entered.__enter__()
+
+    def setup(self) -> None:
+        import torch
+
+        torch.set_default_device("meta")
+
+    def look(self) -> tuple[bool, bool, str]:
+        import torch
+
+        made = torch.ones(2)
+        return made.is_inference(), torch.is_grad_enabled(), made.device.type
+
+    @endpoint
+    def plain(self) -> tuple[bool, bool, str]:
+        return self.look()
+
+    @endpoint
+    async def is_async(self) -> tuple[bool, bool, str]:
+        return self.look()
+
+
 CLASSES = {c.__name__: c.options(preload=[]) for c in (Plain, Async, Fails, Hangs, OwnHandler, Forks)}
 
 
@@ -209,6 +244,80 @@ async def a_child_of_a_rank_dies_of_sigterm() -> None:
     assert await handle.ended.call_one(child) == -signal.SIGTERM
     assert await handle.is_ready.call_one()
     assert notes() == []
+
+
+async def with_ends_a_mesh() -> None:
+    async with await CLASSES["Plain"].as_actor() as handle:
+        assert await handle.is_ready.call_one()
+        assert "async with" in str(refused(RuntimeError, handle.__enter__))
+    await raised(ActorDied, handle.is_ready.call_one())
+    assert notes() == _cleaned("NoneType ", 0)
+    with contextlib.suppress(KeyError):
+        async with await CLASSES["Plain"].as_service() as service:
+            assert await service.is_ready.route()
+            raise KeyError
+    await raised(ServiceStopped, service.is_ready.route())
+
+
+def with_ends_a_mesh_in_plain_code() -> None:
+    try:
+        with CLASSES["Plain"].options(procs=2).as_actor().get() as handle:
+            assert handle.is_ready.call().get().get(1)
+            raise KeyError
+    except KeyError:
+        pass
+    assert notes() == _cleaned("NoneType ", 0, 1)
+    with CLASSES["Plain"].as_service().get() as service:
+        assert service.is_ready.route().get()
+    assert len(notes()) == 6
+
+
+async def shutdown_ends_the_run_and_the_next_launch_begins_another() -> None:
+    await forgectl.shutdown()  # of nothing
+    handle = await CLASSES["Plain"].as_actor()
+    service = await CLASSES["Plain"].as_service()
+    waits, first = handle.wait.call("mark"), own_run()
+    await exists("mark-0")
+    await forgectl.shutdown()
+    await raised(ActorDied, waits)
+    await raised(ServiceStopped, service.is_ready.route())
+    assert not first.run.control_socket.exists() and living_run_client() is None
+    assert notes() == sorted([*_cleaned("NoneType ", 0), *_cleaned("NoneType ", 0), "cancelled 0"])
+    again = await CLASSES["Plain"].as_actor()
+    assert await again.is_ready.call_one()
+    assert own_run().run.run != first.run.run
+    await handle.shutdown()  # of the run that is over: nothing
+    await forgectl.shutdown(grace=1)
+    await forgectl.shutdown()
+
+
+async def help_and_completion_know_the_endpoints() -> None:
+    handle = await CLASSES["Plain"].as_actor()
+    service = await CLASSES["Plain"].as_service()
+    pair = await CLASSES["Plain"].options(procs=2).as_actor()
+    for each in (handle, service):
+        assert {"hold", "setup", "shutdown"} <= set(dir(each))
+        assert each.hold.__doc__ == "Never returns, and holds its thread."
+        assert str(inspect.signature(each.hold)) == "(mark: 'str') -> 'NoReturn'"
+    assert repr(handle) == "<Plain mesh plain, 1 rank>"
+    assert repr(pair) == f"<Plain mesh {pair.mesh_name}, 2 ranks>"
+    assert repr(handle.hold) == "<endpoint plain.hold(mark: 'str') -> 'NoReturn'>"
+    assert repr(service.hold) == f"<endpoint {service.name}.hold(mark: 'str') -> 'NoReturn'>"
+
+
+async def dropped_handles_keep_their_mesh() -> None:
+    name = (await CLASSES["Plain"].as_actor()).mesh_name
+    gc.collect()
+    other = await CLASSES["Plain"].as_actor()
+    assert other.mesh_name != name
+    [pid] = pids_of(name)
+    os.kill(pid, 0)
+
+
+async def torchs_modes_of_setup_hold() -> None:
+    handle = await Infers.options(procs=2).as_actor()
+    for name in ("plain", "is_async", "plain"):
+        assert list((await getattr(handle, name).call()).values()) == [(True, False, "meta")] * 2
 
 
 async def stay(name: str, procs: str = "2") -> None:
