@@ -31,6 +31,8 @@ def log_of(forge: Forge, mesh: str) -> str:
         "a_class_without_setup_has_one",
         "a_handle_ends_its_mesh Plain",
         "a_handle_ends_its_mesh Async",
+        "a_spawned_rank_cleans_up_too",
+        "what_setup_began_is_cleaned_up_if_it_fails",
         "cleanup_runs_while_an_endpoint_does Plain hold",
         "cleanup_runs_while_an_endpoint_does Async hold",
         "cleanup_runs_while_an_endpoint_does Plain hold_loop",

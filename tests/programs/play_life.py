@@ -123,6 +123,11 @@ class Forks(Plain):
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+class FailsInSetup(Plain):
+    def setup(self) -> None:
+        raise LookupError("no data")
+
+
 class Infers(ForgeActor):
     """Enters inference mode in its constructor, and a default device in `setup`."""
 
@@ -152,7 +157,7 @@ class Infers(ForgeActor):
         return self.look()
 
 
-CLASSES = {c.__name__: c.options(preload=[]) for c in (Plain, Async, Fails, Hangs, OwnHandler, Forks)}
+CLASSES = {c.__name__: c.options(preload=[]) for c in (Plain, Async, Fails, FailsInSetup, Hangs, OwnHandler, Forks)}
 
 
 def _cleaned(by: str, *ranks: int) -> list[str]:
@@ -175,6 +180,18 @@ async def a_class_without_setup_has_one() -> None:
 
     bare = await Bare.options(preload=[]).as_actor()
     assert await bare.setup.call_one() is None
+
+
+async def a_spawned_rank_cleans_up_too() -> None:
+    async with await CLASSES["Async"].options(start_method="spawn").as_actor() as handle:
+        assert await handle.is_ready.call_one()
+    assert notes() == _cleaned("NoneType ", 0)
+
+
+async def what_setup_began_is_cleaned_up_if_it_fails() -> None:
+    error = await raised(LookupError, CLASSES["FailsInSetup"].options(procs=2).as_actor())
+    assert str(error) == "no data"
+    assert notes() == _cleaned("ActorDied None", 0, 1), notes()
 
 
 async def cleanup_runs_while_an_endpoint_does(name: str, how: str) -> None:
