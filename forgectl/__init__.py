@@ -7,6 +7,7 @@ from forgectl.version import __version__
 TYPE_CHECKING = False  # not from typing, which every command would then have to import
 if TYPE_CHECKING:
     from forgectl.actor.driver.declared import get as get
+    from forgectl.actor.driver.run_client import shutdown as shutdown
     from forgectl.actor.endpoint import endpoint as endpoint
     from forgectl.actor.endpoint import service_endpoint as service_endpoint
     from forgectl.actor.forge_actor import ForgeActor as ForgeActor
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from forgectl.errors import BusyError as BusyError
     from forgectl.errors import ForgeError as ForgeError
     from forgectl.errors import InternalError as InternalError
+    from forgectl.errors import MeshStopped as MeshStopped
     from forgectl.errors import NotFoundError as NotFoundError
     from forgectl.errors import NotInstalledError as NotInstalledError
     from forgectl.errors import NotOursError as NotOursError
@@ -46,6 +48,7 @@ _PUBLIC = {
             "BusyError",
             "ForgeError",
             "InternalError",
+            "MeshStopped",
             "NotFoundError",
             "NotInstalledError",
             "NotOursError",
@@ -76,6 +79,7 @@ _PUBLIC = {
     "endpoint": "actor.endpoint",
     "get": "actor.driver.declared",
     "service_endpoint": "actor.endpoint",
+    "shutdown": "actor.driver.run_client",
 }
 __all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604  # the keys are strings
 

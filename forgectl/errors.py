@@ -157,6 +157,16 @@ class ActorDied(ForgeError):
         self.log_tail = tuple(log_tail)
 
 
+class MeshStopped(ForgeError):
+    """A mesh of actors was ended though none of its ranks failed; `by` says by whom or what, such as "Ctrl-C"."""
+
+    exit_code = 66
+
+    def __init__(self, message: str, *, hint: str | None = None, by: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.by = by
+
+
 class ServiceStopped(ForgeError):
     """The service was shut down before the request was done."""
 

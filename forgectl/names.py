@@ -15,6 +15,8 @@ SECRETS = "FORGE_SECRETS"
 """The environment variable that lists which other variables of a process are secrets."""
 DRIVER_KEY = "@driver"
 """The name of the key with which a run's driver dials the messengers of hosts. No host can have this name."""
+STOP_FILE = "stop.json"
+"""The file beside the logs of a generation of actors that says why the generation was ended."""
 NET_SOCKET = "messenger-net"
 """The Unix socket of a machine's messenger for links that come through ssh."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from forgectl.actor.callers import Caller
+from forgectl.actor.ending import Ending
 from forgectl.actor.outflow import Outflow
 from forgectl.actor.performer import Chain, Performer, call_ids
 from forgectl.actor.plain_calls import check, plain
@@ -24,14 +25,18 @@ from forgectl.messages.frames import socket_name
 from forgectl.messages.serving import Server
 from forgectl.redaction import of_process
 
+CANCEL_SECONDS = 1.0
+"""How long cancelled endpoints may take before the cleanup begins."""
+
 
 class ActorRank:
     """One rank: empty until it is constructed, then the user's object."""
 
-    def __init__(self) -> None:
+    def __init__(self, ending: Ending) -> None:
         self._performer: Performer | None = None
         self._subject: object = None
         self._streams = Streams()
+        self._ending = ending
 
     async def perform(self, request: Any) -> Any:
         """Handle one request; raises what the user's code raises."""
@@ -65,6 +70,7 @@ class ActorRank:
         made.__dict__["mesh"] = handle
         made.__init__(*args, **kwargs)
         self._subject, self._performer = made, Performer(made)
+        self._ending.subject = made
 
     async def _stream(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], chain: Chain, caller: Caller, first_only: bool
@@ -114,14 +120,18 @@ def _cast_failed(request: Any, error: Exception) -> None:
 
 
 def serve() -> None:
-    """Serve calls as this rank until the agent ends the process."""
-    asyncio.run(_serve())
+    """Serve calls as this rank until it has to end; then clean up and exit."""
+    ending = Ending()
+    asyncio.set_event_loop(ending.loop)
+    ending.loop.run_until_complete(_serve(ending))
+    serving.set(True)
+    ending.finish()
 
 
-async def _serve() -> None:
+async def _serve(ending: Ending) -> None:
     mesh, rank = os.environ["FORGE_MESH"], int(os.environ["RANK"])
     generation = int(os.environ["FORGE_GENERATION"])
     path = Path(os.environ["FORGE_MESSAGES"], socket_name(mesh, generation, rank))
-    server = Server(path, ActorRank().perform, _to_remote_error, _cast_failed)
-    await asyncio.Event().wait()
-    del server
+    server = Server(path, ActorRank(ending).perform, _to_remote_error, _cast_failed)
+    await ending.wait()
+    await server.stop(CANCEL_SECONDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
 from forgectl.frozen import dataclass
@@ -16,6 +17,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
 MARK = "__forge_endpoint__"
+SETUP = "setup"
 MONARCHS_CONCURRENT = {"_ConcurrentEndpointProperty"}
 MONARCHS = {"EndpointProperty", *MONARCHS_CONCURRENT}
 """Class names of what Monarch's decorators return: names, so that nothing here has to import Monarch."""
@@ -124,15 +126,16 @@ def _marker(info: EndpointInfo) -> Callable[[F], F]:
 
 def endpoints_of(cls: type) -> dict[str, EndpointInfo]:
     """Name → info of every endpoint of a class, including those marked with Monarch's `@endpoint`."""
-    found = {}
-    for name in dir(cls):
-        member = inspect.getattr_static(cls, name)
-        info = getattr(member, MARK, None)
-        if info is None and (kinds := {c.__name__ for c in type(member).__mro__}) & MONARCHS:
-            info = EndpointInfo(concurrent=bool(kinds & MONARCHS_CONCURRENT))
-        if info is not None:
-            found[name] = info
-    return found
+    members = ((name, inspect.getattr_static(cls, name)) for name in dir(cls))
+    return {name: info for name, member in members if (info := info_of(name, member)) is not None}
+
+
+def info_of(name: str, member: Any) -> EndpointInfo | None:
+    """The info of an endpoint; None for another member of a class. `setup` is an endpoint with or without a mark."""
+    info: EndpointInfo | None = getattr(member, MARK, None)
+    if info is None and (kinds := {c.__name__ for c in type(member).__mro__}) & MONARCHS:
+        return EndpointInfo(concurrent=bool(kinds & MONARCHS_CONCURRENT))
+    return EndpointInfo() if info is None and name == SETUP and callable(member) else info
 
 
 def method_of(cls: type, name: str) -> Callable[..., Any]:
@@ -168,6 +171,7 @@ class Interface:
     endpoints: dict[str, str]
     unmarked: frozenset[str] = frozenset()  # methods that are not endpoints
     streaming: frozenset[str] = frozenset()  # endpoints that yield their values
+    docs: dict[str, str | None] = field(default_factory=dict)
 
     def unknown(self, name: str) -> str:
         """The message for an unknown endpoint: it names the nearest endpoint and lists all of them."""
@@ -184,4 +188,5 @@ def interface_of(cls: type) -> Interface:
     endpoints = {name: str(signature_of(cls, name)) for name in endpoints_of(cls)}
     own = {n for c in cls.__mro__ if c.__module__.partition(".")[0] not in ("forgectl", "monarch") for n in vars(c)}
     unmarked = {n for n in own if callable(getattr(cls, n, None)) and not n.startswith("__")} - endpoints.keys()
-    return Interface(cls.__name__, endpoints, frozenset(unmarked), streaming_of(cls))
+    docs = {name: inspect.getdoc(method_of(cls, name)) for name in endpoints}
+    return Interface(cls.__name__, endpoints, frozenset(unmarked), streaming_of(cls), docs)

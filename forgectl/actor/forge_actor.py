@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, overload
 
 from forgectl.actor import monarch_names
-from forgectl.actor.options import Settings, check_shape, mesh_name_of, signature_of_options
+from forgectl.actor.endpoint import endpoint, info_of
+from forgectl.actor.options import Settings, check_shape, mesh_name_of, settings_among, signature_of_options
 from forgectl.errors import NotInstalledError
 from forgectl.model.plan import Program, Unit
 from forgectl.system.futures import Future
@@ -26,6 +28,12 @@ if TYPE_CHECKING:
 else:
     InHandles = object
 
+RESERVED = frozenset(
+    {"as_actor", "as_service", "hosts", "launch", "logger", "mesh", "mesh_name", "metrics", "name", "num_replicas"}
+    | {"options", "procs", "rank", "scale", "session", "shutdown", "size", "slice", "start_session"}
+    | {"terminate_session", "with_gpus"}
+)
+"""The names that handles of actors and services need, or this class: no endpoint has one of them."""
 SHAPE = {
     "procs": "int",
     "hosts": "int | list[str] | tuple[str, ...] | None",
@@ -45,8 +53,17 @@ if missing := [p for m, p in (("zmq", "pyzmq"), ("cloudpickle", "cloudpickle")) 
 class ForgeActor(InHandles):
     """Subclass it, mark methods with `@endpoint`, and launch it: `await MyActor.options(procs=4).as_actor(…)`.
 
-    Each process of the mesh has one instance, constructed with the arguments of `as_actor`. An endpoint named `setup`
-    runs on every rank before `as_actor` returns. `torch.distributed.init_process_group()` works in each rank.
+    Each process of the mesh has one instance, constructed with the arguments of `as_actor`. `setup` runs on every rank
+    before `as_actor` returns. `torch.distributed.init_process_group()` works in each rank. What constructor and
+    endpoints set in torch for their thread (grad mode, autocast, default device) holds in all later endpoints.
+
+    `def __cleanup__(self, exc)`, `async` or not, runs on every rank when its mesh ends, within the grace period; then
+    the process's atexit handlers run. `exc` is None if the driver's code shut the mesh down, ActorDied if another rank
+    died, and else MeshStopped, whose `by` says "Ctrl-C", "forgectl shutdown", "the end of its script" and so on.
+    Endpoints that run are cancelled before; a plain one goes on in its thread. A mesh that is killed at once (no
+    grace, a lost host or a dead agent) runs no cleanup.
+
+    Every setting of `options` may be given as a class attribute, too: `restart = 3`.
     """
 
     procs: ClassVar[int] = 1
@@ -59,7 +76,7 @@ class ForgeActor(InHandles):
     """Number of meshes of a service."""
     mesh_name: ClassVar[str | Any] = None
     """The name in `forgectl status`; None: the class's name in lower case. A handle has a name in any case."""
-    _settings: ClassVar[Settings] = Settings()
+    _given: ClassVar[Mapping[str, Any]] = {}  # what `options` was called with
     _kind: ClassVar[Any] = "actor"
 
     mesh: Self
@@ -68,16 +85,45 @@ class ForgeActor(InHandles):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Accepts any arguments, so that subclasses can pass theirs to `super().__init__`."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Check the names of endpoints, and the settings among the attributes; raises TypeError or ValueError."""
+        super().__init_subclass__(**kwargs)
+        _check_endpoints(cls)
+        own = vars(cls)
+        try:
+            for name in own.keys() & set(SHAPE):
+                check_shape(name, own[name])
+            cls._settings()
+        except (TypeError, ValueError) as e:
+            raise type(e)(f"class {cls.__qualname__}: {e}") from None
+
     # ------------------------------------------------------------ in a rank
 
-    @property
+    if TYPE_CHECKING:
+        setup: Any  # a method with or without `@endpoint`, which checkers take for two things
+    else:
+
+        @endpoint
+        def setup(self) -> Any:
+            """Override it, `async` or not: it runs on every rank once all are constructed. It is an endpoint."""
+
+    @functools.cached_property  # not a property: a constructor may assign it
     def rank(self) -> int:
         """This process's rank in its mesh, from 0."""
         return int(os.environ.get("RANK", "0"))
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
         """Number of processes in its mesh; of a handle: of ranks that it calls."""
+        return int(os.environ.get("WORLD_SIZE", "1"))
+
+    @functools.cached_property
+    def _rank(self) -> int:
+        """As in TorchForge, whose users read it."""
+        return int(os.environ.get("RANK", "0"))
+
+    @functools.cached_property
+    def _size(self) -> int:
         return int(os.environ.get("WORLD_SIZE", "1"))
 
     @functools.cached_property
@@ -123,7 +169,8 @@ class ForgeActor(InHandles):
         value out of range.
         """
         body = {name: check_shape(name, settings.pop(name)) for name in SHAPE if name in settings}
-        body["_settings"] = cls._settings.with_changes(settings, SHAPE)
+        cls._settings().with_changes(settings, SHAPE)
+        body["_given"] = settings
         body |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
         body["_forge_origin"] = _origin(cls)
         return type(cls.__name__, (cls,), body)
@@ -185,8 +232,17 @@ class ForgeActor(InHandles):
         return cls.mesh_name or _origin(cls).__name__.lower().strip("_") or "actor"
 
     @classmethod
+    def _settings(cls) -> Settings:
+        """Its settings: class attributes, its own before those of its bases, and what `options` was called with."""
+        given: dict[str, Any] = {}
+        for base in reversed(cls.__mro__):
+            given |= settings_among(vars(base)) | vars(base).get("_given", {})
+        return Settings(**given)
+
+    @classmethod
     def _unit(cls) -> Unit:
-        settings, origin = cls._settings, _origin(cls)
+        settings, origin = cls._settings(), _origin(cls)
+        _check_concrete(cls)
         procs = check_shape("procs", cls.procs)
         preload = settings.preload
         if preload is None:
@@ -217,6 +273,20 @@ monarch_names.adopt(ForgeActor)
 
 async def _awaited(launching: Awaitable[T]) -> T:
     return await launching
+
+
+def _check_endpoints(cls: type) -> None:
+    for name, member in vars(cls).items():
+        if (name in RESERVED or name.startswith("__")) and info_of(name, member) is not None:
+            needed = ", ".join(sorted(RESERVED))
+            why = f"names with two underscores are Python's, and handles or ForgeActor need {needed}"
+            raise TypeError(f"{cls.__qualname__}.{name} cannot be an endpoint of this name: {why}")
+
+
+def _check_concrete(cls: type) -> None:
+    members = ((name, inspect.getattr_static(cls, name)) for name in dir(cls))
+    if abstract := [name for name, member in members if getattr(member, "__isabstractmethod__", False)]:
+        raise TypeError(f"{cls.__qualname__} cannot be launched: it does not define {', '.join(abstract)}")
 
 
 def _origin(cls: type) -> type:

@@ -10,9 +10,11 @@ from typing import Any, NoReturn, TypeVar
 from forgectl.actor.called_mesh import CalledMesh
 from forgectl.actor.callers import this_caller
 from forgectl.actor.endpoint import streams_only
+from forgectl.actor.ends import Ends
 from forgectl.actor.inflow import Inflow
 from forgectl.actor.outflow import ENDED, Batch
 from forgectl.actor.performer import call_ids, calling
+from forgectl.actor.shown import Shown
 from forgectl.actor.stream import Stream
 from forgectl.actor.value_mesh import ValueMesh
 from forgectl.actor.verbs import CLOSE, INVOKE, NEXT, STREAM
@@ -24,10 +26,11 @@ T = TypeVar("T")
 GRACE = 10.0
 
 
-class ActorHandle:
+class ActorHandle(Ends):
     """A mesh of actors, or a slice of one. `handle.ENDPOINT.call(…)` calls; see `Endpoint`.
 
-    It can be passed to other actors as an argument, and they can call it.
+    It can be passed to other actors as an argument, and they can call it. `with` and `async with` shut the mesh down at
+    their end; a mesh whose handles are dropped goes on to the end of the script.
     """
 
     def __init__(self, mesh: CalledMesh, *, where: dict[str, Any] | None = None, timeout: float | None = None) -> None:
@@ -86,16 +89,9 @@ class ActorHandle:
         """
         return Future.of(self._mesh.shutdown(grace), loop_of_calls(), f"{self._mesh.name}.shutdown")
 
-    async def __aenter__(self) -> ActorHandle:
-        """`async with await Counter.as_actor() as counter:` ends the mesh when the block is left."""
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await self.shutdown()
-
     def __repr__(self) -> str:
         part = f"[{self._where['procs']}]" if "procs" in self._where else ""
-        return f"<{self._mesh.interface.name} mesh {self._mesh.name}{part}, {len(self)} ranks>"
+        return f"<{self._mesh.interface.name} mesh {self._mesh.name}{part}, {len(self)} rank{'s' * (len(self) != 1)}>"
 
     def __reduce__(self) -> Any:
         return _from_parts, (self._mesh.foreign(), self._where, self._timeout)
@@ -126,7 +122,7 @@ def _composed(ranks: range, chosen: Any) -> Any:
     return ranks[chosen]
 
 
-class Endpoint:
+class Endpoint(Shown):
     """One endpoint of the ranks of a handle.
 
     Every kind of call that has an answer raises what the endpoint raises (with the remote traceback as its cause),
@@ -138,9 +134,8 @@ class Endpoint:
         self._mesh = handle._mesh
         self._ranks = handle._ranks()
         self._timeout = handle._timeout
-        self._label = f"{handle._mesh.name}.{name}"
         self._streams = name in handle._mesh.interface.streaming
-        self.name = name
+        super().__init__(handle._mesh.interface, name, f"{handle._mesh.name}.{name}")
 
     def _send(
         self, ranks: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any], finish: Callable[[list[Any]], T]

@@ -122,6 +122,10 @@ class InHandles:
         """Some of the ranks: `slice(procs=0)`, or `slice(procs=slice(2, 4))`. Raises ValueError if none is selected."""
 
     def __len__(self) -> int: ...
+    def __enter__(self) -> Self:
+        """`with Counter.as_actor().get() as counter:` shuts it down at the end of the block, in plain code."""
+
+    def __exit__(self, *error: object) -> None: ...
     async def __aenter__(self) -> Self:
         """`async with await Counter.as_actor() as counter:` shuts it down at the end of the block."""
 

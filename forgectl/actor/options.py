@@ -122,6 +122,12 @@ def mesh_name_of(mesh: Any) -> str | None:
     return mesh.mesh_name
 
 
+def settings_among(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of a class that are settings. Methods, properties and endpoints of such a name are not."""
+    known = {f.name for f in dataclasses.fields(Settings)}
+    return {name: value for name, value in attributes.items() if name in known and not hasattr(type(value), "__get__")}
+
+
 def check_shape(name: str, value: Any) -> Any:
     """Check and return a value for a class attribute of ForgeActor; raises TypeError or ValueError."""
     if name == "with_gpus":

@@ -8,11 +8,11 @@ import functools
 import inspect
 import itertools
 import os
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from forgectl.actor import torch_state
 from forgectl.actor.endpoint import endpoints_of, interface_of, method_of, streaming_of, streams_only
 from forgectl.actor.outflow import Outflow
 from forgectl.actor.value_mesh import serving
@@ -53,6 +53,7 @@ class Performer:
         self._turns = asyncio.Lock()
         self._turn: int | None = None  # the id of the call that has the turn
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="endpoint")
+        self._left: torch_state.TorchState | None = None  # as the last endpoint left that thread
 
     async def perform(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], chain: Chain, into: Outflow | None = None
@@ -101,28 +102,25 @@ class Performer:
         return found
 
     async def _in_thread(self, run: Callable[[], Any], in_turn: bool) -> Any:
-        """Run it in a thread with this thread's selected GPU. If it selects another GPU, this thread does so too."""
-        context = contextvars.copy_context()
-        work = functools.partial(context.run, _on_device, _device(), run)
+        """Run it in a thread with this thread's torch settings; this thread takes over those that it changes."""
+        before = torch_state.take()
+        after = before
+
+        def work() -> Any:
+            nonlocal after
+            if not in_turn or before != self._left:
+                torch_state.give(before)
+            try:
+                return run()
+            finally:
+                after = torch_state.take()
+                if in_turn:
+                    self._left = after
+
         executor = self._thread if in_turn else None  # for a call back, the one thread may be waiting
-        result, device = await asyncio.get_running_loop().run_in_executor(executor, work)
-        _select(device)
-        return result
-
-
-def _on_device(device: int | None, run: Callable[[], Any]) -> tuple[Any, int | None]:
-    _select(device)
-    return run(), _device()
-
-
-def _device() -> int | None:
-    """The CUDA device that this thread has selected, if CUDA is in use. Every thread has its own selection."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return None
-    return int(torch.cuda.current_device())
-
-
-def _select(device: int | None) -> None:
-    if device is not None:
-        sys.modules["torch"].cuda.set_device(device)
+        context = contextvars.copy_context()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(executor, context.run, work)
+        finally:
+            if after != before:
+                torch_state.give(after)

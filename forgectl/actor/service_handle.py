@@ -9,10 +9,12 @@ from typing import Any, NoReturn
 from forgectl.actor.driver.live_mesh import LiveMesh
 from forgectl.actor.driver.run_client import RunClient, run_client
 from forgectl.actor.endpoint import endpoints_of, interface_of, streams_only
+from forgectl.actor.ends import Ends
 from forgectl.actor.handle import ActorHandle
 from forgectl.actor.inflow import Inflow, RoutedInflow
 from forgectl.actor.service.service import ServiceCore
 from forgectl.actor.service.session import Session, current_session
+from forgectl.actor.shown import Shown
 from forgectl.actor.stream import Stream
 from forgectl.errors import ForgeError
 from forgectl.system.futures import Future
@@ -54,8 +56,11 @@ class _Replica:
         await self._cls.shutdown(self._handle)
 
 
-class ServiceHandle:
-    """A service. `service.ENDPOINT.route(…)` calls one healthy replica, `fanout(…)` each; see `ServiceEndpoint`."""
+class ServiceHandle(Ends):
+    """A service. `service.ENDPOINT.route(…)` calls one healthy replica, `fanout(…)` each; see `ServiceEndpoint`.
+
+    `with` and `async with` shut it down at their end.
+    """
 
     def __init__(self, client: RunClient, cls: type, core: ServiceCore) -> None:
         self._client = client
@@ -115,13 +120,6 @@ class ServiceHandle:
         if self._client.services.get(self.name) is self:  # not a later service of the same name
             del self._client.services[self.name]
 
-    async def __aenter__(self) -> ServiceHandle:
-        """`async with await Counter.as_service() as service:` ends the service when the block is left."""
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await self.shutdown()
-
     def __repr__(self) -> str:
         return f"<service {self.name} of {self._cls.__name__}>"
 
@@ -131,14 +129,13 @@ class ServiceHandle:
         )
 
 
-class ServiceEndpoint:
+class ServiceEndpoint(Shown):
     """One endpoint of a service."""
 
     def __init__(self, service: ServiceHandle, name: str) -> None:
         self._service = service
-        self._label = f"{service.name}.{name}"
         self._streams = name in service._interface.streaming
-        self.name = name
+        super().__init__(service._interface, name, f"{service.name}.{name}")
 
     def route(self, *args: Any, sess_id: str | None = None, **kwargs: Any) -> Future[Any]:
         """Call one healthy replica, chosen by the current session or else by the router: the value of rank 0.
@@ -159,6 +156,9 @@ class ServiceEndpoint:
         if self._streams:
             return self._refused()
         return self._service._client.in_loop(self._service._core.fanout(self.name, args, kwargs), self._label)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(f"{self.name} is an endpoint of a service: use {self.name}.route(…) or fanout")
 
     def _reject(self, verb: str) -> NoReturn:
         what = "fanout" if verb in ("call", "broadcast", "stream") else "route"
@@ -201,7 +201,7 @@ async def launch_service(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     """Start `cls.num_replicas` replicas and the service that routes to them."""
     client = await asyncio.to_thread(run_client, cls._unit())
     name = client.service_name(cls._base_name(), named=cls.mesh_name is not None)
-    settings = cls._settings
+    settings = cls._settings()
 
     async def start(index: int) -> _Replica:
         replica = cls.options(mesh_name=f"{name}.{index}")

@@ -260,7 +260,7 @@ class Agent:
         elif isinstance(command, Start):
             mesh.start(command)
         else:
-            mesh.stop(command.generation, command.grace)
+            mesh.stop(command)
 
     def _release_soon(self, mesh: HostMesh) -> None:
         self._tasks.begin(self._release(mesh))
@@ -318,7 +318,7 @@ class Agent:
     async def _quit(self, why: str) -> None:
         for mesh in self.meshes.values():
             if mesh.generation is not None:
-                mesh.stop(mesh.generation.number, 0.0)
+                mesh.stop(Stop(mesh.share.mesh, mesh.generation.number, 0.0))
         endings = [m.generation.ending for m in self.meshes.values() if m.generation and m.generation.ending]
         await asyncio.gather(*endings, return_exceptions=True)
         for mesh in self.meshes.values():

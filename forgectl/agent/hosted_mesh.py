@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import json
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ from forgectl.agent.run_leases import RunLeases
 from forgectl.hosts import gpu_leases, interface
 from forgectl.model.environment import launch_environment
 from forgectl.model.mesh_share import MeshShare
+from forgectl.names import STOP_FILE
 from forgectl.protocol.supervision import (
     Happening,
     MeshGone,
@@ -31,9 +33,12 @@ from forgectl.protocol.supervision import (
     Refused,
     Start,
     StartFailed,
+    Stop,
     StoreOpened,
 )
+from forgectl.system.files import write_whole
 from forgectl.system.processes import Identity
+from forgectl.wire.codec import to_json
 from forgectl.wire.envelope import Refusal
 from forgectl.wire.unix_sockets import listen_tcp, private_folder
 
@@ -338,24 +343,26 @@ class HostMesh:
 
     # ------------------------------------------------------------ the end of a generation
 
-    def stop(self, number: int, grace: float) -> None:
-        """End a generation after `grace` seconds; a second call can only shorten them."""
+    def stop(self, order: Stop) -> None:
+        """End a generation; a second order can only shorten its grace."""
         generation = self.generation
-        if generation is None or generation.number < number:
-            self._emit(MeshGone(self.share.mesh, number))  # it never started here
+        if generation is None or generation.number < order.generation:
+            self._emit(MeshGone(self.share.mesh, order.generation))  # it never started here
             return
-        if generation.number > number:
+        if generation.number > order.generation:
             return
         if generation.ending is None:
             generation.stopping.set()
-            generation.ending = asyncio.create_task(self._end(generation, grace))
+            generation.ending = asyncio.create_task(self._end(generation, order))
         else:
-            generation.enclosure.hurry(grace)
+            generation.enclosure.hurry(order.grace)
 
-    async def _end(self, generation: Generation, grace: float) -> None:
+    async def _end(self, generation: Generation, order: Stop) -> None:
         if generation.starting is not None:  # a requested fork must be known before it can be ended
             await self._wait_for_server(generation, generation.starting)
-        report = await generation.enclosure.end(grace)
+        if self.share.stays and order.grace > 0:
+            self._leave_reason(order)
+        report = await generation.enclosure.end(order.grace)
         await self._wait_for_server(generation, self._end_store(generation))
         unkillable = tuple(str(p) for p in report.unkillable)
         if not unkillable:
@@ -363,6 +370,12 @@ class HostMesh:
             generation.enclosure.close()
             generation.oom.close()
         self._emit(MeshGone(self.share.mesh, generation.number, report.killed, unkillable))
+
+    def _leave_reason(self, order: Stop) -> None:
+        """Write down why they are to end, for actors to read at SIGTERM, which carries no text."""
+        path = self._logs / str(order.generation) / STOP_FILE
+        with contextlib.suppress(OSError):  # the disk is full, or no rank was started
+            write_whole(path, json.dumps(to_json(order)).encode())
 
     @staticmethod
     async def _wait_for_server(generation: Generation, what: Awaitable[Any]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from forgectl.controller.mesh_news import news
+from forgectl.controller.mesh_news import news, stop
 from forgectl.controller.run_state import Run
 from forgectl.controller.state import MeshState
 from forgectl.plan.links import dials, messengers
@@ -79,7 +79,7 @@ def _for_mesh(run: Run, mesh: MeshState, host: str) -> Command | None:
     if mesh.ended:
         return Release(mesh.name, mesh.first)
     if mesh.ending:
-        return None if host in mesh.gone else Stop(mesh.name, mesh.generation, mesh.grace)
+        return None if host in mesh.gone else stop(mesh)
     if mesh.needs_hosts:
         return None
     if host not in mesh.prepared:

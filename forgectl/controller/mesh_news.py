@@ -1,13 +1,14 @@
-"""The news of a mesh of actors for all processes that have a handle of it; agents pass it on."""
+"""What agents learn of a mesh's state: news for all processes that have a handle of it, and why it is to end."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 
-from forgectl.controller.state import HostState, MeshState
+from forgectl.controller.state import HostState, MeshState, RankState
 from forgectl.controller.status_document import failure_of, reason
-from forgectl.protocol.supervision import MeshNews
+from forgectl.model.status import FailureStatus
+from forgectl.protocol.supervision import MeshNews, Stop
 
 
 def news(mesh: MeshState, hosts: Mapping[str, HostState]) -> MeshNews:
@@ -21,7 +22,19 @@ def news(mesh: MeshState, hosts: Mapping[str, HostState]) -> MeshNews:
 def _news(mesh: MeshState, hosts: Mapping[str, HostState]) -> MeshNews:
     places = tuple(hosts[r.host].plan.place for r in mesh.plan.ranks)
     cause = mesh.root_cause() if mesh.failed and not mesh.cannot_start else mesh.last_root_cause
-    failure = None
-    if cause is not None:
-        failure = dataclasses.replace(failure_of(cause), traceback=None)  # callers see the log's last lines instead
-    return MeshNews(mesh.name, mesh.generation, mesh.state, places, reason(mesh), failure)
+    return MeshNews(mesh.name, mesh.generation, mesh.state, places, reason(mesh), _failure(cause) if cause else None)
+
+
+def stop(mesh: MeshState) -> Stop:
+    """The command that ends a generation, with the reason for its ranks."""
+    by: str | None = mesh.stop.by if mesh.stop else None
+    failure: FailureStatus | None = None
+    if by is None and mesh.cannot_start:
+        failure = FailureStatus(None, None, mesh.cannot_start)
+    elif by is None and (cause := mesh.root_cause()):
+        failure = _failure(cause)
+    return Stop(mesh.name, mesh.generation, mesh.grace, by, failure)
+
+
+def _failure(cause: RankState) -> FailureStatus:
+    return dataclasses.replace(failure_of(cause), traceback=None)  # the log's last lines show more

@@ -40,6 +40,7 @@ class Server:
         self._carry = carry
         self._cast_failed = cast_failed
         self._tasks = Background()
+        self._stopped = False
         self._loop = asyncio.get_running_loop()
         self._shared = _SharedAnswers(self._loop)
         made = new_socket(zmq.ROUTER)
@@ -47,7 +48,17 @@ class Server:
         bind_private(made, path)
         self._socket = LoopSocket(made, self._on_message)
 
+    async def stop(self, seconds: float) -> None:
+        """Begin no more requests, cancel those that run, and give them some seconds to end. None gets an answer."""
+        self._stopped = True
+        for task in self._tasks:
+            task.cancel()
+        if running := tuple(self._tasks):
+            await asyncio.wait(running, timeout=seconds)
+
     def _on_message(self, frames: list[Any]) -> None:
+        if self._stopped:
+            return
         try:
             caller = frames[0]
             kind, number, _, body = unpack(frames[1:], TO_RANKS)
@@ -76,11 +87,15 @@ class Server:
             answer, frames = VALUE, pickling.dumps(value)
             del value
         except BaseException as e:
+            if self._stopped and isinstance(e, asyncio.CancelledError):
+                return
             if kind == CAST and isinstance(e, Exception):
                 self._cast_failed(what, e)
                 answer, frames = VALUE, pickling.dumps(None)
             else:
                 answer, frames = ERROR, pickling.dumps(self._carry(e))
+        if self._stopped:
+            return
         size = pickling.size(frames)
         if size >= LEAST and (reference := self._shared.put(caller, number, frames, size)) is not None:
             self._socket.send((caller, *pack(answer + SHARED, number, [reference])))

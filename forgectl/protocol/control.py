@@ -36,6 +36,10 @@ class BringLogs:
     meshes: tuple[str, ...]
 
 
+BY_HANDLE = "its driver"
+"""Who asked for a shutdown, if the driver's code did by a handle."""
+
+
 @dataclass(frozen=True)
 class Shutdown:
     """Stop these meshes (None: all, and the run with them); `grace` in seconds, 0 kills at once."""

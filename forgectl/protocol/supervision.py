@@ -143,11 +143,16 @@ class MeshNews:
 
 @dataclass(frozen=True)
 class Stop:
-    """End all processes of a generation here: SIGTERM, `grace` seconds, SIGKILL. Sent again, a lower grace applies."""
+    """End all processes of a generation here: SIGTERM, `grace` seconds, SIGKILL. Sent again, a lower grace applies.
+
+    `by` asked for it; if nobody did, `failure` is why.
+    """
 
     mesh: str
     generation: int
     grace: float
+    by: str | None = None
+    failure: FailureStatus | None = None
 
 
 @dataclass(frozen=True)

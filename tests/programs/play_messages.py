@@ -238,7 +238,7 @@ async def arrays_and_tensors_arrive_writable_and_their_senders_may_go_on() -> No
             return self.weights
 
         @endpoint
-        async def scale(self, array: Any, tensor: Any) -> tuple[Any, Any]:
+        async def scaled(self, array: Any, tensor: Any) -> tuple[Any, Any]:
             array *= 2
             tensor *= 2
             return array, tensor
@@ -248,7 +248,7 @@ async def arrays_and_tensors_arrive_writable_and_their_senders_may_go_on() -> No
     for k, (given, stepped) in enumerate(zip(answers[::2], answers[1::2], strict=True)):
         assert torch.equal(given, torch.full_like(given, k)), (k, given.min(), given.max())
         assert torch.equal(stepped, torch.full_like(stepped, k + 1))
-    array, tensor = await holder.scale.call_one(np.ones(100_000), torch.ones(100_000, dtype=torch.bfloat16))
+    array, tensor = await holder.scaled.call_one(np.ones(100_000), torch.ones(100_000, dtype=torch.bfloat16))
     array += 1
     tensor += 1
     assert (array == 3).all() and (tensor == 3).all() and tensor.dtype == torch.bfloat16

@@ -23,7 +23,7 @@ def test_an_actor_mesh_on_three_hosts_answers_its_driver_which_none_can_dial(far
     assert json.loads(far.forge.ok("call", "counter", "where", "--json")) == ["host1", "host2", "host3"]
     for name in far.lab.names:
         assert {address for address, _ in far.lab.listening(name)} <= {far.lab.address(name)}
-    assert "3 × SIGTERM" in far.forge.ok("shutdown", "--run", run)
+    assert "3 × exit 0" in far.forge.ok("shutdown", "--run", run)
     assert not far.processes(run)
     for name in far.lab.names:
         assert not far.lab.listening(name)

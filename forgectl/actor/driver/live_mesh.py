@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from forgectl.actor.called_mesh import CalledMesh
 from forgectl.actor.deaths import died
 from forgectl.actor.driver.run_client import RunClient
-from forgectl.actor.endpoint import endpoints_of, interface_of
+from forgectl.actor.endpoint import SETUP, interface_of
 from forgectl.actor.handle import ActorHandle
 from forgectl.actor.performer import call_ids
 from forgectl.actor.ranks import Ranks
@@ -178,8 +178,7 @@ class LiveMesh(CalledMesh):
         payload = pickling.nested(making.parts)
         handle = ActorHandle(self.foreign(ranks))
         await ranks.call(every, (CONSTRUCT, making.surroundings, handle, payload))
-        if "setup" in endpoints_of(making.cls):
-            await ranks.call(every, (INVOKE, "setup", (), {}, (next(call_ids),)))
+        await ranks.call(every, (INVOKE, SETUP, (), {}, (next(call_ids),)))
 
     async def _report_up(self, generation: int) -> None:
         key = (generation, self._client.connections)

@@ -27,10 +27,11 @@ from forgectl.errors import BusyError, ForgeError, UsageError
 from forgectl.model.plan import LEASE, LOG_LIMIT, HostPlan, Plan, Unit
 from forgectl.model.status import MeshStatus, RunStatus
 from forgectl.names import free_name, name_of
-from forgectl.protocol.control import AddMesh, Attach, MeshAdded, Report, Shutdown, StatusReport
+from forgectl.protocol.control import BY_HANDLE, AddMesh, Attach, MeshAdded, Report, Shutdown, StatusReport
 from forgectl.rank import driver
 from forgectl.redaction import of_process
 from forgectl.system.futures import Future
+from forgectl.system.loops import loop_of_calls
 from forgectl.system.processes import boot_id
 from forgectl.wire.envelope import Refusal
 from forgectl.wire.unix_sockets import private_folder
@@ -209,7 +210,7 @@ class RunClient:
 
     async def stop(self, mesh: str, grace: float) -> None:
         """Ask the controller to end a mesh: SIGTERM, then SIGKILL after `grace` seconds."""
-        await self._send(Shutdown((mesh,), grace, "its driver"))
+        await self._send(Shutdown((mesh,), grace, BY_HANDLE))
 
     async def _send(self, request: Any) -> None:
         ask = functools.partial(self._ask, request, answer=False)
@@ -234,7 +235,12 @@ class RunClient:
 
     # ------------------------------------------------------------ the end
 
-    def close(self) -> None:
+    async def end_all(self, grace: float) -> None:
+        """Shut down every service and mesh that was launched here; in the loop."""
+        await asyncio.gather(*(service._shutdown(grace) for service in list(self.services.values())))
+        await asyncio.gather(*(mesh.shutdown(grace) for mesh in list(self.meshes.values())))
+
+    def close(self, by: str = "the end of its script") -> None:
         """Clean up at the end of the process.
 
         If this process began the run, end the run and wait until nothing of it is left. In the driver of another run,
@@ -249,7 +255,7 @@ class RunClient:
                 self._ask(Shutdown(tuple(self.meshes), END_GRACE, "the end of its driver"), answer=False)
             return
         with contextlib.suppress(ForgeError, OSError):
-            self._ask(Shutdown(None, 5.0, "the end of its script"), answer=False)
+            self._ask(Shutdown(None, 5.0, by), answer=False)
         self._follower.join(END_SECONDS)
         if self._output is not None:
             self.loop.call_soon_threadsafe(self._output.end)  # after the reports that wait there
@@ -279,6 +285,26 @@ def run_client(coming: Unit | None = None, meanwhile: Callable[[], None] = lambd
 def living_run_client() -> RunClient | None:
     """The RunClient of this process if it drives a run already, else None."""
     return _run_client if _run_client is not None and not _run_client.belongs_to_parent else None
+
+
+def shutdown(grace: float = END_GRACE) -> Future[None]:
+    """End every mesh and service that this script launched, and the script's run; the next launch begins a new run.
+
+    In the driver of a spec the run goes on. Does nothing where nothing was launched.
+    """
+    return Future.of(_shutdown(grace), loop_of_calls(), "forgectl.shutdown")
+
+
+async def _shutdown(grace: float) -> None:
+    global _run_client  # noqa: PLW0603
+    if (ending := living_run_client()) is None:
+        return
+    await ending.in_loop(ending.end_all(grace), "forgectl.shutdown")
+    if ending._own:
+        with _lock:
+            _run_client = None if _run_client is ending else _run_client
+        await asyncio.to_thread(ending.close, BY_HANDLE)
+        atexit.unregister(ending.close)
 
 
 def _launched(run: str, mesh: str) -> Any:

@@ -43,8 +43,13 @@ class ServiceConfig:
     def __post_init__(self) -> None:
         for name, least in (("num_replicas", 1), ("max_concurrent_requests", 1), ("max_queue", 0)):
             value = getattr(self, name)
+            if not isinstance(value, int) and (value is not None or name != "max_queue"):
+                raise TypeError(f"{name} is {value!r}; it must be a whole number")
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value}; at least {least} is needed")
+        for name in ("unavailable_timeout", "health_poll_rate"):
+            if not isinstance(getattr(self, name), (int, float)):
+                raise TypeError(f"{name} is {getattr(self, name)!r}; it must be a number of seconds")
         if self.unavailable_timeout < 0:
             raise ValueError(f"unavailable_timeout is {self.unavailable_timeout}; seconds cannot be negative")
         if self.health_poll_rate <= 0:

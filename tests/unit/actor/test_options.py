@@ -1,11 +1,16 @@
 """`options()`: a new subclass each time, checked at once; class attributes are the defaults."""
 
+import abc
 import logging
 from typing import Any
 
 import pytest
 
 from forgectl import ForgeActor, endpoint
+from forgectl.actor.driver.run_client import living_run_client
+from forgectl.actor.forge_actor import RESERVED
+from forgectl.actor.handle import ActorHandle
+from forgectl.actor.service_handle import ServiceHandle
 from forgectl.model.plan import RestartPolicy
 
 
@@ -13,7 +18,7 @@ class Plain(ForgeActor):
     """Nothing but the defaults."""
 
     @endpoint
-    def name(self) -> str:
+    def text(self) -> str:
         return "plain"
 
 
@@ -50,7 +55,7 @@ def test_chained_calls_keep_what_the_earlier_ones_set() -> None:
     first = Plain.options(procs=2, env={"A": "1"}, restart=2)
     second = first.options(hosts=["a", "b"], start_method="spawn").options(procs=4)
     unit = second._unit()
-    assert (first._settings.logs, first.options(logs=False)._settings.logs) == (True, False)
+    assert (first._settings().logs, first.options(logs=False)._settings().logs) == (True, False)
     assert (unit.procs, unit.hosts, unit.env, unit.start_method) == (4, ("a", "b"), {"A": "1"}, "spawn")
     assert unit.restart == RestartPolicy(2)
     assert first._unit().start_method == "fork"
@@ -68,7 +73,9 @@ def test_class_attributes_are_the_defaults() -> None:
     ("attribute", "value", "error"), [("procs", 0, ValueError), ("with_gpus", 1, TypeError), ("hosts", "a", TypeError)]
 )
 def test_class_attributes_are_checked_too(attribute: str, value: Any, error: type[Exception]) -> None:
-    cls: Any = type("Wrong", (Plain,), {attribute: value})
+    """Those that are set later; `test_a_wrong_value_is_an_error_at_once` has those in the body of a class."""
+    cls: Any = type("Wrong", (Plain,), {})
+    setattr(cls, attribute, value)
     with pytest.raises(error, match=attribute):
         cls._unit()
 
@@ -77,6 +84,100 @@ def test_gpus_are_its_own_or_shared() -> None:
     assert Plain.options(share_gpus_with="wide")._unit().share_gpus_with == "wide"
     with pytest.raises(ValueError, match="with_gpus and share_gpus_with exclude each other"):
         Wide.options(share_gpus_with="wide")._unit()
+
+
+def test_settings_may_be_class_attributes_too() -> None:
+    class Base(Plain):
+        restart = 3
+        env = {"A": "1"}
+        preload = ["json"]
+
+    class Mixed:
+        router = "session"
+
+    class Sub(Base, Mixed):
+        restart = 1
+        max_concurrent_requests = 64
+
+    unit = Sub._unit()
+    assert (unit.restart, unit.env, unit.preload) == (RestartPolicy(1), {"A": "1"}, ("json",))
+    settings = Sub.options(env={"B": "2"}, restart=0)._settings()
+    assert (settings.restart, settings.env, settings.preload) == (0, {"B": "2"}, ("json",))
+    assert (settings.router, settings.max_concurrent_requests) == ("session", 64)
+    assert Base._settings().restart == 3
+    Base.preload = ["csv"]  # later, and still a setting
+    assert Sub._unit().preload == ("csv",)
+
+
+def test_a_method_of_a_settings_name_is_none() -> None:
+    class Busy(Plain):
+        env = {"A": "1"}
+
+        @endpoint
+        def router(self) -> None: ...
+
+        def restart(self) -> None: ...
+
+        @property
+        def python(self) -> str:
+            return "mine"
+
+    settings = Busy._settings()
+    assert (settings.router, settings.restart, settings.python) == ("round_robin", None, None)
+    assert Busy.options(restart=2)._unit().restart == RestartPolicy(2)
+
+
+@pytest.mark.parametrize("name", ["shutdown", "options", "size", "scale", "rank", "as_actor", "mesh", "__call__"])
+def test_an_endpoint_whose_name_is_needed_is_refused(name: str) -> None:
+    def method(self: object) -> None: ...
+
+    def make(made: Any) -> type:
+        return type("Taken", (ForgeActor,), {name: made})
+
+    make(method)
+    with pytest.raises(TypeError, match=rf"^Taken\.{name} cannot be an endpoint of this name: .* as_service, hosts, "):
+        make(endpoint(method))
+
+
+def test_no_name_that_handles_or_the_class_have_can_be_that_of_an_endpoint() -> None:
+    needed = {name for cls in (ForgeActor, ActorHandle, ServiceHandle) for name in dir(cls) if name[0] != "_"}
+    assert (needed - {"setup"}) | {"mesh"} == RESERVED
+
+
+def test_an_abstract_class_is_refused() -> None:
+    class Abstract(ForgeActor, abc.ABC):
+        @endpoint
+        @abc.abstractmethod
+        def work(self) -> None: ...
+
+        @abc.abstractmethod
+        def rest(self) -> None: ...
+
+    class Worker(Abstract):
+        def work(self) -> None: ...  # type: ignore[override]
+
+    class Whole(Worker):
+        def rest(self) -> None: ...
+
+    for cls, missing in ((Abstract, "rest, work"), (Worker.options(procs=2), "rest")):
+        with pytest.raises(TypeError, match=f"cannot be launched: it does not define {missing}$"):
+            cls.as_actor().get()
+        with pytest.raises(TypeError, match=missing):
+            cls.as_service().get()
+    assert living_run_client() is None
+    Whole._unit()
+
+
+def test_rank_and_size_may_be_assigned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+
+    class Own(ForgeActor):
+        def __init__(self) -> None:
+            self.rank = self.rank + 10
+            self.size = 20
+
+    assert (Own().rank, Own().size, Own()._rank, Own()._size) == (13, 20, 3, 4)
 
 
 def test_a_mesh_is_named_after_its_class() -> None:
@@ -132,11 +233,16 @@ def test_a_class_within_others_is_still_found_by_its_path() -> None:
         ({"restart": {"max": 3, "within": 0}}, ValueError, "restart within 0"),
         ({"router": "fastest"}, ValueError, "fastest"),
         ({"max_concurrent_requests": 0}, ValueError, "max_concurrent_requests"),
+        ({"max_concurrent_requests": "8"}, TypeError, "max_concurrent_requests is '8'; it must be a whole number"),
+        ({"max_queue": 1.5}, TypeError, "max_queue is 1.5"),
+        ({"health_poll_rate": "often"}, TypeError, "health_poll_rate is 'often'; it must be a number of seconds"),
     ],
 )
 def test_a_wrong_value_is_an_error_at_once(given: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         Plain.options(**given)
+    with pytest.raises(error, match=f"^class Wrong: {text}" if text.startswith(next(iter(given))) else text):
+        type("Wrong", (Plain,), given)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +283,7 @@ def test_an_object_can_be_made_without_a_mesh() -> None:
 
     for made in (Forgetful(), Plain(1, a=2)):
         assert (made.rank, made.size) == (0, 1)
-    assert Plain().name() == "plain"
+    assert Plain().text() == "plain"
 
 
 def test_the_logger_names_class_rank_and_size_and_leaves_the_root_alone(
