@@ -31,10 +31,10 @@ async def launch_mesh(cls: Any, made: type, args: tuple[Any, ...], kwargs: dict[
     client = await asyncio.to_thread(run_client, unit, _import_the_rest)
     from forgectl.actor.driver.live_mesh import Making
 
-    _check_run(cls._settings.share_gpus_with, unit, client)
+    _check_run(cls._settings().share_gpus_with, unit, client)
     taken = _taken_along(client, unit, now)
     unit = dataclasses.replace(unit, env={**taken.at_import, **unit.env})
-    making = Making(made, args, kwargs, unit.procs, taken, backoff=cls._kind == "service", logs=cls._settings.logs)
+    making = Making(made, args, kwargs, unit.procs, taken, backoff=cls._kind == "service", logs=cls._settings().logs)
     launching = _launch(client, unit, making, named=cls.mesh_name is not None)
     return await client.in_loop(launching, f"the launch of {unit.mesh}")
 
