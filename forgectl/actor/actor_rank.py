@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from forgectl.actor import monarch_names
+from forgectl.actor.origin import join
 from forgectl.actor.performer import Performer, call_ids
 from forgectl.actor.plain_calls import check, plain
 from forgectl.actor.remote_errors import RemoteError, carrier, user_traceback
@@ -20,6 +21,7 @@ from forgectl.messages import pickling
 from forgectl.messages.frames import socket_name
 from forgectl.messages.serving import Server
 from forgectl.redaction import of_process
+from forgectl.system.loops import standing_still
 
 
 class ActorRank:
@@ -55,7 +57,9 @@ class ActorRank:
         serving.set(True)
         made = cls.__new__(cls)
         made.__dict__["mesh"] = handle
-        made.__init__(*args, **kwargs)
+        join(handle._mesh.origin)
+        with standing_still():  # so that it may wait for calls and launches by `get()`
+            made.__init__(*args, **kwargs)
         self._subject, self._performer = made, Performer(made)
 
     async def _answer(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:

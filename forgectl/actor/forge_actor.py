@@ -6,10 +6,11 @@ import functools
 import importlib.util
 import logging
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from forgectl.actor.options import Settings, check_shape
+from forgectl.actor.origin import own_origin
 from forgectl.errors import NotInstalledError
 from forgectl.model.plan import Program, Unit
 from forgectl.system.futures import Future
@@ -110,13 +111,24 @@ class ForgeActor:
     @classmethod
     def as_service(cls, *args: Any, **kwargs: Any) -> Future[ServiceHandle]:
         """Launch `num_replicas` meshes behind one handle. Raises what `as_actor` raises, and then leaves no mesh."""
-        from forgectl.actor.service_handle import launch_service
+        launching: Coroutine[Any, Any, ServiceHandle]
+        if (origin := own_origin()) is not None:
+            from forgectl.actor import nested
 
-        return Future.of(launch_service(cls, args, kwargs), loop_of_calls(), f"the launch of {cls._base_name()}")
+            launching = nested.launch_service(origin, cls, _origin(cls), args, kwargs)
+        else:
+            from forgectl.actor.driver.launch_mesh import launch_service
+
+            launching = launch_service(cls, args, kwargs)
+        return Future.of(launching, loop_of_calls(), f"the launch of {cls._base_name()}")
 
     @classmethod
     async def launch(cls, *args: Any, **kwargs: Any) -> ActorHandle:
         """Called by `as_actor`, and by `as_service` for each replica. Override it to launch several meshes together."""
+        if (origin := own_origin()) is not None:
+            from forgectl.actor import nested
+
+            return await nested.launch_mesh(origin, cls, _origin(cls), args, kwargs)
         from forgectl.actor.driver.launch_mesh import launch_mesh
 
         return await launch_mesh(cls, _origin(cls), args, kwargs)

@@ -1,10 +1,34 @@
-"""The requests that ranks receive: plain tuples that begin with a verb.
+"""The requests between processes of a run: plain tuples that begin with a verb.
+
+To ranks:
 
 (CONSTRUCT, sys.path of the caller, mesh, handle of the mesh, pickle of (class, args, kwargs) as frames)
 (INVOKE, endpoint, args, kwargs, chain)
 (ASK, endpoint, args, kwargs)                sent by `forgectl call`; the answer is plain data
+
+To the run's driver, each with the asking process and the number of its request after the verb. KEY is a service's:
+
+(LAUNCH, unit, whether its name was chosen, SentMaking)      → ActorHandle
+(SERVE, Blueprint)                                           → ServiceHandle
+(STOP, mesh, generation that the handle knows, grace)
+(ROUTE, KEY, endpoint, args, kwargs, session)                → value; each argument as nested frames
+(LEND, KEY, endpoint, session)                               → Grant
+(PARTS, KEY, endpoint)                                       → indexes of the replicas of a fanout
+(PART, index, KEY, endpoint)                                 → Grant; None: that replica was scaled away
+(ENDED, index or 0, how, error)                              → Grant to call again; None: the call's own error is final
+                                                               how: "answered", "raised", "unsent", or "died" with error
+(BEGIN, KEY) → session, (TERMINATE, KEY, session), (SCALE, KEY, replicas), (CLOSE, KEY, timeout)
+(CANCEL), (ALIVE)
 """
 
 from __future__ import annotations
 
 CONSTRUCT, INVOKE, ASK = "construct", "invoke", "ask"
+
+LAUNCH, SERVE, STOP = "launch", "serve", "stop"
+ROUTE, LEND, PARTS, PART, ENDED = "route", "lend", "parts", "part", "ended"
+BEGIN, TERMINATE, SCALE, CLOSE = "begin", "terminate", "scale", "close"
+CANCEL, ALIVE = "cancel", "alive"
+
+DESK = "@desk"
+"""In place of a mesh's name: where the driver listens for its requests. No mesh can have this name."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol
 
 from forgectl.actor.service.metrics import AnswerCounts
@@ -35,6 +35,14 @@ class ReplicaMesh(Protocol):
 
     async def shutdown(self) -> None:
         """End the mesh; calls that still run raise ActorDied."""
+
+
+Work = Callable[[ReplicaMesh], Awaitable[Any]]
+"""What a request does with the mesh whose slot it has; raises what `ReplicaMesh.call` raises, or NeverSent."""
+
+
+class NeverSent(ActorDied):
+    """The mesh died before the request was sent to it: every endpoint may run on another replica."""
 
 
 class Request:
@@ -254,14 +262,14 @@ class Replica:
         self.settle()
         return taken
 
-    async def call(self, endpoint: str, args: tuple[Any, ...], kwargs: dict[str, Any], began: Iterable[float]) -> Any:
+    async def call(self, endpoint: str, work: Work, began: Iterable[float]) -> Any:
         """Run a request in its slot, then free the slot. `began`: the arrival time of each call in it.
 
-        Raises what the call of the mesh raises; ServiceStopped if the replica was shut down during the call.
+        Raises what `work` raises; ServiceStopped if the replica was shut down during the call.
         """
         epoch, stats = self.epoch, self.stats
         try:
-            result = await self.mesh.call(endpoint, args, kwargs)
+            result = await work(self.mesh)
         except asyncio.CancelledError:
             stats.cancelled += 1
             raise

@@ -1,0 +1,51 @@
+"""Implements `as_actor` and `as_service` in a rank: it asks the driver of its run, which launches them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from forgectl.actor.endpoint import endpoints_of
+from forgectl.actor.errands import driver
+from forgectl.actor.handle import ActorHandle
+from forgectl.actor.making import Blueprint, making_of
+from forgectl.actor.origin import Origin
+from forgectl.actor.service_handle import ServiceHandle
+from forgectl.actor.verbs import LAUNCH, SERVE
+from forgectl.errors import UsageError
+
+
+async def launch_mesh(
+    origin: Origin, cls: Any, made: type, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> ActorHandle:
+    """Launch one mesh with the settings of `cls`, and construct `made(*args, **kwargs)` in each rank."""
+    unit = cls._unit()
+    making = making_of(made, args, kwargs, unit).sent()
+    asked = driver(origin).ask(f"the launch of {unit.mesh}", LAUNCH, unit, cls.mesh_name is not None, making)
+    handle: ActorHandle = await asked
+    return handle
+
+
+async def launch_service(
+    origin: Origin, cls: Any, made: type, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> ServiceHandle:
+    """Launch `cls.num_replicas` replicas and the service that routes to them."""
+    where = next(c for c in cls.__mro__ if "launch" in vars(c) or "shutdown" in vars(c))
+    if where.__module__ != "forgectl.actor.forge_actor":
+        raise UsageError(
+            f"{where.__qualname__} overrides launch or shutdown, so its services are launched by the driver of a run",
+            hint="call as_service in the driver, and pass the handle to this actor",
+        )
+    replica = cls.options()
+    replica._kind = "service"
+    unit, settings = replica._unit(), cls._settings
+    blueprint = Blueprint(
+        cls._base_name(),
+        cls.mesh_name is not None,
+        unit,
+        making_of(made, args, kwargs, unit).sent(),
+        settings.service_config(cls.num_replicas),
+        endpoints_of(made),
+        settings.return_first_rank_result,
+    )
+    service: ServiceHandle = await driver(origin).ask(f"the launch of {blueprint.name}", SERVE, blueprint)
+    return service
