@@ -48,6 +48,7 @@ class Driver:
         self._run = origin.run
         self._me = os.urandom(8).hex()
         self._ranks = Ranks(DESK, 0, ("",), self._here)
+        self._ranks.unbound()  # requests that wait for replicas must not hold up the reports that free these
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._under_way: set[int] = set()

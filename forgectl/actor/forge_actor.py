@@ -105,6 +105,9 @@ class ForgeActor:
 
         Raises what a constructor or `setup` raised, with its remote traceback as the cause; BusyError if GPUs or the
         mesh's name are taken; ActorDied if a rank dies. After an error or a cancellation no process is left.
+
+        In an actor it has the driver of the run launch the mesh, which lives until the run ends or until `shutdown()`
+        of the handle in any process. A constructor uses `as_actor(…).get()`.
         """
         return Future.of(_awaited(cls.launch(*args, **kwargs)), loop_of_calls(), f"the launch of {cls._base_name()}")
 

@@ -74,7 +74,7 @@ class ActorHandle:
     def shutdown(self, grace: float = GRACE) -> Future[None]:
         """End the mesh: SIGTERM, and SIGKILL after `grace` seconds. Done when none of its processes is left.
 
-        A second call does nothing. Raises ForgeError outside the driver.
+        A second call does nothing. Works in every process that has the handle: the driver does it.
         """
         return Future.of(self._mesh.shutdown(grace), loop_of_calls(), f"{self._mesh.name}.shutdown")
 

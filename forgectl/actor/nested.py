@@ -29,10 +29,9 @@ async def launch_service(
     origin: Origin, cls: Any, made: type, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> ServiceHandle:
     """Launch `cls.num_replicas` replicas and the service that routes to them."""
-    where = next(c for c in cls.__mro__ if "launch" in vars(c) or "shutdown" in vars(c))
-    if where.__module__ != "forgectl.actor.forge_actor":
+    if (cls.launch.__qualname__, cls.shutdown.__qualname__) != ("ForgeActor.launch", "ForgeActor.shutdown"):
         raise UsageError(
-            f"{where.__qualname__} overrides launch or shutdown, so its services are launched by the driver of a run",
+            f"{made.__qualname__} overrides launch or shutdown, so its services are launched by the driver of a run",
             hint="call as_service in the driver, and pass the handle to this actor",
         )
     replica = cls.options()

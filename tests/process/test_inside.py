@@ -16,6 +16,7 @@ from tests.process.actor_scripts import bring, meshes, play, to_play
         "a_service_may_be_given_to_actors",
         "values_and_batches_of_actors",
         "actors_wait_in_the_services_queue",
+        "thousands_of_requests_of_an_actor_wait",
         "a_replica_dies_while_an_actor_routes",
         "replicas_are_killed_under_load_from_actors",
         "scaled_while_an_actor_routes",

@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from forgectl import ForgeActor, endpoint
 from forgectl.actor.handle import ActorHandle
+from forgectl.actor.service_handle import ServiceHandle
 
 
 class Counter(ForgeActor):
@@ -46,3 +47,23 @@ class Asker(ForgeActor):
     @endpoint
     async def ask_to_end(self, other: ActorHandle) -> None:
         await other.end.call_one()
+
+
+class Client(ForgeActor):
+    """Uses services, and launches."""
+
+    @endpoint
+    async def routed(self, service: ServiceHandle, count: int, session: str | None = None) -> list[str]:
+        return [await service.where.route(sess_id=session) for _ in range(count)]
+
+    @endpoint
+    async def fanned(self, service: ServiceHandle) -> list[str]:
+        return await service.where.fanout()
+
+    @endpoint
+    async def launched(self, host: str) -> ActorHandle:
+        return await Counter.options(hosts=[host], preload=[], mesh_name="child").as_actor(1)
+
+    @endpoint
+    async def ended(self, handle: ActorHandle) -> None:
+        await handle.shutdown()

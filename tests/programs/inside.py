@@ -143,6 +143,15 @@ class Boss(Counter):
     async def serve(self, folder: str, **options: Any) -> ServiceHandle:
         return await Worker.options(preload=[], **options).as_service(folder, start=3)
 
+    @endpoint
+    async def serve_overridden(self) -> None:
+        class Several(Counter):
+            @classmethod
+            async def launch(cls, *args: Any, **kwargs: Any) -> ActorHandle:
+                return await super().launch(*args, **kwargs)
+
+        await Several.as_service()
+
     @endpoint(concurrent=True)
     async def end(self, other: Any) -> None:
         await other.shutdown()

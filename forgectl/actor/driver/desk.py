@@ -42,7 +42,7 @@ from forgectl.actor.verbs import (
     STOP,
     TERMINATE,
 )
-from forgectl.errors import ActorDied, ServiceStopped
+from forgectl.errors import ActorDied, ServiceStopped, UnreachableError
 from forgectl.messages import pickling
 from forgectl.messages.frames import socket_name
 from forgectl.messages.serving import Server
@@ -89,8 +89,16 @@ class Desk:
         if verb == CANCEL:
             self._errands.give_up(asker, number)
             return None
-        if verb == ENDED:
-            return await self._ended(asker, number, *rest)
+        try:
+            if verb == ENDED:
+                return await self._ended(asker, number, *rest)
+            return await self._run(verb, asker, number, rest)
+        except asyncio.CancelledError:  # as it asked; then it does not listen any more
+            raise UnreachableError(
+                "the driver has given this request up: the process that asked showed no sign of life for too long"
+            ) from None
+
+    async def _run(self, verb: str, asker: str, number: int, rest: list[Any]) -> Any:
         task = asyncio.current_task()
         assert task is not None
         self._errands.add(asker, number, task)
