@@ -21,7 +21,7 @@ class Loan:
         self._turn: asyncio.Future[ReplicaMesh] = loop.create_future()
         self._outcome: asyncio.Future[None] | None = None
         self._task = loop.create_task(begin(self._lent))
-        self._task.add_done_callback(_look_at)
+        self._task.add_done_callback(self._settle)
 
     async def _lent(self, mesh: ReplicaMesh) -> None:
         self._outcome = asyncio.get_running_loop().create_future()
@@ -29,15 +29,23 @@ class Loan:
             self._turn.set_result(mesh)
         await self._outcome
 
+    def _settle(self, task: asyncio.Task[Any]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if self._turn.done():
+            return
+        if error is None:
+            self._turn.cancel()  # nobody waits for it, or it was given up
+        else:
+            self._turn.set_exception(error)
+            self._turn.exception()  # whoever made the call knows it; asyncio would report it as never retrieved
+
     async def turn(self) -> ReplicaMesh:
-        """The mesh to call now; raises what the service raises where there will be none."""
-        turn = self._turn
-        await asyncio.wait([turn, self._task], return_when=asyncio.FIRST_COMPLETED)
-        if not turn.done():
-            self._task.result()
-            raise AssertionError("a request ended although its call was not made")
+        """The mesh to call now; raises what the service raises where there will be none. One task may wait for it."""
+        mesh = await self._turn
         self._turn = asyncio.get_running_loop().create_future()
-        return turn.result()
+        if self._task.done():
+            self._settle(self._task)
+        return mesh
 
     def ended(self, error: BaseException | None) -> None:
         """Report how the call ended: None for a result."""
@@ -55,8 +63,3 @@ class Loan:
     def on_end(self, callback: Callable[[], object]) -> None:
         """Call `callback` once the service is done with it."""
         self._task.add_done_callback(lambda _: callback())
-
-
-def _look_at(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled():
-        task.exception()  # whoever made the call knows it; asyncio would report it as never retrieved

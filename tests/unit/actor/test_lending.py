@@ -76,6 +76,21 @@ def test_a_loan_that_is_given_up_frees_its_slot_or_its_place(waiting: bool) -> N
     asyncio.run(main())
 
 
+def test_a_loan_that_was_given_up_after_its_turn_has_no_other_one() -> None:
+    async def main() -> None:
+        async with no_complaints(), Rig(num_replicas=1) as rig:
+            loan = lend(rig)
+            await settle()
+            loan.cancel()
+            await settle()
+            assert await name_of(loan) == "fake.0"  # it came before
+            with pytest.raises(asyncio.CancelledError):
+                await loan.turn()
+            loan.ended(None)
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("endpoint", ["plain", "safe"])
 def test_after_a_death_an_idempotent_call_gets_another_replica(endpoint: str) -> None:
     async def main() -> None:
