@@ -2,13 +2,13 @@
 
 Only it launches and ends meshes, and only it knows the load of a service's replicas. It listens like a rank (`DESK`).
 Each request has a number, by which this process gives it up when its caller is cancelled. While requests are under way,
-this process sends a sign of life, so that the driver notices if it ends in any way.
+this process sends a sign of life that lists them, so that the driver notices if it ends in any way, or if a report of
+it was lost with a connection.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 import threading
 import time
@@ -49,7 +49,7 @@ class Driver:
         self._me = os.urandom(8).hex()
         self._ranks = Ranks(DESK, 0, ("",), self._here)
         self._ranks.unbound()  # requests that wait for replicas must not hold up the reports that free these
-        self._numbers = itertools.count(1)
+        self._latest = 0  # number of a request
         self._lock = threading.Lock()
         self._under_way: set[int] = set()
         self._busy = threading.Event()
@@ -80,11 +80,11 @@ class Driver:
             self._ranks.die(ActorDied(f"the driver of run {self._run} does not answer: its run has ended"))
 
     def _begin(self) -> int:
-        number = next(self._numbers)
         with self._lock:
-            self._under_way.add(number)
+            self._latest += 1
+            self._under_way.add(self._latest)
             self._busy.set()
-        return number
+            return self._latest
 
     def _end(self, number: int) -> None:
         with self._lock:
@@ -96,8 +96,10 @@ class Driver:
         while self._ranks.died is None:
             self._busy.wait()
             time.sleep(BEAT_SECONDS)
-            if self._under_way and self._ranks.died is None:
-                self._tell(ALIVE, 0)
+            with self._lock:
+                latest, under_way = self._latest, list(self._under_way)
+            if under_way:
+                self._tell(ALIVE, 0, latest, under_way)
 
     def _tell(self, verb: str, number: int, *rest: Any) -> None:
         if self._ranks.died is None:

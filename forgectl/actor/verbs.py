@@ -18,7 +18,7 @@ To the run's driver, each with the asking process and the number of its request 
 (ENDED, index or 0, how, error)                              → Grant to call again; None: the call's own error is final
                                                                how: "answered", "raised", "unsent", or "died" with error
 (BEGIN, KEY) → session, (TERMINATE, KEY, session), (SCALE, KEY, replicas), (CLOSE, KEY, timeout)
-(CANCEL), (ALIVE)
+(CANCEL), (ALIVE, latest number, numbers of the requests under way)
 """
 
 from __future__ import annotations

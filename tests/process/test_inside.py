@@ -23,6 +23,7 @@ from tests.process.actor_scripts import bring, meshes, play, to_play
         "shut_down_while_actors_wait",
         "a_drained_service_lets_calls_of_actors_end",
         "a_caller_that_dies_or_gives_up_leaves_its_slot",
+        "the_slot_of_a_lost_report_is_given_up",
         "a_session_of_ones_own_from_two_actors",
         "a_service_in_another_process_of_this_machine",
         "an_actor_launches_and_ends_others",

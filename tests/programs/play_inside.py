@@ -195,6 +195,14 @@ async def a_caller_that_dies_or_gives_up_leaves_its_slot() -> None:
     assert await s.add.route() == 1
 
 
+async def the_slot_of_a_lost_report_is_given_up() -> None:
+    s = await W.options(max_concurrent_requests=1).as_service(WHERE)
+    a, b = await asyncio.gather(Calls.as_actor(s), Calls.as_actor(s))
+    await a.lose_reports.call_one()
+    assert [await a.route.call_one("add", 1) for _ in range(2)] == [1, 2]  # the second waits for a sign of life
+    assert await b.route.call_one("add", 1, sess_id="x") == 3  # this one, until there was none for long enough
+
+
 async def a_session_of_ones_own_from_two_actors() -> None:
     s = await W.options(num_replicas=3).as_service(WHERE)
     a, b = await asyncio.gather(Calls.as_actor(s), Calls.as_actor(s))

@@ -85,6 +85,7 @@ class Desk:
         verb, asker, number, *rest = request
         self._errands.heard(asker)
         if verb == ALIVE:
+            self._errands.reconcile(asker, *rest)
             return None
         if verb == CANCEL:
             self._errands.give_up(asker, number)

@@ -1,7 +1,8 @@
-"""What the driver does for other processes, by process and number; given up if a process shows no sign of life."""
+"""What the driver does for other processes, by process and number. It is given up when nobody waits any more."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Protocol
 
 MOST_MISSED = 7
@@ -50,6 +51,16 @@ class ErrandTable:
         """Note a sign of life."""
         if asker in self._missed:
             self._missed[asker] = 0
+
+    def reconcile(self, asker: str, latest: int, under_way: Collection[int]) -> None:
+        """Give up its requests up to number `latest` that are not among those: the report of their end was lost.
+
+        Requests with higher numbers began after the sign of life was written.
+        """
+        waited_for = frozenset(under_way)
+        for number in list(self._of.get(asker, {})):
+            if number <= latest and number not in waited_for:
+                self.give_up(asker, number)
 
     def tick(self) -> None:
         """Give up what is under way for processes that were not heard of for too long."""

@@ -193,3 +193,17 @@ def test_errands_of_a_process_without_a_sign_of_life_are_given_up() -> None:
     assert not alive.cancelled
     table.give_up("alive", 1)
     assert alive.cancelled
+
+
+def test_errands_that_nobody_waits_for_any_more_are_given_up() -> None:
+    table = ErrandTable()
+    works = {number: Work() for number in (1, 2, 3, 7)}
+    for number, work in works.items():
+        table.add("one", number, work)
+    other = Work()
+    table.add("other", 2, other)
+    table.reconcile("one", 5, [1, 3, 4])
+    assert [number for number, work in works.items() if work.cancelled] == [2]  # 7 began later
+    table.reconcile("one", 7, [])
+    assert all(work.cancelled for work in works.values()) and not other.cancelled
+    table.reconcile("unknown", 9, [1])
