@@ -22,6 +22,7 @@ from tests.process.actor_scripts import bring, meshes, play, to_play
         "scaled_while_an_actor_routes",
         "shut_down_while_actors_wait",
         "a_drained_service_lets_calls_of_actors_end",
+        "a_shutdown_that_its_actor_gives_up_goes_on",
         "a_caller_that_dies_or_gives_up_leaves_its_slot",
         "the_slot_of_a_lost_report_is_given_up",
         "a_session_of_ones_own_from_two_actors",

@@ -86,6 +86,11 @@ class Caller(ForgeActor):
         self.calls.append(self.endpoint_of(name).route(*args))
 
     @endpoint
+    async def begin_to_stop(self) -> None:
+        assert self.service
+        self.calls.append(self.service.shutdown(60))
+
+    @endpoint
     async def lose_reports(self) -> None:
         """As if the connection had broken at each end of a call."""
         setattr(Errand, "tell", lambda *_: None)  # noqa: B010

@@ -175,6 +175,21 @@ async def a_drained_service_lets_calls_of_actors_end() -> None:
     await ends
 
 
+async def a_shutdown_that_its_actor_gives_up_goes_on() -> None:
+    s = await W.as_service(WHERE)
+    a = await Calls.as_actor(s)
+    running = a.route.call_one("hold", "a", 7)
+    await exists("at-a")
+    await a.begin_to_stop.call_one()
+    await raised(ServiceStopped, a.route.call_one("pid"))
+    await a.cancel.call_one()
+    assert "svc" in own_run().services
+    go("a")
+    assert await running == 7
+    await until(lambda: "svc" not in own_run().services)
+    assert await (await W.as_service(WHERE)).add.route() == 1
+
+
 async def a_caller_that_dies_or_gives_up_leaves_its_slot() -> None:
     errand_table.MOST_MISSED = 1  # 4 s
     s = await W.options(max_concurrent_requests=1).as_service(WHERE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import itertools
 from collections.abc import Awaitable, Callable, Mapping
@@ -20,6 +21,7 @@ from forgectl.actor.service.service import ServiceConfig, ServiceCore
 from forgectl.actor.service_handle import ServiceHandle
 from forgectl.errors import ForgeError
 from forgectl.system.futures import Future
+from forgectl.system.tasks import Background
 from forgectl.wire.codec import to_json
 
 _numbers = itertools.count(1)
@@ -74,6 +76,7 @@ class LiveService(CalledService):
         self.core = core
         self.cls = cls
         self._client = client
+        self._tasks = Background()
 
     def foreign(self) -> ForeignService:
         """The service in a form that other processes can use."""
@@ -109,7 +112,10 @@ class LiveService(CalledService):
         return self._client.in_loop(self.close(timeout), f"{self.form.name}.shutdown")
 
     async def close(self, timeout: float) -> None:
-        """The same, in the client's loop."""
+        """The same, in the client's loop. It goes on if the caller gives it up."""
+        await asyncio.shield(self._tasks.begin(self._close(timeout)))
+
+    async def _close(self, timeout: float) -> None:
         await self.core.shutdown(timeout)
         self.forget()
 
