@@ -80,7 +80,7 @@ def test_a_stream_that_cannot_begin_leaves_no_slot() -> None:
             with pytest.raises(TypeError):
                 await rig.service.stream("plain", (1,), {})
             with pytest.raises(NotFoundError):
-                await rig.service.stream("plain", (1,), {}, "no session")
+                await rig.service.stream("plain", (1,), {}, "session-terminated")
             assert rig.service.metrics().active == 0
 
     asyncio.run(main())
