@@ -42,6 +42,10 @@ class Caller(ForgeActor):
     def route_plain(self, name: str, *args: Any) -> Any:
         return self.endpoint_of(name).route(*args).get()
 
+    @endpoint
+    async def stream(self, name: str, *args: Any) -> list[Any]:
+        return [value async for value in self.endpoint_of(name).stream(*args)]
+
     @endpoint(concurrent=True)
     async def fanout(self, name: str, *args: Any) -> Any:
         return await self.endpoint_of(name).fanout(*args)
