@@ -64,10 +64,28 @@ def service(forge: Forge, options: Namespace) -> Iterator[Row]:
             what = f"route, {replicas} replica{'s' * (replicas > 1)}"
             yield from beside("service", what, by_turns(ours, plain, "route", "call"), limit)
             if replicas == 2:
+                yield from _from_actor(ours, options.repeat)
                 yield from beside("service", "fanout, 2 replicas", by_turns(ours, plain, "fanout", "call"))
                 lost, took = zip(*(ours.ask("all_routed", AT_ONCE) for _ in range(options.repeat)), strict=True)
                 yield Row("service", f"{AT_ONCE:,} at once: lost", "", (sum(lost),), 0)
                 yield Row("service", f"{AT_ONCE:,} at once: all answered after", "s", took)
+
+
+def _from_actor(ours: Side, repeat: int) -> Iterator[Row]:
+    """Routes from an actor beside those from the driver, which grants the replicas to the actor."""
+    questions = {"the driver": ("seconds", "route", CALLS), "an actor": ("in_actor", "seconds", CALLS)}
+    samples: dict[str, list[float]] = defaultdict(list)
+    for turn in range(ROUNDS + 1):  # the first warms both
+        for name, question in questions.items():
+            value = ours.ask(*question)
+            if turn:
+                samples[name].append(value)
+    for name, values in samples.items():
+        yield Row("service", f"route, 2 replicas, from {name}: {OURS}", "ms", tuple(1000 * s for s in values))
+    ratios = tuple(a / b for a, b in zip(samples["an actor"], samples["the driver"], strict=True))
+    yield Row("service", "route, 2 replicas: an actor / the driver", "", ratios)
+    rates = tuple(ours.ask("in_actor", "rate", AT_ONCE) for _ in range(repeat))
+    yield Row("service", f"{AT_ONCE:,} at once from an actor: {OURS}", "calls/s", rates)
 
 
 def flight(forge: Forge, options: Namespace) -> Iterator[Row]:

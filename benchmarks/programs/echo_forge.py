@@ -56,3 +56,22 @@ class Echo(ForgeActor):
     @endpoint
     async def give(self) -> Sized:
         return self.data
+
+
+class Caller(ForgeActor):
+    """Uses a service as the driver does."""
+
+    @endpoint
+    async def seconds(self, service: Echo, count: int) -> float:
+        """Of one of so many routed calls, one after the other."""
+        began = time.perf_counter()
+        for i in range(count):
+            await service.echo.route(i)
+        return (time.perf_counter() - began) / count
+
+    @endpoint
+    async def rate(self, service: Echo, count: int) -> float:
+        """Answers a second of calls that are all begun before the first is awaited."""
+        began = time.perf_counter()
+        await asyncio.gather(*(service.echo.route(i) for i in range(count)))
+        return count / (time.perf_counter() - began)

@@ -143,6 +143,7 @@ class Side:
 class Forgectl(Side):
     def __init__(self) -> None:
         self.service: Any = None
+        self.caller: Any = None
 
     async def launch(self, n: int, **settings: Any) -> None:
         from echo_forge import Echo
@@ -168,6 +169,14 @@ class Forgectl(Side):
     async def fanout(self, n: int) -> Any:
         """Of every replica."""
         return await self.service.echo.fanout(n)
+
+    async def in_actor(self, what: str, count: int) -> Any:
+        """A measurement of routes from an actor."""
+        from echo_forge import Caller
+
+        if self.caller is None:
+            self.caller = await Caller.as_actor()
+        return await getattr(self.caller, what).call_one(self.service, count)
 
     async def served_pids(self) -> Any:
         """The pid of every replica."""

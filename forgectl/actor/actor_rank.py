@@ -11,6 +11,7 @@ from typing import Any
 
 from forgectl.actor.callers import Caller
 from forgectl.actor.ending import Ending
+from forgectl.actor.origin import join
 from forgectl.actor.outflow import Outflow
 from forgectl.actor.performer import Chain, Performer, call_ids
 from forgectl.actor.plain_calls import check, plain
@@ -18,12 +19,13 @@ from forgectl.actor.rank_streams import Streams
 from forgectl.actor.remote_errors import RemoteError, carrier, user_traceback
 from forgectl.actor.surroundings import Surroundings
 from forgectl.actor.value_mesh import serving
-from forgectl.actor.verbs import ASK, CLOSE, CONSTRUCT, INVOKE, NEXT, STREAM
+from forgectl.actor.verbs import ASK, CONSTRUCT, INVOKE, LEAVE, NEXT, STREAM
 from forgectl.errors import NotFoundError, UsageError
 from forgectl.messages import pickling
 from forgectl.messages.frames import socket_name
 from forgectl.messages.serving import Server
 from forgectl.redaction import of_process
+from forgectl.system.loops import standing_still
 
 CANCEL_SECONDS = 1.0
 """How long cancelled endpoints may take before the cleanup begins."""
@@ -47,7 +49,7 @@ class ActorRank:
             return await self._streams.next(*rest)
         if verb == STREAM:
             return await self._stream(*rest)
-        if verb == CLOSE:
+        if verb == LEAVE:
             return self._streams.close(*rest)
         if verb == CONSTRUCT:
             return self._construct(*rest)
@@ -68,7 +70,9 @@ class ActorRank:
         serving.set(True)
         made = cls.__new__(cls)
         made.__dict__["mesh"] = handle
-        made.__init__(*args, **kwargs)
+        join(handle._mesh.origin)
+        with standing_still():  # so that it may wait for calls and launches by `get()`
+            made.__init__(*args, **kwargs)
         self._subject, self._performer = made, Performer(made)
         self._ending.subject = made
 

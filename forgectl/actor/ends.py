@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from forgectl.system.futures import Future
-from forgectl.system.loops import in_notebook, running_loop
+from forgectl.system.loops import running_loop, stands_still
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -20,7 +20,7 @@ class Ends(ABC):
         """End it."""
 
     def __enter__(self) -> Self:
-        if running_loop() is not None and not in_notebook():
+        if (loop := running_loop()) is not None and not stands_still(loop):
             raise RuntimeError(f"the end of `with` would block this event loop; use `async with` for {self!r}")
         return self
 

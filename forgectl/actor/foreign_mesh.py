@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import concurrent.futures
-import os
 from typing import Any
 
 from forgectl.actor import follower
 from forgectl.actor.called_mesh import CalledMesh
 from forgectl.actor.deaths import died
 from forgectl.actor.endpoint import Interface
+from forgectl.actor.errands import driver
+from forgectl.actor.membership import here_of
 from forgectl.actor.origin import Origin
 from forgectl.actor.ranks import Ranks
-from forgectl.errors import ForgeError, UnreachableError
-from forgectl.messages.calling import Here
+from forgectl.actor.verbs import STOP
+from forgectl.errors import UnreachableError
 from forgectl.model.status import OVER
 from forgectl.protocol.supervision import MeshNews
-from forgectl.system.processes import boot_id
 
 NEWS_SECONDS = 30.0
 """How long the agent of this host may take to send the state of the meshes."""
@@ -29,19 +29,14 @@ class ForeignMesh(CalledMesh):
         self, name: str, interface: Interface, procs: int, origin: Origin, generation: int, places: tuple[str, ...]
     ) -> None:
         super().__init__(name, interface, procs)
-        self._origin = origin
+        self.origin = origin
         self._from_driver = generation, places  # the generation that the driver knew when it pickled the handle
         self._following: follower.Follower | None = None
 
     def __reduce__(self) -> Any:
         ranks = self._ranks
         generation, places = (ranks.generation, ranks.places) if ranks else self._from_driver
-        return _restore, (self.name, self.interface, self.procs, self._origin, generation, places)
-
-    @property
-    def run(self) -> str:
-        """The run that it is of."""
-        return self._origin.run
+        return _restore, (self.name, self.interface, self.procs, self.origin, generation, places)
 
     def foreign(self) -> ForeignMesh:
         """Itself: it is in that form already."""
@@ -54,12 +49,12 @@ class ForeignMesh(CalledMesh):
         return self._ranks
 
     def _follow(self) -> None:
-        here, agent = _here(self._origin)
+        here, agent = here_of(self.origin)
         with self._lock:
             if self._following is not None:
                 return
             self._here = here
-            self._following = follower.follower(self._origin.run, agent)
+            self._following = follower.follower(self.origin.run, agent)
         self._following.watch(self.name, self._take)
         try:
             self._following.synced.result(NEWS_SECONDS)
@@ -84,20 +79,10 @@ class ForeignMesh(CalledMesh):
             self._came_up(Ranks(self.name, now.generation, now.places, self._here))
 
     async def shutdown(self, grace: float) -> None:
-        """Raises ForgeError: only the driver may shut a mesh down."""
-        raise ForgeError(f"mesh {self.name} is shut down by the driver that launched it, not by an actor")
-
-
-def _here(origin: Origin) -> tuple[Here, str]:
-    """How this process takes part in messages, and its agent's socket; raises UnreachableError outside the run."""
-    if os.environ.get("FORGE_RUN_ID") == origin.run and (folder := os.environ.get("FORGE_MESSAGES")):
-        return Here(folder, os.environ.get("FORGE_PLACE", "")), os.environ["FORGE_AGENT"]
-    if boot_id() == origin.machine:
-        return Here(origin.folder, ""), origin.agent
-    raise UnreachableError(
-        f"a handle of run {origin.run} cannot be used here: this process is not one of that run",
-        hint="handles work in the run's own processes, and in others on the machine that launched it",
-    )
+        """Have the driver end the mesh. Does nothing after its end."""
+        if self._why_over is None:
+            generation = self._from_driver[0]  # tells it from a later mesh of the same name
+            await driver(self.origin).ask(f"{self.name}.shutdown", STOP, self.name, generation, grace)
 
 
 def _restore(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, ov
 from forgectl.actor import monarch_names
 from forgectl.actor.endpoint import endpoint, info_of
 from forgectl.actor.options import Settings, check_shape, mesh_name_of, settings_among, signature_of_options
+from forgectl.actor.origin import own_origin
 from forgectl.errors import NotInstalledError
 from forgectl.model.plan import Program, Unit
 from forgectl.system.futures import Future
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from forgectl.actor.handle import ActorHandle
     from forgectl.actor.handle_types import InHandles, Unspecified
     from forgectl.actor.service.routing import Router
+    from forgectl.actor.service_handle import ServiceHandle
     from forgectl.model.plan import RestartPolicy
 else:
     InHandles = object
@@ -189,6 +191,9 @@ class ForgeActor(InHandles):
 
         Raises what a constructor or `setup` raised, with its remote traceback as the cause; BusyError if GPUs or the
         mesh's name are taken; ActorDied if a rank dies. After an error or a cancellation no process is left.
+
+        In an actor it has the driver of the run launch the mesh, which lives until the run ends or until `shutdown()`
+        of the handle in any process. A constructor uses `as_actor(…).get()`.
         """
         return Future.of(_awaited(cls.launch(*args, **kwargs)), loop_of_calls(), f"the launch of {cls._base_name()}")
 
@@ -201,13 +206,24 @@ class ForgeActor(InHandles):
     @classmethod
     def as_service(cls, *args: Any, **kwargs: Any) -> Any:
         """Launch `num_replicas` meshes behind one handle. Raises what `as_actor` raises, and then leaves no mesh."""
-        from forgectl.actor.service_handle import launch_service
+        launching: Coroutine[Any, Any, ServiceHandle]
+        if (origin := own_origin()) is not None:
+            from forgectl.actor import nested
 
-        return Future.of(launch_service(cls, args, kwargs), loop_of_calls(), f"the launch of {cls._base_name()}")
+            launching = nested.launch_service(origin, cls, _origin(cls), args, kwargs)
+        else:
+            from forgectl.actor.driver.launch_mesh import launch_service
+
+            launching = launch_service(cls, args, kwargs)
+        return Future.of(launching, loop_of_calls(), f"the launch of {cls._base_name()}")
 
     @classmethod
     async def launch(cls, *args: Any, **kwargs: Any) -> ActorHandle:
         """Called by `as_actor`, and by `as_service` for each replica. Override it to launch several meshes together."""
+        if (origin := own_origin()) is not None:
+            from forgectl.actor import nested
+
+            return await nested.launch_mesh(origin, cls, _origin(cls), args, kwargs)
         from forgectl.actor.driver.launch_mesh import launch_mesh
 
         return await launch_mesh(cls, _origin(cls), args, kwargs)

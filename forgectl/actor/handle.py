@@ -17,7 +17,7 @@ from forgectl.actor.performer import call_ids, calling
 from forgectl.actor.shown import Shown
 from forgectl.actor.stream import Stream
 from forgectl.actor.value_mesh import ValueMesh
-from forgectl.actor.verbs import CLOSE, INVOKE, NEXT, STREAM
+from forgectl.actor.verbs import INVOKE, LEAVE, NEXT, STREAM
 from forgectl.system.futures import Future
 from forgectl.system.loops import loop_of_calls
 
@@ -85,7 +85,7 @@ class ActorHandle(Ends):
     def shutdown(self, grace: float = GRACE) -> Future[None]:
         """End the mesh: SIGTERM, and SIGKILL after `grace` seconds. Done when none of its processes is left.
 
-        A second call does nothing. Raises ForgeError outside the driver.
+        A second call does nothing. Works in every process that has the handle: the driver does it.
         """
         return Future.of(self._mesh.shutdown(grace), loop_of_calls(), f"{self._mesh.name}.shutdown")
 
@@ -192,7 +192,7 @@ class Endpoint(Shown):
             return self._mesh.call((rank,), (NEXT, chain[-1]), _only, label=self._label)
 
         def leave() -> None:
-            self._mesh.call(self._ranks, (CLOSE, chain[-1]), _only, label=self._label)._then(_unheard)
+            self._mesh.call(self._ranks, (LEAVE, chain[-1]), _only, label=self._label)._then(_unheard)
 
         asks = [] if opened.done() else [functools.partial(ask, rank) for rank in self._ranks]
         return Inflow(self._label, asks, opened, leave, first_only=first_only)

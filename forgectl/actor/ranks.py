@@ -38,6 +38,11 @@ class Ranks:
         """Why this generation ended; None while it lives."""
         return self._why
 
+    def unbound(self) -> None:
+        """Send calls at once, however many are under way: some are answered only after later ones were received."""
+        for address in self._addresses:
+            exchange(self._here).unbound(address)
+
     def send(self, call: Call[Any], ranks: Sequence[int], frames: list[Any]) -> None:
         """Send pickled frames to some ranks; from any thread. What goes wrong is what `call` fails with."""
         call.on_end = self._calls.discard

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from forgectl.actor.inflow import Inflow, Over, RoutedInflow
 from forgectl.errors import ActorDied, UnreachableError
-from forgectl.system.loops import in_loop, in_notebook, plain_loop, running_loop
+from forgectl.system.loops import in_loop, plain_loop, running_loop, stands_still
 
 R = TypeVar("R")
 
@@ -69,7 +69,7 @@ class Stream(Generic[R]):
 
     def __iter__(self) -> Stream[R]:
         """Itself, for plain code; raises RuntimeError in an event loop."""
-        if running_loop() is not None and not in_notebook():
+        if (loop := running_loop()) is not None and not stands_still(loop):
             raise RuntimeError(f"{self._inflow.label}: `for` would block this event loop; use `async for`")
         return self
 

@@ -103,10 +103,11 @@ class _Body:
 class _Line:
     """The messages to one rank, in order: over `near` to `peer`, or over `far`; `way` is None while that is broken."""
 
-    __slots__ = ("bytes", "far", "peer", "rank", "to", "under_way", "waiting", "way")
+    __slots__ = ("bounded", "bytes", "far", "peer", "rank", "to", "under_way", "waiting", "way")
 
-    def __init__(self, rank: Address, near: SharedSocket, peer: bytes, far: Far | None) -> None:
+    def __init__(self, rank: Address, near: SharedSocket, peer: bytes, far: Far | None, *, bounded: bool) -> None:
         self.rank = rank
+        self.bounded = bounded
         self.to = rank.to() if far else b""
         self.way: SharedSocket | None = near
         self.peer = peer
@@ -117,7 +118,8 @@ class _Line:
 
     @property
     def has_room(self) -> bool:
-        return self.under_way < WINDOW and self.bytes < WINDOW_BYTES and self.way is not None
+        in_window = self.under_way < WINDOW and self.bytes < WINDOW_BYTES
+        return (in_window or not self.bounded) and self.way is not None
 
     def send(self, kind: int, number: int, body: Sequence[Any], way: SharedSocket) -> None:
         """Raises zmq.Again."""
@@ -141,6 +143,7 @@ class Exchange:
         self._far: dict[str, Far] = {}  # by place
         self._may_dial = here.driver == os.getpid()
         self._lines: dict[Address, _Line] = {}
+        self._unbounded: set[Address] = set()
         self._numbers = itertools.count(1)
         self._under_way: dict[int, _Part] = {}
         self._readers = Readers(self._lock, self._drain)
@@ -157,6 +160,11 @@ class Exchange:
             self._readers.look()
         if call.done():  # cancelled, or too late, by another thread meanwhile
             self.forget(call)
+
+    def unbound(self, rank: Address) -> None:
+        """From now on, send calls of it at once, however many are under way: it answers some only after later ones."""
+        with self._lock:
+            self._unbounded.add(rank)
 
     def cast(self, ranks: Sequence[Address], frames: list[Any], died: Callable[[], bool]) -> None:
         """Send `frames` to these ranks, whose answers nobody awaits.
@@ -196,7 +204,7 @@ class Exchange:
             near = rank.place == self.here.place
             far = None if near else self._far.setdefault(rank.place, Far(rank.place))
             peer = self._connect(rank.name if near else MESSENGER)
-            line = self._lines[rank] = _Line(rank, self._near, peer, far)
+            line = self._lines[rank] = _Line(rank, self._near, peer, far, bounded=rank not in self._unbounded)
         return line
 
     def _connect(self, socket: str) -> bytes:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
-from forgectl.system.loops import in_loop, in_notebook, running_loop
+from forgectl.system.loops import in_loop, running_loop, stands_still
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -151,7 +151,7 @@ class Future(Coroutine[Any, Any, R]):
         Neither a timeout nor Ctrl-C ends the call. Raises RuntimeError in an event loop, which would stand still.
         """
         if not self._done:
-            if running_loop() is not None and not in_notebook():
+            if (loop := running_loop()) is not None and not stands_still(loop):
                 raise RuntimeError(f"{self._label}: get() would block this event loop; use `await`")
             self._waited_for()
             done = threading.Event()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 _lock = threading.Lock()
 _plain: asyncio.AbstractEventLoop | None = None
+_still: set[asyncio.AbstractEventLoop] = set()
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
@@ -29,10 +31,10 @@ def in_loop(loop: asyncio.AbstractEventLoop, do: Callable[..., Any], *arguments:
 def loop_of_calls() -> asyncio.AbstractEventLoop:
     """The loop that reads the answers of calls that are made here: the running one, if that will go on running.
 
-    Plain code has none. A notebook's cell runs in one that stands still while the cell does.
+    Plain code has none. A notebook's cell, or an actor's constructor, runs in one that stands still meanwhile.
     """
     loop = running_loop()
-    return plain_loop() if loop is None or in_notebook() else loop
+    return plain_loop() if loop is None or stands_still(loop) else loop
 
 
 def plain_loop() -> asyncio.AbstractEventLoop:
@@ -45,9 +47,25 @@ def plain_loop() -> asyncio.AbstractEventLoop:
         return _plain
 
 
+def stands_still(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether nothing in that loop needs to go on meanwhile: it is a Jupyter kernel's, or in `standing_still`."""
+    return loop in _still or in_notebook()
+
+
 def in_notebook() -> bool:
     """Whether this process is a Jupyter kernel."""
     return "ipykernel.kernelapp" in sys.modules
+
+
+@contextlib.contextmanager
+def standing_still() -> Iterator[None]:
+    """Plain code inside may block the running loop: its calls are answered in another one."""
+    loop = asyncio.get_running_loop()
+    _still.add(loop)
+    try:
+        yield
+    finally:
+        _still.discard(loop)
 
 
 def _begin_anew() -> None:

@@ -81,10 +81,6 @@ def test_an_actor_that_holds_a_handle_learns_of_a_death_and_follows_the_restart(
     play(forge, "play_actors.py an_actor_that_holds_a_handle_learns_of_a_death_and_follows_the_restart")
 
 
-def test_an_actor_can_neither_launch_nor_shut_down(forge: Forge) -> None:
-    play(forge, "play_actors.py an_actor_can_neither_launch_nor_shut_down")
-
-
 # ---------------------------------------------------------------- launching and shutting down
 
 

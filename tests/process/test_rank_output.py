@@ -62,6 +62,10 @@ def test_a_mesh_may_be_muted(forge: Forge) -> None:
     assert Counter(lines) == {f"{name}/0 │ made": 1 for name in ("loud", "served.0", "served.1")}
 
 
+def test_what_an_actor_launches_is_shown_by_the_script_or_muted(forge: Forge) -> None:
+    assert Counter(shown(forge, "has_an_actor_launch")) == {"loud/0 │ made": 1, "served.0/0 │ made": 1}
+
+
 def test_a_later_mesh_of_the_same_name_is_shown(forge: Forge) -> None:
     assert shown(forge, "uses_a_name_again") == ["again/0 │ one", "again/0 │ other"]
 

@@ -74,3 +74,23 @@ class Asker(ForgeActor):
     @endpoint(concurrent=True)
     async def leave(self) -> NoReturn:
         os._exit(3)
+
+
+class Client(ForgeActor):
+    """Uses services, and launches."""
+
+    @endpoint
+    async def routed(self, service: Counter, count: int, session: str | None = None) -> list[str]:
+        return [await service.where.route(sess_id=session) for _ in range(count)]
+
+    @endpoint
+    async def fanned(self, service: Counter) -> list[str]:
+        return await service.where.fanout()
+
+    @endpoint
+    async def launched(self, host: str) -> Counter:
+        return await Counter.options(hosts=[host], preload=[], mesh_name="child").as_actor(1)
+
+    @endpoint
+    async def ended(self, handle: Counter) -> None:
+        await handle.shutdown()

@@ -316,25 +316,6 @@ async def an_actor_that_holds_a_handle_learns_of_a_death_and_follows_the_restart
         assert (mesh, rank, number) == ("a", 1, None) and "exited with code 7" in text, text
 
 
-async def an_actor_can_neither_launch_nor_shut_down() -> None:
-    class Boss(Counter):
-        @endpoint
-        async def launch_one(self) -> None:
-            await Counter.options(preload=[]).as_actor()
-
-        @endpoint
-        async def end(self, other: ForgeActor) -> None:
-            await other.shutdown()
-
-    a = await Fast.as_actor()
-    boss = await Boss.options(preload=[]).as_actor()
-    error = await raised(ForgeError, boss.launch_one.call_one())
-    assert "launched by the driver" in str(error)
-    error = await raised(ForgeError, boss.end.call_one(a))
-    assert "shut down by the driver" in str(error)
-    assert await a.add.call_one(1) == 1
-
-
 async def shutdown_twice_and_the_same_name_again() -> None:
     Named = Fast.options(procs=2, mesh_name="same")
     for start in range(3):

@@ -63,6 +63,19 @@ async def dies_in_a_line() -> None:
     await teller.tell.call("again")
 
 
+class Boss(ForgeActor):
+    @endpoint
+    async def launch_two(self) -> None:
+        await Tells.options(mesh_name="loud").as_actor()
+        await Tells.options(mesh_name="silent", logs=False).as_actor("quiet")
+        await Tells.options(mesh_name="served").as_service()
+        await Tells.options(mesh_name="unheard", logs=False).as_service("quiet")
+
+
+async def has_an_actor_launch() -> None:
+    await (await Boss.options(preload=[]).as_actor()).launch_two.call_one()
+
+
 async def mutes_one_of_two() -> None:
     await asyncio.gather(Tells.options(mesh_name="loud").as_actor(), Tells.options(logs=False).as_actor("quiet"))
     await Tells.options(mesh_name="served", num_replicas=2).as_service()

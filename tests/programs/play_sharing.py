@@ -26,6 +26,19 @@ class Sees(ForgeActor):
 Seer = Sees.options(preload=[])
 
 
+class Boss(ForgeActor):
+    @endpoint
+    async def seen(self, owner: Any) -> list[str]:
+        """What a mesh sees that this actor launches on the GPUs of `owner`, and a service."""
+        mesh = await Seer.options(share_gpus_with=owner, mesh_name="of-boss").as_actor()
+        service = await Seer.options(share_gpus_with=owner, mesh_name="serves-boss").as_service()
+        return [await mesh.gpus.call_one(), await service.gpus.route()]
+
+    @endpoint
+    async def shares_with_a_stranger(self, owner: Any) -> None:
+        await Seer.options(share_gpus_with=owner).as_actor()
+
+
 async def shares_by_name_and_by_handle() -> None:
     owner = await Seer.options(procs=3, with_gpus=True, mesh_name="owner").as_actor()
     named = await Seer.options(procs=3, share_gpus_with="owner").as_actor()
@@ -36,6 +49,7 @@ async def shares_by_name_and_by_handle() -> None:
         assert set((await handle.gpus.call()).values()) == {seen}
     service = await Seer.options(share_gpus_with=owner, num_replicas=2, mesh_name="both").as_service()
     assert sorted(await service.gpus.fanout()) == ["0", "1"]
+    assert await (await Boss.options(preload=[]).as_actor()).seen.call_one(owner) == ["0", "0"]
     await owner.shutdown()
     error = await raised(UsageError, Seer.options(share_gpus_with="owner").as_actor())
     assert "owner, which has ended" in error.message
@@ -55,6 +69,9 @@ async def is_refused_without_gpus() -> None:
     error = await raised(UsageError, Plain.options(share_gpus_with=other).as_actor())
     assert "theirs, a mesh of run other-1234" in error.message
     assert own_run().run.run in error.message
+    boss = await Boss.options(preload=[]).as_actor()
+    error = await raised(UsageError, boss.shares_with_a_stranger.call_one(other))
+    assert "theirs, a mesh of run other-1234" in error.message
     await raised(ValueError, Plain.options(share_gpus_with=plain, with_gpus=True).as_actor())
 
 

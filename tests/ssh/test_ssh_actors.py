@@ -90,6 +90,26 @@ def test_values_stream_between_hosts_until_the_caller_leaves_or_dies(far: Far) -
     assert "ended with its caller" in done.stdout, done.stderr
 
 
+def test_an_actor_on_another_host_routes_and_launches_where_only_ssh_gets_through(far: Far) -> None:
+    """The driver is reached through messengers, and the hosts reach each other through the launching machine."""
+    for name in far.lab.names:
+        far.lab.drop(name, "in", dials=True, but_ssh=True)
+    for file in ("drive_far_services.py", "far_players.py"):
+        far.forge.write(file, (far.programs / file).read_text())
+    spec = f"hosts: {far.hosts('host1', 'host2', slots=3)}\n" + (
+        "actors: {client: {class: far_players:Client, hosts: [host1], preload: []}}\n"
+        "services: {pool: {class: far_players:Counter, num_replicas: 3, preload: []}}\n"
+        "driver: {run: drive_far_services.py}\n"
+    )
+    done = far.forge.run("launch", far.forge.spec(spec))
+    assert done.returncode == 0, done.stdout + done.stderr
+    places = json.loads(done.stdout.partition("fanned out ")[2].partition("\n")[0].replace("'", '"'))
+    assert sorted(set(places)) == ["host1", "host2"]
+    assert f"routed {places * 2}" in done.stdout
+    assert "launched on host2" in done.stdout
+    assert "service pool is shut down" in done.stdout
+
+
 def test_a_messenger_that_is_killed_is_replaced(far: Far) -> None:
     run = far.launch(COUNTER.replace("preload", "restart: {max: 1}, preload"))
     [messenger] = [pid for pid, command in far.processes(run)["host2"].items() if "boot.py messenger" in command]

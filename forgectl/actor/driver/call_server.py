@@ -47,7 +47,7 @@ class CallServer:
 
     async def _answer(self, request: Any) -> Any:
         if isinstance(request, GetMetrics):
-            return Metrics({name: service._core.metrics() for name, service in self._client.services.items()})
+            return Metrics({name: service.core.metrics() for name, service in self._client.services.items()})
         try:
             return Values([plain(await self._call(request))])
         except ForgeError as e:
@@ -65,6 +65,9 @@ class CallServer:
         if service is None:
             there = ", ".join(self._client.services) or "none yet"
             raise NotFoundError(f"run {self._client.run.run} has no service {call.target!r}; there is {there}")
-        check(service._cls, call.endpoint, call.args, call.kwargs)
-        routed = getattr(service, call.endpoint).route(*call.args, **call.kwargs)
+        if service.cls is not None:
+            check(service.cls, call.endpoint, call.args, call.kwargs)
+        elif call.endpoint not in service.form.interface.endpoints:  # an actor launched it
+            raise NotFoundError(service.form.interface.unknown(call.endpoint))
+        routed = service.route(call.endpoint, tuple(call.args), call.kwargs, None)
         return await asyncio.wait_for(routed, call.timeout)

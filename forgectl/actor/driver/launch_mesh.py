@@ -1,4 +1,4 @@
-"""Implements `as_actor`. A rank launches nothing, so it does not import this."""
+"""Implements `as_actor` and `as_service` in the driver. A rank does not import this: see nested.py."""
 
 from __future__ import annotations
 
@@ -9,33 +9,42 @@ from typing import TYPE_CHECKING, Any
 
 from forgectl.actor.driver.run_client import RunClient, run_client
 from forgectl.actor.surroundings import Moment, Surroundings
-from forgectl.errors import ForgeError, UsageError
 from forgectl.model.plan import Unit
 
 if TYPE_CHECKING:
-    from forgectl.actor.driver.live_mesh import Making
     from forgectl.actor.handle import ActorHandle
+    from forgectl.actor.service_handle import ServiceHandle
 
 
 def _import_the_rest() -> None:
     """Import the modules that are needed later, while the processes of the run start."""
     with contextlib.suppress(ImportError):  # the import that needs it will raise again
         import forgectl.actor.driver.call_server
-        import forgectl.actor.driver.live_mesh
+        import forgectl.actor.driver.desk
         import forgectl.actor.driver.rank_output  # noqa: F401
+
+
+async def _client(coming: Unit) -> RunClient:
+    """This process's run, which listens for requests of the actors that it will have."""
+    client = await asyncio.to_thread(run_client, coming, _import_the_rest)
+    from forgectl.actor.driver.desk import open_desk
+
+    await client.in_loop(open_desk(client), "the run")
+    return client
 
 
 async def launch_mesh(cls: Any, made: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ActorHandle:
     """Launch one mesh with the settings of `cls`, and construct `made(*args, **kwargs)` in each rank."""
     unit, now = cls._unit(), Moment.now()
-    client = await asyncio.to_thread(run_client, unit, _import_the_rest)
-    from forgectl.actor.driver.live_mesh import Making
+    client = await _client(unit)
+    from forgectl.actor.driver.launching import launch
+    from forgectl.actor.making import check_owner, making_of
 
-    _check_run(cls._settings().share_gpus_with, unit, client)
+    check_owner(cls._settings().share_gpus_with, unit, client.run.run)
     taken = _taken_along(client, unit, now)
     unit = dataclasses.replace(unit, env={**taken.at_import, **unit.env})
-    making = Making(made, args, kwargs, unit.procs, taken, backoff=cls._kind == "service", logs=cls._settings().logs)
-    launching = _launch(client, unit, making, named=cls.mesh_name is not None)
+    making = making_of(cls, made, args, kwargs, unit, taken)
+    launching = launch(client, unit, making, named=cls.mesh_name is not None)
     return await client.in_loop(launching, f"the launch of {unit.mesh}")
 
 
@@ -45,27 +54,9 @@ def _taken_along(client: RunClient, unit: Unit, now: Moment) -> Surroundings:
     return Surroundings.between(client.began, now, {*unit.env, *pinned})
 
 
-def _check_run(owner: Any, unit: Unit, client: RunClient) -> None:
-    """Raise UsageError if a mesh is to share the GPUs of a mesh of another run, which may end at any time."""
-    if owner is None or isinstance(owner, str) or (run := owner._mesh.foreign().run) == client.run.run:
-        return
-    raise UsageError(
-        f"mesh {unit.mesh} is to share the GPUs of {owner.mesh_name}, a mesh of run {run}; it is of {client.run.run}",
-        hint="only meshes of one run share GPUs",
-    )
+async def launch_service(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ServiceHandle:
+    """Start `cls.num_replicas` replicas and the service that routes to them."""
+    client = await _client(cls._unit())
+    from forgectl.actor.driver.live_service import begin_service
 
-
-async def _launch(client: RunClient, unit: Unit, making: Making, *, named: bool) -> ActorHandle:
-    from forgectl.actor.driver.live_mesh import LiveMesh
-    from forgectl.actor.handle import ActorHandle
-
-    obtaining = asyncio.ensure_future(client.obtain(unit, named=named))
-    mesh: LiveMesh | None = None
-    try:
-        mesh = LiveMesh.begun(client, await asyncio.shield(obtaining), making)
-        await mesh.ranks()
-    except BaseException:
-        with contextlib.suppress(ForgeError):  # `obtain` failed: there is no mesh to shut down
-            await (mesh or LiveMesh.begun(client, await obtaining, making)).shutdown(0.0)
-        raise
-    return ActorHandle(mesh)
+    return await client.in_loop(begin_service(client, cls, args, kwargs), f"the launch of {cls._base_name()}")

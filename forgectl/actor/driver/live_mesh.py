@@ -6,20 +6,18 @@ import asyncio
 import concurrent.futures
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from forgectl.actor.called_mesh import CalledMesh
 from forgectl.actor.deaths import died
 from forgectl.actor.driver.run_client import RunClient
-from forgectl.actor.endpoint import SETUP, interface_of
+from forgectl.actor.endpoint import SETUP
 from forgectl.actor.handle import ActorHandle
+from forgectl.actor.making import Making
 from forgectl.actor.performer import call_ids
 from forgectl.actor.ranks import Ranks
-from forgectl.actor.surroundings import Surroundings
 from forgectl.actor.verbs import CONSTRUCT, INVOKE
 from forgectl.errors import ActorDied, ForgeError
-from forgectl.frozen import dataclass
-from forgectl.messages import pickling
 from forgectl.model.status import MeshStatus
 from forgectl.protocol.control import Report
 from forgectl.system.tasks import Background
@@ -30,30 +28,11 @@ if TYPE_CHECKING:
 LONGEST_BACKOFF = 10.0
 
 
-@dataclass(frozen=True)
-class Making:
-    """How to construct the actors of each generation: the class, its arguments, and the number of ranks."""
-
-    cls: type
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    procs: int
-    surroundings: Surroundings
-    backoff: bool = False  # wait longer before each further restart
-    logs: bool = True  # show on this process's stderr what the ranks print
-
-    @property
-    def parts(self) -> tuple[type, tuple[Any, ...], dict[str, Any]]:
-        """The parts that a rank needs to construct its object."""
-        return self.cls, self.args, self.kwargs
-
-
 class LiveMesh(CalledMesh):
     """One mesh, from its first generation to its end. It runs in the client's loop; any event loop may call it."""
 
     def __init__(self, client: RunClient, name: str, making: Making) -> None:
-        super().__init__(name, interface_of(making.cls), making.procs)
-        self.cls = making.cls
+        super().__init__(name, making.interface, making.procs)
         self._client = client
         self._making = making
         self._attempted = -1  # the last generation whose actors we began to construct
@@ -175,7 +154,7 @@ class LiveMesh(CalledMesh):
 
     async def _make(self, ranks: Ranks) -> None:
         making, every = self._making, range(self.procs)
-        payload = pickling.nested(making.parts)
+        payload = making.payload()
         handle = ActorHandle(self.foreign(ranks))
         await ranks.call(every, (CONSTRUCT, making.surroundings, handle, payload))
         await ranks.call(every, (INVOKE, SETUP, (), {}, (next(call_ids),)))

@@ -67,7 +67,9 @@ class RunClient:
         self._watchers: dict[str, Callable[[MeshStatus], None]] = {}
         self._first_generations: dict[str, int] = {}  # by mesh; above 0 if an ended mesh had the same name before
         self.meshes: dict[str, Any] = {}  # LiveMesh by name: those that this process launched
-        self.services: dict[str, Any] = {}
+        self.services: dict[str, Any] = {}  # LiveService by name
+        self.keyed_services: dict[str, Any] = {}  # the same by key
+        self.desk: Any = None  # the Desk, from the first launch on
         self._unclaimed = {name for d in plan.declared for name in d.meshes}
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, name="forgectl", daemon=True).start()
@@ -182,9 +184,9 @@ class RunClient:
 
     # ------------------------------------------------------------ requests to the controller
 
-    async def obtain(self, unit: Unit, *, named: bool) -> str:
+    async def obtain(self, unit: Unit, *, named: bool, may_be_declared: bool) -> str:
         """Get a mesh for a unit, one that the spec declares or a new one; returns its name. Raises ForgeError."""
-        if unit.mesh in self._unclaimed:
+        if may_be_declared and unit.mesh in self._unclaimed:
             self._unclaimed.discard(unit.mesh)
             return unit.mesh
         answer = await asyncio.to_thread(self._ask, AddMesh(unit, named))
@@ -194,6 +196,10 @@ class RunClient:
             raise ForgeError(f"run {self.run.run} has ended; no mesh can be added to it")
         self._first_generations[answer.mesh] = answer.generation
         return answer.mesh
+
+    def launched(self, mesh: str, generation: int) -> Any:
+        """The mesh of that name which had that generation; None if only an earlier one did, which has ended."""
+        return self.meshes.get(mesh) if generation >= self._first_generations.get(mesh, 0) else None
 
     def service_name(self, name: str, *, named: bool) -> str:
         """A name that no living service has. If the user chose it (`named`) and it is taken, raises BusyError."""
@@ -307,9 +313,11 @@ async def _shutdown(grace: float) -> None:
         atexit.unregister(ending.close)
 
 
-def _launched(run: str, mesh: str) -> Any:
+def _launched(run: str, name: str) -> Any:
     ours = living_run_client()
-    return ours.meshes.get(mesh) if ours is not None and ours.run.run == run else None
+    if ours is None or ours.run.run != run:
+        return None
+    return ours.meshes.get(name) or ours.keyed_services.get(name)
 
 
 def _find_or_begin(coming: Unit | None, meanwhile: Callable[[], None]) -> RunClient:
@@ -317,8 +325,8 @@ def _find_or_begin(coming: Unit | None, meanwhile: Callable[[], None]) -> RunCli
         run, began = RunDir.existing(Path(run_dir)), None
     elif "FORGE_RUN_DIR" in os.environ:
         raise UsageError(
-            "actors are launched by the driver of a run, not by other actors",
-            hint="launch it in the driver, and pass its handle to this actor",
+            "actors are launched by the driver of a run and by its actors, not by its scripts and other processes",
+            hint="launch it in the driver, and pass its handle to this process",
         )
     else:
         plan, began = _own_plan(), Moment.now()

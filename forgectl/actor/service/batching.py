@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from forgectl.actor.endpoint import EndpointInfo
-from forgectl.actor.service.replica import ATTEMPTS, Replica, Request
+from forgectl.actor.service.replica import ATTEMPTS, Replica, ReplicaMesh, Request
 from forgectl.actor.service.service_call import ServiceCall
 from forgectl.errors import ActorDied
 from forgectl.system.tasks import Background
@@ -107,7 +108,8 @@ class Batch(Request):
         args = tuple(list(values) for values in zip(*(call.args for call in calls), strict=True))
         kwargs = {name: [call.kwargs[name] for call in calls] for name in calls[0].kwargs}
         try:
-            result = await replica.call(self.endpoint, args, kwargs, [call.began for call in calls])
+            work = functools.partial(_call, self.endpoint, args, kwargs)
+            result = await replica.call(self.endpoint, work, [call.began for call in calls])
             values = checked(self.endpoint, result, len(items))
         except Exception as error:
             if not self._again(error, replica):
@@ -133,6 +135,10 @@ class Batch(Request):
         if self.items:
             self._batcher.place(self)
         return True
+
+
+async def _call(endpoint: str, args: tuple[Any, ...], kwargs: dict[str, Any], mesh: ReplicaMesh) -> Any:
+    return await mesh.call(endpoint, args, kwargs)
 
 
 def checked(endpoint: str, result: Any, count: int) -> list[Any] | tuple[Any, ...]:

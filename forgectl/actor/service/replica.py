@@ -48,6 +48,14 @@ class ReplicaMesh(Protocol):
         """End the mesh; calls that still run raise ActorDied."""
 
 
+Work = Callable[[ReplicaMesh], Awaitable[Any]]
+"""What a request does with the mesh whose slot it has; raises what `ReplicaMesh.call` raises, or NeverSent."""
+
+
+class NeverSent(ActorDied):
+    """The mesh died before the request was sent to it: every endpoint may run on another replica."""
+
+
 class Request:
     """A call or a batch of calls. It waits in at most one queue, or holds a slot of at most one replica.
 
@@ -265,18 +273,14 @@ class Replica:
         self.settle()
         return taken
 
-    async def call(self, endpoint: str, args: tuple[Any, ...], kwargs: dict[str, Any], began: Iterable[float]) -> Any:
+    async def call(self, endpoint: str, work: Work, began: Iterable[float]) -> Any:
         """Run a request in its slot, then free the slot. `began`: the arrival time of each call in it.
 
-        Raises what the call of the mesh raises; ServiceStopped if the replica was shut down during the call.
+        Raises what `work` raises; ServiceStopped if the replica was shut down during the call.
         """
-        return await self.run(endpoint, self.mesh.call(endpoint, args, kwargs), began)
-
-    async def run(self, endpoint: str, work: Awaitable[Any], began: Iterable[float]) -> Any:
-        """The same for work of this mesh that was begun already."""
         epoch, stats = self.epoch, self.stats
         try:
-            result = await work
+            result = await work(self.mesh)
         except asyncio.CancelledError:
             stats.cancelled += 1
             raise

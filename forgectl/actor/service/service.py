@@ -12,10 +12,10 @@ from typing import Any
 from forgectl.actor.endpoint import EndpointInfo
 from forgectl.actor.service.batching import NO_REPLICA, Batcher, checked
 from forgectl.actor.service.metrics import AnswerCounts
-from forgectl.actor.service.replica import ATTEMPTS, Replica, ReplicaMesh, SingleCall, Streaming
+from forgectl.actor.service.replica import ATTEMPTS, NeverSent, Replica, ReplicaMesh, SingleCall, Streaming, Work
 from forgectl.actor.service.routing import Placement, make_router
 from forgectl.actor.service.service_call import ServiceCall
-from forgectl.actor.service.session import Session, SessionTable
+from forgectl.actor.service.session import SessionTable
 from forgectl.errors import ActorDied, NotFoundError, ServiceOverloaded
 from forgectl.model.status import ReplicaStatus, ServiceStatus
 from forgectl.names import nearest
@@ -97,25 +97,41 @@ class ServiceCore:
         """Call an endpoint on one healthy replica: the session's replica, else the router's choice.
 
         Raises the user's exception; ActorDied if the replica dies during the call; ServiceUnavailable,
-        ServiceOverloaded or ServiceStopped; NotFoundError for an unknown endpoint or session. After a death an
-        idempotent endpoint runs again on another replica, and raises ActorDied only after `replica.ATTEMPTS` deaths.
+        ServiceOverloaded or ServiceStopped; NotFoundError for an unknown endpoint or a terminated session. After a
+        death an idempotent endpoint runs again on another replica, and raises ActorDied only after `replica.ATTEMPTS`
+        deaths.
         """
         info = self._checked(endpoint)
-        if session is not None:
-            self._sessions.check(session)
         call = ServiceCall(endpoint, info, args, kwargs, session, time.monotonic())
-        answer = self._batched(call) if info.batch_size > 1 else self._single(call)
-        return await self._stats.counted(answer, call.began)
+        return await self._in_session(call, self._batched if info.batch_size > 1 else self._single)
+
+    async def lend(self, endpoint: str, session: str | None, work: Work) -> Any:
+        """Choose a replica as `route` does, and count `work` on it as its call: another process calls the replica.
+
+        It does not gather batches. `work` runs again where `route` would call again.
+        """
+        info = self._checked(endpoint)
+        return await self._in_session(
+            ServiceCall(endpoint, info, (), {}, session, time.monotonic(), work), self._single
+        )
+
+    async def _in_session(self, call: ServiceCall, run: Callable[[ServiceCall], Awaitable[Any]]) -> Any:
+        with self._using(call.session):
+            return await self._stats.counted(run(call), call.began)
+
+    def _using(self, session: str | None) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if session is None else self._sessions.use(session)
 
     async def _single(self, call: ServiceCall) -> Any:
         attempts = 0
         while True:
             replica = await self._slot(call, is_first=not attempts)
             try:
-                return await replica.call(call.endpoint, call.args, call.kwargs, (call.began,))
+                return await replica.call(call.endpoint, call.run, (call.began,))
             except ActorDied as error:
                 attempts += 1
-                again = call.info.idempotent and replica.owns(error) and attempts < ATTEMPTS
+                harmless = call.info.idempotent or isinstance(error, NeverSent)
+                again = harmless and replica.owns(error) and attempts < ATTEMPTS
                 if not again or self._placement.stopped:
                     raise
 
@@ -127,21 +143,23 @@ class ServiceCore:
         Raises what `route` raises before its call; the stream raises the rest. It is not begun again elsewhere.
         """
         info = self._checked(endpoint)
-        if session is not None:
-            self._sessions.check(session)
         call = ServiceCall(endpoint, info, args, kwargs, session, time.monotonic())
-        replica = await self._slot(call, is_first=True)
-        try:
-            stream = replica.mesh.stream(endpoint, args, kwargs)
-        except BaseException:
-            replica.release()
-            raise
-        self._background.begin(self._follow(replica, call, stream))
+        with contextlib.ExitStack() as use:
+            use.enter_context(self._using(session))
+            replica = await self._slot(call, is_first=True)
+            try:
+                stream = replica.mesh.stream(endpoint, args, kwargs)
+            except BaseException:
+                replica.release()
+                raise
+            self._background.begin(self._follow(replica, call, stream, use.pop_all()))
         return stream
 
-    async def _follow(self, replica: Replica, call: ServiceCall, stream: Streaming) -> None:
-        with contextlib.suppress(Exception):  # whoever iterates over the stream gets it
-            work = replica.run(call.endpoint, stream.opened, (call.began,))
+    async def _follow(
+        self, replica: Replica, call: ServiceCall, stream: Streaming, use: contextlib.ExitStack[bool | None]
+    ) -> None:
+        with use, contextlib.suppress(Exception):  # whoever iterates over the stream gets it
+            work = replica.call(call.endpoint, lambda _: stream.opened, (call.began,))
             await self._stats.counted(work, call.began)
 
     async def _slot(self, call: ServiceCall, *, is_first: bool) -> Replica:
@@ -181,7 +199,20 @@ class ServiceCore:
         one, as `route` does. Each replica's part is a request of its own, in the queue and in the metrics. With
         `batch_size` above 1 the method gets lists of length 1.
         """
-        info = self._checked(endpoint)
+        replicas = await self.all_up(endpoint)
+        info = self._endpoints[endpoint]
+        if info.batch_size > 1:
+            args, kwargs = tuple([arg] for arg in args), {name: [arg] for name, arg in kwargs.items()}
+        call = ServiceCall(endpoint, info, args, kwargs, None, time.monotonic())
+        results = await asyncio.gather(*(self._part(replica, call) for replica in replicas), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return results
+
+    async def all_up(self, endpoint: str) -> tuple[Replica, ...]:
+        """The healthy replicas, for a fanout; waits until there is one. Raises ServiceOverloaded if queues are full."""
+        self._checked(endpoint)
         while not self._placement.up:
             self._check_room()
             replica = await self._turn(SingleCall(endpoint), None)
@@ -190,26 +221,31 @@ class ServiceCore:
         busy = sum(not replica.free for replica in replicas)
         if busy:
             self._check_room(busy)
-        call = ServiceCall(endpoint, info, args, kwargs, None, time.monotonic())
+        return replicas
 
-        async def part(replica: Replica) -> Any:
-            return await self._stats.counted(self._on(replica, call), call.began)
+    def staying(self, index: int) -> Replica | None:
+        """The replica of that index, healthy or not; None if it was scaled away."""
+        replica = self._placement.replicas.get(index)
+        return None if replica is None or replica.retiring else replica
 
-        results = await asyncio.gather(*map(part, replicas), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        return results
+    async def lend_part(self, replica: Replica, endpoint: str, work: Work) -> Any:
+        """As `lend`, for this replica's part of a fanout."""
+        return await self._part(
+            replica, ServiceCall(endpoint, self._endpoints[endpoint], (), {}, None, time.monotonic(), work)
+        )
+
+    async def _part(self, replica: Replica, call: ServiceCall) -> Any:
+        return await self._stats.counted(self._on(replica, call), call.began)
 
     async def _on(self, replica: Replica, call: ServiceCall) -> Any:
         """This replica's part of a fanout."""
         self._check_running()
         if not replica.take_slot():
             await self._turn(SingleCall(call.endpoint, pinned=True), replica)
-        if call.info.batch_size == 1:
-            return await replica.call(call.endpoint, call.args, call.kwargs, (call.began,))
-        lists = tuple([arg] for arg in call.args), {name: [arg] for name, arg in call.kwargs.items()}
-        return checked(call.endpoint, await replica.call(call.endpoint, *lists, (call.began,)), 1)[0]
+        result = await replica.call(call.endpoint, call.run, (call.began,))
+        if call.info.batch_size == 1 or call.lent is not None:
+            return result
+        return checked(call.endpoint, result, 1)[0]
 
     def _checked(self, endpoint: str) -> EndpointInfo:
         self._check_running()
@@ -238,10 +274,6 @@ class ServiceCore:
             )
 
     # Sessions
-
-    def session(self) -> Session:
-        """`async with service.session() as session_id`. `current_session(service)` is that of the current context."""
-        return Session(self)
 
     def start_session(self) -> str:
         """Start a session and return its id. It lasts until `terminate_session`."""

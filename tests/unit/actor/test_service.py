@@ -73,6 +73,21 @@ def test_a_stream_is_a_running_request_until_it_has_ended() -> None:
     asyncio.run(main())
 
 
+def test_streams_of_a_session_go_to_one_replica_and_are_its_calls_until_they_have_ended() -> None:
+    async def main() -> None:
+        async with Rig(num_replicas=2) as rig:
+            for n in range(3):
+                await rig.service.stream("plain", (n,), {}, "user-17")
+            await settle()
+            assert sorted(len(mesh.values()) for mesh in rig.meshes.values()) == [0, 3]
+            assert rig.service._sessions._calls == {"user-17": 3}
+            finish_all(rig)
+            await settle()
+            assert not rig.service._sessions._calls and rig.service.metrics().sessions == 1
+
+    asyncio.run(main())
+
+
 def test_a_stream_that_cannot_begin_leaves_no_slot() -> None:
     async def main() -> None:
         async with Rig(max_concurrent_requests=1) as rig:
@@ -80,7 +95,7 @@ def test_a_stream_that_cannot_begin_leaves_no_slot() -> None:
             with pytest.raises(TypeError):
                 await rig.service.stream("plain", (1,), {})
             with pytest.raises(NotFoundError):
-                await rig.service.stream("plain", (1,), {}, "no session")
+                await rig.service.stream("plain", (1,), {}, "session-terminated")
             assert rig.service.metrics().active == 0
 
     asyncio.run(main())

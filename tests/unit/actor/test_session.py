@@ -2,10 +2,11 @@
 
 import asyncio
 import gc
+import random
 
 import pytest
 
-from forgectl.actor.service.session import Session, current_session
+from forgectl.actor.service.session import STARTED, Session, SessionTable, current_session
 from forgectl.errors import NotFoundError, ServiceStopped
 from tests.unit.actor.fakes_service import Rig, outcome, settle
 
@@ -17,12 +18,12 @@ class Owner:
         self.ids = iter("abcdef")
         self.open: set[str] = set()
 
-    def start_session(self) -> str:
+    async def start_session(self) -> str:
         session = next(self.ids)
         self.open.add(session)
         return session
 
-    def terminate_session(self, session: str) -> None:
+    async def terminate_session(self, session: str) -> None:
         if session not in self.open:
             raise NotFoundError("unknown")
         self.open.remove(session)
@@ -65,7 +66,7 @@ def test_a_session_ends_with_an_exception_too_and_may_be_terminated_by_hand() ->
             async with Session(owner):
                 raise KeyError
         async with Session(owner) as session:
-            owner.terminate_session(session)
+            await owner.terminate_session(session)
         assert owner.open == set()
 
     asyncio.run(main())
@@ -125,7 +126,8 @@ def test_calls_of_a_session_go_to_one_replica_whatever_the_router(router: str) -
 
 def test_a_session_moves_when_its_replica_dies_and_stays_there() -> None:
     async def main() -> None:
-        async with Rig(num_replicas=2) as rig, rig.service.session() as session:
+        async with Rig(num_replicas=2) as rig:
+            session = "user-17"
             first = rig.call("a", session=session)
             await settle()
             home = next(m for m in rig.meshes.values() if m.running)
@@ -162,3 +164,89 @@ def test_an_unknown_or_terminated_session_is_named() -> None:
             rig.service.start_session()
 
     asyncio.run(main())
+
+
+def test_an_id_of_the_users_own_begins_with_its_first_call_and_may_begin_again() -> None:
+    async def main() -> None:
+        async with Rig(num_replicas=2, answer=lambda value: value) as rig:
+            with pytest.raises(NotFoundError):
+                rig.service.terminate_session("user-17")
+            assert await rig.call(1, session="user-17") == 1
+            assert rig.service.metrics().sessions == 1
+            rig.service.terminate_session("user-17")
+            assert rig.service.metrics().sessions == 0
+            assert await rig.call(2, "batched", session="user-17") == 2
+            assert rig.service.metrics().sessions == 1
+
+    asyncio.run(main())
+
+
+def test_a_context_with_an_id_of_the_users_own_does_not_end_it() -> None:
+    async def main() -> None:
+        owner = Owner()
+        async with Session(owner, "user-17") as session:
+            assert (session, current_session(owner)) == ("user-17", "user-17")
+        assert current_session(owner) is None
+        assert next(owner.ids) == "a"  # it began none
+
+    asyncio.run(main())
+
+
+def use(table: SessionTable, session: str, index: int) -> None:
+    with table.use(session):
+        table.move(session, index)
+
+
+def test_of_the_users_own_ids_the_latest_are_remembered() -> None:
+    table = SessionTable("svc", most_idle=3)
+    for index, session in enumerate("abc"):
+        use(table, session, index)
+    use(table, "a", 0)
+    started = table.start()
+    table.move(started, 9)
+    use(table, "d", 3)
+    assert [table.replica_of(s) for s in "abcd"] == [0, None, 2, 3]
+    assert table.replica_of(started) == 9
+    with table.use("e"):  # not idle
+        table.move("e", 4)
+        for n in range(100):
+            use(table, f"once-{n}", n)
+        assert table.replica_of("e") == 4
+        assert len(table) == 3 + 2
+    assert [table.replica_of(s) for s in ("a", "e", "once-98", "once-99")] == [None, 4, 98, 99]
+
+
+def test_a_session_terminated_during_a_call_is_forgotten() -> None:
+    table = SessionTable("svc")
+    with table.use("a"):
+        table.move("a", 1)
+        table.terminate("a")
+        table.move("a", 2)
+        with table.use("a"):
+            assert table.replica_of("a") is None
+            table.move("a", 3)
+    assert table.replica_of("a") == 3
+    table.terminate("a")
+    assert len(table) == 0
+    with pytest.raises(NotFoundError), table.use(f"{STARTED}unknown"):
+        pass
+
+
+def test_a_table_of_sessions_stays_within_its_bound_whatever_happens() -> None:
+    chance, table, open_ = random.Random(5), SessionTable("svc", most_idle=5), []
+    for _ in range(3000):
+        session, what = f"s{chance.randrange(20)}", chance.random()
+        if what < 0.4:
+            calls = table.use(session)
+            calls.__enter__()
+            open_.append((session, calls))
+        elif what < 0.8 and open_:
+            open_.pop(chance.randrange(len(open_)))[1].__exit__(None, None, None)
+        elif session in table:
+            table.terminate(session)
+        else:
+            table.move(session, 1)
+        assert len(table) <= 5 + len({session for session, _ in open_})
+    for _, calls in open_:
+        calls.__exit__(None, None, None)
+    assert len(table) <= 5 and not table._calls

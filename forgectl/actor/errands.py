@@ -1,0 +1,170 @@
+"""Asks the run's driver, from any other process that has a handle, for what only the driver does.
+
+Only it launches and ends meshes, and only it knows the load of a service's replicas. It listens like a rank (`DESK`).
+Each request has a number, by which this process gives it up when its caller is cancelled. While requests are under way,
+this process sends a sign of life that lists them, so that the driver notices if it ends in any way, or if a report of
+it was lost with a connection.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import time
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from forgectl.actor.deaths import died
+from forgectl.actor.follower import follower
+from forgectl.actor.membership import here_of
+from forgectl.actor.origin import Origin
+from forgectl.actor.ranks import Ranks, new_call
+from forgectl.actor.verbs import ALIVE, CANCEL, DESK
+from forgectl.errors import ActorDied
+from forgectl.messages import pickling
+from forgectl.model.status import OVER
+from forgectl.protocol.supervision import MeshNews
+
+BEAT_SECONDS = 2.0
+"""Between two signs of life; `driver/desk.py` says after how many missed ones this process counts as ended."""
+ALIVE_STATES = ("pending", "starting", "ready")
+
+
+class Grant(NamedTuple):
+    """The generation of a replica's mesh in which this process has a slot."""
+
+    mesh: str
+    generation: int
+    places: tuple[str, ...]
+
+
+class Driver:
+    """The driver of a run, as another process asks it. Get it by `driver()`."""
+
+    def __init__(self, origin: Origin) -> None:
+        """Raises UnreachableError where handles of the run cannot be used."""
+        self._here, agent = here_of(origin)
+        self._run = origin.run
+        self._me = os.urandom(8).hex()
+        self._ranks = Ranks(DESK, 0, ("",), self._here)
+        self._ranks.unbound()  # requests that wait for replicas must not hold up the reports that free these
+        self._latest = 0  # number of a request
+        self._lock = threading.Lock()
+        self._under_way: set[int] = set()
+        self._busy = threading.Event()
+        self._replicas: dict[str, Ranks] = {}
+        self._news = follower(origin.run, agent)
+        self._news.watch(DESK, self._take)  # there is none of that name but that the run has ended
+        threading.Thread(target=self._beat, name="forgectl-errands", daemon=True).start()
+
+    async def ask(self, label: str, verb: str, *rest: Any) -> Any:
+        """What the driver answers; raises what it raises. If the caller is cancelled, the driver gives it up."""
+        with Errand(self, label) as errand:
+            return await errand.ask(verb, *rest)
+
+    def replica(self, grant: Grant) -> Ranks | None:
+        """The ranks of the generation that was granted; None if that has ended already."""
+        with self._lock:
+            ranks = self._replicas.get(grant.mesh)
+            known = ranks is not None and ranks.generation >= grant.generation
+            if not known:
+                ranks = self._replicas[grant.mesh] = Ranks(grant.mesh, grant.generation, grant.places, self._here)
+        assert ranks is not None
+        if not known:
+            self._news.watch(grant.mesh, functools.partial(_follow, ranks))
+        return ranks if ranks.generation == grant.generation and ranks.died is None else None
+
+    def _take(self, now: MeshNews) -> None:
+        if now.state in OVER:
+            self._ranks.die(ActorDied(f"the driver of run {self._run} does not answer: its run has ended"))
+
+    def _begin(self) -> int:
+        with self._lock:
+            self._latest += 1
+            self._under_way.add(self._latest)
+            self._busy.set()
+            return self._latest
+
+    def _end(self, number: int) -> None:
+        with self._lock:
+            self._under_way.discard(number)
+            if not self._under_way:
+                self._busy.clear()
+
+    def _beat(self) -> None:
+        while self._ranks.died is None:
+            self._busy.wait()
+            time.sleep(BEAT_SECONDS)
+            with self._lock:
+                latest, under_way = self._latest, list(self._under_way)
+            if under_way:
+                self._tell(ALIVE, 0, latest, under_way)
+
+    def _tell(self, verb: str, number: int, *rest: Any) -> None:
+        if self._ranks.died is None:
+            self._ranks.cast((0,), (verb, self._me, number, *rest))
+
+
+class Errand:
+    """One request of this process, until it is left: the driver then gives up what it still does for it."""
+
+    def __init__(self, of: Driver, label: str) -> None:
+        self._driver = of
+        self._label = label
+        self._number = 0
+
+    def __enter__(self) -> Errand:
+        self._number = self._driver._begin()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._driver._end(self._number)
+        if error is not None and not isinstance(error, Exception):  # cancelled
+            self.tell(CANCEL)
+
+    async def ask(self, verb: str, *rest: Any) -> Any:
+        """What the driver answers; raises what it raises, or ActorDied if the run has ended."""
+        call = new_call(self._label, 1, _only)
+        request = (verb, self._driver._me, self._number, *rest)
+        self._driver._ranks.send(call, (0,), pickling.dumps(request))
+        return await call
+
+    def tell(self, verb: str, *rest: Any) -> None:
+        """The same without an answer."""
+        self._driver._tell(verb, self._number, *rest)
+
+
+def _only(values: list[Any]) -> Any:
+    return values[0]
+
+
+def _follow(ranks: Ranks, now: MeshNews) -> None:
+    """End the calls of a replica's generation when that has ended."""
+    if now.generation > ranks.generation or (now.generation == ranks.generation and now.state not in ALIVE_STATES):
+        ranks.die(died(now))
+
+
+_drivers: dict[tuple[int, str], Driver] = {}
+_lock = threading.Lock()
+
+
+def driver(origin: Origin) -> Driver:
+    """The driver of a handle's run; raises UnreachableError where handles of the run cannot be used."""
+    key = os.getpid(), origin.run
+    with _lock:
+        if key not in _drivers:
+            _drivers[key] = Driver(origin)
+        return _drivers[key]
+
+
+def _begin_anew() -> None:
+    """In a forked child: a lock that another thread of its parent holds is not its own."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+    _drivers.clear()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
