@@ -103,7 +103,7 @@ class Caller(ForgeActor):
             call.cancel()
 
     @endpoint(concurrent=True)
-    async def scale(self, replicas: int) -> None:
+    async def scale_to(self, replicas: int) -> None:
         assert self.service
         await self.service.scale(replicas)
 

@@ -135,7 +135,7 @@ async def scaled_while_an_actor_routes() -> None:
         had = [r["successes"] for r in s.metrics()["replicas"]]
         await until(lambda: all(r["successes"] > h for r, h in zip(s.metrics()["replicas"], had, strict=True)))
 
-    for replicas, scaler in ((3, s.scale), (1, s.scale), (2, b.scale.call_one), (1, b.scale.call_one)):
+    for replicas, scaler in ((3, s.scale), (1, s.scale), (2, b.scale_to.call_one), (1, b.scale_to.call_one)):
         await scaler(replicas)
         assert len(s.metrics()["replicas"]) == replicas
         await all_serve()
@@ -144,7 +144,7 @@ async def scaled_while_an_actor_routes() -> None:
     assert [k for k, _ in found] == list(range(len(found)))
     assert len({pid for _, pid in found}) == 4
     assert s.metrics()["failures"] == 0
-    await raised(ValueError, b.scale.call_one(0))
+    await raised(ValueError, b.scale_to.call_one(0))
 
 
 async def shut_down_while_actors_wait() -> None:
@@ -159,7 +159,7 @@ async def shut_down_while_actors_wait() -> None:
         await raised(ServiceStopped, call)
     later = await W.as_service(WHERE)
     await raised(ServiceStopped, a.route.call_one("pid"))  # not that of the later one with its name
-    await raised(ServiceStopped, a.scale.call_one(2))
+    await raised(ServiceStopped, a.scale_to.call_one(2))
     await a.stop.call_one(1)
     assert await later.add.route() == 1
     await a.use.call(later)
@@ -358,7 +358,7 @@ async def an_actor_serves() -> None:
     pid = pids_of("svc.0")[0]
     await kill(s, "svc.0", pid)
     await healthy(s, True, True)
-    await caller.scale.call_one(3)
+    await caller.scale_to.call_one(3)
     assert sorted(w["mesh"] for w in await s.who.fanout()) == ["svc.0", "svc.1", "svc.2"]
     error: Exception = await raised(BusyError, boss.serve.call_one(WHERE, mesh_name="svc"))
     assert "a service svc already" in str(error)

@@ -243,7 +243,7 @@ class RunClient:
 
     async def end_all(self, grace: float) -> None:
         """Shut down every service and mesh that was launched here; in the loop."""
-        await asyncio.gather(*(service._shutdown(grace) for service in list(self.services.values())))
+        await asyncio.gather(*(service.close(grace) for service in list(self.services.values())))
         await asyncio.gather(*(mesh.shutdown(grace) for mesh in list(self.meshes.values())))
 
     def close(self, by: str = "the end of its script") -> None:
