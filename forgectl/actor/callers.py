@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
+from forgectl.actor.deaths import is_over
 from forgectl.actor.follower import follower
 from forgectl.messages.sockets import of_this_process, process_of
 from forgectl.protocol.supervision import MeshNews
@@ -106,10 +107,3 @@ class Callers:
             asyncio.get_running_loop().remove_reader(pidfd)
             os.close(pidfd)
         return self._waiting.pop(caller, set())
-
-
-def is_over(generation: int, news: MeshNews) -> bool:
-    """Whether news of a mesh mean that this generation of it has ended."""
-    return news.generation > generation or (
-        news.generation == generation and news.state not in ("pending", "starting", "ready")
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from forgectl.errors import ActorDied
-from forgectl.model.status import MeshStatus
+from forgectl.model.status import FailureStatus, MeshStatus
 from forgectl.protocol.supervision import MeshNews
 
 
@@ -15,6 +15,13 @@ def fresh_copy(died: ActorDied) -> ActorDied:
     return copy
 
 
+def is_over(generation: int, news: MeshNews) -> bool:
+    """Whether news of a mesh mean that this generation of it has ended."""
+    return news.generation > generation or (
+        news.generation == generation and news.state not in ("pending", "starting", "ready")
+    )
+
+
 def died(of: MeshStatus | MeshNews) -> ActorDied:
     """The error for callers of a mesh that ended or failed, with what is known about the failure."""
     failure = of.failure or (of.last_failure if isinstance(of, MeshStatus) else None)
@@ -23,9 +30,14 @@ def died(of: MeshStatus | MeshNews) -> ActorDied:
         return ActorDied(text, mesh=of.mesh)
     if failure.log_tail:
         text += "\nthe last lines of its log:\n" + "\n".join(f"  {line}" for line in failure.log_tail[-10:])
+    return died_of(failure, of.mesh, text)
+
+
+def died_of(failure: FailureStatus, mesh: str, text: str) -> ActorDied:
+    """The error for a failure of a mesh, with this message."""
     return ActorDied(
         text,
-        mesh=of.mesh,
+        mesh=mesh,
         rank=failure.rank,
         host=failure.host,
         rank_exit_code=failure.exit_code,

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from forgectl.errors import ActorDied, ForgeError, MeshStopped
+from forgectl.actor.deaths import died_of
+from forgectl.errors import ForgeError, MeshStopped
 from forgectl.names import STOP_FILE
 from forgectl.protocol.control import BY_HANDLE
 from forgectl.protocol.supervision import Stop
@@ -128,15 +129,7 @@ def why_ended(order: Stop | None) -> ForgeError | None:
     if order is None:
         return MeshStopped(f"mesh {os.environ['FORGE_MESH']}: a rank got SIGTERM", by="SIGTERM")
     if (failed := order.failure) is not None:
-        return ActorDied(
-            f"mesh {order.mesh}: {failed.message}",
-            mesh=order.mesh,
-            rank=failed.rank,
-            host=failed.host,
-            rank_exit_code=failed.exit_code,
-            signal=failed.signal,
-            log_tail=failed.log_tail,
-        )
+        return died_of(failed, order.mesh, f"mesh {order.mesh}: {failed.message}")
     if order.by == BY_HANDLE:
         return None
     return MeshStopped(f"mesh {order.mesh}: stopped by {order.by}", by=order.by or "")

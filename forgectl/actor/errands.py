@@ -15,20 +15,18 @@ import time
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from forgectl.actor.deaths import died
+from forgectl.actor.deaths import died, is_over
 from forgectl.actor.follower import follower
 from forgectl.actor.membership import here_of
 from forgectl.actor.origin import Origin
-from forgectl.actor.ranks import Ranks, new_call
+from forgectl.actor.ranks import Ranks, only
 from forgectl.actor.verbs import ALIVE, CANCEL, DESK
 from forgectl.errors import ActorDied
-from forgectl.messages import pickling
 from forgectl.model.status import OVER
 from forgectl.protocol.supervision import MeshNews
 
 BEAT_SECONDS = 2.0
 """Between two signs of life; `driver/desk.py` says after how many missed ones this process counts as ended."""
-ALIVE_STATES = ("pending", "starting", "ready")
 
 
 class Grant(NamedTuple):
@@ -127,23 +125,17 @@ class Errand:
 
     async def ask(self, verb: str, *rest: Any) -> Any:
         """What the driver answers; raises what it raises, or ActorDied if the run has ended."""
-        call = new_call(self._label, 1, _only)
         request = (verb, self._driver._me, self._number, *rest)
-        self._driver._ranks.send(call, (0,), pickling.dumps(request))
-        return await call
+        return await self._driver._ranks.ask((0,), request, only, self._label)
 
     def tell(self, verb: str, *rest: Any) -> None:
         """The same without an answer."""
         self._driver._tell(verb, self._number, *rest)
 
 
-def _only(values: list[Any]) -> Any:
-    return values[0]
-
-
 def _follow(ranks: Ranks, now: MeshNews) -> None:
     """End the calls of a replica's generation when that has ended."""
-    if now.generation > ranks.generation or (now.generation == ranks.generation and now.state not in ALIVE_STATES):
+    if is_over(ranks.generation, now):
         ranks.die(died(now))
 
 

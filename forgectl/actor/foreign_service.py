@@ -17,7 +17,7 @@ from forgectl.actor.called_service import CalledService, ServiceForm
 from forgectl.actor.errands import Driver, Errand, Grant, driver
 from forgectl.actor.origin import Origin
 from forgectl.actor.performer import call_ids, calling
-from forgectl.actor.ranks import Ranks, new_call
+from forgectl.actor.ranks import Ranks, only
 from forgectl.actor.service.batching import checked
 from forgectl.actor.value_mesh import ValueMesh
 from forgectl.actor.verbs import BEGIN, CLOSE, ENDED, INVOKE, LEND, PART, PARTS, ROUTE, SCALE, TERMINATE
@@ -112,9 +112,9 @@ class ForeignService(CalledService):
     async def _call(self, ranks: Ranks, endpoint: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The value of a call of a replica's ranks."""
         every = range(len(ranks.places))
-        call = new_call(self.form.label(endpoint), len(every), _first if self.form.first_rank else ValueMesh)
-        ranks.send(call, every, pickling.dumps((INVOKE, endpoint, args, kwargs, (*calling.get(), next(call_ids)))))
-        return await call
+        finish = only if self.form.first_rank else ValueMesh
+        request = INVOKE, endpoint, args, kwargs, (*calling.get(), next(call_ids))
+        return await ranks.ask(every, request, finish, self.form.label(endpoint))
 
     def stream(self, endpoint: str, args: tuple[Any, ...], kwargs: dict[str, Any], session: str | None) -> NoReturn:
         """Raises NotImplementedError: a grant lasts for one call, not as long as a stream."""
@@ -154,10 +154,6 @@ class ForeignService(CalledService):
 
     def _driver(self) -> Driver:
         return driver(self._origin)
-
-
-def _first(values: list[Any]) -> Any:
-    return values[0]
 
 
 _known: weakref.WeakValueDictionary[tuple[int, str, str], ForeignService] = weakref.WeakValueDictionary()

@@ -6,7 +6,6 @@ import functools
 import importlib.util
 import inspect
 import logging
-import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, overload
 
@@ -14,6 +13,7 @@ from forgectl.actor import monarch_names
 from forgectl.actor.endpoint import endpoint, info_of
 from forgectl.actor.options import Settings, check_shape, mesh_name_of, settings_among, signature_of_options
 from forgectl.actor.origin import own_origin
+from forgectl.actor.value_mesh import rank_and_size
 from forgectl.errors import NotInstalledError
 from forgectl.model.plan import Program, Unit
 from forgectl.system.futures import Future
@@ -112,21 +112,21 @@ class ForgeActor(InHandles):
     @functools.cached_property  # not a property: a constructor may assign it
     def rank(self) -> int:
         """This process's rank in its mesh, from 0."""
-        return int(os.environ.get("RANK", "0"))
+        return rank_and_size()[0]
 
     @functools.cached_property
     def size(self) -> int:
         """Number of processes in its mesh; of a handle: of ranks that it calls."""
-        return int(os.environ.get("WORLD_SIZE", "1"))
+        return rank_and_size()[1]
 
     @functools.cached_property
     def _rank(self) -> int:
         """As in TorchForge, whose users read it."""
-        return int(os.environ.get("RANK", "0"))
+        return rank_and_size()[0]
 
     @functools.cached_property
     def _size(self) -> int:
-        return int(os.environ.get("WORLD_SIZE", "1"))
+        return rank_and_size()[1]
 
     @functools.cached_property
     def logger(self) -> logging.Logger:

@@ -14,6 +14,7 @@ from forgectl.actor.ends import Ends
 from forgectl.actor.inflow import Inflow
 from forgectl.actor.outflow import ENDED, Batch
 from forgectl.actor.performer import call_ids, calling
+from forgectl.actor.ranks import only
 from forgectl.actor.shown import Shown
 from forgectl.actor.stream import Stream
 from forgectl.actor.value_mesh import ValueMesh
@@ -97,10 +98,6 @@ class ActorHandle(Ends):
         return _from_parts, (self._mesh.foreign(), self._where, self._timeout)
 
 
-def _only(values: list[Any]) -> Any:
-    return values[0]
-
-
 def _all_of_it(values: list[Any]) -> Batch:
     return values, ENDED
 
@@ -154,11 +151,11 @@ class Endpoint(Shown):
         if len(self._ranks) != 1:
             there = f"the handle has {len(self._ranks)}; use slice(procs=RANK)"
             return Future.failed(self._label, ValueError(f"{self._label}.call_one needs one rank, but {there}"))
-        return self._send(self._ranks, args, kwargs, _only)
+        return self._send(self._ranks, args, kwargs, only)
 
     def choose(self, *args: Any, **kwargs: Any) -> Future[Any]:
         """Call one rank, chosen at random: its value."""
-        return self._send((random.choice(self._ranks),), args, kwargs, _only)
+        return self._send((random.choice(self._ranks),), args, kwargs, only)
 
     def broadcast(self, *args: Any, **kwargs: Any) -> None:
         """Call every rank without an answer: what the endpoint raises goes to the rank's log.
@@ -186,13 +183,13 @@ class Endpoint(Shown):
         """Begin a stream. `first_only`: all ranks run the generator, but only rank 0's values count."""
         chain = (*calling.get(), next(call_ids))
         request = STREAM, self.name, args, kwargs, chain, this_caller(), first_only
-        opened = self._mesh.call(self._ranks, request, _only, label=self._label)
+        opened = self._mesh.call(self._ranks, request, only, label=self._label)
 
         def ask(rank: int) -> Future[Batch]:
-            return self._mesh.call((rank,), (NEXT, chain[-1]), _only, label=self._label)
+            return self._mesh.call((rank,), (NEXT, chain[-1]), only, label=self._label)
 
         def leave() -> None:
-            self._mesh.call(self._ranks, (LEAVE, chain[-1]), _only, label=self._label)._then(_unheard)
+            self._mesh.call(self._ranks, (LEAVE, chain[-1]), only, label=self._label)._then(_unheard)
 
         asks = [] if opened.done() else [functools.partial(ask, rank) for rank in self._ranks]
         return Inflow(self._label, asks, opened, leave, first_only=first_only)

@@ -213,7 +213,8 @@ class RoutedInflow:
 
     @property
     def is_waited_for(self) -> bool:
-        return self._begun.done() and self._begun._error is None and self._begun.result().is_waited_for
+        there = _stream_of(self._begun)
+        return there is not None and there.is_waited_for
 
     def pop(self) -> tuple[Any] | None:
         if self._left:
@@ -228,12 +229,17 @@ class RoutedInflow:
             return False
         self._left = True
         self._begun.cancel()
-        if self._begun.done() and self._begun._error is None:
-            return self._begun.result().leave()
+        if (there := _stream_of(self._begun)) is not None:
+            return there.leave()
         self._begun._then(_leave_begun)  # it may come all the same
         return False
 
 
+def _stream_of(begun: Future[Inflow]) -> Inflow | None:
+    """The stream, if it has begun; None, too, if it never will."""
+    return begun.result() if begun.done() and begun._error is None else None
+
+
 def _leave_begun(begun: Future[Inflow]) -> None:
-    if begun._error is None:
-        begun.result().leave()
+    if (there := _stream_of(begun)) is not None:
+        there.leave()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -47,11 +47,8 @@ class SentMaking:
 
     def received(self) -> Making:
         """The Making; its payload stays as it is now."""
-        first, *buffers = pickling.copied(self.payload)
-
-        def payload() -> Payload:
-            return [first, *map(pickle.PickleBuffer, buffers)]
-
+        kept = pickling.copied(self.payload)
+        payload = functools.partial(pickling.as_part, kept)
         return Making(self.interface, self.procs, self.surroundings, payload, self.backoff, self.logs)
 
 

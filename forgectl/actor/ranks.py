@@ -58,9 +58,13 @@ class Ranks:
 
     async def call(self, ranks: Sequence[int], request: Any) -> list[Any]:
         """Send a request to some ranks; returns their answers in the order of `ranks`, or raises what one raises."""
-        call = new_call(f"mesh {self.mesh}", len(ranks), list[Any])
+        return await self.ask(ranks, request, list[Any], f"mesh {self.mesh}")
+
+    def ask(self, ranks: Sequence[int], request: Any, finish: Callable[[list[Any]], R], label: str) -> Call[R]:
+        """Send a request to some ranks; `finish` makes a value of their answers. Raises what pickling raises."""
+        call = new_call(label, len(ranks), finish)
         self.send(call, ranks, pickling.dumps(request))
-        return await call
+        return call
 
     def cast(self, ranks: Sequence[int], request: Any) -> None:
         """Send a request that gets no answer. From any thread, in an event loop or not."""
@@ -78,6 +82,11 @@ class Ranks:
             for call in list(self._calls):
                 call.fail(fresh_copy(why))
             exchange(self._here).drop(self._addresses)
+
+
+def only(values: list[Any]) -> Any:
+    """The answer of the first rank, which may be the only one."""
+    return values[0]
 
 
 def new_call(label: str, count: int, finish: Callable[[list[Any]], R]) -> Call[R]:

@@ -62,7 +62,12 @@ def _plain(value: Any, in_band: Any) -> bytes:
 
 def nested(value: Any) -> list[Any]:
     """The same frames in a form that may be a part of another value; the other end gives them to `loads`."""
-    first, *buffers = dumps(value)
+    return as_part(dumps(value))
+
+
+def as_part(frames: Sequence[Any]) -> list[Any]:
+    """Frames in the form of `nested`."""
+    first, *buffers = frames
     return [first, *map(pickle.PickleBuffer, buffers)]
 
 

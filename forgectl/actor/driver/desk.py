@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import pickle
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -220,8 +219,7 @@ class _Unopened:
         self._frames = frames
 
     def __reduce__(self) -> Any:
-        first, *buffers = self._frames
-        return pickling.loads, ([first, *map(pickle.PickleBuffer, buffers)],)
+        return pickling.loads, (pickling.as_part(self._frames),)
 
 
 def _carried(error: BaseException) -> RemoteError:

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forgectl.actor import callers
-from forgectl.actor.callers import Caller, Callers, is_over, this_caller
+from forgectl.actor.callers import Caller, Callers, this_caller
+from forgectl.actor.deaths import is_over
 from forgectl.actor.endpoint import endpoint, service_endpoint
 from forgectl.actor.inflow import AHEAD, Inflow, Over
 from forgectl.actor.outflow import ENDED, FAILED, GOING, MOST, MOST_BYTES, Batch, Outflow

@@ -79,14 +79,19 @@ def named(plan: MeshPlan, name: str, owner: str | None = None) -> MeshPlan:
     return dataclasses.replace(plan, unit=dataclasses.replace(plan.unit, mesh=name, share_gpus_with=owner))
 
 
-def test_a_mesh_that_shares_gpus_moves_after_their_owner() -> None:
-    plan = mesh(procs=4, hosts=("a", "b"), restart=RestartPolicy(2))
-    h = History(named(plan, "guest", "m"), plan, hosts=("a", "b", "c"))
+def start_both(h: History) -> None:
+    """Start a guest and the owner of its GPUs, each on both hosts."""
     for name in ("guest", "m"):
         for host in ("a", "b"):
             h.happen(Prepared(name), host)
     for name in ("guest", "m"):
         h.start(name)
+
+
+def test_a_mesh_that_shares_gpus_moves_after_their_owner() -> None:
+    plan = mesh(procs=4, hosts=("a", "b"), restart=RestartPolicy(2))
+    h = History(named(plan, "guest", "m"), plan, hosts=("a", "b", "c"))
+    start_both(h)
     h.record(LOST)
     h.happen(MeshGone("guest", 0), "a")
     assert h.mesh("guest").needs_hosts
@@ -100,11 +105,7 @@ def test_a_mesh_that_shares_gpus_moves_after_their_owner() -> None:
 def test_a_mesh_that_shares_gpus_does_not_wait_for_an_owner_that_has_ended() -> None:
     plan = mesh(procs=4, hosts=("a", "b"))
     h = History(named(mesh(procs=4, hosts=("a", "b"), restart=RestartPolicy(2)), "guest", "m"), plan, hosts=("a", "b"))
-    for name in ("guest", "m"):
-        for host in ("a", "b"):
-            h.happen(Prepared(name), host)
-    for name in ("guest", "m"):
-        h.start(name)
+    start_both(h)
     h.record(LOST)
     h.happen(MeshGone("guest", 0), "a")
     assert h.run.to_move() == []
