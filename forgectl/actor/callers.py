@@ -15,6 +15,7 @@ from forgectl.messages.sockets import of_this_process, process_of
 from forgectl.protocol.supervision import MeshNews
 from forgectl.system.loops import in_loop
 from forgectl.system.processes import boot_id
+from forgectl.system.tasks import on_exit
 
 Gone = Callable[[], None]
 
@@ -50,7 +51,7 @@ class Callers:
 
     def __init__(self) -> None:
         self._waiting: dict[Caller, set[Gone]] = {}
-        self._pidfds: dict[Caller, int] = {}
+        self._watched: dict[Caller, Callable[[], None]] = {}  # those of this machine, with what stops that
         self._news: dict[str, MeshNews | None] = {}  # the latest of each mesh that is followed
 
     def watch(self, caller: Caller, gone: Gone) -> Callable[[], None]:
@@ -74,11 +75,9 @@ class Callers:
         if pid is not None:
             with contextlib.suppress(OSError):
                 try:
-                    pidfd = self._pidfds[caller] = os.pidfd_open(pid)
+                    self._watched[caller] = on_exit(pid, functools.partial(self._has_ended, caller))
                 except ProcessLookupError:
                     loop.call_soon(self._has_ended, caller)
-                else:
-                    loop.add_reader(pidfd, self._has_ended, caller)
                 return
         if caller.mesh and caller.run == os.environ.get("FORGE_RUN_ID"):
             self._follow(caller, loop)
@@ -94,7 +93,7 @@ class Callers:
 
     def _take(self, news: MeshNews) -> None:
         self._news[news.mesh] = news
-        for caller in [c for c in self._waiting if c not in self._pidfds and c.mesh == news.mesh]:
+        for caller in [c for c in self._waiting if c not in self._watched and c.mesh == news.mesh]:
             if is_over(caller.generation, news):
                 self._has_ended(caller)
 
@@ -103,7 +102,6 @@ class Callers:
             gone()
 
     def _end(self, caller: Caller) -> set[Gone]:
-        if (pidfd := self._pidfds.pop(caller, None)) is not None:
-            asyncio.get_running_loop().remove_reader(pidfd)
-            os.close(pidfd)
+        if (stop := self._watched.pop(caller, None)) is not None:
+            stop()
         return self._waiting.pop(caller, set())

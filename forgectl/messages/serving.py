@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import logging
-import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from forgectl.messages import pickling
 from forgectl.messages.frames import CAST, ERROR, LOST, SHARED, TAKEN, TO_RANKS, VALUE, BadFrames, pack, unpack
 from forgectl.messages.shared import LEAST, Gone, Shared, opened, share
 from forgectl.messages.sockets import LoopSocket, bind_private, new_socket, process_of
-from forgectl.system.tasks import Background
+from forgectl.system.tasks import Background, on_exit
 
 log = logging.getLogger("forgectl")
 
@@ -41,8 +40,7 @@ class Server:
         self._cast_failed = cast_failed
         self._tasks = Background()
         self._stopped = False
-        self._loop = asyncio.get_running_loop()
-        self._shared = _SharedAnswers(self._loop)
+        self._shared = _SharedAnswers()
         made = new_socket(zmq.ROUTER)
         made.router_mandatory = False  # an answer to a caller that has ended is dropped
         bind_private(made, path)
@@ -106,8 +104,7 @@ class Server:
 class _SharedAnswers:
     """The answers that callers on this machine have not opened yet. They are dropped when their caller ends."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self) -> None:
         self._of: dict[bytes, dict[int, Shared]] = {}
 
     def put(self, caller: bytes, number: int, frames: list[Any], size: int) -> bytes | None:
@@ -130,15 +127,8 @@ class _SharedAnswers:
         if pid is None:
             return False
         try:
-            pidfd = os.pidfd_open(pid)
+            on_exit(pid, functools.partial(self._of.pop, caller))
         except OSError:
             return False
         self._of[caller] = {}
-        self._loop.add_reader(pidfd, self._forget, caller, pidfd)
         return True
-
-    def _forget(self, caller: bytes, pidfd: int) -> None:
-        self._loop.remove_reader(pidfd)
-        with contextlib.suppress(OSError):
-            os.close(pidfd)
-        del self._of[caller]

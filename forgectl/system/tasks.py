@@ -1,9 +1,10 @@
-"""Background tasks."""
+"""Background tasks, and ends of processes, in an event loop."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+import os
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 
@@ -22,3 +23,25 @@ class Background:
 
     def __iter__(self) -> Iterator[asyncio.Task[Any]]:
         return iter(tuple(self._tasks))
+
+
+def on_exit(pid: int, gone: Callable[[], object]) -> Callable[[], None]:
+    """Call `gone` in the running loop once a process has exited; returns what stops that, once or several times.
+
+    Raises ProcessLookupError if there is no such process, OSError if it cannot be watched.
+    """
+    pidfd = os.pidfd_open(pid)
+    loop = asyncio.get_running_loop()
+    open_fds = [pidfd]
+
+    def stop() -> None:
+        while open_fds:
+            loop.remove_reader(pidfd)
+            os.close(open_fds.pop())
+
+    def exited() -> None:
+        stop()
+        gone()
+
+    loop.add_reader(pidfd, exited)
+    return stop

@@ -416,7 +416,7 @@ async def test_the_streams_of_a_rank() -> None:
     await running
     for number in (first, second, third, 0):
         assert await streams.next(number) == ([], FAILED)
-    assert (streams._under_way, streams._callers._waiting, streams._callers._pidfds) == ({}, {}, {})
+    assert (streams._under_way, streams._callers._waiting, streams._callers._watched) == ({}, {}, {})
     with pytest.raises(TypeError, match="stream"):
         await performer.perform("count", (1,), {}, (next(call_ids),))
 
@@ -450,7 +450,7 @@ async def test_a_caller_here_is_gone_when_its_process_ends() -> None:
         assert not gone.is_set()
         process.kill()
         await asyncio.wait_for(gone.wait(), 30)
-    assert (found._waiting, found._pidfds) == ({}, {})
+    assert (found._waiting, found._watched) == ({}, {})
     again = asyncio.Event()
     found.watch(one, again.set)  # it had ended before its request was read
     await asyncio.wait_for(again.wait(), 30)
