@@ -157,10 +157,22 @@ def streams_only(label: str, name: str) -> str:
     return f"{label} yields a stream of values: use `async for value in ….{name}.stream(…)`"
 
 
+class Source(str):
+    """An annotation or a default by its source: messages show it without quotes."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 def signature_of(cls: type, name: str) -> inspect.Signature:
     """An endpoint's signature as its callers see it, without `self`."""
     signature = inspect.signature(method_of(cls, name))
-    return signature.replace(parameters=list(signature.parameters.values())[1:])
+    parameters = [p.replace(annotation=_shown(p.annotation)) for p in list(signature.parameters.values())[1:]]
+    return signature.replace(parameters=parameters, return_annotation=_shown(signature.return_annotation))
+
+
+def _shown(annotation: Any) -> Any:
+    return Source(annotation) if isinstance(annotation, str) else annotation
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class ForgeActor(InHandles):
     else:
 
         @endpoint
-        def setup(self) -> Any:
+        def setup(self) -> None:
             """Override it, `async` or not: it runs on every rank once all are constructed. It is an endpoint."""
 
     @functools.cached_property  # not a property: a constructor may assign it

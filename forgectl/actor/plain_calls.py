@@ -21,8 +21,7 @@ def check(cls: type, endpoint: str, args: Sequence[Any], kwargs: Mapping[str, An
     try:
         signature.bind(*args, **kwargs)
     except TypeError as e:
-        shown = str(signature).replace("'", "")
-        raise UsageError(f"{endpoint}{shown}: {e}") from None
+        raise UsageError(f"{endpoint}{signature}: {e}") from None
 
 
 def plain(value: Any) -> Any:

@@ -6,7 +6,7 @@ import ast
 import inspect
 from typing import Any
 
-from forgectl.actor.endpoint import Interface
+from forgectl.actor.endpoint import Interface, Source
 
 _Kinds = inspect.Parameter
 
@@ -61,11 +61,4 @@ def _value(node: ast.expr | None) -> Any:
     try:
         return ast.literal_eval(node)
     except ValueError:
-        return _Source(ast.unparse(node))
-
-
-class _Source(str):
-    """A default or an annotation by its source, since what it names may not exist in this process."""
-
-    def __repr__(self) -> str:
-        return str(self)
+        return Source(ast.unparse(node))

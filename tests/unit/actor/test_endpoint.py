@@ -150,3 +150,13 @@ def test_async_generators_stream_and_may_be_concurrent() -> None:
     assert endpoints_of(Streams)["values"].concurrent
     with pytest.raises(TypeError, match="is not async"):
         endpoint(concurrent=True)(lambda self: None)  # type: ignore[arg-type, return-value]
+
+
+def test_signatures_show_annotations_as_they_are_written() -> None:
+    """This file has its annotations as strings or not, with `from __future__ import annotations` or without."""
+
+    class Subject:
+        @endpoint
+        async def say(self, text: "str" = "a b", *, times: int = 2) -> "list[str]": ...  # type: ignore[empty-body]
+
+    assert interface_of(Subject).endpoints == {"say": "(text: str = 'a b', *, times: int = 2) -> list[str]"}
