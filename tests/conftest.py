@@ -67,6 +67,15 @@ def processes_with(variable: str) -> dict[int, str]:
     return found
 
 
+def stacks(pids: list[int]) -> str:
+    """Where the threads of some Python processes are."""
+    found = []
+    for pid in dict.fromkeys(pids):
+        dump = subprocess.run([Path(sys.executable).with_name("py-spy"), "dump", "--pid", str(pid)], capture_output=True, text=True, check=False)
+        found.append(dump.stdout or f"{pid}: {dump.stderr}")
+    return "\n".join(found)
+
+
 def listening_ports(pids: set[int]) -> set[tuple[str, int]]:
     """(address, port) of every TCP socket that one of `pids` listens on."""
     import psutil
@@ -110,7 +119,20 @@ class Forge:
     def run(self, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
         """A forgectl command, run to its end."""
         options = {"timeout": 90, "cwd": self.folder, "env": self.env, **options}
-        return subprocess.run(self.argv(*arguments), capture_output=True, text=True, check=False, **options)
+        timeout, given = options.pop("timeout"), options.pop("input", None)
+        outputs: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        if given is not None:
+            outputs["stdin"] = subprocess.PIPE
+        with subprocess.Popen(self.argv(*arguments), **outputs, **options) as process:
+            try:
+                out, err = process.communicate(given, timeout)
+            except subprocess.TimeoutExpired:
+                seen = stacks([process.pid, *processes_with(f"FORGECTL_HOME={self.home}")])
+                runs = [self.glance(run) for run in self.runs() if not self._has_ended(run)]
+                pytest.fail(f"{arguments} did not end within {timeout} s\n{seen}\n{runs}")
+            finally:
+                process.kill()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def ok(self, *arguments: object, **options: Any) -> str:
         """Standard output of a command that must succeed."""

@@ -1,0 +1,34 @@
+"""Ready-made actors for post-training language models. Importing it imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from actors.types import Completion as Completion
+    from actors.types import Episode as Episode
+    from actors.types import SamplingParams as SamplingParams
+    from actors.types import StepResult as StepResult
+
+_PUBLIC = {
+    "Completion": "types",
+    "Episode": "types",
+    "SamplingParams": "types",
+    "StepResult": "types",
+}
+__all__ = [*_PUBLIC]  # noqa: PLE0604  # the keys are strings
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+if not TYPE_CHECKING:  # a checker knows the names from above
+
+    def __getattr__(name: str) -> object:
+        """Import a name on first use."""
+        import importlib
+
+        if name not in _PUBLIC:
+            raise AttributeError(f"module 'actors' has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(f"actors.{_PUBLIC[name]}"), name)
+        return value
