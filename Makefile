@@ -27,11 +27,11 @@ gpu: $(READY)
 bench: $(READY)
 	@mkdir -p benchmarks/results
 	-$(BIN)/python benchmarks/launch.py --json benchmarks/results/launch.json
-	-$(BIN)/python benchmarks/actors.py --json benchmarks/results/actors.json
+	-$(BIN)/python benchmarks/messages.py --json benchmarks/results/messages.json
 	-$(BIN)/python benchmarks/hosts.py --json benchmarks/results/hosts.json
 	-$(BIN)/python benchmarks/syncing.py --json benchmarks/results/syncing.json
 	-$(BIN)/python benchmarks/many_hosts.py --json benchmarks/results/many_hosts.json
-	$(BIN)/python benchmarks/readme.py $(foreach what,launch actors hosts syncing,benchmarks/results/$(what).json)
+	$(BIN)/python benchmarks/readme.py $(foreach what,launch messages hosts syncing,benchmarks/results/$(what).json)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 StopReason = Literal["stop", "length", "aborted"]
 Message = Mapping[str, Any]
 """A message of a conversation: `role`, `content`, and what a chat template knows besides."""
-Prompt = "str | list[int] | list[Message]"
+Prompt = str | Sequence[int] | Sequence[Message]
 """A prompt as text, as token ids, or as messages, to which the model's chat template is applied."""
 
 
@@ -43,8 +43,9 @@ class SamplingParams:
     """For the same completion whenever the same request is made; None: the generator's own seed."""
 
     def __post_init__(self) -> None:
-        """Check the values; a list is taken for a tuple."""
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        """Check the values; a text or a list is taken for a tuple."""
+        stop: object = self.stop
+        object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(self.stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         wrong = [
             f"{name} must be {what}, not {getattr(self, name)!r}"

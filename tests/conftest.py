@@ -71,7 +71,7 @@ def stacks(pids: list[int]) -> str:
     """Where the threads of some Python processes are."""
     found = []
     for pid in dict.fromkeys(pids):
-        argv = [Path(sys.executable).with_name("py-spy"), "dump", "--pid", str(pid)]
+        argv = [str(Path(sys.executable).with_name("py-spy")), "dump", "--pid", str(pid)]
         dump = subprocess.run(argv, capture_output=True, text=True, check=False)
         found.append(dump.stdout or f"{pid}: {dump.stderr}")
     return "\n".join(found)

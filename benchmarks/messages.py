@@ -1,4 +1,4 @@
-"""Measures actors and services beside plain Monarch, and Ray where it is installed: `python benchmarks/actors.py …`.
+"""Measures actors and services beside plain Monarch, and Ray where it is installed: `python benchmarks/messages.py …`.
 
 As launch.py: a home of its own, sides by turns, medians, exit 1 where a limit was missed. Each side is a process of
 its own (sides.py). Monarch's runs in a network namespace, which takes root, or a kernel that lets users make one.
