@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 import actors
@@ -25,13 +23,11 @@ def test_a_users_module_of_that_name_comes_first(forge: Forge) -> None:
     assert str(forge.folder / "actors.py") in logs(forge)
 
 
-def test_an_interpreter_without_forgectl_has_it(forge: Forge, tmp_path: Path) -> None:
+def test_an_interpreter_without_forgectl_has_it(forge: Forge) -> None:
     """As on ssh hosts: there, and under another `python:`, forgectl is not installed."""
-    without = "import sys; sys.path[:] = [p for p in sys.path if 'site-packages' not in p]"
-    forge.write(
-        "show.py",
-        f"{without}; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in str(f)]\nimport actors; print(actors.__file__)",
-    )
+    paths = "sys.path[:] = [p for p in sys.path if 'site-packages' not in p]"
+    finders = "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in str(f)]"
+    forge.write("show.py", f"import sys; {paths}; {finders}\nimport actors; print(actors.__file__)")
     forge.ok("launch", forge.spec("scripts: {show: {run: show.py, preload: []}}"))
     assert actors.__file__ in logs(forge)
 
