@@ -4,6 +4,9 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from actors.advantages import ComputeAdvantages as ComputeAdvantages
+    from actors.buffer import Buffer as Buffer
+    from actors.buffer import ReplayBuffer as ReplayBuffer
     from actors.losses import Batch as Batch
     from actors.losses import Loss as Loss
     from actors.losses import LossOutput as LossOutput
@@ -17,11 +20,14 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "Batch": "losses",
+    "Buffer": "buffer",
     "Completion": "types",
+    "ComputeAdvantages": "advantages",
     "Episode": "types",
     "Loss": "losses",
     "LossOutput": "losses",
     "Metric": "losses",
+    "ReplayBuffer": "buffer",
     "SamplingParams": "types",
     "StepResult": "types",
     "Totals": "losses",
