@@ -8,12 +8,16 @@ if TYPE_CHECKING:
     from actors.types import Episode as Episode
     from actors.types import SamplingParams as SamplingParams
     from actors.types import StepResult as StepResult
+    from actors.weights import Fetched as Fetched
+    from actors.weights import WeightStore as WeightStore
 
 _PUBLIC = {
     "Completion": "types",
     "Episode": "types",
+    "Fetched": "weights",
     "SamplingParams": "types",
     "StepResult": "types",
+    "WeightStore": "weights",
 }
 __all__ = [*_PUBLIC]  # noqa: PLE0604  # the keys are strings
 
