@@ -4,6 +4,8 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from actors.datasets import Dataset as Dataset
+    from actors.datasets import DatasetActor as DatasetActor
     from actors.types import Completion as Completion
     from actors.types import Episode as Episode
     from actors.types import SamplingParams as SamplingParams
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "Completion": "types",
+    "Dataset": "datasets",
+    "DatasetActor": "datasets",
     "Episode": "types",
     "Fetched": "weights",
     "SamplingParams": "types",
