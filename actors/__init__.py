@@ -7,31 +7,51 @@ if TYPE_CHECKING:
     from actors.advantages import ComputeAdvantages as ComputeAdvantages
     from actors.buffer import Buffer as Buffer
     from actors.buffer import ReplayBuffer as ReplayBuffer
+    from actors.datasets import Dataset as Dataset
+    from actors.datasets import DatasetActor as DatasetActor
     from actors.losses import Batch as Batch
     from actors.losses import Loss as Loss
     from actors.losses import LossOutput as LossOutput
     from actors.losses import Metric as Metric
     from actors.losses import Totals as Totals
     from actors.losses import make_loss as make_loss
+    from actors.metrics import MetricLogger as MetricLogger
+    from actors.metrics import Reduce as Reduce
+    from actors.metrics import collect_metrics as collect_metrics
+    from actors.metrics import merge_metrics as merge_metrics
+    from actors.metrics import plot as plot
+    from actors.metrics import record_metric as record_metric
     from actors.types import Completion as Completion
     from actors.types import Episode as Episode
     from actors.types import SamplingParams as SamplingParams
     from actors.types import StepResult as StepResult
+    from actors.weights import Fetched as Fetched
+    from actors.weights import WeightStore as WeightStore
 
 _PUBLIC = {
     "Batch": "losses",
     "Buffer": "buffer",
     "Completion": "types",
     "ComputeAdvantages": "advantages",
+    "Dataset": "datasets",
+    "DatasetActor": "datasets",
     "Episode": "types",
+    "Fetched": "weights",
     "Loss": "losses",
     "LossOutput": "losses",
     "Metric": "losses",
+    "MetricLogger": "metrics",
+    "Reduce": "metrics",
     "ReplayBuffer": "buffer",
     "SamplingParams": "types",
     "StepResult": "types",
     "Totals": "losses",
+    "WeightStore": "weights",
+    "collect_metrics": "metrics",
     "make_loss": "losses",
+    "merge_metrics": "metrics",
+    "plot": "metrics",
+    "record_metric": "metrics",
 }
 __all__ = [*_PUBLIC]  # noqa: PLE0604  # the keys are strings
 
