@@ -4,16 +4,36 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from actors.datasets import Dataset as Dataset
+    from actors.datasets import DatasetActor as DatasetActor
+    from actors.metrics import MetricLogger as MetricLogger
+    from actors.metrics import Reduce as Reduce
+    from actors.metrics import collect_metrics as collect_metrics
+    from actors.metrics import merge_metrics as merge_metrics
+    from actors.metrics import plot as plot
+    from actors.metrics import record_metric as record_metric
     from actors.types import Completion as Completion
     from actors.types import Episode as Episode
     from actors.types import SamplingParams as SamplingParams
     from actors.types import StepResult as StepResult
+    from actors.weights import Fetched as Fetched
+    from actors.weights import WeightStore as WeightStore
 
 _PUBLIC = {
     "Completion": "types",
+    "Dataset": "datasets",
+    "DatasetActor": "datasets",
     "Episode": "types",
+    "Fetched": "weights",
+    "MetricLogger": "metrics",
+    "Reduce": "metrics",
     "SamplingParams": "types",
     "StepResult": "types",
+    "WeightStore": "weights",
+    "collect_metrics": "metrics",
+    "merge_metrics": "metrics",
+    "plot": "metrics",
+    "record_metric": "metrics",
 }
 __all__ = [*_PUBLIC]  # noqa: PLE0604  # the keys are strings
 
