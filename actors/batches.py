@@ -150,11 +150,17 @@ def _spread(values: Tensor, inside: Tensor) -> Tensor:
 def _head_only_at(module: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
     """Let the head of a language model see these positions alone: [B, T, C] becomes [1, N, C].
 
-    By a hook, not by a call of the parts of the model: a sharded model must be called as a whole.
+    By a hook on the body, not by calls of the two: a sharded model must be called as a whole.
     """
-    find = getattr(module, "get_output_embeddings", None)
-    head: nn.Module = find() if find else module.lm_head  # type: ignore[assignment]
-    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][rows, columns][None],))
+
+    def choose(_body: nn.Module, _inputs: Any, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return output[rows, columns][None]
+        output.last_hidden_state = output.last_hidden_state[rows, columns][None]  # of transformers
+        return output
+
+    body: nn.Module = getattr(module, "base_model", None) or module.model  # type: ignore[assignment]
+    hook = body.register_forward_hook(choose)
     try:
         yield
     finally:

@@ -60,11 +60,12 @@ class Checkpoints:
 
     # ------------------------------------------------------------ write
 
-    def save(self, step: int, version: int, state: Mapping[str, Any], extra: Any = None) -> None:
-        """Copy `state` to memory of the CPU and return; a thread writes it. An earlier save is waited for first.
+    def save(self, step: int, version: int, state: Mapping[str, Any], extra: Any = None) -> Path:
+        """Copy `state` to memory of the CPU; a thread writes it to the folder that is returned.
 
         `state` has what `torch.distributed.checkpoint` takes: tensors, sharded or not, and plain values. `extra` is any
-        object that can be pickled; that of rank 0 counts. Raises CheckpointError if the earlier save failed.
+        object that can be pickled; that of rank 0 counts. An earlier save is waited for; raises CheckpointError if that
+        failed.
         """
         self.wait()
         final = self.folder / f"step-{step:06d}"
@@ -80,6 +81,7 @@ class Checkpoints:
         except OSError as e:
             raise self._failed(partial, e) from e
         self._writing = self._thread.submit(self._complete, saved, partial, final, step, version, extra)
+        return final
 
     def wait(self) -> None:
         """Return once nothing is being written. Raises CheckpointError if the last save failed."""
