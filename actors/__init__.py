@@ -4,16 +4,28 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from actors.losses import Batch as Batch
+    from actors.losses import Loss as Loss
+    from actors.losses import LossOutput as LossOutput
+    from actors.losses import Metric as Metric
+    from actors.losses import Totals as Totals
+    from actors.losses import make_loss as make_loss
     from actors.types import Completion as Completion
     from actors.types import Episode as Episode
     from actors.types import SamplingParams as SamplingParams
     from actors.types import StepResult as StepResult
 
 _PUBLIC = {
+    "Batch": "losses",
     "Completion": "types",
     "Episode": "types",
+    "Loss": "losses",
+    "LossOutput": "losses",
+    "Metric": "losses",
     "SamplingParams": "types",
     "StepResult": "types",
+    "Totals": "losses",
+    "make_loss": "losses",
 }
 __all__ = [*_PUBLIC]  # noqa: PLE0604  # the keys are strings
 
