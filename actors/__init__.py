@@ -4,12 +4,20 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from actors.batches import demonstration as demonstration
+    from actors.checkpoint import CheckpointError as CheckpointError
+    from actors.checkpoint import Checkpoints as Checkpoints
     from actors.losses import Batch as Batch
     from actors.losses import Loss as Loss
     from actors.losses import LossOutput as LossOutput
     from actors.losses import Metric as Metric
     from actors.losses import Totals as Totals
     from actors.losses import make_loss as make_loss
+    from actors.reference import ReferenceModel as ReferenceModel
+    from actors.trainer import Trainer as Trainer
+    from actors.trainer import TrainerStatus as TrainerStatus
+    from actors.training import Training as Training
+    from actors.training import TrainingOptions as TrainingOptions
     from actors.types import Completion as Completion
     from actors.types import Episode as Episode
     from actors.types import SamplingParams as SamplingParams
@@ -17,14 +25,22 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "Batch": "losses",
+    "CheckpointError": "checkpoint",
+    "Checkpoints": "checkpoint",
     "Completion": "types",
     "Episode": "types",
     "Loss": "losses",
     "LossOutput": "losses",
     "Metric": "losses",
+    "ReferenceModel": "reference",
     "SamplingParams": "types",
     "StepResult": "types",
     "Totals": "losses",
+    "Trainer": "trainer",
+    "TrainerStatus": "trainer",
+    "Training": "training",
+    "TrainingOptions": "training",
+    "demonstration": "batches",
     "make_loss": "losses",
 }
 __all__ = [*_PUBLIC]  # noqa: PLE0604  # the keys are strings

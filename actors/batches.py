@@ -159,7 +159,7 @@ def _head_only_at(module: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[
         output.last_hidden_state = output.last_hidden_state[rows, columns][None]  # of transformers
         return output
 
-    body: nn.Module = getattr(module, "base_model", None) or module.model  # type: ignore[assignment]
+    body: nn.Module = getattr(module, "base_model", None) or module.model
     hook = body.register_forward_hook(choose)
     try:
         yield

@@ -1,8 +1,7 @@
 """Checkpoints of a training: a folder a step, written in the background, complete or not there at all.
 
-    FOLDER/step-000120/    torch.distributed.checkpoint's files, `extra.pt`, and `checkpoint.json`, which lists them all
-    FOLDER/latest          "step-000120"; replaced once that folder is complete
-    FOLDER/highest_version the highest version of weights that was ever published
+A folder `step-000120` has the files of torch.distributed.checkpoint, `extra.pt`, and `checkpoint.json`, which lists
+them. Beside it are `latest`, with the name of the newest, and `highest_version`, of the weights ever published.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -26,6 +26,8 @@ from actors.world import World
 
 LATEST, MANIFEST, EXTRA, HIGHEST = "latest", "checkpoint.json", "extra.pt", "highest_version"
 STEP = re.compile(r"step-(\d{6,})")
+# torch warns of a single process even where it was told of it by `no_dist`.
+warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
 logger = logging.getLogger(__name__)
 
 
@@ -94,9 +96,7 @@ class Checkpoints:
         if self._writing is not None and self._writing.done():
             self.wait()
 
-    def _complete(
-        self, saved: Future[Any], partial: Path, final: Path, step: int, version: int, extra: Any
-    ) -> None:
+    def _complete(self, saved: Future[Any], partial: Path, final: Path, step: int, version: int, extra: Any) -> None:
         """Give a checkpoint its name once all ranks have written. DCP reports to rank 0 when they have."""
         try:
             saved.result()
@@ -125,12 +125,7 @@ class Checkpoints:
             shutil.rmtree(self.folder / f"step-{old:06d}")
 
     def _failed(self, path: Path, error: BaseException) -> CheckpointError:
-        cause: BaseException = error
-        if isinstance(error, CheckpointException):
-            cause = next((e for e, _ in error.failures.values() if isinstance(e, OSError)), None) or next(
-                e for e, _ in error.failures.values()
-            )
-        free = ""
+        cause, free = _cause(error), ""
         if self.folder.exists():
             free = f"; its disk has {shutil.disk_usage(self.folder).free / 1e6:,.1f} MB free"
         return CheckpointError(f"checkpoint {path} could not be written: {type(cause).__name__}: {cause}{free}")
@@ -149,7 +144,7 @@ class Checkpoints:
         latest = self.folder / LATEST
         if latest.exists() and (named := STEP.fullmatch(latest.read_text().strip())):
             steps = [step for step in steps if step <= int(named[1])] or steps
-        wrong = []
+        wrong: list[str] = []
         for step in steps:
             path = self.folder / f"step-{step:06d}"
             if (problem := cut_short(path)) is None:
@@ -172,8 +167,8 @@ class Checkpoints:
             dcp.load(state, checkpoint_id=path, process_group=self._world.group, no_dist=self._world.size == 1)
             extra = torch.load(path / EXTRA, weights_only=False)  # a dataset's position may be any object
         except (CheckpointException, Exception) as e:
-            first = next((e for e, _ in e.failures.values()), e) if isinstance(e, CheckpointException) else e
-            raise CheckpointError(f"checkpoint {path} could not be loaded: {type(first).__name__}: {first}") from e
+            cause = _cause(e)
+            raise CheckpointError(f"checkpoint {path} could not be loaded: {type(cause).__name__}: {cause}") from e
         return read_manifest(path), extra
 
     def _steps(self) -> list[int]:
@@ -223,6 +218,16 @@ def checkpoints_around(path: str | Path) -> Path | None:
         if (folder / MANIFEST).is_file():
             return folder.parent
     return None
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The system's error behind an error, if there is one; else the first rank's."""
+    if isinstance(error, CheckpointException):
+        error = next(e for e, _ in error.failures.values())
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(inner, OSError):
+        inner = inner.__cause__ or inner.__context__
+    return inner or error
 
 
 def _write(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ BUCKET_BYTES = 32 * 2**20
 def check_same_weights(module: nn.Module, world: World, source: str) -> None:
     """Raise ValueError if ranks have begun with different weights, as from different folders of one name."""
     sums = world.gather(float(sum(p.detach().double().sum() for p in module.parameters())))
-    if wrong := [rank for rank, value in enumerate(sums) if value != sums[0] and value == value]:
+    if wrong := [rank for rank, value in enumerate(sums) if value != sums[0]]:
         raise ValueError(f"ranks {wrong} have loaded other weights than rank 0 from {source}; are the folders equal?")
 
 
@@ -90,10 +91,10 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -
     Raises FloatingPointError where it is not finite: a step would spoil the weights.
     """
     parameters = list(parameters)
-    limit = float("inf") if max_norm is None else max_norm
+    limit = math.inf if max_norm is None else max_norm
     norm = nn.utils.clip_grad_norm_(parameters, limit)
     value = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-    if value != value or value == float("inf"):
+    if not math.isfinite(value):
         raise FloatingPointError(
             f"the norm of the gradients is {value}; weights are unchanged. Look for extreme advantages or "
             "log-probabilities in the batch, or lower the learning rate"

@@ -36,9 +36,7 @@ class ReferenceModel(ForgeActor):
         self._module = load_model(self._model, dtype=self._dtype).module.eval().requires_grad_(False)
 
     @endpoint(idempotent=True)
-    def forward(
-        self, input_ids: Tensor, lengths: Tensor, response_start: Tensor, temperature: float = 1.0
-    ) -> Tensor:
+    def forward(self, input_ids: Tensor, lengths: Tensor, response_start: Tensor, temperature: float = 1.0) -> Tensor:
         """Log-probabilities [B, R] in float32 of response tokens at a temperature; 0 behind each response.
 
         input_ids: [B, T], padded on the right. lengths: [B], tokens of prompt and response. response_start: [B], tokens

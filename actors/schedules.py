@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args, Literal
+from typing import Any, Literal, get_args
 
 Kind = Literal["constant", "linear", "cosine"]
 
@@ -28,10 +28,13 @@ class Schedule:
         if self.kind not in get_args(Kind):
             raise ValueError(f"the schedule's kind is {self.kind!r}; it must be one of {', '.join(get_args(Kind))}")
         if self.warmup_steps < 0 or not 0 <= self.min_ratio <= 1:
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be 0 or more, min_ratio ({self.min_ratio}) 0 to 1")
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps}) must be 0 or more, min_ratio ({self.min_ratio}) 0 to 1"
+            )
         if self.kind != "constant" and (self.total_steps is None or self.total_steps <= self.warmup_steps):
             raise ValueError(
-                f"a {self.kind} schedule needs total_steps above warmup_steps ({self.warmup_steps}), not {self.total_steps}"
+                f"a {self.kind} schedule needs total_steps above warmup_steps ({self.warmup_steps}), "
+                f"not {self.total_steps}"
             )
 
     @classmethod

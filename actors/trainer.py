@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,9 +79,7 @@ class Trainer(ForgeActor):
         if save_every and checkpoint is None:
             raise ValueError(f"save_every is {save_every}, but checkpoint, the folder to save to, is not given")
         self._model, self._dtype, self._parallel = model, dtype, parallel
-        self._options = TrainingOptions(
-            loss, optimizer, lr_scheduler, max_norm, micro_batch_tokens, temperature, seed
-        )
+        self._options = TrainingOptions(loss, optimizer, lr_scheduler, max_norm, micro_batch_tokens, temperature, seed)
         self._checkpoint, self._save_every, self._keep = checkpoint, save_every, keep
         self._store = WeightStore(weights) if isinstance(weights, str) else weights
         self._resumed_from: Path | None = None
@@ -122,9 +121,7 @@ class Trainer(ForgeActor):
         return result
 
     @endpoint
-    def forward_backward(
-        self, data: Shares | Sequence[Episode], loss: Any = None
-    ) -> tuple[float, dict[str, float]]:
+    def forward_backward(self, data: Shares | Sequence[Episode], loss: Any = None) -> tuple[float, dict[str, float]]:
         """Add the gradients of some episodes to those of earlier calls; the loss and its metrics.
 
         Each call's loss is normalized by its own number of tokens or sequences.
@@ -147,16 +144,29 @@ class Trainer(ForgeActor):
     # ------------------------------------------------------------ publish
 
     @endpoint
-    def push_weights(self, version: int | None = None) -> int:
+    def push_weights(self, version: int | None = None, wait: bool = False) -> int:
         """Copy the weights to memory of the CPU, and publish them in a thread while training goes on; their version.
 
-        version: above all earlier ones; None: the next. Raises ValueError for one that was used.
+        version: above all earlier ones; None: the next. wait: return once the version can be fetched. Raises ValueError
+        for a version that was used.
         """
         if self._publisher is None:
             raise ValueError("this trainer has no store of weights; give it weights=NAME")
         self._check()
         self._training.version = self._publisher.publish(self._training, version)
+        if wait:
+            self._publisher.wait()
         return self._training.version
+
+    @endpoint(concurrent=True)
+    async def read_weights(self, name: str, version: int | None) -> AsyncIterator[tuple[int, int] | bytes]:
+        """Stream a version to another host, for `WeightStore.receive`; once it is written. Only rank 0 is asked."""
+        if self._publisher is None or self._publisher.store.name != name:
+            raise ValueError(f"this trainer has no store of weights that is named {name!r}")
+        if (writing := self._publisher.writing) is not None:
+            await asyncio.wrap_future(writing)
+        async for part in self._publisher.store.stream_file(version):
+            yield part
 
     # ------------------------------------------------------------ save and load
 
@@ -250,10 +260,11 @@ class Publisher:
 
     def __init__(self, store: WeightStore, world: World, checkpoints: Checkpoints | None) -> None:
         """With checkpoints, versions that were used before them stay used."""
-        self._store, self._world, self._checkpoints = store, world, checkpoints
+        self.store, self._world, self._checkpoints = store, world, checkpoints
         self._copies: dict[str, Tensor] = {}
         self._thread = ThreadPoolExecutor(1, "publish")
-        self._writing: Future[Any] | None = None
+        self.writing: Future[int] | None = None
+        """What goes on in the thread."""
 
     def highest(self) -> int:
         """The highest version that was ever used; 0 at first. All ranks call it."""
@@ -267,23 +278,23 @@ class Publisher:
             if self._world.rank == 0:
                 self._copy(name, tensor)
         if self._world.rank == 0:
-            self._writing = self._thread.submit(self._store.publish, chosen, self._copies)
+            self.writing = self._thread.submit(self.store.publish, chosen, self._copies)
         return chosen
 
     def wait(self) -> None:
         """Return once nothing is being written; raises what a write raised."""
-        writing, self._writing = self._writing, None
+        writing, self.writing = self.writing, None
         if writing is not None:
             writing.result()
 
     def check(self) -> None:
         """Raise what a write raised; return at once if it goes on."""
-        if self._writing is not None and self._writing.done():
+        if self.writing is not None and self.writing.done():
             self.wait()
 
     def _highest(self) -> int:
         kept = 0 if self._checkpoints is None else self._checkpoints.highest_version()
-        return max(kept, self._store.latest() or 0)
+        return max(kept, self.store.latest() or 0)
 
     def _choose(self, highest: int, version: int | None) -> int:
         if version is not None and version <= highest:

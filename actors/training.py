@@ -260,7 +260,8 @@ def make_optimizer(module: nn.Module, keys: Mapping[str, Any] | None) -> torch.o
     kind = str(arguments.pop("kind")).lower()
     if kind not in known:
         near = difflib.get_close_matches(kind, known, 1)
-        raise ValueError(f"torch.optim has no {kind!r}; " + (f"did you mean {near[0]!r}?" if near else f"{list(known)}"))
+        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known))}"
+        raise ValueError(f"torch.optim has no {kind!r}; {hint}")
     if kind == "adamw":
         arguments = {"lr": 1e-5, "weight_decay": 0.0, "fused": True, **arguments}
     optimizer: torch.optim.Optimizer = known[kind](module.parameters(), **arguments)
