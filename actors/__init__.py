@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from actors.types import Episode as Episode
     from actors.types import SamplingParams as SamplingParams
     from actors.types import StepResult as StepResult
+    from actors.weights import Fetched as Fetched
+    from actors.weights import WeightStore as WeightStore
 
 _PUBLIC = {
     "Batch": "losses",
@@ -29,6 +31,7 @@ _PUBLIC = {
     "Checkpoints": "checkpoint",
     "Completion": "types",
     "Episode": "types",
+    "Fetched": "weights",
     "Loss": "losses",
     "LossOutput": "losses",
     "Metric": "losses",
@@ -40,6 +43,7 @@ _PUBLIC = {
     "TrainerStatus": "trainer",
     "Training": "training",
     "TrainingOptions": "training",
+    "WeightStore": "weights",
     "demonstration": "batches",
     "make_loss": "losses",
 }

@@ -258,7 +258,7 @@ class Forge:
         for process in self._started:
             if process.poll() is None:
                 os.kill(process.pid, signal.SIGKILL)
-            process.communicate()
+                process.wait()
         if not all(self._has_ended(run) for run in self.runs()):
             self.run("shutdown", "--all", "--force")
         marks = [f"FORGE_RUN_ID={run}" for run in self.runs()] + [f"FORGECTL_HOME={self.home}"]
@@ -267,6 +267,8 @@ class Forge:
             for pid in found:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+        for process in self._started:
+            process.communicate(timeout=30)  # until nobody holds its pipes; the timer of a test has gone off by now
         assert not left, f"processes are left: {left}"
         sockets = self.home / "sockets"
         assert not (sockets.exists() and list(sockets.iterdir())), f"sockets are left: {list(sockets.rglob('*'))}"

@@ -38,6 +38,7 @@ from forgectl.protocol.supervision import (
 )
 from forgectl.system.files import write_whole
 from forgectl.system.processes import Identity
+from forgectl.system.shared_folders import SharedFolders
 from forgectl.wire.codec import to_json
 from forgectl.wire.envelope import Refusal
 from forgectl.wire.unix_sockets import listen_tcp, private_folder
@@ -77,6 +78,7 @@ class HostMesh:
         run: str,
         run_dir: Path,
         messages: Path,
+        shared: SharedFolders,
         place: str,
         agent: str,
         emit: Callable[[Happening], None],
@@ -90,6 +92,7 @@ class HostMesh:
         self.host = share.host
         self._run_dir = run_dir
         self._messages = messages  # the folder of actors' sockets
+        self._shared = shared
         self._place = place
         self._agent = agent  # this agent's own socket
         self._logs = run_dir / "logs" / share.mesh
@@ -306,12 +309,14 @@ class HostMesh:
         return interface.gloo_environment(master_addr, self.share.env) if self.share.hosts > 1 else {}
 
     def _context(self, generation: int) -> dict[str, str]:
-        """The variables that the driver and actors need to reach their run."""
+        """The variables by which ranks reach what is the run's; the driver and actors reach the run itself, too."""
+        shared = {"FORGE_SHARED_MEMORY": str(self._shared.memory), "FORGE_SHARED_DISK": str(self._shared.disk)}
         if self.share.kind == "driver":
-            return {"FORGE_RUN_DIR": str(self._run_dir)}
+            return {**shared, "FORGE_RUN_DIR": str(self._run_dir)}
         if not self.share.stays:
-            return {}
+            return shared
         return {
+            **shared,
             "FORGE_RUN_DIR": str(self._run_dir),
             "FORGE_GENERATION": str(generation),
             "FORGE_MESSAGES": str(self._messages),
