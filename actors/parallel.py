@@ -38,6 +38,7 @@ def shard(module: nn.Module, world: World, compute: torch.dtype) -> None:
         fully_shard(part, mesh=mesh, mp_policy=policy)
         assert isinstance(part, FSDPModule)
         part.set_gradient_divide_factor(1.0)
+        part.set_force_sum_reduction_for_comms(True)  # gloo has no other
 
 
 def _layers(module: nn.Module) -> Iterable[nn.Module]:

@@ -70,7 +70,9 @@ def cut(path: Path) -> None:
     os.truncate(data, data.stat().st_size // 2)
 
 
-@pytest.mark.parametrize("damage", [cut, lambda p: (p / "extra.pt").unlink(), lambda p: (p / "checkpoint.json").unlink()])
+@pytest.mark.parametrize(
+    "damage", [cut, lambda p: (p / "extra.pt").unlink(), lambda p: (p / "checkpoint.json").unlink()]
+)
 def test_one_cut_short_is_named_and_the_one_before_is_used(
     damage: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -144,7 +146,9 @@ def test_a_full_disk_ends_with_path_and_cause_and_spoils_nothing(small_disk: Pat
     checkpoints = saved(small_disk, 1)
     large = {"model": {"w": torch.zeros(100_000)}}
     path = checkpoints.save(2, 0, large)
-    with pytest.raises(CheckpointError, match=rf"{path.parent}/\.step-000002\.partial could not be written.*MB free") as e:
+    with pytest.raises(
+        CheckpointError, match=rf"{path.parent}/\.step-000002\.partial could not be written.*MB free"
+    ) as e:
         checkpoints.wait()
     assert "No space left on device" in str(e.value)
     assert step_of(checkpoints.newest()) == 1

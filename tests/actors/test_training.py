@@ -133,7 +133,9 @@ def test_it_learns_what_it_is_shown_and_then_by_rewards() -> None:
 def test_metrics_say_what_happened() -> None:
     made = training()
     made.version = 3
-    found = made.train_step([one.replaced(policy_version=one.policy_version + i % 3) for i, one in enumerate(episodes())])
+    found = made.train_step(
+        [one.replaced(policy_version=one.policy_version + i % 3) for i, one in enumerate(episodes())]
+    )
     assert found.metrics.keys() >= {"entropy", "ratio", "kl_reference", "clip_fraction_low", "clip_fraction_high"}
     assert (found.metrics["policy_age_max"], found.metrics["sequences"]) == (3, 8)
     assert found.metrics["reward"] == pytest.approx(7 / 8)
