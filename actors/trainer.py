@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+import concurrent.futures
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from actors import parallel as parallelism
@@ -20,7 +24,29 @@ from actors.training import Training, TrainingOptions
 from actors.types import Episode, StepResult
 from actors.weights import WeightStore
 from actors.world import World
-from forgectl import ForgeActor, endpoint
+from forgectl import ActorDied, ForgeActor, endpoint
+
+P = ParamSpec("P")
+R = TypeVar("R")
+NEWS_OF_A_DEATH = 5.0
+"""Seconds from a broken connection to another rank until its death must have been reported."""
+
+
+def _by_all_ranks(method: Callable[Concatenate[Trainer, P], R]) -> Callable[Concatenate[Trainer, P], R]:
+    """For endpoints with collectives: where another rank dies, raise ActorDied and not what its connections raise."""
+
+    @functools.wraps(method)
+    def run(self: Trainer, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(self, *args, **kwargs)
+        except RuntimeError as e:
+            if not isinstance(e, dist.DistError) and "gloo" not in str(e):
+                raise
+            with contextlib.suppress(concurrent.futures.TimeoutError):
+                raise self._death.result(NEWS_OF_A_DEATH) from e
+            raise
+
+    return run
 
 
 @dataclass(frozen=True)
@@ -82,10 +108,14 @@ class Trainer(ForgeActor):
         self._options = TrainingOptions(loss, optimizer, lr_scheduler, max_norm, micro_batch_tokens, temperature, seed)
         self._checkpoint, self._save_every, self._keep = checkpoint, save_every, keep
         self._store = WeightStore(weights) if isinstance(weights, str) else weights
+        self._checkpoints: Checkpoints | None = None
+        self._publisher: Publisher | None = None
         self._resumed_from: Path | None = None
         self._extra: Any = None
+        self._death: Future[ActorDied] = Future()  # of another rank
 
     @endpoint
+    @_by_all_ranks
     def setup(self) -> None:
         """Load the model, meet the other ranks, and resume from the newest checkpoint, if there is one."""
         world = self._world = World.join(self.rank, self.size)
@@ -94,8 +124,10 @@ class Trainer(ForgeActor):
         if world.size > 1 and self._parallel == "fsdp":
             parallelism.shard(self._loaded.module, world, compute)
         self._training = Training(self._loaded.module, self._options, world=world, compute=compute)
-        self._checkpoints = Checkpoints(self._checkpoint, self._keep, world) if self._checkpoint else None
-        self._publisher = Publisher(self._store, world, self._checkpoints) if self._store else None
+        if self._checkpoint is not None:
+            self._checkpoints = Checkpoints(self._checkpoint, self._keep, world)
+        if self._store is not None:
+            self._publisher = Publisher(self._store, world, self._checkpoints)
         newest = self._checkpoints.newest() if self._checkpoints else None
         if newest is not None:
             self._load(newest)
@@ -105,6 +137,7 @@ class Trainer(ForgeActor):
     # ------------------------------------------------------------ train
 
     @endpoint
+    @_by_all_ranks
     def train_step(
         self, data: Shares | Sequence[Episode], loss: Any = None, learning_rate: float | None = None
     ) -> StepResult:
@@ -121,6 +154,7 @@ class Trainer(ForgeActor):
         return result
 
     @endpoint
+    @_by_all_ranks
     def forward_backward(self, data: Shares | Sequence[Episode], loss: Any = None) -> tuple[float, dict[str, float]]:
         """Add the gradients of some episodes to those of earlier calls; the loss and its metrics.
 
@@ -130,6 +164,7 @@ class Trainer(ForgeActor):
         return self._training.forward_backward(data, loss)
 
     @endpoint
+    @_by_all_ranks
     def optim_step(self, learning_rate: float | None = None) -> dict[str, float]:
         """Change the weights by the gradients of all `forward_backward` since the last step; norm and rate."""
         metrics = self._training.optim_step(learning_rate)
@@ -144,6 +179,7 @@ class Trainer(ForgeActor):
     # ------------------------------------------------------------ publish
 
     @endpoint
+    @_by_all_ranks
     def push_weights(self, version: int | None = None, wait: bool = False) -> int:
         """Copy the weights to memory of the CPU, and publish them in a thread while training goes on; their version.
 
@@ -171,6 +207,7 @@ class Trainer(ForgeActor):
     # ------------------------------------------------------------ save and load
 
     @endpoint
+    @_by_all_ranks
     def save(self, extra: Any = None, wait: bool = False) -> str:
         """Begin to write a checkpoint, and return its folder; with `wait` once it is complete.
 
@@ -184,6 +221,7 @@ class Trainer(ForgeActor):
         return str(path)
 
     @endpoint
+    @_by_all_ranks
     def load(self, path: str | None = None) -> int:
         """Go back to a checkpoint, by default the newest; its step. Publishes the weights under a new version."""
         checkpoints = self._existing_checkpoints()
@@ -195,6 +233,7 @@ class Trainer(ForgeActor):
         return self._training.step
 
     @endpoint
+    @_by_all_ranks
     def export(self, folder: str) -> None:
         """Write the model as a folder of Hugging Face, with its tokenizer; see `save_model`."""
         if (taken := checkpoints_around(folder)) is not None:
@@ -217,10 +256,13 @@ class Trainer(ForgeActor):
         return self._extra
 
     def __cleanup__(self, exc: BaseException | None) -> None:
-        """Finish what is being written."""
-        for pending in (self.__dict__.get("_checkpoints"), self.__dict__.get("_publisher")):
-            if pending is not None:
-                pending.wait()
+        """Finish what is being written. Without all ranks no checkpoint can be."""
+        if isinstance(exc, ActorDied):
+            self._death.set_result(exc)
+        elif self._checkpoints is not None:
+            self._checkpoints.wait()
+        if self._publisher is not None:
+            self._publisher.wait()
 
     # ------------------------------------------------------------ in a rank
 
