@@ -36,7 +36,7 @@ def _by_all_ranks(method: Callable[Concatenate[Trainer, P], R]) -> Callable[Conc
     """For endpoints with collectives: where another rank dies, raise ActorDied and not what its connections raise."""
 
     @functools.wraps(method)
-    def run(self: Trainer, *args: P.args, **kwargs: P.kwargs) -> R:
+    def run(self: Trainer, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return method(self, *args, **kwargs)
         except RuntimeError as e:

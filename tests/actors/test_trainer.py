@@ -98,8 +98,12 @@ def test_weights_are_streamed_to_another_host_once_they_are_written(tmp_path: Pa
     head, *parts = asyncio.run(read())
     assert head == (version, len(b"".join(parts)))
     assert b"".join(parts) == (tmp_path / "w" / "1.safetensors").read_bytes()
+
+    async def read_another() -> None:
+        await anext(trainer.read_weights("other", 1))
+
     with pytest.raises(ValueError, match="no store of weights that is named 'other'"):
-        asyncio.run(anext(trainer.read_weights("other", 1)))
+        asyncio.run(read_another())
 
 
 def test_what_fails_in_the_background_is_raised_by_the_next_call(tmp_path: Path) -> None:
