@@ -39,13 +39,13 @@ def log_probs(logits: Tensor, token_ids: Tensor, temperature: float = 1.0) -> Te
     forward and backward need only a few megabytes, however many tokens there are. Raises ValueError for a temperature
     that is not positive.
     """
-    found: Tensor = _LogProbs.apply(logits.flatten(0, -2), token_ids.flatten(), _checked(temperature))
+    found: Tensor = _LogProbs.apply(logits.reshape(-1, logits.shape[-1]), token_ids.flatten(), _checked(temperature))
     return found.view(token_ids.shape)
 
 
 def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """The entropy [...] in nats of softmax(logits [..., V] / temperature). It is a measurement, without a gradient."""
-    rows, temperature = logits.detach().flatten(0, -2), _checked(temperature)
+    rows, temperature = logits.detach().reshape(-1, logits.shape[-1]), _checked(temperature)
     found = rows.new_empty(len(rows), dtype=_precise(rows.dtype))
     for part in _chunks(rows):
         found[part] = torch.special.entr(_scaled(rows[part], temperature).softmax(-1)).sum(-1)
@@ -225,10 +225,11 @@ class Metric:
         return Metric(self.kind, value, self.count + other.count)
 
     def result(self) -> float | None:
-        """The number; None where there was nothing to take it of."""
-        if not (count := int(self.count)):
-            return None
-        return float(self.value) / (count if self.kind == "mean" else 1)
+        """The number; None for the mean or maximum of nothing."""
+        if self.kind == "sum":
+            return float(self.value)
+        count = int(self.count)
+        return float(self.value) / (count if self.kind == "mean" else 1) if count else None
 
 
 def merge(parts: Iterable[Mapping[str, Metric]]) -> dict[str, Metric]:
@@ -292,10 +293,10 @@ class Loss:
 
     def _cleaned(self, batch: Batch) -> Batch:
         """The batch in full precision with its valid tokens alone: 0 elsewhere, so that all maths stays finite."""
-        valid = self.valid(batch.mask, batch.old_logprobs, batch.truncated)
+        valid, precise = self.valid(batch.mask, batch.old_logprobs, batch.truncated), _precise(batch.logprobs.dtype)
 
         def clean(values: Tensor | None) -> Any:
-            return None if values is None else torch.where(valid, values.to(_precise(values.dtype)), 0.0)
+            return None if values is None else torch.where(valid, values.to(precise), 0.0)
 
         by_token = batch.advantages if batch.advantages.dim() == 2 else batch.advantages[:, None].expand_as(valid)
         return replace(
