@@ -264,7 +264,7 @@ class Decoder(nn.Module):
         """Logits of the next token.
 
         input_ids: [B, T]. position_ids: [B, T] or [1, T]; None: 0 to T - 1. attention_mask: bool [B, 1, T, S], True
-        where a token attends; None: each to itself and all before it. logits_to_keep: compute those of the last so many
+        where a token attends; None: each to itself and all before it, for which T must be 1 or S. logits_to_keep: compute those of the last so many
         tokens, or of the tokens at these indices; 0: of all.
         """
         if position_ids is None:
@@ -353,15 +353,10 @@ class _Attention(nn.Module):
         v = self.v_proj(hidden).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
         if cache is not None:
             k, v = cache.update(k, v, self.index)
-        if length == 1:  # the queries that share a key are one longer query: nothing is repeated
-            q = q.reshape(batch, self.kv_heads, -1, self.head_dim)
-            attended = functional.scaled_dot_product_attention(q, k, v, mask)
-        else:
-            attended = functional.scaled_dot_product_attention(
-                q, k, v, mask, is_causal=mask is None, enable_gqa=self.heads != self.kv_heads
-            )
-            attended = attended.transpose(1, 2)
-        return self.o_proj(attended.reshape(batch, length, -1))
+        attended = functional.scaled_dot_product_attention(
+            q, k, v, mask, is_causal=mask is None and length > 1, enable_gqa=self.heads != self.kv_heads
+        )
+        return self.o_proj(attended.transpose(1, 2).reshape(batch, length, -1))
 
 
 class _FeedForward(nn.Module):
