@@ -7,6 +7,8 @@ if TYPE_CHECKING:
     from actors.batches import demonstration as demonstration
     from actors.checkpoint import CheckpointError as CheckpointError
     from actors.checkpoint import Checkpoints as Checkpoints
+    from actors.datasets import Dataset as Dataset
+    from actors.datasets import DatasetActor as DatasetActor
     from actors.losses import Batch as Batch
     from actors.losses import Loss as Loss
     from actors.losses import LossOutput as LossOutput
@@ -30,6 +32,8 @@ _PUBLIC = {
     "CheckpointError": "checkpoint",
     "Checkpoints": "checkpoint",
     "Completion": "types",
+    "Dataset": "datasets",
+    "DatasetActor": "datasets",
     "Episode": "types",
     "Fetched": "weights",
     "Loss": "losses",

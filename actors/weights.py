@@ -13,14 +13,15 @@ import re
 import signal
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forgectl import BusyError, NotFoundError, TimedOutError, shared_folder
+from forgectl import BusyError, NotFoundError, TimedOutError, UnreachableError, shared_folder
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +31,8 @@ KEPT = 2
 CHUNK = 4 << 20
 """Bytes of a message between hosts."""
 _MOST_AT_ONCE = 1 << 30  # bytes of one system call; Linux takes just under 2 GiB
+_PIECE = 32 << 20
+_THREADS = min(4, len(os.sched_getaffinity(0)))
 _ALIGNED = 64
 _VERSION = re.compile(r"(\d+)\.safetensors")
 _DTYPES = {
@@ -118,14 +121,17 @@ class Fetched:
                 f"version {self.version} of the weights does not fit: {name} has shape "
                 f"{ours.get(name, '(missing)')} in the file and {theirs.get(name, '(missing)')} in the model"
             )
-        with torch.no_grad():
-            for name, target in targets.items():
-                entry = self.entries[name]
-                same = target.device.type == "cpu" and str(target.dtype) == f"torch.{_DTYPES[entry.dtype]}"
-                if same and target.is_contiguous():
-                    _read_into(self._file, _bytes_of(target), entry.begin)
-                else:
-                    target.copy_(self.tensors[name])
+        plain = [name for name, target in targets.items() if self._is_plain(name, target)]
+        for name in targets.keys() - set(plain):
+            with torch.no_grad():
+                targets[name].copy_(self.tensors[name])
+        pieces = (piece for name in plain for piece in _pieces([targets[name]], self.entries[name].begin))
+        _in_threads(partial(_read, self._file), pieces)
+
+    def _is_plain(self, name: str, target: torch.Tensor) -> bool:
+        """Whether the memory of the target is to have the very bytes of the file."""
+        same = str(target.dtype) == f"torch.{_DTYPES[self.entries[name].dtype]}"
+        return same and target.device.type == "cpu" and target.is_contiguous()
 
 
 class WeightStore:
@@ -200,9 +206,8 @@ class WeightStore:
             header, order = make_header(tensors, {"version": str(version)})
             size = len(header) + sum(tensor.nbytes for tensor in tensors.values())
             with self._new(version, "publishing", size) as file:
-                _write(file, header)
-                for name in order:
-                    _write(file, _bytes_of(tensors[name].detach().cpu().contiguous()))
+                _write(file, memoryview(header), 0)
+                _in_threads(partial(_write, file), _pieces([tensors[name] for name in order], len(header)))
         return version
 
     def fetch(self, version: int | None = None, timeout: float = 0.0) -> Fetched:
@@ -220,8 +225,10 @@ class WeightStore:
         while (fetched := self._open(version)) is None:
             left = deadline - time.monotonic()
             if left <= 0:
-                what = "no version" if version is None else f"version {version}"
-                raise TimedOutError(f"weights {self.name!r}: {what} was published within {timeout:g} s ({self.folder})")
+                what = "a version" if version is None else f"version {version}"
+                raise TimedOutError(
+                    f"weights {self.name!r}: {what} was not published within {timeout:g} s ({self.folder})"
+                )
             time.sleep(min(0.01, left))
         return fetched
 
@@ -238,23 +245,27 @@ class WeightStore:
 
         Raises:
             ActorDied: the source died meanwhile. The next process tries anew.
+            UnreachableError: the source ended before it had sent all bytes.
             TimedOutError: the source sent nothing for so long.
         """
         if version is not None and (fetched := self._open(version, dropped_is_error=False)):
             return fetched
         async with self._receiving(), aclosing(source.read_weights.stream(self.name, version)) as parts:
+            found, size, begin = version or 0, 0, 0
             try:
                 found, size = await asyncio.wait_for(anext(parts), timeout)
                 if not self.path(found).exists():
                     with self._new(found, "receiving", size) as file:
-                        while size > 0:
+                        while begin < size:
                             part = await asyncio.wait_for(anext(parts), timeout)
-                            _write(file, part)
-                            size -= len(part)
+                            _write(file, memoryview(part), begin)
+                            begin += len(part)
             except (TimeoutError, asyncio.TimeoutError):
                 raise TimedOutError(f"weights {self.name!r}: {source} sent nothing for {timeout:g} s") from None
             except StopAsyncIteration:
-                raise BusyError(f"weights {self.name!r}: {source} ended before all bytes of {version} came") from None
+                raise UnreachableError(
+                    f"weights {self.name!r}: {source} ended after {begin} of {size} bytes of version {found}"
+                ) from None
             return self.fetch(found)
 
     async def stream_file(self, version: int | None = None) -> AsyncIterator[tuple[int, int] | bytes]:
@@ -454,20 +465,49 @@ def _reserve(file: int, size: int) -> bool:
     return True
 
 
+def _pieces(tensors: Iterable[torch.Tensor], begin: int) -> Iterator[tuple[Callable[[], memoryview], int]]:
+    """What gives the bytes of each part of some tensors, and where it is in a file in which they follow one another.
+
+    A tensor that must be copied first (from another device, or since it has holes) is one part, whatever its size: it
+    is copied when its bytes are asked for, so that not all of them are in memory at once.
+    """
+    for tensor in tensors:
+        if tensor.device.type == "cpu" and tensor.is_contiguous():
+            data = _bytes_of(tensor)
+            for at in range(0, len(data), _PIECE):
+                yield partial(_itself, data[at : at + _PIECE]), begin + at
+        elif tensor.nbytes:
+            yield partial(_bytes_of, tensor), begin
+        begin += tensor.nbytes
+
+
+def _itself(data: memoryview) -> memoryview:
+    return data
+
+
+def _in_threads(
+    work: Callable[[memoryview, int], None], pieces: Iterable[tuple[Callable[[], memoryview], int]]
+) -> None:
+    """Do the work for each piece: one core cannot use all of a machine's memory bandwidth."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for _ in pool.map(lambda piece: work(piece[0](), piece[1]), pieces):
+            pass
+
+
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous tensor on the CPU."""
+    """The memory of a tensor; that of a copy where it is not contiguous on the CPU."""
     import torch
 
-    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
-def _write(file: int, data: bytes | memoryview) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(file, left[:_MOST_AT_ONCE]) :]
+def _write(file: int, data: memoryview, begin: int) -> None:
+    while data:
+        count = os.pwrite(file, data[:_MOST_AT_ONCE], begin)
+        data, begin = data[count:], begin + count
 
 
-def _read_into(file: int, target: memoryview, begin: int) -> None:
+def _read(file: int, target: memoryview, begin: int) -> None:
     while target:
         if not (count := os.preadv(file, [target[:_MOST_AT_ONCE]], begin)):
             raise ValueError(f"the file of the weights ends at byte {begin}")
