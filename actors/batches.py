@@ -46,10 +46,8 @@ class Sequences:
 
     @classmethod
     def of(cls, episodes: Sequence[Episode]) -> Sequences:
-        """Those of some episodes. Raises ValueError for an episode without a prompt."""
-        for episode in episodes:
-            if not len(episode.prompt_ids):
-                raise ValueError(f"episode {episode.episode_id} has an empty prompt; begin it with at least one token")
+        """Those of some episodes. Raises ValueError as `check_episodes` does."""
+        check_episodes(episodes)
         rows = [torch.cat([e.prompt_ids, e.token_ids]).long() for e in episodes]
         return cls(
             nn.utils.rnn.pad_sequence(rows, batch_first=True),
@@ -66,6 +64,17 @@ class Sequences:
         lengths = self.lengths[list(chosen)]
         ids = self.input_ids[list(chosen), : int(lengths.max())]
         return Sequences(ids, lengths, self.response_start[list(chosen)])
+
+
+def check_episodes(episodes: Sequence[Episode]) -> None:
+    """Raise ValueError for an episode without a prompt, or whose tensors have different lengths."""
+    for episode in episodes:
+        if not len(episode.prompt_ids):
+            raise ValueError(f"episode {episode.episode_id} has an empty prompt; begin it with at least one token")
+        found = {name: getattr(episode, name) for name in ("loss_mask", "logprobs", "ref_logprobs")}
+        lengths = {name: len(tensor) for name, tensor in found.items() if tensor is not None}
+        if wrong := {name: length for name, length in lengths.items() if length != len(episode.token_ids)}:
+            raise ValueError(f"episode {episode.episode_id} has {len(episode.token_ids)} token_ids, but {wrong}")
 
 
 def split_by_tokens(lengths: Sequence[int], budget: int | None) -> list[list[int]]:

@@ -238,7 +238,7 @@ class Trainer(ForgeActor):
         """Write the model as a folder of Hugging Face, with its tokenizer; see `save_model`."""
         if (taken := checkpoints_around(folder)) is not None:
             raise ValueError(f"{folder} lies in the checkpoints of {taken}; export to another folder")
-        tensors = {name: tensor.cpu() for name, tensor in self._training.tensors()}
+        tensors = {name: tensor.cpu() for name, tensor in self._training.tensors() if self.rank == 0}
         module, tokenizer, config = self._loaded
         self._world.from_leader(lambda: save_model(module, tokenizer, config, folder, tensors=tensors))
 

@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from actors import losses, parallel
-from actors.batches import Sequences, Shares, demonstration, padded, response_logprobs, shares_of, split_by_tokens
+from actors.batches import (
+    Sequences,
+    Shares,
+    check_episodes,
+    demonstration,
+    padded,
+    response_logprobs,
+    shares_of,
+    split_by_tokens,
+)
 from actors.losses import Loss, Metric
 from actors.schedules import Schedule
 from actors.types import Episode, StepResult
@@ -95,6 +104,7 @@ class Training:
         if not everything:
             raise ValueError("there are no episodes to train on")
         chosen = self._loss if loss is None else losses.make_loss(loss)
+        check_episodes(everything)  # on all ranks, so that none waits for one that refuses its share
         all_tensors = _Tensors.of(everything)
         totals = losses.Totals.of(chosen.valid(all_tensors.mask, all_tensors.old_logprobs, all_tensors.truncated))
         value = torch.zeros((), dtype=torch.float64)
@@ -208,13 +218,7 @@ class _Tensors:
 
     @classmethod
     def of(cls, episodes: Sequence[Episode]) -> _Tensors:
-        """Raises ValueError for an episode whose tensors have different lengths."""
-        for e in episodes:
-            lengths = {"loss_mask": len(e.loss_mask), "logprobs": len(e.logprobs)}
-            if e.ref_logprobs is not None:
-                lengths["ref_logprobs"] = len(e.ref_logprobs)
-            if wrong := {name: n for name, n in lengths.items() if n != len(e.token_ids)}:
-                raise ValueError(f"episode {e.episode_id} has {len(e.token_ids)} token_ids, but {wrong}")
+        """Raises ValueError for episodes of which some have reference log-probabilities and some have not."""
         width = max(len(e.token_ids) for e in episodes)
         references = [e.ref_logprobs for e in episodes if e.ref_logprobs is not None]
         if 0 < len(references) < len(episodes):

@@ -29,8 +29,8 @@ LEAST = 0.95
 PLAIN, OURS = "a plain loop", "Trainer of 1 rank(s)"
 
 
-def _steps(forge: Forge, model: Any, name: str, repeat: int) -> Iterator[Row]:
-    argv = [sys.executable, str(PROGRAMS / "train_by_turns.py"), json.dumps(model), str(repeat)]
+def _steps(forge: Forge, model: Any, name: str, repeat: int, ranks: list[int]) -> Iterator[Row]:
+    argv = [sys.executable, str(PROGRAMS / "train_by_turns.py"), json.dumps(model), str(repeat), *map(str, ranks)]
     done = subprocess.run(argv, env=forge.env, cwd=forge.folder(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise BenchmarkError(f"{argv[1]} ended with {done.returncode}:\n{done.stderr[-3000:]}")
@@ -43,14 +43,14 @@ def _steps(forge: Forge, model: Any, name: str, repeat: int) -> Iterator[Row]:
 
 def tiny(forge: Forge, options: Namespace) -> Iterator[Row]:
     """A decoder of 0.8 million weights."""
-    yield from _steps(forge, TINY, "tiny", 10 * options.repeat)
+    yield from _steps(forge, TINY, "tiny", 10 * options.repeat, [1, *(n for n in options.n if n > 1)])
 
 
 def smollm(forge: Forge, options: Namespace) -> Iterator[Row]:
-    """SmolLM2-135M-Instruct, where it has been converted: `python sample_configs/smollm.py`."""
+    """SmolLM2-135M-Instruct, where sample_configs/smollm.py has written it; on one rank, since each takes 3 GB."""
     if not SMOLLM.exists():
         raise BenchmarkError(f"there is no {SMOLLM}: python sample_configs/smollm.py {SMOLLM}")
-    yield from _steps(forge, str(SMOLLM), "smollm", options.repeat)
+    yield from _steps(forge, str(SMOLLM), "smollm", options.repeat, [1])
 
 
 SECTIONS: Sections = {"tiny": tiny, "smollm": smollm}

@@ -1,7 +1,7 @@
-"""Training steps by turns: `train_by_turns.py MODEL REPEAT`, a model as JSON. Seconds of each side, as JSON on stdout.
+"""Training steps by turns: `train_by_turns.py MODEL REPEAT RANKS…`, a model as JSON; prints seconds by side as JSON.
 
-A plain loop in an actor of one rank, and Trainers of one and two ranks, train the same model on the same episodes. The
-plain loop's seconds are those of the step alone. A Trainer's are of the whole call: the episodes travel to the ranks.
+A plain loop in an actor of one rank, and a Trainer for each number of ranks, train the same model on the same episodes.
+The plain loop's seconds are those of the step alone. A Trainer's are of the whole call, so the episodes travel to ranks.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def batch(vocabulary: int) -> list[Episode]:
     return made
 
 
-async def main(model: Any, repeat: int) -> None:
+async def main(model: Any, repeat: int, numbers: list[int]) -> None:
     """One step of each side to warm up, whose losses must be equal; then all by turns."""
     episodes = batch(load_model(model, device="cpu").config.vocab_size)
     optimizer = {"lr": LEARNING_RATE}
@@ -92,7 +92,7 @@ async def main(model: Any, repeat: int) -> None:
         ranks: await Trainer.options(procs=ranks, mesh_name=f"trainer{ranks}").as_actor(
             model, optimizer=optimizer, dtype="float32", parallel="ddp"
         )
-        for ranks in (1, 2)
+        for ranks in numbers
     }
     seconds: dict[str, list[float]] = defaultdict(list)
     for turn in range(repeat + 1):
@@ -107,4 +107,4 @@ async def main(model: Any, repeat: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(json.loads(sys.argv[1]), int(sys.argv[2])))
+    asyncio.run(main(json.loads(sys.argv[1]), int(sys.argv[2]), [int(ranks) for ranks in sys.argv[3:]]))

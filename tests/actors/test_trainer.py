@@ -165,6 +165,12 @@ def test_a_killed_rank_is_replaced_resumes_and_publishes_a_higher_version(forge:
     train(forge, "a_killed_rank_is_replaced_and_resumes")
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_an_error_on_one_rank_ends_the_launch(forge: Forge, parallel: str) -> None:
+    result = train(forge, f"an_error_on_one_rank_is_raised {parallel}", code=1)
+    assert result.stderr.rstrip().endswith("ArithmeticError: this loss does not like rank 1")
+
+
 def test_a_checkpoint_that_cannot_be_written_ends_the_launch(forge: Forge) -> None:
     full = forge.folder / "disk"
     full.mkdir()

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from episodes import TINY, episodes, tiny  # type: ignore[import-not-found]
 
 from actors.checkpoint import read_manifest
+from actors.losses import Batch, Totals
 from actors.trainer import Trainer
 from actors.training import Training, TrainingOptions
 from actors.types import StepResult
@@ -129,6 +131,18 @@ async def a_killed_rank_is_replaced_and_resumes() -> None:
     assert (await one.get_status.call_one()).version == 5
     error = await raised(ValueError, trainer.push_weights.call(5))
     assert "version 5 of the weights cannot be published: 5 already was" in str(error)
+
+
+def raises_on_rank_1(batch: Batch, totals: Totals) -> torch.Tensor:
+    """A loss of a user's own."""
+    if dist.get_rank() == 1:
+        raise ArithmeticError("this loss does not like rank 1")
+    return -(batch.logprobs * batch.mask).sum() / totals.tokens
+
+
+async def an_error_on_one_rank_is_raised(parallel: Any) -> None:
+    trainer = await Trainer.options(procs=2).as_actor(TINY, "train:raises_on_rank_1", parallel=parallel)
+    await trainer.train_step.call(episodes())
 
 
 async def a_full_disk_ends_it(folder: str) -> None:
