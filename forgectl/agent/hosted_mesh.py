@@ -273,6 +273,7 @@ class HostMesh:
                 order.master_addr,
                 order.master_port,
                 str(error_path),
+                self._shared,
             )
             request = {
                 "what": "rank",
@@ -309,14 +310,12 @@ class HostMesh:
         return interface.gloo_environment(master_addr, self.share.env) if self.share.hosts > 1 else {}
 
     def _context(self, generation: int) -> dict[str, str]:
-        """The variables by which ranks reach what is the run's; the driver and actors reach the run itself, too."""
-        shared = {"FORGE_SHARED_MEMORY": str(self._shared.memory), "FORGE_SHARED_DISK": str(self._shared.disk)}
+        """The variables that the driver and actors need to reach their run."""
         if self.share.kind == "driver":
-            return {**shared, "FORGE_RUN_DIR": str(self._run_dir)}
+            return {"FORGE_RUN_DIR": str(self._run_dir)}
         if not self.share.stays:
-            return shared
+            return {}
         return {
-            **shared,
             "FORGE_RUN_DIR": str(self._run_dir),
             "FORGE_GENERATION": str(generation),
             "FORGE_MESSAGES": str(self._messages),
