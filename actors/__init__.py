@@ -4,7 +4,10 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from actors.advantages import ComputeAdvantages as ComputeAdvantages
     from actors.batches import demonstration as demonstration
+    from actors.buffer import Buffer as Buffer
+    from actors.buffer import ReplayBuffer as ReplayBuffer
     from actors.checkpoint import CheckpointError as CheckpointError
     from actors.checkpoint import Checkpoints as Checkpoints
     from actors.datasets import Dataset as Dataset
@@ -29,9 +32,11 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "Batch": "losses",
+    "Buffer": "buffer",
     "CheckpointError": "checkpoint",
     "Checkpoints": "checkpoint",
     "Completion": "types",
+    "ComputeAdvantages": "advantages",
     "Dataset": "datasets",
     "DatasetActor": "datasets",
     "Episode": "types",
@@ -40,6 +45,7 @@ _PUBLIC = {
     "LossOutput": "losses",
     "Metric": "losses",
     "ReferenceModel": "reference",
+    "ReplayBuffer": "buffer",
     "SamplingParams": "types",
     "StepResult": "types",
     "Totals": "losses",

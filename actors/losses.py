@@ -12,8 +12,8 @@ multiply the share by the number of ranks).
 from __future__ import annotations
 
 import difflib
-import importlib
 import math
+import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -385,8 +385,7 @@ def make_loss(loss: str | Mapping[str, Any] | Term) -> Loss:
     given = {"kind": loss} if isinstance(loss, str) else dict(loss)
     kind = str(given.pop("kind", "without a kind"))
     if ":" in kind:
-        module, _, function = kind.partition(":")
-        return Loss(kind, partial(getattr(importlib.import_module(module), function), **given))
+        return Loss(kind, partial(pkgutil.resolve_name(kind), **given))
     if kind not in LOSSES:
         raise ValueError(f"there is no loss {kind!r}{_did_you_mean(kind, LOSSES)}; there are {', '.join(LOSSES)}")
     options = dict(LOSSES[kind])
