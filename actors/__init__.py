@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from actors.losses import Metric as Metric
     from actors.losses import Totals as Totals
     from actors.losses import make_loss as make_loss
+    from actors.metrics import MetricLogger as MetricLogger
+    from actors.metrics import Reduce as Reduce
+    from actors.metrics import collect_metrics as collect_metrics
+    from actors.metrics import merge_metrics as merge_metrics
+    from actors.metrics import plot as plot
+    from actors.metrics import record_metric as record_metric
     from actors.reference import ReferenceModel as ReferenceModel
     from actors.trainer import Trainer as Trainer
     from actors.trainer import TrainerStatus as TrainerStatus
@@ -44,6 +50,8 @@ _PUBLIC = {
     "Loss": "losses",
     "LossOutput": "losses",
     "Metric": "losses",
+    "MetricLogger": "metrics",
+    "Reduce": "metrics",
     "ReferenceModel": "reference",
     "ReplayBuffer": "buffer",
     "SamplingParams": "types",
@@ -54,8 +62,12 @@ _PUBLIC = {
     "Training": "training",
     "TrainingOptions": "training",
     "WeightStore": "weights",
+    "collect_metrics": "metrics",
     "demonstration": "batches",
     "make_loss": "losses",
+    "merge_metrics": "metrics",
+    "plot": "metrics",
+    "record_metric": "metrics",
 }
 __all__ = [*_PUBLIC]  # noqa: PLE0604  # the keys are strings
 
