@@ -264,8 +264,8 @@ class Decoder(nn.Module):
         """Logits of the next token.
 
         input_ids: [B, T]. position_ids: [B, T] or [1, T]; None: 0 to T - 1. attention_mask: bool [B, 1, T, S], True
-        where a token attends; None: each to itself and all before it, for which T must be 1 or S. logits_to_keep: compute those of the last so many
-        tokens, or of the tokens at these indices; 0: of all.
+        where a token attends; None: each token attends to itself and all before it, and T must be 1 or S.
+        logits_to_keep: compute those of the last so many tokens, or of the tokens at these indices; 0: of all.
         """
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
