@@ -5,8 +5,11 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from actors.advantages import ComputeAdvantages as ComputeAdvantages
+    from actors.batches import demonstration as demonstration
     from actors.buffer import Buffer as Buffer
     from actors.buffer import ReplayBuffer as ReplayBuffer
+    from actors.checkpoint import CheckpointError as CheckpointError
+    from actors.checkpoint import Checkpoints as Checkpoints
     from actors.datasets import Dataset as Dataset
     from actors.datasets import DatasetActor as DatasetActor
     from actors.losses import Batch as Batch
@@ -21,6 +24,11 @@ if TYPE_CHECKING:
     from actors.metrics import merge_metrics as merge_metrics
     from actors.metrics import plot as plot
     from actors.metrics import record_metric as record_metric
+    from actors.reference import ReferenceModel as ReferenceModel
+    from actors.trainer import Trainer as Trainer
+    from actors.trainer import TrainerStatus as TrainerStatus
+    from actors.training import Training as Training
+    from actors.training import TrainingOptions as TrainingOptions
     from actors.types import Completion as Completion
     from actors.types import Episode as Episode
     from actors.types import SamplingParams as SamplingParams
@@ -31,6 +39,8 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "Batch": "losses",
     "Buffer": "buffer",
+    "CheckpointError": "checkpoint",
+    "Checkpoints": "checkpoint",
     "Completion": "types",
     "ComputeAdvantages": "advantages",
     "Dataset": "datasets",
@@ -42,12 +52,18 @@ _PUBLIC = {
     "Metric": "losses",
     "MetricLogger": "metrics",
     "Reduce": "metrics",
+    "ReferenceModel": "reference",
     "ReplayBuffer": "buffer",
     "SamplingParams": "types",
     "StepResult": "types",
     "Totals": "losses",
+    "Trainer": "trainer",
+    "TrainerStatus": "trainer",
+    "Training": "training",
+    "TrainingOptions": "training",
     "WeightStore": "weights",
     "collect_metrics": "metrics",
+    "demonstration": "batches",
     "make_loss": "losses",
     "merge_metrics": "metrics",
     "plot": "metrics",
