@@ -21,7 +21,17 @@ from forgectl import ForgeActor, endpoint
 
 Isolation = Literal["namespaces", "bubblewrap", "none"]
 INIT = Path(__file__).with_name("sandbox_init.py")
-SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives")
+SYSTEM = (
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/etc/alternatives",
+)
 ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "LANG": "C.UTF-8",
@@ -93,7 +103,8 @@ class Limits:
             "RLIMIT_MEMLOCK": 0,
         }
         if isolation != "none":  # else those outside would count, too
-            limits["RLIMIT_NPROC"] = self.processes + 1  # the sandbox's first process
+            forked_inside = isolation == "namespaces" and os.geteuid() != 0
+            limits["RLIMIT_NPROC"] = self.processes + 1 + forked_inside  # sandbox_init.py's own processes
         return limits
 
 
@@ -273,7 +284,9 @@ class Execution:
             writer.close()  # the first process of the sandbox then ends, and with it all others
             await self._end(streams)
         if started != "started\n" or report.startswith("failed"):
-            raise SandboxUnavailable(f"the sandbox did not start: {started.strip()} {self.stderr.text().strip()}".strip())
+            raise SandboxUnavailable(
+                f"the sandbox did not start: {started.strip()} {self.stderr.text().strip()}".strip()
+            )
         return self._result(report, timed_out, seconds)
 
     async def _end(self, streams: asyncio.Future[Any]) -> None:
@@ -341,7 +354,9 @@ def bubblewrap(readable: Sequence[str], files: int, command: Sequence[str]) -> l
     argv += ["--hostname", "sandbox"]
     argv += ["--perms", "0700", "--size", str(files), "--tmpfs", "/tmp"]  # some of what is readable may be below it
     for path in readable:
-        argv += ["--symlink", str(Path(path).readlink()), path] if Path(path).is_symlink() else ["--ro-bind", path, path]
+        argv += (
+            ["--symlink", str(Path(path).readlink()), path] if Path(path).is_symlink() else ["--ro-bind", path, path]
+        )
     for name in ("null", "zero", "full", "random", "urandom"):
         argv += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
     argv += ["--symlink", "/tmp", "/dev/shm", "--proc", "/proc", "--ro-bind", str(INIT), "/init.py"]

@@ -19,11 +19,22 @@ INSIDE = 1000
 FOLDER = "/tmp"
 WATCH_SECONDS = 0.02
 """Between two looks at the memory that the program uses."""
+BYTES_OF_INODE = 1024
+"""What an empty file takes of the kernel's memory, about."""
 
 # from the kernel's headers
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = (
+    1,
+    2,
+    4,
+    8,
+    32,
+    4096,
+    16384,
+    1 << 18,
+)
 MNT_DETACH, AT_FDCWD, AT_RECURSIVE, SYS_MOUNT_SETATTR = 2, -100, 0x8000, 442
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38
 SIGINT, SIGKILL, SIGPIPE, SIGXFSZ = 2, 9, 13, 25
@@ -77,7 +88,7 @@ def enter_namespaces(files, readable):
     os.chdir("/")
     os.mkdir(FOLDER)
     owner = f",uid={NOBODY},gid={NOBODY}" if root else ""
-    mount("tmpfs", FOLDER, "tmpfs", MS_NOSUID | MS_NODEV, f"size={files},nr_inodes=16384,mode=700{owner}")
+    mount("tmpfs", FOLDER, "tmpfs", MS_NOSUID | MS_NODEV, f"size={files},mode=700{owner}")
     for path in readable:  # some may be below FOLDER
         show(path)
     for name in ("null", "zero", "full", "random", "urandom"):
@@ -218,7 +229,8 @@ def used(of):
     """Bytes that the sandbox's processes use by this measure, and its files."""
     files = os.statvfs(FOLDER)
     pids = [name for name in os.listdir("/proc") if name.isdigit() and name != "1"]
-    return sum(map(of, pids)) + (files.f_blocks - files.f_bfree) * files.f_frsize
+    content, inodes = (files.f_blocks - files.f_bfree) * files.f_frsize, files.f_files - files.f_ffree
+    return sum(map(of, pids)) + content + inodes * BYTES_OF_INODE
 
 
 def resident(pid):
