@@ -184,8 +184,8 @@ class Sandbox:
                 reasons.append(f"{candidate}: {e}")
         self.isolation = None
         raise SandboxUnavailable(
-            f"programs cannot be isolated on {socket.gethostname()}: {'; '.join(reasons)}. Install bubblewrap, or allow "
-            "user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
+            f"programs cannot be isolated on {socket.gethostname()}: {'; '.join(reasons)}. Install bubblewrap, or "
+            "allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
             "kernel.apparmor_restrict_unprivileged_userns; in a container also its seccomp profile). In a container or "
             'VM that holds nothing of value, isolation="none" runs programs without.'
         )
@@ -240,7 +240,7 @@ class Sandbox:
 
     async def _folders_of_python(self) -> list[str]:
         """Where the interpreter and its packages are."""
-        question = "import sys; print(sys.prefix, sys.base_prefix, sys.exec_prefix, sys._base_executable, sep='\\n')"
+        question = "import os, sys; print(sys.prefix, sys.base_prefix, os.path.realpath(sys.executable), sep='\\n')"
         process = await asyncio.create_subprocess_exec(
             self.python, "-I", "-c", question, stdout=asyncio.subprocess.PIPE, env=ENVIRONMENT
         )
@@ -248,7 +248,7 @@ class Sandbox:
         if process.returncode:
             raise SandboxUnavailable(f"{self.python} does not start: exit code {process.returncode}")
         *folders, executable = out.decode().splitlines()
-        return [*folders, str(Path(executable).resolve().parent.parent)]
+        return [*folders, str(Path(executable).parent.parent)]
 
 
 class Execution:
@@ -284,9 +284,8 @@ class Execution:
             writer.close()  # the first process of the sandbox then ends, and with it all others
             await self._end(streams)
         if started != "started\n" or report.startswith("failed"):
-            raise SandboxUnavailable(
-                f"the sandbox did not start: {started.strip()} {self.stderr.text().strip()}".strip()
-            )
+            reason = f"{started}{report}{self.stderr.text()}".strip() or "its first process ended without a word"
+            raise SandboxUnavailable(f"the sandbox did not start: {reason}")
         return self._result(report, timed_out, seconds)
 
     async def _end(self, streams: asyncio.Future[Any]) -> None:

