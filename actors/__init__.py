@@ -4,6 +4,24 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from actors.environments import EnvironmentFailure as EnvironmentFailure
+    from actors.environments import OpenEnv as OpenEnv
+    from actors.environments import PlainChat as PlainChat
+    from actors.environments import TemplateChat as TemplateChat
+    from actors.environments import ToolError as ToolError
+    from actors.environments import parse_hermes as parse_hermes
+    from actors.environments import parse_text as parse_text
+    from actors.environments import rollout as rollout
+    from actors.rewards import Format as Format
+    from actors.rewards import Overlong as Overlong
+    from actors.rewards import RewardActor as RewardActor
+    from actors.rewards import RewardError as RewardError
+    from actors.rewards import Rewards as Rewards
+    from actors.rewards import exact_match as exact_match
+    from actors.rewards import number_match as number_match
+    from actors.sandbox import PythonSandbox as PythonSandbox
+    from actors.sandbox import Sandbox as Sandbox
+    from actors.sandbox import SandboxUnavailable as SandboxUnavailable
     from actors.types import Completion as Completion
     from actors.types import Episode as Episode
     from actors.types import SamplingParams as SamplingParams
@@ -11,9 +29,27 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "Completion": "types",
+    "EnvironmentFailure": "environments",
     "Episode": "types",
+    "Format": "rewards",
+    "OpenEnv": "environments",
+    "Overlong": "rewards",
+    "PlainChat": "environments",
+    "PythonSandbox": "sandbox",
+    "RewardActor": "rewards",
+    "RewardError": "rewards",
+    "Rewards": "rewards",
     "SamplingParams": "types",
+    "Sandbox": "sandbox",
+    "SandboxUnavailable": "sandbox",
     "StepResult": "types",
+    "TemplateChat": "environments",
+    "ToolError": "environments",
+    "exact_match": "rewards",
+    "number_match": "rewards",
+    "parse_hermes": "environments",
+    "parse_text": "environments",
+    "rollout": "environments",
 }
 __all__ = [*_PUBLIC]  # noqa: PLE0604  # the keys are strings
 

@@ -9,10 +9,10 @@ import inspect
 import math
 import re
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import Any, TypeVar
 
 from forgectl import ForgeActor, endpoint
 
@@ -22,6 +22,7 @@ RewardFunction = Callable[..., Any]
 Each argument is a list of N values; columns are those of the dataset. None: the function does not apply to that row.
 """
 Rows = Mapping[str, Sequence[Any]]
+T = TypeVar("T")
 
 
 class RewardError(RuntimeError):
@@ -93,8 +94,8 @@ class RewardFunctions:
         function, count = self.functions[name], len(rows["completions"])
         arguments = arguments_of(name, function, rows)
         try:
-            answer = await asyncio.wait_for(call(function, arguments), self.timeout)
-        except asyncio.TimeoutError:
+            answer = await within(self.timeout, call(function, arguments))
+        except TooSlow:
             raise RewardError(
                 f"reward function {name!r} took longer than {self.timeout:g} s for {count} completions; make it "
                 "faster, or set a longer timeout"
@@ -110,9 +111,10 @@ class RewardFunctions:
         """The row that makes the function raise, found by a call for each row alone, and what it raises."""
         if count == 1:
             return 0, error
-        with contextlib.suppress(asyncio.TimeoutError):
-            return await asyncio.wait_for(first_to_raise(function, arguments, count, error), self.timeout)
-        return None, error
+        try:
+            return await within(self.timeout, first_to_raise(function, arguments, count, error))
+        except TooSlow:
+            return None, error
 
 
 async def first_to_raise(
@@ -125,6 +127,22 @@ async def first_to_raise(
         except Exception as e:
             return row, e
     return None, error
+
+
+class TooSlow(Exception):
+    """Something took longer than it may; not TimeoutError, which functions raise themselves."""
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`. Raises TooSlow after so many seconds, even where `work` ignores its cancellation."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+        if not task.done():
+            raise TooSlow
+        return task.result()
+    finally:
+        task.cancel()
 
 
 async def call(function: RewardFunction, arguments: Rows) -> Any:

@@ -186,6 +186,13 @@ def test_a_slow_function_is_named_and_ends_the_call() -> None:
     never.set()
 
 
+def test_a_timeout_of_the_functions_own_is_its_exception() -> None:
+    async def asks(completions: Sequence[str]) -> list[float]:
+        raise asyncio.TimeoutError("no answer from the judge")
+
+    assert "'asks' raised TimeoutError: no answer from the judge for row 0" in failure(asks)
+
+
 def test_a_slow_function_does_not_block_others() -> None:
     first, second = threading.Event(), threading.Event()
 
