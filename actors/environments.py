@@ -219,7 +219,7 @@ CALL = re.compile(r"[A-Za-z_]\w*\(.*\)", re.DOTALL)
 
 
 def parse_text(text: str) -> list[ToolCall]:
-    """For small models: a response that ends with a line such as `add(2, b=3)`, with plain values, is a call of `add`."""
+    """For small models: a response whose last line ends with `add(2, b=3)`, say, with plain values, calls `add`."""
     last = text.strip().rpartition("\n")[2]
     found = CALL.search(last)
     if not found or found.end() != len(last):

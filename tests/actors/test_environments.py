@@ -421,6 +421,41 @@ def test_a_template_that_ignores_tools_gets_them_in_the_system_message() -> None
     assert system["content"].startswith("Be brief.\n\nYou can") and user["content"] == "x"
 
 
+QWEN = """{%- if tools %}<s>system
+{% for tool in tools %}{{ tool | tojson }}{% endfor %}<e>
+{% endif %}{%- for m in messages %}
+{%- if m.role == 'tool' %}<s>user
+<tool_response>{{ m.content }}</tool_response><e>
+{% else %}<s>{{ m.role }}
+{{ m.content }}<e>
+{% endif %}{%- endfor %}{%- if add_generation_prompt %}<s>assistant
+{% endif %}"""
+
+
+def test_a_tokenizer_of_transformers_gives_the_tokens_that_it_would_have_given() -> None:
+    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
+    characters = sorted({chr(i) for i in range(32, 127)} | {"\n", "…", "⁂"})
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token=" "))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    inner.decoder = tokenizers.decoders.Fuse()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<e>", bos_token="<s>")
+    tokenizer.chat_template = QWEN
+    texts = ['<tool_call>{"name": "add", "arguments": {"a": 2, "b": 2}}</tool_call>', "4"]
+
+    async def generate(prompt: Sequence[int], sampling_params: SamplingParams, *, request_id: str) -> list[Completion]:
+        text = texts[int(request_id[-1])]
+        ids = torch.tensor([*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id])
+        zeros = torch.zeros(len(ids))
+        return [Completion(torch.tensor(prompt), ids, zeros, text, "stop", 0, 0, request_id)]
+
+    episode = asyncio.run(rollout(generate, Adder(), ROW, TemplateChat(tokenizer), max_tokens=1000))
+    schemas = [schema_of(tool) for tool in tools_of(Adder()).values()]
+    text = tokenizer.apply_chat_template(episode.metadata["messages"], tools=schemas, tokenize=False)
+    ids = [*episode.prompt_ids.tolist(), *episode.token_ids.tolist()]
+    assert ids == tokenizer.encode(text.removesuffix("\n"), add_special_tokens=False)
+    assert "<tool_response>4</tool_response>" in text
+
+
 # ------------------------------------------------------------ OpenEnv
 
 

@@ -22,6 +22,7 @@ from actors.rewards import (
     name_of,
     number_match,
 )
+from tests.conftest import Forge
 
 PROMPTS = ["1 + 1", "2 + 2", "3 + 3"]
 COMPLETIONS = ["2", "5", "6"]
@@ -277,3 +278,28 @@ def test_long_completions_lose_up_to_one() -> None:
     assert overlong([[0] * n for n in (0, 6, 7, 8, 10, 20)]) == [0, 0, -0.25, -0.5, -1, -1]
     with pytest.raises(ValueError, match="buffer must be from 1 to max_tokens"):
         Overlong(10, 0)
+
+
+SCRIPT = """
+import asyncio
+from actors import RewardActor, Format
+
+def length(completions):
+    return [len(text) / (5 - len(text)) for text in completions]
+
+async def main():
+    rewards = await RewardActor.options(preload=[]).as_actor(["actors.rewards:exact_match", length, Format("[0-9]+")])
+    answer = await rewards.reward.call_one(["1 + 1"], ["2"], answer=["2"])
+    print(answer.total, answer.parts)
+    await rewards.reward.call_one(["a", "b"], ["fine", "wrong"], answer=["", ""])
+
+asyncio.run(main())
+"""
+
+
+def test_an_error_in_a_rank_ends_the_script_and_names_function_and_row(forge: Forge) -> None:
+    process = forge.python(forge.write("script.py", SCRIPT))
+    out, err = process.communicate(timeout=90)
+    assert out == "[2.25] {'exact_match': [1.0], 'length': [0.25], 'format': [1.0]}\n", err
+    assert process.returncode != 0
+    assert "reward function 'length' raised ZeroDivisionError: division by zero for row 1: prompt 'b'" in err

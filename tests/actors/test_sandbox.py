@@ -22,6 +22,7 @@ import pytest
 
 import actors.sandbox
 from actors.sandbox import Isolation, Limits, Result, Sandbox, SandboxUnavailable, bubblewrap, visible
+from tests.conftest import Forge, processes_with
 
 NOBODY = 65534
 KINDS = ["namespaces", "namespaces as another user", "bubblewrap as another user"]
@@ -443,11 +444,11 @@ def test_setuid_programs_gain_nothing(attacker: Attacker) -> None:
 # ------------------------------------------------------------ its caller
 
 
-def wait_for_end(pids: list[int]) -> None:
-    """Return when all these processes have ended."""
-    for pid in pids:
+def wait_for_end(mark: str) -> None:
+    """Return when no process has this name."""
+    while pids := marked(mark):
         try:
-            fd = os.pidfd_open(pid)
+            fd = os.pidfd_open(pids[0])
         except ProcessLookupError:
             continue
         select.select([fd], [], [])
@@ -466,8 +467,7 @@ def test_everything_ends_with_a_killed_caller(attacker: Attacker, mark: str) -> 
         for pid in [*map(int, children), owner]:  # `run` forks once more; the caller is that child
             os.kill(pid, signal.SIGKILL)
         os.waitpid(owner, 0)
-        while found := marked(mark):
-            wait_for_end(found)
+        wait_for_end(mark)
 
 
 def test_a_cancelled_execution_leaves_nothing(mark: str) -> None:
@@ -555,3 +555,40 @@ def test_paths_below_visible_ones_are_left_out(tmp_path: Path) -> None:
     command = bubblewrap(paths, 100, ["python"])
     assert command[-2:] == ["--", "python"] and "--unshare-all" in command
     assert command[command.index(str(other)) - 1] == "--ro-bind"
+
+
+# ------------------------------------------------------------ the actor
+
+
+SERVICE = """
+import asyncio, sys
+from actors import PythonSandbox
+
+async def main():
+    sandbox = await PythonSandbox.options(num_replicas=2, preload=[]).as_service(memory=160 << 20, concurrent=2)
+    results = await asyncio.gather(*(sandbox.execute.route(f"print({i} * {i})") for i in range(6)))
+    print([int(r.stdout) for r in results])
+    print((await sandbox.execute.route("bytearray(1 << 30)")).out_of_memory)
+    print(*sys.argv[1:], flush=True)
+    if sys.argv[1:]:
+        code = f"open('/proc/self/comm', 'w').write({sys.argv[1]!r})\\nwhile True: pass"
+        await sandbox.execute.route(code, timeout=1000.0)
+
+asyncio.run(main())
+"""
+
+
+def test_a_service_executes_programs(forge: Forge) -> None:
+    out, err = forge.python(forge.write("script.py", SERVICE)).communicate(timeout=90)
+    assert out.splitlines()[:2] == ["[0, 1, 4, 9, 16, 25]", "True"], err
+    assert not processes_with(f"FORGECTL_HOME={forge.home}")
+
+
+def test_programs_end_with_a_killed_driver(forge: Forge, mark: str) -> None:
+    driver = forge.python(forge.write("script.py", SERVICE), mark)
+    assert driver.stdout
+    assert [driver.stdout.readline() for _ in range(3)][2] == f"{mark}\n", driver.communicate()
+    while not marked(mark):
+        assert driver.poll() is None, driver.communicate()
+    driver.kill()
+    wait_for_end(mark)
