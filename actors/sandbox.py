@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import marshal
 import os
+import re
 import shutil
 import signal
 import socket
@@ -41,6 +42,8 @@ ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
 }
 """All variables that a program sees, besides HOME and TMPDIR."""
+KERNEL = (5, 14)
+"""The first Linux that counts processes by user namespace."""
 START_SECONDS = 60.0
 """For a sandbox to be ready; on a busy machine this takes longer than usual."""
 
@@ -160,7 +163,7 @@ class Sandbox:
         if missing := [path for path in readable if not Path(path).is_absolute() or not Path(path).exists()]:
             raise ValueError(f"readable: not an absolute path of this machine: {', '.join(missing)}")
         self.limits = limits or Limits()
-        self.python = python
+        self.python = str(Path(shutil.which(python) or python).absolute())
         self.readable = [*readable]
         self.isolation: Isolation | None = None if isolation == "auto" else isolation
         self._slots = asyncio.Semaphore(concurrent or len(os.sched_getaffinity(0)))
@@ -171,7 +174,7 @@ class Sandbox:
         Raises SandboxUnavailable where programs cannot be isolated.
         """
         self.readable = visible(self.readable, await self._folders_of_python())
-        candidates = [self.isolation] if self.isolation else candidates_here()
+        candidates = [self.isolation] if self.isolation else candidates_here(kernel_version(os.uname().release))
         reasons = []
         for candidate in candidates:
             self.isolation = candidate
@@ -183,6 +186,8 @@ class Sandbox:
             except (SandboxUnavailable, OSError) as e:
                 reasons.append(f"{candidate}: {e}")
         self.isolation = None
+        if kernel_version(os.uname().release) < KERNEL:
+            reasons.append(f"Linux {os.uname().release} is too old, {'.'.join(map(str, KERNEL))} is needed")
         raise SandboxUnavailable(
             f"programs cannot be isolated on {socket.gethostname()}: {'; '.join(reasons)}. Install bubblewrap, or "
             "allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
@@ -271,7 +276,10 @@ class Execution:
         reader, writer = await asyncio.open_connection(sock=self.control)
         try:
             writer.write(len(request).to_bytes(8, "little") + request)
-            started = (await asyncio.wait_for(reader.readline(), START_SECONDS)).decode()
+            try:
+                started = (await asyncio.wait_for(reader.readline(), START_SECONDS)).decode()
+            except asyncio.TimeoutError:
+                started = f"it took longer than {START_SECONDS:g} s"
             began = time.monotonic()
             report, timed_out = "", False
             if started == "started\n":
@@ -334,8 +342,15 @@ def control_sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
-def candidates_here() -> list[Isolation]:
+def kernel_version(release: str) -> tuple[int, ...]:
+    """The first two numbers of a release of Linux, such as "6.1.0-18-amd64"."""
+    return tuple(int(number) for number in re.findall(r"\d+", release)[:2])
+
+
+def candidates_here(kernel: tuple[int, ...]) -> list[Isolation]:
     """What could isolate programs here, the best first."""
+    if kernel < KERNEL:
+        return []
     if os.geteuid() == 0:
         return ["namespaces"]  # bubblewrap would leave the program root's rights over files
     return ["bubblewrap", "namespaces"] if shutil.which("bwrap") else ["namespaces"]

@@ -150,12 +150,12 @@ SYSCALLS = {
     "aarch64": (0xC00000B7, 198, 199, 220),
 }
 DENIED = {
-    "x86_64": "29 64 68 101 155 165 166 240 248 249 250 272 280 298 308 310 311 319 321 323",
-    "aarch64": "39 40 41 97 117 180 186 190 194 217 218 219 241 264 268 270 271 279 280 282",
+    "x86_64": "29 64 68 101 103 155 165 166 240 248 249 250 272 280 298 308 310 311 319 321 323",
+    "aarch64": "39 40 41 97 116 117 180 186 190 194 217 218 219 241 264 268 270 271 279 280 282",
 }
 """Memory that no limit counts (shmget, semget, msgget, mq_open, memfd_create), other processes (ptrace,
 process_vm_readv, process_vm_writev), namespaces and mounts (mount, umount2, pivot_root, unshare, setns), keys of the
-kernel's keyrings, and bpf, perf_event_open, userfaultfd."""
+kernel's keyrings and its log (syslog), and bpf, perf_event_open, userfaultfd."""
 DENIED_EVERYWHERE = "425 426 427 428 429 430 431 432 433 442 447"
 """The same numbers on every architecture: io_uring, the newer calls for mounts, memfd_secret."""
 CLONE3 = 435
