@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from actors.models import LoadedModel, load_weights
+from actors.models import LoadedModel
 from actors.types import Completion, SamplingParams, StopReason
 
 PREFILL_TOKENS = 2048
@@ -36,6 +36,16 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
     priority: int = 0
     """Lower goes first, as in vLLM; equal ones in the order of their coming."""
+
+
+class Weights(Protocol):
+    """A version of a model's weights, as `WeightStore.fetch` returns it."""
+
+    version: int
+
+    def copy_to(self, targets: Mapping[str, torch.Tensor]) -> None:
+        """Copy them into a model's parameters, by name, in place; raises ValueError where they do not fit."""
+        ...
 
 
 # ------------------------------------------------------------------ sampling
@@ -350,14 +360,14 @@ class DecodeLoop:
     # -------------------------------------------------------------- weights
 
     @torch.inference_mode()
-    def load(self, tensors: Mapping[str, torch.Tensor], version: int, *, recompute: bool = False) -> None:
+    def load(self, weights: Weights, *, recompute: bool = False) -> None:
         """Copy new weights into the model, in place. Sequences in the batch go on with them.
 
         Their keys and values stay as the old weights computed them; with `recompute` they are computed anew. Raises
         ValueError where the weights are of another model.
         """
-        load_weights(self.module, tensors, f"version {version} of the weights")
-        self.version = version
+        weights.copy_to(dict(self.module.named_parameters()))
+        self.version = weights.version
         if recompute:
             for _, _, waiting in self._queue:
                 waiting.prefix = None

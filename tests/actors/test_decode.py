@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from actors.decode import DecodeLoop, Request, random_key, restrict, sample, uniforms
 from actors.models import HuggingFaceTokenizer, LoadedModel, load_model, save_model
 from actors.types import Completion, SamplingParams
+from actors.weights import WeightStore
 
 CHARACTERS = "0123456789+=."
 END = len(CHARACTERS)
@@ -375,7 +376,8 @@ def test_lower_priority_values_go_first_and_equal_ones_in_order() -> None:
 
 def test_requests_join_and_leave_between_tokens() -> None:
     loop = new_loop(max_batch=2)
-    loop.add(Request("long", [1], params(max_tokens=50, temperature=9.0, seed=5)))
+    loop.tokenizer.end_ids = frozenset()
+    loop.add(Request("long", [1], params(max_tokens=50)))
     batches = Counter[int]()
     loop.step()
     for i in range(6):
@@ -462,16 +464,20 @@ def test_stats() -> None:
 # ------------------------------------------------------------------ weights
 
 
-def other_weights() -> dict[str, torch.Tensor]:
-    return dict(model(1).module.state_dict())
+@pytest.fixture
+def store(tmp_path: Path) -> WeightStore:
+    """With other weights, as version 9."""
+    store = WeightStore("policy", tmp_path)
+    store.publish(9, dict(model(1).module.named_parameters()))
+    return store
 
 
-def test_new_weights_count_from_the_next_token_on() -> None:
+def test_new_weights_count_from_the_next_token_on(store: WeightStore) -> None:
     loop = new_loop(version=7)
     loop.add(Request("a", [1, 2, 3], params(max_tokens=20, temperature=3.0, seed=1)))
     for _ in range(8):
         loop.step()
-    loop.load(other_weights(), 9, recompute=True)
+    loop.load(store.fetch(), recompute=True)
     assert loop.version == loop.stats()["version"] == 9
     (completion,) = finish(loop)["a"]
     assert (completion.version, completion.max_version) == (7, 9)
@@ -480,31 +486,32 @@ def test_new_weights_count_from_the_next_token_on() -> None:
     assert torch.allclose(completion.logprobs[8:], after[8:], atol=1e-4)  # as if they had been there from the start
 
 
-def test_keys_and_values_stay_unless_told_otherwise() -> None:
+def test_keys_and_values_stay_unless_told_otherwise(store: WeightStore) -> None:
     loop = new_loop()
     loop.add(Request("a", [1, 2, 3], params(max_tokens=20, temperature=3.0, seed=1)))
     for _ in range(8):
         loop.step()
-    loop.load(other_weights(), 1)
+    loop.load(store.fetch())
     (completion,) = finish(loop)["a"]
     after = forward_logprobs(model(1).module, completion, 3.0)
     assert completion.logprobs[8:].isfinite().all()
     assert not torch.allclose(completion.logprobs[8:], after[8:], atol=1e-2)
 
 
-def test_a_prompt_that_waits_is_computed_anew_with_new_weights() -> None:
+def test_a_prompt_that_waits_is_computed_anew_with_new_weights(store: WeightStore) -> None:
     loop = new_loop(max_batch=1)
     loop.add(Request("a", [1, 2, 3, 4], params(n=2, max_tokens=3, temperature=3.0, seed=1)))
     loop.step()
-    loop.load(other_weights(), 1, recompute=True)
+    loop.load(store.fetch(), recompute=True)
     second = finish(loop)["a"][1]
-    assert (second.version, second.max_version) == (1, 1)
+    assert (second.version, second.max_version) == (9, 9)
     assert torch.allclose(second.logprobs, forward_logprobs(model(1).module, second, 3.0), atol=1e-4)
 
 
-def test_weights_of_another_model_change_nothing() -> None:
+def test_weights_of_another_model_change_nothing(store: WeightStore) -> None:
     loop = new_loop(version=3)
-    with pytest.raises(ValueError, match="version 4 of the weights is of another model"):
-        loop.load({"x": torch.ones(1)}, 4)
+    store.publish(10, {"x": torch.ones(1)})
+    with pytest.raises(ValueError, match="version 10 of the weights does not fit"):
+        loop.load(store.fetch())
     assert loop.version == 3
     assert torch.equal(next(loop.module.parameters()), next(model().module.parameters()))
