@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import time
 import uuid
+from dataclasses import replace
 
 import torch
 from sums import TOKENIZER, held_out
@@ -32,12 +33,13 @@ data = forgectl.get("data", DatasetActor)
 metrics = forgectl.get("metrics", MetricLogger)
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--warm-up", type=int, default=60, help="supervised steps before GRPO")
+parser.add_argument("--warm-up", type=float, default=0.2, help="begin GRPO when so many sampled answers are right")
 parser.add_argument("--steps", type=int, default=400, help="steps of GRPO, at most")
 parser.add_argument("--until", type=float, default=0.95, help="end at this accuracy on problems that are held out")
 parser.add_argument("--rollouts", type=int, default=64, help="prompts that are answered at a time")
 options = parser.parse_args()
-SAMPLED = SamplingParams(n=8, max_tokens=5)
+GROUP = 8
+SAMPLED = SamplingParams(max_tokens=5)
 BEST = SamplingParams(max_tokens=5, temperature=0)
 
 
@@ -52,12 +54,14 @@ class Policy:
         await generator.update_weights.fanout(self.version)
 
 
-async def warm_up(steps: int) -> None:
+async def warm_up(policy: Policy) -> None:
     """Show the trainer right answers until it finds some by itself."""
-    for _ in range(steps):
-        rows = await data.batch.call_one(128)
-        examples = [demonstration(tokens(row["prompt"]), tokens(row["answer"], ends=True)) for row in rows]
-        await trainer.train_step.call(examples, loss="sft", learning_rate=1e-3)
+    while await accuracy(SAMPLED) < options.warm_up:
+        for _ in range(25):
+            rows = await data.batch.call_one(128)
+            examples = [demonstration(tokens(row["prompt"]), tokens(row["answer"], ends=True)) for row in rows]
+            await trainer.train_step.call(examples, loss="sft", learning_rate=1e-3)
+        await policy.publish()
 
 
 def tokens(text: str, *, ends: bool = False) -> torch.Tensor:
@@ -71,8 +75,8 @@ async def roll_out(policy: Policy) -> None:
         try:
             row = await data.sample.call_one()
             group = uuid.uuid4().hex
-            answers = await generator.generate.route(row["prompt"], SAMPLED, request_id=group)
-            prompts, columns = [row["prompt"]] * SAMPLED.n, {"answer": [row["answer"]] * SAMPLED.n}
+            answers = await generator.generate.route(row["prompt"], replace(SAMPLED, n=GROUP), request_id=group)
+            prompts, columns = [row["prompt"]] * GROUP, {"answer": [row["answer"]] * GROUP}
             scored = await rewards.reward.call_one(prompts, [a.text for a in answers], **columns)
             better = advantages([scored.total])[0].tolist()
             each = zip(answers, scored.total, better, strict=True)
@@ -85,10 +89,10 @@ async def roll_out(policy: Policy) -> None:
             await buffer.release.call_one(ticket)
 
 
-async def accuracy() -> float:
+async def accuracy(how: SamplingParams = BEST) -> float:
     """The share of right answers to the problems that are held out."""
     rows = held_out()
-    answers = await asyncio.gather(*(generator.generate.route(row["prompt"], BEST) for row in rows))
+    answers = await asyncio.gather(*(generator.generate.route(row["prompt"], how) for row in rows))
     return sum(a.text == row["answer"] for [a], row in zip(answers, rows, strict=True)) / len(rows)
 
 
@@ -114,8 +118,7 @@ async def train(policy: Policy) -> None:
 
 async def main() -> None:
     policy = Policy()
-    await warm_up(options.warm_up)
-    await policy.publish()
+    await warm_up(policy)
     rollouts = asyncio.gather(*(roll_out(policy) for _ in range(options.rollouts)))
     training = asyncio.ensure_future(train(policy))
     await asyncio.wait([rollouts, training], return_when=asyncio.FIRST_COMPLETED)
