@@ -579,7 +579,8 @@ def episode(name, version=0):
     return Episode(name, name, ids, ids, torch.ones(3, dtype=torch.bool), torch.zeros(3), 1.0, version)
 
 async def main():
-    first = await Few.as_actor(batch_size=1, dp_size=2, max_policy_age=1, seed=0)
+    arguments = {"batch_size": 1, "dp_size": 2, "max_policy_age": 1, "seed": 0}
+    first, second = await asyncio.gather(*(Few.as_actor(**arguments) for _ in range(2)))
     assert await first.sample.call_one(0) is None
     waiting = first.sample.call_one(0, timeout=60)
     assert await first.add.call_one(episode("a")) == 1  # while the sample waits
@@ -594,7 +595,6 @@ async def main():
     state = await first.state_dict.call_one()
     await first.shutdown()
 
-    second = await Few.as_actor(batch_size=1, dp_size=2, max_policy_age=1, seed=0)
     await second.load_state_dict.call_one(state)
     assert await second.add.call_one([episode("a", 1), episode("c", 1)]) == 0
     waiting = second.sample.call_one(1, timeout=60)
