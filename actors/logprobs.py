@@ -41,7 +41,7 @@ def precise(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-class _LogProbs(torch.autograd.Function):  # type: ignore[misc]
+class _LogProbs(torch.autograd.Function):
     """Keeps the logits as they are; what is in full precision lives a chunk at a time."""
 
     @staticmethod

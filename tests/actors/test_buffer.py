@@ -544,6 +544,22 @@ def test_whoever_wants_a_ticket_waits_until_there_is_room() -> None:
     asyncio.run(scene())
 
 
+def test_whoever_waits_with_a_version_that_is_too_old_gets_in_with_the_newest() -> None:
+    async def scene() -> None:
+        with no_task_left():
+            actor = ReplayBuffer(1, max_policy_age=0)
+            await actor.add(episode("a"), await actor.admit(0))
+            waiting = asyncio.ensure_future(actor.admit(0))
+            assert await actor.sample(0)
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            sample = asyncio.ensure_future(actor.sample(1, timeout=None))
+            await actor.add(episode("b", 1), await waiting)
+            assert names(await sample) == [["b"]]
+
+    asyncio.run(scene())
+
+
 def test_too_many_equal_rewards_end_a_sample_that_waits() -> None:
     async def scene() -> None:
         with no_task_left():

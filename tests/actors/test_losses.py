@@ -575,7 +575,7 @@ def test_impossible_tokens_have_no_probability_and_no_gradient() -> None:
     assert losses.log_probs(logits, torch.tensor([1])) == -math.inf
 
 
-class Sizes(TorchDispatchMode):  # type: ignore[misc]
+class Sizes(TorchDispatchMode):
     """Notes how many bytes the largest result of an operation has."""
 
     largest = 0
