@@ -4,6 +4,14 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from actors.advantages import ComputeAdvantages as ComputeAdvantages
+    from actors.batches import demonstration as demonstration
+    from actors.buffer import Buffer as Buffer
+    from actors.buffer import ReplayBuffer as ReplayBuffer
+    from actors.checkpoint import CheckpointError as CheckpointError
+    from actors.checkpoint import Checkpoints as Checkpoints
+    from actors.datasets import Dataset as Dataset
+    from actors.datasets import DatasetActor as DatasetActor
     from actors.environments import EnvironmentFailure as EnvironmentFailure
     from actors.environments import OpenEnv as OpenEnv
     from actors.environments import PlainChat as PlainChat
@@ -12,6 +20,19 @@ if TYPE_CHECKING:
     from actors.environments import parse_hermes as parse_hermes
     from actors.environments import parse_text as parse_text
     from actors.environments import rollout as rollout
+    from actors.losses import Batch as Batch
+    from actors.losses import Loss as Loss
+    from actors.losses import LossOutput as LossOutput
+    from actors.losses import Metric as Metric
+    from actors.losses import Totals as Totals
+    from actors.losses import make_loss as make_loss
+    from actors.metrics import MetricLogger as MetricLogger
+    from actors.metrics import Reduce as Reduce
+    from actors.metrics import collect_metrics as collect_metrics
+    from actors.metrics import merge_metrics as merge_metrics
+    from actors.metrics import plot as plot
+    from actors.metrics import record_metric as record_metric
+    from actors.reference import ReferenceModel as ReferenceModel
     from actors.rewards import Format as Format
     from actors.rewards import Overlong as Overlong
     from actors.rewards import RewardActor as RewardActor
@@ -22,20 +43,41 @@ if TYPE_CHECKING:
     from actors.sandbox import PythonSandbox as PythonSandbox
     from actors.sandbox import Sandbox as Sandbox
     from actors.sandbox import SandboxUnavailable as SandboxUnavailable
+    from actors.trainer import Trainer as Trainer
+    from actors.trainer import TrainerStatus as TrainerStatus
+    from actors.training import Training as Training
+    from actors.training import TrainingOptions as TrainingOptions
     from actors.types import Completion as Completion
     from actors.types import Episode as Episode
     from actors.types import SamplingParams as SamplingParams
     from actors.types import StepResult as StepResult
+    from actors.weights import Fetched as Fetched
+    from actors.weights import WeightStore as WeightStore
 
 _PUBLIC = {
+    "Batch": "losses",
+    "Buffer": "buffer",
+    "CheckpointError": "checkpoint",
+    "Checkpoints": "checkpoint",
     "Completion": "types",
+    "ComputeAdvantages": "advantages",
+    "Dataset": "datasets",
+    "DatasetActor": "datasets",
     "EnvironmentFailure": "environments",
     "Episode": "types",
+    "Fetched": "weights",
     "Format": "rewards",
+    "Loss": "losses",
+    "LossOutput": "losses",
+    "Metric": "losses",
+    "MetricLogger": "metrics",
     "OpenEnv": "environments",
     "Overlong": "rewards",
     "PlainChat": "environments",
     "PythonSandbox": "sandbox",
+    "Reduce": "metrics",
+    "ReferenceModel": "reference",
+    "ReplayBuffer": "buffer",
     "RewardActor": "rewards",
     "RewardError": "rewards",
     "Rewards": "rewards",
@@ -45,10 +87,22 @@ _PUBLIC = {
     "StepResult": "types",
     "TemplateChat": "environments",
     "ToolError": "environments",
+    "Totals": "losses",
+    "Trainer": "trainer",
+    "TrainerStatus": "trainer",
+    "Training": "training",
+    "TrainingOptions": "training",
+    "WeightStore": "weights",
+    "collect_metrics": "metrics",
+    "demonstration": "batches",
     "exact_match": "rewards",
+    "make_loss": "losses",
+    "merge_metrics": "metrics",
     "number_match": "rewards",
     "parse_hermes": "environments",
     "parse_text": "environments",
+    "plot": "metrics",
+    "record_metric": "metrics",
     "rollout": "environments",
 }
 __all__ = [*_PUBLIC]  # noqa: PLE0604  # the keys are strings

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from forgectl.actor.service.routing import Router as Router
     from forgectl.actor.service.session import Session as Session
     from forgectl.actor.service_handle import ServiceHandle as ServiceHandle
+    from forgectl.actor.shared_folder import shared_folder as shared_folder
     from forgectl.actor.stream import Stream as Stream
     from forgectl.actor.value_mesh import Point as Point
     from forgectl.actor.value_mesh import ValueMesh as ValueMesh
@@ -79,6 +80,7 @@ _PUBLIC = {
     "endpoint": "actor.endpoint",
     "get": "actor.driver.declared",
     "service_endpoint": "actor.endpoint",
+    "shared_folder": "actor.shared_folder",
     "shutdown": "actor.driver.run_client",
 }
 __all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604  # the keys are strings

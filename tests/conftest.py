@@ -25,6 +25,7 @@ from forgectl.version import __version__
 from forgectl.wire.envelope import Hello, ProtocolError
 from forgectl.wire.unix_sockets import Connection, dial
 from tests.lab.fixtures import lab, make_lab, standing_lab  # noqa: F401  (fixtures for all tests)
+from tests.warm_cli import warm_cli
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -124,16 +125,19 @@ class Forge:
         outputs: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         if given is not None:
             outputs["stdin"] = subprocess.PIPE
-        with subprocess.Popen(self.argv(*arguments), **outputs, **options) as process:
+        warm = options.keys() <= {"cwd", "env"}
+        argv = warm_cli().argv(*map(str, arguments)) if warm else self.argv(*arguments)
+        with subprocess.Popen(argv, **outputs, **options) as process:
             try:
                 out, err = process.communicate(given, timeout)
             except subprocess.TimeoutExpired:
-                seen = stacks([process.pid, *processes_with(f"FORGECTL_HOME={self.home}")])
+                ours = warm_cli().command_of(process.pid) if warm else [process.pid]
+                seen = stacks([*ours, *processes_with(f"FORGECTL_HOME={self.home}")])
                 runs = [self.glance(run) for run in self.runs() if not self._has_ended(run)]
                 pytest.fail(f"{arguments} did not end within {timeout} s\n{seen}\n{runs}")
             finally:
                 process.kill()
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
     def ok(self, *arguments: object, **options: Any) -> str:
         """Standard output of a command that must succeed."""
@@ -258,7 +262,7 @@ class Forge:
         for process in self._started:
             if process.poll() is None:
                 os.kill(process.pid, signal.SIGKILL)
-            process.communicate()
+                process.wait()
         if not all(self._has_ended(run) for run in self.runs()):
             self.run("shutdown", "--all", "--force")
         marks = [f"FORGE_RUN_ID={run}" for run in self.runs()] + [f"FORGECTL_HOME={self.home}"]
@@ -267,6 +271,8 @@ class Forge:
             for pid in found:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+        for process in self._started:
+            process.communicate(timeout=30)  # until nobody holds its pipes; the timer of a test has gone off by now
         assert not left, f"processes are left: {left}"
         sockets = self.home / "sockets"
         assert not (sockets.exists() and list(sockets.iterdir())), f"sockets are left: {list(sockets.rglob('*'))}"

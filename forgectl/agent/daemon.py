@@ -60,6 +60,7 @@ from forgectl.protocol.supervision import (
 from forgectl.redaction import Redaction
 from forgectl.system.log_cap import LogCap
 from forgectl.system.processes import boot_id
+from forgectl.system.shared_folders import keep, shared_folders
 from forgectl.system.tasks import Background
 from forgectl.version import __version__
 from forgectl.wire.envelope import Hello, ProtocolError
@@ -88,6 +89,8 @@ class Agent:
         self._servers = ForkServers(config, self.reaper, warming)
         self._messages = Path(config.messages) if config.messages else messages_folder(self.run_dir, config.membership)
         self._messengers = self._messengers_of(config)
+        self._shared = shared_folders(config.run, self.run_dir, config.host)
+        self._keeps_shared = keep(self._shared)
         self._news: dict[str, MeshNews] = {}
         self._followers: set[Stream] = set()
         self._stream: Stream | None = None
@@ -283,6 +286,7 @@ class Agent:
                 run=self.config.run,
                 run_dir=self.run_dir,
                 messages=self._messages,
+                shared=self._shared,
                 place=self.config.place,
                 agent=self.config.socket,
                 emit=self.events.emit,
@@ -328,6 +332,7 @@ class Agent:
         if self.config.leaves:
             shutil.rmtree(self._messages, ignore_errors=True)
         await sweep_run(self.config.run, self.config.host)
+        self._shared.remove()
         if self.config.leaves and why == COMMANDED:
             shutil.rmtree(self.run_dir, ignore_errors=True)
             with contextlib.suppress(OSError):

@@ -38,6 +38,7 @@ from forgectl.protocol.supervision import (
 )
 from forgectl.system.files import write_whole
 from forgectl.system.processes import Identity
+from forgectl.system.shared_folders import SharedFolders
 from forgectl.wire.codec import to_json
 from forgectl.wire.envelope import Refusal
 from forgectl.wire.unix_sockets import listen_tcp, private_folder
@@ -77,6 +78,7 @@ class HostMesh:
         run: str,
         run_dir: Path,
         messages: Path,
+        shared: SharedFolders,
         place: str,
         agent: str,
         emit: Callable[[Happening], None],
@@ -90,6 +92,7 @@ class HostMesh:
         self.host = share.host
         self._run_dir = run_dir
         self._messages = messages  # the folder of actors' sockets
+        self._shared = shared
         self._place = place
         self._agent = agent  # this agent's own socket
         self._logs = run_dir / "logs" / share.mesh
@@ -270,6 +273,7 @@ class HostMesh:
                 order.master_addr,
                 order.master_port,
                 str(error_path),
+                self._shared,
             )
             request = {
                 "what": "rank",

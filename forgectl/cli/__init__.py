@@ -18,6 +18,7 @@ def main() -> None:
 
     if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, app.interrupt)
+        sys.unraisablehook = app.interrupt_again
     app.run()
 
 

@@ -81,6 +81,15 @@ def interrupt(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
+    """Have a Ctrl-C come again that was raised where Python ignores exceptions, as in a callback after an import."""
+    if ignored.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(ignored)
+        return
+    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.setitimer(signal.ITIMER_REAL, 0.001)  # not now: an exception in here would be ignored, too
+
+
 def run() -> NoReturn:
     """Run the command line and exit with its code."""
     code = _run()

@@ -35,6 +35,7 @@ from forgectl.model.status import RunStatus
 from forgectl.protocol.control import MeshAdded, Report
 from forgectl.protocol.supervision import AgentConfig, Event, GetGpus, HostGpus, Stop
 from forgectl.system.processes import Identity, boot_id, identify, open_pidfd
+from forgectl.system.shared_folders import shared_folders
 from forgectl.system.tasks import Background
 from forgectl.transport.ways import way_to
 from forgectl.wire.envelope import ProtocolError, Refusal
@@ -266,6 +267,9 @@ class Controller:
         with contextlib.suppress(OSError):
             shutil.rmtree(self._messages, ignore_errors=True)
             shutil.rmtree(self._sockets)  # before the state is final: after that nobody would clean up
+        for host in self.run.plan.hosts:
+            if host.local:  # its agent may have been killed
+                shared_folders(self.run.id, self.dir.path, host.name).remove()
         self._keys.forget()
         self._write_final_state()
         await self.server.close(self.document())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from forgectl.model.plan import Gpu
+from forgectl.system.shared_folders import SharedFolders
 
 PER_RANK = ("RANK", "LOCAL_RANK", "ROLE_RANK")
 """Variables that differ between the ranks of one host and are known before launch."""
@@ -16,6 +17,8 @@ AT_LAUNCH = (
     "TORCHELASTIC_RUN_ID",
     "TORCHELASTIC_ERROR_FILE",
     "FORGE_RUN_ID",
+    "FORGE_SHARED_MEMORY",
+    "FORGE_SHARED_DISK",
 )
 """Variables that are known only at launch: the keys of `launch_environment`."""
 
@@ -92,7 +95,7 @@ def in_common(environments: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 
 def launch_environment(
-    run_id: str, restarts: int, master_addr: str, master_port: int, error_file: str
+    run_id: str, restarts: int, master_addr: str, master_port: int, error_file: str, shared: SharedFolders
 ) -> dict[str, str]:
     """The variables that a launch adds. `restarts` is the number of earlier generations of the mesh."""
     return {
@@ -102,4 +105,6 @@ def launch_environment(
         "TORCHELASTIC_RUN_ID": run_id,
         "TORCHELASTIC_ERROR_FILE": error_file,
         "FORGE_RUN_ID": run_id,
+        "FORGE_SHARED_MEMORY": str(shared.memory),
+        "FORGE_SHARED_DISK": str(shared.disk),
     }

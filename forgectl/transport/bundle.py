@@ -1,4 +1,4 @@
-"""forgectl's own code as it is shipped to hosts: one archive, named by its digest."""
+"""The code that is shipped to hosts, forgectl's own and the ready-made actors: one archive, named by its digest."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def stage() -> bytes:
 
 @functools.cache
 def bundle() -> Bundle:
-    """The archive of the package as it is now. The same files always give the same bytes."""
+    """The archive of both packages as they are now. The same files always give the same bytes."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
-        for path in sorted(PACKAGE.rglob("*.py")):
+        for path in sorted([*PACKAGE.rglob("*.py"), *PACKAGE.with_name("actors").rglob("*.py")]):
             data = path.read_bytes()
             info = tarfile.TarInfo(str(path.relative_to(PACKAGE.parent)))
             info.size, info.mode = len(data), 0o600

@@ -21,6 +21,12 @@ SPEC = """
 scripts:
   rank: {{run: "{here}/rank.py {seconds}", procs: {procs}, with_gpus: true}}
 """
+SHARED = (
+    SPEC.rstrip()
+    + """
+  judge: {{run: "{here}/rank.py {seconds}", procs: {procs}, share_gpus_with: rank}}
+"""
+)
 SLACK = 64 * 2**20
 """Bytes by which a GPU's used memory may differ for other reasons."""
 
@@ -51,11 +57,18 @@ class Machine:
         assert done.returncode == code, f"{argv[2:]} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout if code == 0 else done.stderr
 
-    def spec(self, procs: int, seconds: float = 0) -> Path:
+    def spec(self, procs: int, seconds: float = 0, text: str = SPEC) -> Path:
         """A spec of so many ranks, which stay so long after their work."""
         path = self.folder / f"gpu-{procs}-{seconds:g}.yaml"
-        path.write_text(SPEC.format(here=HERE, procs=procs, seconds=seconds))
+        path.write_text(text.format(here=HERE, procs=procs, seconds=seconds))
         return path
+
+    def until_seen(self, count: int, mesh: str = "rank") -> None:
+        """Return once so many ranks of a mesh have printed."""
+        deadline = time.monotonic() + 60
+        while len(self.seen(mesh)) < count:
+            assert time.monotonic() < deadline, f"the ranks of {mesh} print nothing"
+            time.sleep(0.1)
 
     def seen(self, mesh: str = "rank") -> list[dict[str, Any]]:
         """What the ranks of a mesh have printed."""
@@ -91,14 +104,25 @@ def leases(machine: Machine) -> None:
     machine.forgectl("launch", machine.spec(1), "--timeout", "100")
 
 
+def sharing(machine: Machine) -> None:
+    """A mesh that shares another one's GPUs computes on the same ones, which stay leased until both have ended."""
+    count = len(machine.uuids)
+    run = machine.forgectl("launch", machine.spec(count, 100, SHARED), "-d").split()[-1]
+    machine.until_seen(count, "rank")
+    machine.until_seen(count, "judge")
+    ours, theirs = ([s["uuid"] for s in machine.seen(mesh)] for mesh in ("rank", "judge"))
+    assert ours == theirs, (ours, theirs)
+    machine.forgectl("shutdown", "rank")
+    assert run in machine.forgectl("launch", machine.spec(1), "-d", "--name", "other", code=75)
+    machine.forgectl("shutdown", "judge")
+    machine.forgectl("launch", machine.spec(1), "--timeout", "100")
+
+
 def memory(machine: Machine) -> None:
     """Once `shutdown` has returned, the memory of the run's GPUs is free."""
     before = machine.used()
     run = machine.forgectl("launch", machine.spec(len(machine.uuids), 100), "-d").split()[-1]
-    deadline = time.monotonic() + 60
-    while len(machine.seen()) < len(machine.uuids):
-        assert time.monotonic() < deadline, "the ranks print nothing"
-        time.sleep(0.1)
+    machine.until_seen(len(machine.uuids))
     busy = machine.used()
     assert all(b > a + SLACK for a, b in zip(before, busy, strict=True)), (before, busy)
     machine.forgectl("shutdown", "--run", run)
@@ -122,7 +146,7 @@ def tensors(machine: Machine) -> None:
     assert found == {"given": "cuda:0", "argument": "cuda:0", "equal": True}, found
 
 
-CHECKS: list[Callable[[Machine], None]] = [discovery, scripts, leases, memory, tensors]
+CHECKS: list[Callable[[Machine], None]] = [discovery, scripts, leases, sharing, memory, tensors]
 
 
 def main() -> int:

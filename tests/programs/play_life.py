@@ -317,11 +317,11 @@ async def help_and_completion_know_the_endpoints() -> None:
     for each in (handle, service):
         assert {"hold", "setup", "shutdown"} <= set(dir(each))
         assert each.hold.__doc__ == "Never returns, and holds its thread."
-        assert str(inspect.signature(each.hold)) == "(mark: 'str') -> 'NoReturn'"
+        assert str(inspect.signature(each.hold)) == "(mark: str) -> NoReturn"
     assert repr(handle) == "<Plain mesh plain, 1 rank>"
     assert repr(pair) == f"<Plain mesh {pair.mesh_name}, 2 ranks>"
-    assert repr(handle.hold) == "<endpoint plain.hold(mark: 'str') -> 'NoReturn'>"
-    assert repr(service.hold) == f"<endpoint {service.name}.hold(mark: 'str') -> 'NoReturn'>"
+    assert repr(handle.hold) == "<endpoint plain.hold(mark: str) -> NoReturn>"
+    assert repr(service.hold) == f"<endpoint {service.name}.hold(mark: str) -> NoReturn>"
 
 
 async def dropped_handles_keep_their_mesh() -> None:

@@ -109,3 +109,14 @@ def test_restart_keeps_the_host_s_warm_fork_server(far: Far) -> None:
     assert "generation 1" in far.forge.ok("logs", "stay", "--ranks", "3")
     first = far.forge.run_dir(run) / "logs" / "stay" / "0" / "rank-3.log"
     until(first.exists, "the first generation's log at home")
+
+
+def test_hosts_have_the_ready_made_actors_and_a_folder_to_share(far: Far) -> None:
+    show = f"{{run: show_ready_made.py, procs: 4, hosts: 2, preload: [], python: {far.bare_python()}}}"
+    out = far.forge.ok("launch", far.forge.spec(far.spec(f"scripts: {{show: {show}}}", "host1", "host2")))
+    shown = [line.partition("│ ")[2].split() for line in out.splitlines() if "actors" in line]
+    assert len(shown) == 4
+    assert all("/code/" in where for where, _ in shown)
+    folders = {folder for _, folder in shown}
+    assert len(folders) == 2, "one a host"
+    assert not any(far.lab.files(host, folder) for host in ("host1", "host2") for folder in folders)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib
 import signal
+import sys
+from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from forgectl.actor.driver.run_client import RunClient, run_client
@@ -13,6 +15,7 @@ from forgectl.errors import NotFoundError, UsageError
 from forgectl.model.plan import Declaration
 
 T = TypeVar("T")
+READY_MADE = Path(__file__).parents[2].with_name("actors")
 
 _declared: dict[str, tuple[type, Any]] = {}
 """Name → class and handle."""
@@ -53,14 +56,30 @@ async def _bring_up(client: RunClient) -> None:
 
 def _class_of(declaration: Declaration) -> Any:
     module, _, path = declaration.target.partition(":")
-    found: Any = importlib.import_module(module)
+    where = f"{declaration.kind}s.{declaration.name}.class"
+    try:
+        found: Any = importlib.import_module(module)
+    except ModuleNotFoundError as e:
+        if e.name != module or (hiding := _hides_ready_made(module)) is None:
+            raise
+        raise NotFoundError(f"{where}: there is no module {module}: {hiding}") from None
     for part in path.split("."):
         if not hasattr(found, part):
-            raise NotFoundError(f"{declaration.kind}s.{declaration.name}.class: {module} has no {path}")
+            hiding = _hides_ready_made(module)
+            raise NotFoundError(f"{where}: {module} has no {path}" + (f": {hiding}" if hiding else ""))
         found = getattr(found, part)
     if not (isinstance(found, type) and issubclass(found, ForgeActor)):
         raise UsageError(f"{declaration.kind}s.{declaration.name}.class: {declaration.target} is not a ForgeActor")
     return found
+
+
+def _hides_ready_made(module: str) -> str | None:
+    """What hides the package of ready-made actors that this module is looked for in, if something does."""
+    found = sys.modules.get("actors")
+    where = getattr(found, "__file__", None) or next(iter(getattr(found, "__path__", ())), None)
+    if module.partition(".")[0] != "actors" or where is None or Path(where).parent == READY_MADE:
+        return None
+    return f"{where} hides forgectl's package actors; give that file another name"
 
 
 async def _launch(client: RunClient, declaration: Declaration, cls: Any) -> Any:

@@ -10,6 +10,7 @@ import pytest
 
 from forgectl.model.environment import AT_LAUNCH, host_environment, launch_environment, rank_environment
 from forgectl.model.plan import Gpu, MeshPlan
+from forgectl.system.shared_folders import SharedFolders
 from tests.unit.plan.plan_cases import CORES, case, hosts_of, placed, spec_of
 
 
@@ -60,7 +61,9 @@ def test_nothing_that_torchrun_gives_a_rank_is_missing() -> None:
 
 
 def test_launch_adds_what_only_it_knows() -> None:
-    env = launch_environment("grpo-7f3a", 2, "127.0.0.1", 4242, "/run/error-0.json")
+    env = launch_environment(
+        "grpo-7f3a", 2, "127.0.0.1", 4242, "/run/error-0.json", SharedFolders(Path("/memory"), Path("/disk"))
+    )
     assert env == {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "4242",
@@ -68,6 +71,8 @@ def test_launch_adds_what_only_it_knows() -> None:
         "TORCHELASTIC_RUN_ID": "grpo-7f3a",
         "TORCHELASTIC_ERROR_FILE": "/run/error-0.json",
         "FORGE_RUN_ID": "grpo-7f3a",
+        "FORGE_SHARED_MEMORY": "/memory",
+        "FORGE_SHARED_DISK": "/disk",
     }
     assert tuple(env) == AT_LAUNCH
 

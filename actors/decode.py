@@ -1,0 +1,552 @@
+"""The decode loop: samples many completions together, one token of each at a time. Without asyncio and forgectl.
+
+Requests join and leave between any two tokens (continuous batching, Yu et al. 2022: Orca). B is the number of sequences
+that are decoded, V the size of the vocabulary. Times are in seconds.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any, Protocol
+
+import torch
+
+from actors.models import LoadedModel
+from actors.types import Completion, SamplingParams, StopReason
+
+PREFILL_TOKENS = 2048
+"""The most prompt tokens, padding included, between two tokens of the others; a longer prompt is taken alone."""
+RECENT_STEPS = 200
+"""Steps over which `stats` averages."""
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """Asks for completions of one prompt."""
+
+    request_id: str
+    """With the seed it determines the random numbers."""
+    prompt: Sequence[int]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    priority: int = 0
+    """Lower goes first, as in vLLM; equal ones in the order of their coming."""
+
+
+class Weights(Protocol):
+    """A version of a model's weights, as `WeightStore.fetch` returns it."""
+
+    version: int
+
+    def copy_to(self, targets: Mapping[str, torch.Tensor]) -> None:
+        """Copy them into a model's parameters, by name, in place; raises ValueError where they do not fit."""
+        ...
+
+
+# ------------------------------------------------------------------ sampling
+
+
+def random_key(seed: int, request_id: str, index: int) -> int:
+    """A 64-bit key for the random numbers of a request's completion number `index`."""
+    digest = blake2b(f"{seed} {index} {request_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def uniforms(keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Random numbers in [0, 1), float64 [B], that depend on key and position alone, int64 [B] each.
+
+    The generator is SplitMix64 (Steele, Lea and Flood 2014), started at the key and taken at the position.
+    """
+    z = keys + (positions + 1) * -0x61C8864680B583EB
+    z = (z ^ _shifted(z, 30)) * -0x40A7B892E31B1A47
+    z = (z ^ _shifted(z, 27)) * -0x6B2FB644ECCEEE15
+    return _shifted(z ^ _shifted(z, 31), 16).double() * 2.0**-48
+
+
+def _shifted(z: torch.Tensor, bits: int) -> torch.Tensor:
+    """Shifted right, with zeros coming in, which torch has for unsigned numbers only."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def sample(
+    logits: torch.Tensor,
+    uniform: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token for each row, and its log-probability over the whole vocabulary at the sampling temperature.
+
+    logits: [B, V]. uniform, temperature, top_k, top_p: [B], the first float64; top_k 0 is all tokens. At temperature 0
+    the likeliest token is taken, and its log-probability is that at temperature 1. Returns int64 [B], float32 [B].
+    """
+    greedy = temperature == 0
+    scaled = logits.float() / torch.where(greedy, 1.0, temperature)[:, None]
+    probabilities = torch.softmax(scaled, -1)
+    allowed = probabilities
+    if restricted := ((top_k > 0) | (top_p < 1)).nonzero()[:, 0].tolist():
+        allowed = probabilities.clone()
+        allowed[restricted] = restrict(probabilities[restricted], top_k[restricted], top_p[restricted])
+    # The token at which the cumulated probability exceeds the random number; in float32 rare tokens would vanish.
+    cumulated = allowed.cumsum(-1, dtype=torch.float64)
+    tokens = torch.searchsorted(cumulated, (uniform * cumulated[:, -1])[:, None], right=True)[:, 0]
+    tokens = torch.where(greedy, scaled.argmax(-1), tokens)
+    return tokens, probabilities.gather(1, tokens[:, None])[:, 0].log()
+
+
+def restrict(probabilities: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """The probabilities [B, V] with 0 for tokens that are not among the top_k, and then not within top_p of these."""
+    size = probabilities.shape[1]
+    limit = torch.where(top_k > 0, top_k, size)[:, None]
+    width = 1024  # more than most rows need; to sort all of a large vocabulary costs more than the model
+    while True:
+        width = min(width, size)
+        values, tokens = probabilities.topk(width)
+        values = values.masked_fill(torch.arange(width, device=values.device) >= limit, 0.0)
+        total = torch.where(limit > width, 1.0, values.sum(1, keepdim=True))
+        before = values.cumsum(1) - values
+        if width == size or bool(((limit <= width) | (before[:, -1:] >= top_p[:, None])).all()):
+            kept = values.masked_fill(before >= top_p[:, None] * total, 0.0)
+            return torch.zeros_like(probabilities).scatter_(1, tokens, kept)
+        width *= 8
+
+
+# ------------------------------------------------------------------ keys and values
+
+
+class _Collected:
+    """Keys and values of one forward pass over prompts: [N, K, T, D] for each layer."""
+
+    def __init__(self) -> None:
+        self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *args: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.layers.append((keys, values))
+        return keys, values
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return 0
+
+
+class SlotCache:
+    """Keys and values of the sequences that are decoded: a row each, and room that grows by need.
+
+    A row holds what its sequence has, and behind that leftovers, which the attention mask hides.
+    """
+
+    def __init__(self, max_rows: int, max_length: int) -> None:
+        self.max_rows, self.max_length = max_rows, max_length
+        self._layers: list[list[torch.Tensor]] = []  # keys and values, [rows, K, length, D]
+        self._rows = self._length = 0
+        self._at: tuple[torch.Tensor, torch.Tensor] = (torch.empty(0), torch.empty(0))
+        self._seen = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return sum(tensor.nbytes for layer in self._layers for tensor in layer)
+
+    def reserve(self, rows: int, length: int) -> None:
+        """Make room for so many rows and so many tokens in each."""
+        if rows <= self._rows and length <= self._length:
+            return
+        if rows > self._rows:
+            self._rows = min(self.max_rows, max(rows, 2 * self._rows))
+        if length > self._length:
+            self._length = min(self.max_length, max(length, 2 * self._length, 64))
+        for layer in self._layers:
+            for i, old in enumerate(layer):
+                layer[i] = old.new_zeros(self._rows, old.shape[1], self._length, old.shape[3])
+                layer[i][: old.shape[0], :, : old.shape[2]] = old
+
+    def put(self, row: int, prompt: Sequence[tuple[torch.Tensor, torch.Tensor]], length: int) -> None:
+        """Set a row to the first `length` tokens of a prompt's keys and values, [K, T, D] for each layer."""
+        for layer, pair in enumerate(prompt):
+            for mine, theirs in zip(self._layer(layer, *pair), pair, strict=True):
+                mine[row, :, :length] = theirs[:, :length]
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` tokens of a row to another row."""
+        for layer in self._layers:
+            for tensor in layer:
+                tensor[target, :, :length] = tensor[source, :, :length]
+
+    def write_at(self, lengths: torch.Tensor, longest: int) -> None:
+        """Have the next forward pass write one token into each row, at these positions: int64 [B], up to `longest`."""
+        self._at = (torch.arange(len(lengths), device=lengths.device), lengths)
+        self._seen = longest + 1
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *args: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the keys and values [B, K, 1, D] of a layer: all of the rows, [B, K, S, D]."""
+        rows, positions = self._at
+        mine = self._layer(layer, keys, values)
+        for tensor, new in zip(mine, (keys, values), strict=True):
+            tensor[rows, :, positions] = new[:, :, 0]
+        return mine[0][: len(rows), :, : self._seen], mine[1][: len(rows), :, : self._seen]
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        """Tokens of the longest row, as models of transformers ask."""
+        return self._seen - 1
+
+    def _layer(self, index: int, keys: torch.Tensor, values: torch.Tensor) -> list[torch.Tensor]:
+        if index == len(self._layers):
+            self._layers.append(
+                [t.new_zeros(self._rows, t.shape[-3], self._length, t.shape[-1]) for t in (keys, values)]
+            )
+        return self._layers[index]
+
+
+# ------------------------------------------------------------------ the loop
+
+
+class _Running:
+    """A request in the loop."""
+
+    def __init__(self, request: Request, limit: int) -> None:
+        self.request, self.limit = request, limit
+        self.started = 0  # how many of its completions are or were in the batch
+        self.prefix: list[tuple[torch.Tensor, torch.Tensor]] | None = None  # of its prompt, while others are to start
+        self.completions: dict[int, Completion] = {}
+
+
+@dataclass(eq=False)
+class _Sequence:
+    """A completion that is being sampled."""
+
+    of: _Running
+    index: int
+    key: int
+    ends: frozenset[int]
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    version: int = 0
+    max_version: int = 0
+
+    @property
+    def cached(self) -> int:
+        """Tokens whose keys and values are in the cache: all but the newest."""
+        return len(self.of.request.prompt) - 1 + len(self.tokens)
+
+    @property
+    def newest(self) -> int:
+        return self.tokens[-1] if self.tokens else self.of.request.prompt[-1]
+
+
+@dataclass
+class _Batch:
+    """What the next step computes with, [B] each, on the model's device; made anew when a sequence joins or leaves."""
+
+    tokens: torch.Tensor
+    lengths: torch.Tensor
+    keys: torch.Tensor
+    positions: torch.Tensor
+    temperature: torch.Tensor
+    top_k: torch.Tensor
+    top_p: torch.Tensor
+
+
+class DecodeLoop:
+    """Samples completions with one model, whose weights may change between any two tokens.
+
+    A completion's random numbers depend on seed, request_id, index and position, and so not on what else is in the
+    batch. (The logits depend on it in their last bits, as matrix products of other sizes round otherwise.) Memory
+    grows by need, up to max_batch sequences of max_length tokens.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        max_batch: int = 64,
+        max_length: int | None = None,
+        seed: int = 0,
+        version: int = 0,
+    ) -> None:
+        """max_length: tokens of prompt and response, at most; None: what the model was made for.
+
+        Raises ValueError where a layer does not attend to all earlier tokens, as with sliding windows.
+        """
+        if max_batch < 1:
+            raise ValueError(f"max_batch is {max_batch}; at least 1 is needed")
+        kinds = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention"}
+        if kinds:
+            raise ValueError(
+                f"this model has layers of {', '.join(sorted(kinds))}, which the decode loop cannot compute"
+            )
+        self.module, self.tokenizer = model.module.eval(), model.tokenizer
+        self.max_batch, self.seed, self.version = max_batch, seed, version
+        self.max_length: int = max_length or model.config.max_position_embeddings
+        self._vocabulary: int = model.config.vocab_size
+        self._device = next(self.module.parameters()).device
+        self._cache = SlotCache(max_batch, self.max_length)
+        self._rows: list[_Sequence] = []
+        self._batch: _Batch | None = None
+        self._queue: list[tuple[int, int, _Running]] = []
+        self._order = itertools.count()
+        self._requests: dict[str, _Running] = {}
+        self._recent: deque[tuple[float, int]] = deque(maxlen=RECENT_STEPS)
+        self._tokens = 0
+
+    # -------------------------------------------------------------- requests
+
+    def add(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises ValueError for a prompt that is empty, too long or of unknown tokens, and for an id that is in the loop.
+        """
+        prompt = request.prompt
+        if not prompt:
+            raise ValueError(f"request {request.request_id!r} has an empty prompt; at least one token is needed")
+        if len(prompt) >= self.max_length:
+            raise ValueError(
+                f"request {request.request_id!r} has a prompt of {len(prompt)} tokens; "
+                f"prompt and response together may have {self.max_length}"
+            )
+        if min(prompt) < 0 or max(prompt) >= self._vocabulary:
+            raise ValueError(f"request {request.request_id!r} has tokens outside 0 … {self._vocabulary - 1}")
+        if request.request_id in self._requests:
+            raise ValueError(f"request {request.request_id!r} is in the loop already")
+        running = _Running(request, min(request.params.max_tokens, self.max_length - len(prompt)))
+        self._requests[request.request_id] = running
+        heapq.heappush(self._queue, (request.priority, next(self._order), running))
+
+    @torch.inference_mode()
+    def abort(self, request_id: str) -> list[Completion] | None:
+        """Take a request out: its completions, cut where they are; None if it is not in the loop."""
+        running = self._requests.pop(request_id, None)
+        if running is None:
+            return None
+        self._queue = [entry for entry in self._queue if entry[2] is not running]
+        heapq.heapify(self._queue)
+        for row in reversed(range(len(self._rows))):
+            if self._rows[row].of is running:
+                self._finish(row, "aborted")
+        for index in range(running.started, running.request.params.n):
+            running.completions[index] = self._completion(self._sequence(running, index), "aborted")
+        return [running.completions[index] for index in sorted(running.completions)]
+
+    @property
+    def active(self) -> int:
+        """Number of sequences in the batch."""
+        return len(self._rows)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is to be done."""
+        return not self._requests
+
+    def stats(self) -> dict[str, float]:
+        """Sequences in the batch, requests that wait, tokens sampled so far, and tokens/s over the last 200 steps."""
+        seconds, tokens = (sum(values) for values in zip(*self._recent, strict=True)) if self._recent else (0.0, 0)
+        return {
+            "batch": len(self._rows),
+            "queue": len(self._queue),
+            "tokens": self._tokens,
+            "tokens_per_second": tokens / seconds if seconds else 0.0,
+            "mean_batch": tokens / len(self._recent) if self._recent else 0.0,
+            "cache_bytes": self._cache.nbytes,
+            "version": self.version,
+        }
+
+    # -------------------------------------------------------------- weights
+
+    @torch.inference_mode()
+    def load(self, weights: Weights, *, recompute: bool = False) -> None:
+        """Copy new weights into the model, in place. Sequences in the batch go on with them.
+
+        Their keys and values stay as the old weights computed them; with `recompute` they are computed anew. Raises
+        ValueError where the weights are of another model.
+        """
+        weights.copy_to(dict(self.module.named_parameters()))
+        self.version = weights.version
+        if recompute:
+            for _, _, waiting in self._queue:
+                waiting.prefix = None
+            prompts = [[*s.of.request.prompt, *s.tokens][: s.cached] for s in self._rows]
+            for row, prefix in self._prefill(prompts).items():
+                self._cache.put(row, prefix, len(prompts[row]))
+
+    # -------------------------------------------------------------- a step
+
+    @torch.inference_mode()
+    def step(self, *, admit: bool = True) -> dict[str, list[Completion]]:
+        """Sample one token of each sequence: the completions of requests that are done, by request_id.
+
+        admit: let waiting requests join before.
+        """
+        began = time.perf_counter()
+        if admit:
+            self._admit()
+        if not self._rows:
+            return {}
+        tokens, logprobs = self._sample()
+        for sequence, token, logprob in zip(self._rows, tokens, logprobs, strict=True):
+            if not sequence.tokens:
+                sequence.version = self.version
+            sequence.max_version = self.version
+            sequence.tokens.append(token)
+            sequence.logprobs.append(logprob)
+        self._recent.append((time.perf_counter() - began, len(tokens)))
+        self._tokens += len(tokens)
+        done: dict[str, list[Completion]] = {}
+        for row in reversed(range(len(self._rows))):  # what fills a gap comes from behind, and is looked at already
+            running = self._rows[row].of
+            if reason := self._end_of(self._rows[row]):
+                self._finish(row, reason)
+                if len(running.completions) == running.request.params.n:
+                    del self._requests[running.request.request_id]
+                    done[running.request.request_id] = [running.completions[i] for i in sorted(running.completions)]
+        return done
+
+    def _sample(self) -> tuple[list[int], list[float]]:
+        """Run the model for the newest token of each sequence, and sample the next."""
+        batch = self._batch = self._batch or self._new_batch()
+        longest = max(sequence.cached for sequence in self._rows)
+        self._cache.reserve(len(self._rows), longest + 1)
+        self._cache.write_at(batch.lengths, longest)
+        seen = torch.arange(longest + 1, device=self._device) <= batch.lengths[:, None]
+        logits = self.module(
+            input_ids=batch.tokens[:, None],
+            position_ids=batch.lengths[:, None],
+            attention_mask=seen[:, None, None],
+            past_key_values=self._cache,
+        ).logits[:, -1]
+        uniform = uniforms(batch.keys, batch.positions)
+        batch.tokens, logprobs = sample(logits, uniform, batch.temperature, batch.top_k, batch.top_p)
+        batch.lengths, batch.positions = batch.lengths + 1, batch.positions + 1
+        return batch.tokens.tolist(), logprobs.tolist()
+
+    def _new_batch(self) -> _Batch:
+        params = [sequence.of.request.params for sequence in self._rows]
+
+        def column(values: list[Any], dtype: torch.dtype) -> torch.Tensor:
+            return torch.tensor(values, dtype=dtype).to(self._device)
+
+        return _Batch(
+            tokens=column([sequence.newest for sequence in self._rows], torch.int64),
+            lengths=column([sequence.cached for sequence in self._rows], torch.int64),
+            keys=column([sequence.key for sequence in self._rows], torch.int64),
+            positions=column([len(sequence.tokens) for sequence in self._rows], torch.int64),
+            temperature=column([p.temperature for p in params], torch.float32),
+            top_k=column([p.top_k for p in params], torch.int64),
+            top_p=column([p.top_p for p in params], torch.float32),
+        )
+
+    # -------------------------------------------------------------- joining
+
+    def _admit(self) -> None:
+        """Let sequences join while there is room, those of a request together; its prompt is computed once."""
+        joining: list[_Running] = []
+        room = self.max_batch - len(self._rows)
+        while room and self._queue:
+            running = self._queue[0][2]
+            if running.prefix is None:
+                longest = max(len(running.request.prompt), *(len(r.request.prompt) for r in joining), 1)
+                if joining and (len(joining) + 1) * longest > PREFILL_TOKENS:
+                    break
+            joining.append(running)
+            taken = min(room, running.request.params.n - running.started)
+            room -= taken
+            if running.started + taken == running.request.params.n:
+                heapq.heappop(self._queue)
+        if not joining:
+            return
+        fresh = [running for running in joining if running.prefix is None]
+        for i, prefix in self._prefill([running.request.prompt[:-1] for running in fresh]).items():
+            fresh[i].prefix = prefix
+        self._batch = None
+        for running in joining:
+            self._start(running)
+
+    def _start(self, running: _Running) -> None:
+        """Give rows to completions of a request."""
+        n, length = running.request.params.n, len(running.request.prompt) - 1
+        rows = range(len(self._rows), min(self.max_batch, len(self._rows) + n - running.started))
+        self._cache.reserve(rows.stop, length + 1)
+        for row in rows:
+            self._cache.put(row, running.prefix or (), length)
+            self._rows.append(self._sequence(running, running.started))
+            running.started += 1
+        if running.started == n:
+            running.prefix = None
+
+    def _sequence(self, running: _Running, index: int) -> _Sequence:
+        params = running.request.params
+        seed = self.seed if params.seed is None else params.seed
+        ends = self.tokenizer.end_ids | set(params.stop_token_ids)
+        return _Sequence(running, index, random_key(seed, running.request.request_id, index), ends)
+
+    @torch.inference_mode()
+    def _prefill(self, prompts: Sequence[Sequence[int]]) -> dict[int, list[tuple[torch.Tensor, torch.Tensor]]]:
+        """Keys and values of prompts, in a few padded passes: index → [K, T, D] for each layer. Empty ones have none.
+
+        Padding comes behind, where nothing attends to it.
+        """
+        order = sorted((i for i, prompt in enumerate(prompts) if prompt), key=lambda i: len(prompts[i]))
+        prefixes: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        while order:
+            longest = len(prompts[order[-1]])
+            fitting = [i for i in order if 4 * len(prompts[i]) >= 3 * longest]
+            chosen = fitting[-max(1, PREFILL_TOKENS // longest) :]
+            del order[-len(chosen) :]
+            padded = torch.tensor([[*prompts[i], *[0] * (longest - len(prompts[i]))] for i in chosen])
+            positions = torch.arange(longest, device=self._device)
+            collected = _Collected()
+            self.module(
+                input_ids=padded.to(self._device),
+                position_ids=positions[None],
+                attention_mask=(positions <= positions[:, None])[None, None],
+                past_key_values=collected,
+                logits_to_keep=1,  # they are not used: a prompt's last token is decoded as the sampled ones are
+            )
+            for row, i in enumerate(chosen):
+                prefixes[i] = [(keys[row], values[row]) for keys, values in collected.layers]
+        return prefixes
+
+    # -------------------------------------------------------------- leaving
+
+    def _end_of(self, sequence: _Sequence) -> StopReason | None:
+        """Why a sequence has ended with its newest token; None: it goes on."""
+        if sequence.newest in sequence.ends:
+            return "stop"
+        if stop := sequence.of.request.params.stop:
+            window = 4 * max(map(len, stop)) + 8  # a character may be four tokens, and the first of them broken
+            text = self.tokenizer.decode(sequence.tokens[-window:])
+            if any(s in text for s in stop):
+                return "stop"
+        return "length" if len(sequence.tokens) >= sequence.of.limit else None
+
+    def _finish(self, row: int, reason: StopReason) -> None:
+        """Take a sequence out of the batch. The last row moves into its place."""
+        sequence = self._rows[row]
+        sequence.of.completions[sequence.index] = self._completion(sequence, reason)
+        last = self._rows.pop()
+        if last is not sequence:
+            self._cache.move(len(self._rows), row, last.cached)
+            self._rows[row] = last
+        self._batch = None
+
+    def _completion(self, sequence: _Sequence, reason: StopReason) -> Completion:
+        request, tokens = sequence.of.request, sequence.tokens
+        text = self.tokenizer.decode(tokens[:-1] if tokens and tokens[-1] in sequence.ends else tokens)
+        cuts = [at for stop in request.params.stop if (at := text.find(stop)) >= 0]
+        with torch.inference_mode(False):  # else they could have no part in a backward pass
+            return Completion(
+                prompt_ids=torch.tensor(request.prompt, dtype=torch.int64),
+                token_ids=torch.tensor(tokens, dtype=torch.int64),
+                logprobs=torch.tensor(sequence.logprobs, dtype=torch.float32),
+                text=text[: min(cuts, default=None)],
+                stop_reason=reason,
+                version=sequence.version if tokens else self.version,
+                max_version=sequence.max_version if tokens else self.version,
+                request_id=request.request_id,
+            )
