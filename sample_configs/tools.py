@@ -2,12 +2,14 @@
 
 import argparse
 import asyncio
+import re
 from typing import Any
 
 from transformers import AutoTokenizer
 
 import forgectl
 from actors import SamplingParams, TemplateChat, rollout
+from actors.environments import ToolCall
 from actors.rewards import last_number
 
 QUESTIONS = {
@@ -15,6 +17,11 @@ QUESTIONS = {
     "What is the sum of the first 50 squares?": 42925,
     "What is 2 to the 31st?": 2**31,
 }
+
+
+def programs(text: str) -> list[ToolCall]:
+    """The Python programs in a response: so small a model does not write <tool_call>, which `rollout` expects."""
+    return [ToolCall("python", {"code": code}) for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
 
 
 class PythonProblems:
@@ -51,11 +58,12 @@ async def main(model: str, samples: int) -> None:
             rollout(
                 generator.generate.route,
                 PythonProblems(sandbox),
-                {"prompt": question, "answer": answer},
+                {"prompt": f"{question} Write a short Python program that prints it.", "answer": answer},
                 chat,
-                sampling_params=SamplingParams(max_tokens=128, temperature=0.7),
+                parse=programs,
+                sampling_params=SamplingParams(max_tokens=256, temperature=0.7),
                 max_turns=3,
-                max_tokens=512,
+                max_tokens=768,
                 group_id=question,
                 episode_id=f"{question}-{i}",
             )

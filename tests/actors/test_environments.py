@@ -476,8 +476,9 @@ class Handle:
 
 def test_the_sample_has_the_sandbox_as_a_tool() -> None:
     sample = runpy.run_path(str(Path(__file__).parents[2] / "sample_configs" / "tools.py"))
-    model = Model("python('print(2')", "python('print(2+2)')", "It is 4.")
-    episode = play(model, sample["PythonProblems"](Handle()), row={"prompt": "2+2=?", "answer": 4})
+    model = Model("So:\n```python\nprint(2\n```", "```python\nprint(2+2)\n```\nprints it.", "It is 4.")
+    environment, row = sample["PythonProblems"](Handle()), {"prompt": "2+2=?", "answer": 4}
+    episode = play(model, environment, sample["programs"], row=row)
     roles_and_texts = [(message["role"], message["content"]) for message in episode.metadata["messages"]]
     assert "SyntaxError" in roles_and_texts[2][1] and roles_and_texts[4] == ("tool", "4\n")
     assert episode.reward == 1.0 and not episode.truncated
