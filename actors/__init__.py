@@ -5,6 +5,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from actors.advantages import ComputeAdvantages as ComputeAdvantages
+    from actors.advantages import zero_variance as zero_variance
     from actors.batches import demonstration as demonstration
     from actors.buffer import Buffer as Buffer
     from actors.buffer import ReplayBuffer as ReplayBuffer
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from actors.checkpoint import Checkpoints as Checkpoints
     from actors.datasets import Dataset as Dataset
     from actors.datasets import DatasetActor as DatasetActor
+    from actors.decode import DecodeLoop as DecodeLoop
     from actors.environments import EnvironmentFailure as EnvironmentFailure
     from actors.environments import OpenEnv as OpenEnv
     from actors.environments import PlainChat as PlainChat
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from actors.environments import parse_hermes as parse_hermes
     from actors.environments import parse_text as parse_text
     from actors.environments import rollout as rollout
+    from actors.generator import Generator as Generator
     from actors.losses import Batch as Batch
     from actors.losses import Loss as Loss
     from actors.losses import LossOutput as LossOutput
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
     from actors.metrics import merge_metrics as merge_metrics
     from actors.metrics import plot as plot
     from actors.metrics import record_metric as record_metric
+    from actors.models import CharacterTokenizer as CharacterTokenizer
+    from actors.models import load_model as load_model
+    from actors.models import save_model as save_model
     from actors.reference import ReferenceModel as ReferenceModel
     from actors.rewards import Format as Format
     from actors.rewards import Overlong as Overlong
@@ -57,16 +63,19 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "Batch": "losses",
     "Buffer": "buffer",
+    "CharacterTokenizer": "models",
     "CheckpointError": "checkpoint",
     "Checkpoints": "checkpoint",
     "Completion": "types",
     "ComputeAdvantages": "advantages",
     "Dataset": "datasets",
     "DatasetActor": "datasets",
+    "DecodeLoop": "decode",
     "EnvironmentFailure": "environments",
     "Episode": "types",
     "Fetched": "weights",
     "Format": "rewards",
+    "Generator": "generator",
     "Loss": "losses",
     "LossOutput": "losses",
     "Metric": "losses",
@@ -96,6 +105,7 @@ _PUBLIC = {
     "collect_metrics": "metrics",
     "demonstration": "batches",
     "exact_match": "rewards",
+    "load_model": "models",
     "make_loss": "losses",
     "merge_metrics": "metrics",
     "number_match": "rewards",
@@ -104,6 +114,8 @@ _PUBLIC = {
     "plot": "metrics",
     "record_metric": "metrics",
     "rollout": "environments",
+    "save_model": "models",
+    "zero_variance": "advantages",
 }
 __all__ = [*_PUBLIC]  # noqa: PLE0604  # the keys are strings
 
