@@ -6,12 +6,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from actors.datasets import Dataset as Dataset
     from actors.datasets import DatasetActor as DatasetActor
+    from actors.decode import DecodeLoop as DecodeLoop
+    from actors.generator import Generator as Generator
     from actors.metrics import MetricLogger as MetricLogger
     from actors.metrics import Reduce as Reduce
     from actors.metrics import collect_metrics as collect_metrics
     from actors.metrics import merge_metrics as merge_metrics
     from actors.metrics import plot as plot
     from actors.metrics import record_metric as record_metric
+    from actors.models import Decoder as Decoder
+    from actors.models import DecoderConfig as DecoderConfig
+    from actors.models import LoadedModel as LoadedModel
+    from actors.models import load_model as load_model
+    from actors.models import save_model as save_model
     from actors.types import Completion as Completion
     from actors.types import Episode as Episode
     from actors.types import SamplingParams as SamplingParams
@@ -23,17 +30,24 @@ _PUBLIC = {
     "Completion": "types",
     "Dataset": "datasets",
     "DatasetActor": "datasets",
+    "DecodeLoop": "decode",
+    "Decoder": "models",
+    "DecoderConfig": "models",
     "Episode": "types",
     "Fetched": "weights",
+    "Generator": "generator",
+    "LoadedModel": "models",
     "MetricLogger": "metrics",
     "Reduce": "metrics",
     "SamplingParams": "types",
     "StepResult": "types",
     "WeightStore": "weights",
     "collect_metrics": "metrics",
+    "load_model": "models",
     "merge_metrics": "metrics",
     "plot": "metrics",
     "record_metric": "metrics",
+    "save_model": "models",
 }
 __all__ = [*_PUBLIC]  # noqa: PLE0604  # the keys are strings
 

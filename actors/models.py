@@ -426,10 +426,24 @@ def load_model(model: Model, *, dtype: str | torch.dtype = "auto", device: str |
     if config is None:
         module = _transformers(f"model_type {keys.get('model_type')!r} of {folder}").AutoModelForCausalLM
         module = module.from_pretrained(folder, dtype=chosen, local_files_only=True).to(device).train()
-        return LoadedModel(module, _tokenizer(folder, keys), module.config)
+        return LoadedModel(module, load_tokenizer(folder), module.config)
     decoder = _empty_decoder(config, chosen, device)
     load_weights(decoder, dict(_tensors(folder)), str(folder))
-    return LoadedModel(decoder, _tokenizer(folder, keys), config)
+    return LoadedModel(decoder, load_tokenizer(folder), config)
+
+
+def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer of a folder. Raises what `load_model` raises."""
+    folder = Path(folder)
+    settings = _read_json(_existing(folder, "tokenizer_config.json"))
+    if "characters" in settings:
+        return CharacterTokenizer(settings["characters"])
+    end: int | list[int] | None = None
+    for file in ("generation_config.json", "config.json"):
+        if end is None and (folder / file).exists():
+            end = _read_json(folder / file).get("eos_token_id")
+    tokenizer = _transformers(f"the tokenizer of {folder}").AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return HuggingFaceTokenizer(tokenizer, [] if end is None else [end] if isinstance(end, int) else end)
 
 
 @torch.no_grad()
@@ -501,18 +515,6 @@ def _empty_decoder(config: DecoderConfig, dtype: torch.dtype, device: torch.devi
     with torch.device("meta"):  # so that no time goes into random weights which are replaced
         decoder = Decoder(config)
     return decoder.to(dtype).to_empty(device=device)
-
-
-def _tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
-    settings = _read_json(_existing(folder, "tokenizer_config.json"))
-    if "characters" in settings:
-        return CharacterTokenizer(settings["characters"])
-    generation = folder / "generation_config.json"
-    keys = _read_json(generation) if generation.exists() else {}
-    ends = keys.get("eos_token_id", config.get("eos_token_id"))
-    ends = [] if ends is None else [ends] if isinstance(ends, int) else ends
-    tokenizer = _transformers(f"the tokenizer of {folder}").AutoTokenizer
-    return HuggingFaceTokenizer(tokenizer.from_pretrained(folder, local_files_only=True), ends)
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

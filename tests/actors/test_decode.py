@@ -156,7 +156,7 @@ def test_prompts_of_several_requests_are_computed_in_one_pass() -> None:
 def test_models_of_transformers_decode_as_well(tmp_path: Path, architecture: str) -> None:
     import transformers
 
-    shape = {"vocab_size": 14, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2}
+    shape: dict[str, Any] = {"vocab_size": 14, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2}
     shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}
     config = getattr(transformers, f"{architecture}Config")(**shape)
     theirs = getattr(transformers, f"{architecture}ForCausalLM")(config).eval()
