@@ -4,10 +4,30 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from actors.advantages import ComputeAdvantages as ComputeAdvantages
+    from actors.batches import demonstration as demonstration
+    from actors.buffer import Buffer as Buffer
+    from actors.buffer import ReplayBuffer as ReplayBuffer
+    from actors.checkpoint import CheckpointError as CheckpointError
+    from actors.checkpoint import Checkpoints as Checkpoints
     from actors.datasets import Dataset as Dataset
     from actors.datasets import DatasetActor as DatasetActor
     from actors.decode import DecodeLoop as DecodeLoop
+    from actors.environments import EnvironmentFailure as EnvironmentFailure
+    from actors.environments import OpenEnv as OpenEnv
+    from actors.environments import PlainChat as PlainChat
+    from actors.environments import TemplateChat as TemplateChat
+    from actors.environments import ToolError as ToolError
+    from actors.environments import parse_hermes as parse_hermes
+    from actors.environments import parse_text as parse_text
+    from actors.environments import rollout as rollout
     from actors.generator import Generator as Generator
+    from actors.losses import Batch as Batch
+    from actors.losses import Loss as Loss
+    from actors.losses import LossOutput as LossOutput
+    from actors.losses import Metric as Metric
+    from actors.losses import Totals as Totals
+    from actors.losses import make_loss as make_loss
     from actors.metrics import MetricLogger as MetricLogger
     from actors.metrics import Reduce as Reduce
     from actors.metrics import collect_metrics as collect_metrics
@@ -19,6 +39,21 @@ if TYPE_CHECKING:
     from actors.models import LoadedModel as LoadedModel
     from actors.models import load_model as load_model
     from actors.models import save_model as save_model
+    from actors.reference import ReferenceModel as ReferenceModel
+    from actors.rewards import Format as Format
+    from actors.rewards import Overlong as Overlong
+    from actors.rewards import RewardActor as RewardActor
+    from actors.rewards import RewardError as RewardError
+    from actors.rewards import Rewards as Rewards
+    from actors.rewards import exact_match as exact_match
+    from actors.rewards import number_match as number_match
+    from actors.sandbox import PythonSandbox as PythonSandbox
+    from actors.sandbox import Sandbox as Sandbox
+    from actors.sandbox import SandboxUnavailable as SandboxUnavailable
+    from actors.trainer import Trainer as Trainer
+    from actors.trainer import TrainerStatus as TrainerStatus
+    from actors.training import Training as Training
+    from actors.training import TrainingOptions as TrainingOptions
     from actors.types import Completion as Completion
     from actors.types import Episode as Episode
     from actors.types import SamplingParams as SamplingParams
@@ -27,26 +62,61 @@ if TYPE_CHECKING:
     from actors.weights import WeightStore as WeightStore
 
 _PUBLIC = {
+    "Batch": "losses",
+    "Buffer": "buffer",
+    "CheckpointError": "checkpoint",
+    "Checkpoints": "checkpoint",
     "Completion": "types",
+    "ComputeAdvantages": "advantages",
     "Dataset": "datasets",
     "DatasetActor": "datasets",
     "DecodeLoop": "decode",
     "Decoder": "models",
     "DecoderConfig": "models",
+    "EnvironmentFailure": "environments",
     "Episode": "types",
     "Fetched": "weights",
+    "Format": "rewards",
     "Generator": "generator",
     "LoadedModel": "models",
+    "Loss": "losses",
+    "LossOutput": "losses",
+    "Metric": "losses",
     "MetricLogger": "metrics",
+    "OpenEnv": "environments",
+    "Overlong": "rewards",
+    "PlainChat": "environments",
+    "PythonSandbox": "sandbox",
     "Reduce": "metrics",
+    "ReferenceModel": "reference",
+    "ReplayBuffer": "buffer",
+    "RewardActor": "rewards",
+    "RewardError": "rewards",
+    "Rewards": "rewards",
     "SamplingParams": "types",
+    "Sandbox": "sandbox",
+    "SandboxUnavailable": "sandbox",
     "StepResult": "types",
+    "TemplateChat": "environments",
+    "ToolError": "environments",
+    "Totals": "losses",
+    "Trainer": "trainer",
+    "TrainerStatus": "trainer",
+    "Training": "training",
+    "TrainingOptions": "training",
     "WeightStore": "weights",
     "collect_metrics": "metrics",
+    "demonstration": "batches",
+    "exact_match": "rewards",
     "load_model": "models",
+    "make_loss": "losses",
     "merge_metrics": "metrics",
+    "number_match": "rewards",
+    "parse_hermes": "environments",
+    "parse_text": "environments",
     "plot": "metrics",
     "record_metric": "metrics",
+    "rollout": "environments",
     "save_model": "models",
 }
 __all__ = [*_PUBLIC]  # noqa: PLE0604  # the keys are strings

@@ -31,7 +31,7 @@ KEPT = 2
 CHUNK = 4 << 20
 """Bytes of a message between hosts."""
 _MOST_AT_ONCE = 1 << 30  # bytes of one system call; Linux takes just under 2 GiB
-_PIECE = 32 << 20
+_PIECE = 8 << 20
 _THREADS = min(4, len(os.sched_getaffinity(0)))
 _ALIGNED = 64
 _VERSION = re.compile(r"(\d+)\.safetensors")
@@ -126,7 +126,7 @@ class Fetched:
             with torch.no_grad():
                 targets[name].copy_(self.tensors[name])
         pieces = (piece for name in plain for piece in _pieces([targets[name]], self.entries[name].begin))
-        _in_threads(partial(_read, self._file), pieces)
+        _in_threads(partial(_read, self._file), pieces, self.size)
 
     def _is_plain(self, name: str, target: torch.Tensor) -> bool:
         """Whether the memory of the target is to have the very bytes of the file."""
@@ -207,7 +207,7 @@ class WeightStore:
             size = len(header) + sum(tensor.nbytes for tensor in tensors.values())
             with self._new(version, "publishing", size) as file:
                 _write(file, memoryview(header), 0)
-                _in_threads(partial(_write, file), _pieces([tensors[name] for name in order], len(header)))
+                _in_threads(partial(_write, file), _pieces([tensors[name] for name in order], len(header)), size)
         return version
 
     def fetch(self, version: int | None = None, timeout: float = 0.0) -> Fetched:
@@ -486,12 +486,24 @@ def _itself(data: memoryview) -> memoryview:
 
 
 def _in_threads(
-    work: Callable[[memoryview, int], None], pieces: Iterable[tuple[Callable[[], memoryview], int]]
+    work: Callable[[memoryview, int], None], pieces: Iterable[tuple[Callable[[], memoryview], int]], size: int
 ) -> None:
-    """Do the work for each piece: one core cannot use all of a machine's memory bandwidth."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for _ in pool.map(lambda piece: work(piece[0](), piece[1]), pieces):
-            pass
+    """Do the work for each piece, `size` bytes in total: one core cannot use all of a machine's memory bandwidth."""
+    left = iter(list(pieces))  # of a list, so that threads can share it
+
+    def until_none_is_left() -> None:
+        for data, begin in left:
+            work(data(), begin)
+
+    others = min(_THREADS - 1, size // _PIECE)
+    if not others:
+        until_none_is_left()
+        return
+    with ThreadPoolExecutor(others) as pool:
+        futures = [pool.submit(until_none_is_left) for _ in range(others)]
+        until_none_is_left()
+        for future in futures:
+            future.result()
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -104,7 +104,7 @@ def test_torchruns_variables_are_there_and_mean_the_same(both: Both) -> None:
 
 
 def test_nothing_else_of_the_environment_is_changed(both: Both) -> None:
-    ours = {"FORGE_RUN_ID", "FORGE_MESH", "FORGE_HOST", "PARITY_LOADERS"}
+    ours = {f"FORGE_{name}" for name in ("RUN_ID", "MESH", "HOST", "SHARED_MEMORY", "SHARED_DISK")} | {"PARITY_LOADERS"}
     for torchrun, forgectl in both.pairs("env"):
         assert forgectl.keys() - torchrun.keys() == ours
         for name in torchrun.keys() - {*OF_EACH_LAUNCH, *BY_DESIGN, *TORCHRUNS_OWN}:
