@@ -18,6 +18,8 @@ from actors.models import LoadedModel, load_model
 from actors.types import Completion, SamplingParams
 from actors.weights import WeightStore
 from forgectl import NotFoundError
+from tests.conftest import Forge
+from tests.process.actor_scripts import bring, play
 
 TINY: dict[str, Any] = {
     "characters": "0123456789+=.",
@@ -341,3 +343,28 @@ async def test_what_a_generator_may_not_be() -> None:
     generator.size = 2
     with pytest.raises(ValueError, match="num_replicas=2"):
         await generator.setup()
+
+
+# ------------------------------------------------------------------ real ranks
+
+
+def play_generators(forge: Forge, scene: str, *, code: int = 0) -> str:
+    forge.env["OMP_NUM_THREADS"] = "1"
+    bring(forge)
+    return play(forge, f"generate.py {scene}", code=code).stderr
+
+
+def test_weights_come_in_while_actors_ask(forge: Forge) -> None:
+    play_generators(forge, "weights_come_in_while_actors_ask")
+
+
+def test_a_killed_replica_loses_nothing(forge: Forge) -> None:
+    play_generators(forge, "a_killed_replica_loses_nothing")
+
+
+def test_a_failure_ends_the_launch(forge: Forge) -> None:
+    assert "the model is broken" in play_generators(forge, "a_failure_ends_the_launch", code=1)
+
+
+def test_several_processes_are_refused(forge: Forge) -> None:
+    play_generators(forge, "several_processes_are_refused")
