@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from actors.metrics import plot as plot
     from actors.metrics import record_metric as record_metric
     from actors.models import CharacterTokenizer as CharacterTokenizer
+    from actors.models import Decoder as Decoder
+    from actors.models import DecoderConfig as DecoderConfig
+    from actors.models import LoadedModel as LoadedModel
     from actors.models import load_model as load_model
     from actors.models import save_model as save_model
     from actors.reference import ReferenceModel as ReferenceModel
@@ -71,11 +74,14 @@ _PUBLIC = {
     "Dataset": "datasets",
     "DatasetActor": "datasets",
     "DecodeLoop": "decode",
+    "Decoder": "models",
+    "DecoderConfig": "models",
     "EnvironmentFailure": "environments",
     "Episode": "types",
     "Fetched": "weights",
     "Format": "rewards",
     "Generator": "generator",
+    "LoadedModel": "models",
     "Loss": "losses",
     "LossOutput": "losses",
     "Metric": "losses",

@@ -17,11 +17,13 @@ from typing import Any, Protocol
 
 import torch
 
-from actors.models import LoadedModel
+from actors.models import Decoder, LoadedModel
 from actors.types import Completion, SamplingParams, StopReason
 
 PREFILL_TOKENS = 2048
 """The most prompt tokens, padding included, between two tokens of the others; a longer prompt is taken alone."""
+STEPS_AHEAD = 32
+"""Steps for which random numbers are made at once."""
 RECENT_STEPS = 200
 """Steps over which `stats` averages."""
 
@@ -58,7 +60,7 @@ def random_key(seed: int, request_id: str, index: int) -> int:
 
 
 def uniforms(keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Random numbers in [0, 1), float64 [B], that depend on key and position alone, int64 [B] each.
+    """Random numbers in [0, 1), float64, that depend on key and position alone, int64, which are broadcast.
 
     The generator is SplitMix64 (Steele, Lea and Flood 2014), started at the key and taken at the position.
     """
@@ -77,25 +79,25 @@ def sample(
     logits: torch.Tensor,
     uniform: torch.Tensor,
     temperature: torch.Tensor,
+    restricted: torch.Tensor,
     top_k: torch.Tensor,
     top_p: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One token for each row, and its log-probability over the whole vocabulary at the sampling temperature.
 
-    logits: [B, V]. uniform, temperature, top_k, top_p: [B], the first float64; top_k 0 is all tokens. At temperature 0
-    the likeliest token is taken, and its log-probability is that at temperature 1. Returns int64 [B], float32 [B].
+    logits: [B, V]. uniform: float64 [B]. temperature: [B]; at 0 the likeliest token is taken, and its log-probability
+    is that at temperature 1. restricted: int64 [C], the rows with top_k or top_p; these are [C], and top_k 0 is all
+    tokens. Returns int64 [B], float32 [B].
     """
     greedy = temperature == 0
-    scaled = logits.float() / torch.where(greedy, 1.0, temperature)[:, None]
-    probabilities = torch.softmax(scaled, -1)
+    probabilities = torch.softmax(logits.float() / torch.where(greedy, 1.0, temperature)[:, None], -1)
     allowed = probabilities
-    if restricted := ((top_k > 0) | (top_p < 1)).nonzero()[:, 0].tolist():
-        allowed = probabilities.clone()
-        allowed[restricted] = restrict(probabilities[restricted], top_k[restricted], top_p[restricted])
+    if len(restricted):
+        allowed = probabilities.index_copy(0, restricted, restrict(probabilities[restricted], top_k, top_p))
     # The token at which the cumulated probability exceeds the random number; in float32 rare tokens would vanish.
     cumulated = allowed.cumsum(-1, dtype=torch.float64)
     tokens = torch.searchsorted(cumulated, (uniform * cumulated[:, -1])[:, None], right=True)[:, 0]
-    tokens = torch.where(greedy, scaled.argmax(-1), tokens)
+    tokens = torch.where(greedy, probabilities.argmax(-1), tokens)
     return tokens, probabilities.gather(1, tokens[:, None])[:, 0].log()
 
 
@@ -143,9 +145,9 @@ class SlotCache:
 
     def __init__(self, max_rows: int, max_length: int) -> None:
         self.max_rows, self.max_length = max_rows, max_length
-        self._layers: list[list[torch.Tensor]] = []  # keys and values, [rows, K, length, D]
+        self._layers: list[list[torch.Tensor]] = []  # keys and values, [rows, length, K, D]
         self._rows = self._length = 0
-        self._at: tuple[torch.Tensor, torch.Tensor] = (torch.empty(0), torch.empty(0))
+        self._at = torch.empty(0)
         self._seen = 0
 
     @property
@@ -163,35 +165,35 @@ class SlotCache:
             self._length = min(self.max_length, max(length, 2 * self._length, 64))
         for layer in self._layers:
             for i, old in enumerate(layer):
-                layer[i] = old.new_zeros(self._rows, old.shape[1], self._length, old.shape[3])
-                layer[i][: old.shape[0], :, : old.shape[2]] = old
+                layer[i] = old.new_zeros(self._rows, self._length, *old.shape[2:])
+                layer[i][: old.shape[0], : old.shape[1]] = old
 
     def put(self, row: int, prompt: Sequence[tuple[torch.Tensor, torch.Tensor]], length: int) -> None:
         """Set a row to the first `length` tokens of a prompt's keys and values, [K, T, D] for each layer."""
         for layer, pair in enumerate(prompt):
             for mine, theirs in zip(self._layer(layer, *pair), pair, strict=True):
-                mine[row, :, :length] = theirs[:, :length]
+                mine[row, :length] = theirs[:, :length].transpose(0, 1)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` tokens of a row to another row."""
         for layer in self._layers:
             for tensor in layer:
-                tensor[target, :, :length] = tensor[source, :, :length]
+                tensor[target, :length] = tensor[source, :length]
 
     def write_at(self, lengths: torch.Tensor, longest: int) -> None:
         """Have the next forward pass write one token into each row, at these positions: int64 [B], up to `longest`."""
-        self._at = (torch.arange(len(lengths), device=lengths.device), lengths)
+        self._at = torch.arange(len(lengths), device=lengths.device) * self._length + lengths
         self._seen = longest + 1
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, *args: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the keys and values [B, K, 1, D] of a layer: all of the rows, [B, K, S, D]."""
-        rows, positions = self._at
         mine = self._layer(layer, keys, values)
         for tensor, new in zip(mine, (keys, values), strict=True):
-            tensor[rows, :, positions] = new[:, :, 0]
-        return mine[0][: len(rows), :, : self._seen], mine[1][: len(rows), :, : self._seen]
+            tensor.flatten(0, 1).index_copy_(0, self._at, new[:, :, 0])
+        rows = keys.shape[0]
+        return mine[0][:rows, : self._seen].transpose(1, 2), mine[1][:rows, : self._seen].transpose(1, 2)
 
     def get_seq_length(self, layer: int = 0) -> int:
         """Tokens of the longest row, as models of transformers ask."""
@@ -199,9 +201,8 @@ class SlotCache:
 
     def _layer(self, index: int, keys: torch.Tensor, values: torch.Tensor) -> list[torch.Tensor]:
         if index == len(self._layers):
-            self._layers.append(
-                [t.new_zeros(self._rows, t.shape[-3], self._length, t.shape[-1]) for t in (keys, values)]
-            )
+            shapes = [(self._rows, self._length, t.shape[-3], t.shape[-1]) for t in (keys, values)]
+            self._layers.append([keys.new_zeros(shape) for shape in shapes])
         return self._layers[index]
 
 
@@ -243,15 +244,20 @@ class _Sequence:
 
 @dataclass
 class _Batch:
-    """What the next step computes with, [B] each, on the model's device; made anew when a sequence joins or leaves."""
+    """What the next step computes with, on the model's device; made anew when a sequence joins or leaves."""
 
     tokens: torch.Tensor
+    """[B], the newest of each sequence."""
     lengths: torch.Tensor
-    keys: torch.Tensor
-    positions: torch.Tensor
+    """[B], tokens in the cache."""
+    longest: int
+    uniforms: list[torch.Tensor]
+    """[B] for each of the next steps."""
     temperature: torch.Tensor
+    restricted: torch.Tensor
     top_k: torch.Tensor
     top_p: torch.Tensor
+    """These four as `sample` takes them."""
 
 
 class DecodeLoop:
@@ -283,6 +289,8 @@ class DecodeLoop:
                 f"this model has layers of {', '.join(sorted(kinds))}, which the decode loop cannot compute"
             )
         self.module, self.tokenizer = model.module.eval(), model.tokenizer
+        if isinstance(self.module, Decoder):
+            self.module.join_weights()
         self.max_batch, self.seed, self.version = max_batch, seed, version
         self.max_length: int = max_length or model.config.max_position_embeddings
         self._vocabulary: int = model.config.vocab_size
@@ -409,36 +417,43 @@ class DecodeLoop:
 
     def _sample(self) -> tuple[list[int], list[float]]:
         """Run the model for the newest token of each sequence, and sample the next."""
-        batch = self._batch = self._batch or self._new_batch()
-        longest = max(sequence.cached for sequence in self._rows)
-        self._cache.reserve(len(self._rows), longest + 1)
-        self._cache.write_at(batch.lengths, longest)
-        seen = torch.arange(longest + 1, device=self._device) <= batch.lengths[:, None]
+        if self._batch is None or not self._batch.uniforms:
+            self._batch = self._new_batch()
+        batch = self._batch
+        self._cache.reserve(len(self._rows), batch.longest + 1)
+        self._cache.write_at(batch.lengths, batch.longest)
+        seen = torch.arange(batch.longest + 1, device=self._device) <= batch.lengths[:, None]
         logits = self.module(
             input_ids=batch.tokens[:, None],
             position_ids=batch.lengths[:, None],
             attention_mask=seen[:, None, None],
             past_key_values=self._cache,
         ).logits[:, -1]
-        uniform = uniforms(batch.keys, batch.positions)
-        batch.tokens, logprobs = sample(logits, uniform, batch.temperature, batch.top_k, batch.top_p)
-        batch.lengths, batch.positions = batch.lengths + 1, batch.positions + 1
+        batch.tokens, logprobs = sample(
+            logits, batch.uniforms.pop(), batch.temperature, batch.restricted, batch.top_k, batch.top_p
+        )
+        batch.lengths, batch.longest = batch.lengths + 1, batch.longest + 1
         return batch.tokens.tolist(), logprobs.tolist()
 
     def _new_batch(self) -> _Batch:
-        params = [sequence.of.request.params for sequence in self._rows]
-
-        def column(values: list[Any], dtype: torch.dtype) -> torch.Tensor:
+        def column(values: list[Any], dtype: torch.dtype = torch.int64) -> torch.Tensor:
             return torch.tensor(values, dtype=dtype).to(self._device)
 
+        params = [sequence.of.request.params for sequence in self._rows]
+        restricted = [row for row, p in enumerate(params) if p.top_k > 0 or p.top_p < 1]
+        lengths = [sequence.cached for sequence in self._rows]
+        keys = column([sequence.key for sequence in self._rows])
+        positions = column([len(sequence.tokens) for sequence in self._rows])
+        steps = torch.arange(STEPS_AHEAD - 1, -1, -1, device=self._device)[:, None]  # they are taken from the end
         return _Batch(
-            tokens=column([sequence.newest for sequence in self._rows], torch.int64),
-            lengths=column([sequence.cached for sequence in self._rows], torch.int64),
-            keys=column([sequence.key for sequence in self._rows], torch.int64),
-            positions=column([len(sequence.tokens) for sequence in self._rows], torch.int64),
+            tokens=column([sequence.newest for sequence in self._rows]),
+            lengths=column(lengths),
+            longest=max(lengths),
+            uniforms=list(uniforms(keys, positions + steps)),
             temperature=column([p.temperature for p in params], torch.float32),
-            top_k=column([p.top_k for p in params], torch.int64),
-            top_p=column([p.top_p for p in params], torch.float32),
+            restricted=column(restricted),
+            top_k=column([params[row].top_k for row in restricted]),
+            top_p=column([params[row].top_p for row in restricted], torch.float32),
         )
 
     # -------------------------------------------------------------- joining

@@ -258,7 +258,7 @@ class Generator(ForgeActor):
         if self._backend_kind == "vllm":
             from actors.vllm import VllmBackend
 
-            return VllmBackend(self._model, dtype=self._dtype, **self._limits)
+            return VllmBackend(self._model, dtype=self._dtype, store=self._store, **self._limits)
         loaded = load_model(self._model, dtype=self._dtype, device=self._device)
         return TorchBackend(DecodeLoop(loaded, **self._limits), recompute=self._recompute)
 

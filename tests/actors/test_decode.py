@@ -156,7 +156,7 @@ def test_prompts_of_several_requests_are_computed_in_one_pass() -> None:
 def test_models_of_transformers_decode_as_well(tmp_path: Path, architecture: str) -> None:
     import transformers
 
-    shape = {"vocab_size": 14, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2}
+    shape: dict[str, Any] = {"vocab_size": 14, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2}
     shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}
     config = getattr(transformers, f"{architecture}Config")(**shape)
     theirs = getattr(transformers, f"{architecture}ForCausalLM")(config).eval()
@@ -242,12 +242,10 @@ def test_the_generator_is_splitmix64() -> None:
             assert uniforms(torch.tensor([key]), torch.tensor([position])).item() == reference(key, position)
 
 
-def rows(count: int, **values: float) -> dict[str, torch.Tensor]:
-    return {
-        "temperature": torch.full((count,), values.get("temperature", 1.0)),
-        "top_k": torch.full((count,), int(values.get("top_k", 0))),
-        "top_p": torch.full((count,), values.get("top_p", 1.0)),
-    }
+def rows(count: int, temperature: float = 1.0) -> dict[str, torch.Tensor]:
+    """Of `count` rows without top_k and top_p."""
+    none = torch.empty(0, dtype=torch.int64)
+    return {"temperature": torch.full((count,), temperature), "restricted": none, "top_k": none, "top_p": none}
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
@@ -298,8 +296,9 @@ def test_rows_of_a_batch_are_sampled_each_in_its_way() -> None:
     logits = torch.tensor([[0.0, 3.0, 1.0, 2.0]]).expand(400, -1)
     settings = {
         "temperature": torch.tensor([0.0, 1.0, 1.0, 100.0]).repeat(100),
-        "top_k": torch.tensor([0, 2, 0, 0]).repeat(100),
-        "top_p": torch.tensor([1.0, 1.0, 0.5, 1.0]).repeat(100),
+        "restricted": torch.arange(400)[torch.arange(400) % 4 % 3 > 0],
+        "top_k": torch.tensor([2, 0]).repeat(100),
+        "top_p": torch.tensor([1.0, 0.5]).repeat(100),
     }
     tokens, logprobs = sample(logits, uniforms(torch.full((400,), 3), torch.arange(400)), **settings)
     by_kind = [set(tokens[i::4].tolist()) for i in range(4)]

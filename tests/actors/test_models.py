@@ -124,6 +124,18 @@ def test_after_inference_it_trains() -> None:
     assert all(parameter.grad is not None for parameter in module.parameters())
 
 
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_joined_weights_compute_the_same_and_take_new_values(variant: dict[str, Any]) -> None:
+    joined, plain, other = (load_model({**TINY, **variant, "seed": seed}).module for seed in (0, 0, 1))
+    assert isinstance(joined, Decoder)
+    joined.join_weights()
+    ids = torch.randint(0, 14, (2, 7))
+    assert torch.allclose(joined(ids).logits, plain(ids).logits, atol=1e-5)
+    load_weights(joined, other.state_dict(), "other")
+    assert torch.allclose(joined(ids).logits, other(ids).logits, atol=1e-5)
+    assert joined.state_dict().keys() == other.state_dict().keys()
+
+
 def test_random_weights_depend_on_the_seed_alone() -> None:
     def state(seed: int) -> dict[str, torch.Tensor]:
         torch.rand(1)
