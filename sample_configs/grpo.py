@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import statistics
 import time
 import uuid
 from dataclasses import replace
@@ -33,7 +34,7 @@ data = forgectl.get("data", DatasetActor)
 metrics = forgectl.get("metrics", MetricLogger)
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--warm-up", type=float, default=0.2, help="begin GRPO when so many sampled answers are right")
+parser.add_argument("--warm-up", type=float, default=0.1, help="begin GRPO when so many sampled answers are right")
 parser.add_argument("--steps", type=int, default=400, help="steps of GRPO, at most")
 parser.add_argument("--until", type=float, default=0.95, help="end at this accuracy on problems that are held out")
 parser.add_argument("--rollouts", type=int, default=64, help="prompts that are answered at a time")
@@ -48,6 +49,9 @@ class Policy:
 
     version = 0
 
+    def __init__(self) -> None:
+        self.rewards: list[float] = []  # of all answers since the last step, also of those that teach nothing
+
     async def publish(self) -> None:
         """Give the trainer's weights to the generators, which go on with their requests."""
         self.version = (await trainer.push_weights.call(wait=True)).get(0)
@@ -57,7 +61,7 @@ class Policy:
 async def warm_up(policy: Policy) -> None:
     """Show the trainer right answers until it finds some by itself."""
     while await accuracy(SAMPLED) < options.warm_up:
-        for _ in range(25):
+        for _ in range(10):
             rows = await data.batch.call_one(128)
             examples = [demonstration(tokens(row["prompt"]), tokens(row["answer"], ends=True)) for row in rows]
             await trainer.train_step.call(examples, loss="sft", learning_rate=1e-3)
@@ -78,6 +82,7 @@ async def roll_out(policy: Policy) -> None:
             answers = await generator.generate.route(row["prompt"], replace(SAMPLED, n=GROUP), request_id=group)
             prompts, columns = [row["prompt"]] * GROUP, {"answer": [row["answer"]] * GROUP}
             scored = await rewards.reward.call_one(prompts, [a.text for a in answers], **columns)
+            policy.rewards += scored.total
             better = advantages([scored.total])[0].tolist()
             each = zip(answers, scored.total, better, strict=True)
             episodes = [
@@ -108,6 +113,9 @@ async def train(policy: Policy) -> None:
         episodes = [episode for share in batch for episode in share]
         sampled += sum(len(episode.token_ids) for episode in episodes)
         shown = {**result.metrics, "tokens_per_second": sampled / (time.monotonic() - began)}
+        if policy.rewards:
+            shown["reward"] = statistics.fmean(policy.rewards)
+            policy.rewards.clear()
         if step % 10 == 0:
             shown["held_out"] = await accuracy()
             await metrics.log_samples.call_one(step, episodes[:8])
