@@ -5,6 +5,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from actors.advantages import ComputeAdvantages as ComputeAdvantages
+    from actors.advantages import zero_variance as zero_variance
     from actors.batches import demonstration as demonstration
     from actors.buffer import Buffer as Buffer
     from actors.buffer import ReplayBuffer as ReplayBuffer
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from actors.metrics import merge_metrics as merge_metrics
     from actors.metrics import plot as plot
     from actors.metrics import record_metric as record_metric
+    from actors.models import CharacterTokenizer as CharacterTokenizer
     from actors.models import Decoder as Decoder
     from actors.models import DecoderConfig as DecoderConfig
     from actors.models import LoadedModel as LoadedModel
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "Batch": "losses",
     "Buffer": "buffer",
+    "CharacterTokenizer": "models",
     "CheckpointError": "checkpoint",
     "Checkpoints": "checkpoint",
     "Completion": "types",
@@ -118,6 +121,7 @@ _PUBLIC = {
     "record_metric": "metrics",
     "rollout": "environments",
     "save_model": "models",
+    "zero_variance": "advantages",
 }
 __all__ = [*_PUBLIC]  # noqa: PLE0604  # the keys are strings
 

@@ -123,6 +123,8 @@ class Buffer:
         self._tickets: dict[str, int] = {}  # → the version that its group is to be sampled with
         self._known: dict[str, None] = {}  # ids, the latest last
         self._next_version: int | None = None  # of the policy that the next batch will train, as far as is known
+        self.newest_version: int | None = None
+        """The highest version of the policy that `sample` or `admit` was called with."""
         self._equal_in_a_row = 0  # groups that were dropped
         self._counts = dict.fromkeys(
             ("added", "duplicates", "sampled", "zero_variance_groups", "lost_too_old", "lost_too_many"), 0
@@ -211,6 +213,7 @@ class Buffer:
         """
         self._raise_if_starved()
         self._next_version = curr_policy_version
+        self.newest_version = max(curr_policy_version, self.newest_version or curr_policy_version)
         self.evict(curr_policy_version)
         if len(self._ready) < self.groups_per_batch:
             return None
@@ -253,6 +256,7 @@ class Buffer:
         nothing comes of the group, by `release`: do that in a `finally`.
         """
         self._next_version = max(curr_policy_version, self._next_version or curr_policy_version)
+        self.newest_version = max(curr_policy_version, self.newest_version or curr_policy_version)
         oldest = -math.inf if self.max_policy_age is None else self._next_version - self.max_policy_age
         versions = [*(v for v in self._unused() if v >= oldest), curr_policy_version]  # older ones will leave
         if self.max_buffer_size is not None and len(versions) * self.group_size > self.max_buffer_size:
@@ -384,9 +388,16 @@ class ReplayBuffer(ForgeActor):
     async def admit(self, curr_policy_version: int, timeout: float | None = None) -> str | None:
         """A ticket for a group that this version will sample; None if that took longer than `timeout` seconds.
 
-        See `Buffer.admit`.
+        While it waits, the version may get too old for any group. Then the newest that the buffer was told counts in
+        its place: so let the generators have a version before you call `sample` with it. See `Buffer.admit`.
         """
-        return await self._first(lambda: self.buffer.admit(curr_policy_version), timeout)
+
+        def attempt() -> str | None:
+            ticket = self.buffer.admit(curr_policy_version)
+            newest = self.buffer.newest_version or curr_policy_version
+            return self.buffer.admit(newest) if ticket is None and newest > curr_policy_version else ticket
+
+        return await self._first(attempt, timeout)
 
     @endpoint(concurrent=True)
     async def release(self, ticket: str) -> None:

@@ -1,7 +1,7 @@
 """Losses for post-training, as sums over tokens that add up over micro-batches and ranks, and what they are made of.
 
-B is the number of sequences of a micro-batch, R the tokens of its longest response, V the vocabulary. Log-probabilities
-and the sums over them are computed in float32, or in float64 where that is given.
+B is the number of sequences of a micro-batch, R the tokens of its longest response. The maths is in float32, or in
+float64 where the log-probabilities of the current policy are.
 
 A trainer counts the valid tokens and sequences of a whole optimizer step over all ranks (`Totals`). The loss of a
 micro-batch is its share of the step: a sum divided by these counts. So the shares of any split add up to the same loss
@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import math
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -22,34 +22,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from actors.logprobs import entropy as entropy  # noqa: PLC0414  # part of what this module offers
+from actors.logprobs import log_probs as log_probs  # noqa: PLC0414
+from actors.logprobs import precise
+
 Aggregation = Literal["token", "sequence", "constant"]
 MAX_LOG_RATIO = 20.0
 """Log-ratios are clamped to ± this, where exp is still finite; beyond it they have no gradient."""
-CHUNK = 1 << 22
-"""Logits that are held in full precision at a time."""
 
 
 # ------------------------------------------------------------ primitives
-
-
-def log_probs(logits: Tensor, token_ids: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probabilities [...] of tokens [...] under logits [..., V], over the whole vocabulary at a temperature.
-
-    Backward needs the logits again, so do not change them in place. Beside them, and their gradient of the same type,
-    forward and backward need only a few megabytes, however many tokens there are. Raises ValueError for a temperature
-    that is not positive.
-    """
-    found: Tensor = _LogProbs.apply(logits.reshape(-1, logits.shape[-1]), token_ids.flatten(), _checked(temperature))
-    return found.view(token_ids.shape)
-
-
-def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """The entropy [...] in nats of softmax(logits [..., V] / temperature). It is a measurement, without a gradient."""
-    rows, temperature = logits.detach().reshape(-1, logits.shape[-1]), _checked(temperature)
-    found = rows.new_empty(len(rows), dtype=_precise(rows.dtype))
-    for part in _chunks(rows):
-        found[part] = torch.special.entr(_scaled(rows[part], temperature).softmax(-1)).sum(-1)
-    return found.view(logits.shape[:-1])
 
 
 def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None, *, keepdim: bool = False) -> Tensor:
@@ -215,7 +197,7 @@ class Metric:
         values = values.detach()
         mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
         if kind == "max":
-            lowest = values.new_full((1,), -math.inf, dtype=_precise(values.dtype))
+            lowest = values.new_full((1,), -math.inf, dtype=precise(values.dtype))
             return cls(kind, torch.cat([values.where(mask, -math.inf).flatten(), lowest]).max(), mask.sum())
         return cls(kind, values.where(mask, 0).sum(), mask.sum())
 
@@ -293,10 +275,10 @@ class Loss:
 
     def _cleaned(self, batch: Batch) -> Batch:
         """The batch in full precision with its valid tokens alone: 0 elsewhere, so that all maths stays finite."""
-        valid, precise = self.valid(batch.mask, batch.old_logprobs, batch.truncated), _precise(batch.logprobs.dtype)
+        valid, dtype = self.valid(batch.mask, batch.old_logprobs, batch.truncated), precise(batch.logprobs.dtype)
 
         def clean(values: Tensor | None) -> Any:
-            return None if values is None else torch.where(valid, values.to(precise), 0.0)
+            return None if values is None else torch.where(valid, values.to(dtype), 0.0)
 
         by_token = batch.advantages if batch.advantages.dim() == 2 else batch.advantages[:, None].expand_as(valid)
         return replace(
@@ -362,6 +344,7 @@ _CHOICES: Mapping[str, tuple[Any, ...]] = {
     "aggregation": ("token", "sequence", "constant"),
     "ratio": ("token", "sequence"),
     "kl": ("k2", "k3"),
+    "mask_truncated": (True, False),
     "off_policy": (None, "truncate", "token_mask", "sequence_mask"),
 }
 _LOWEST = {
@@ -395,7 +378,7 @@ def make_loss(loss: str | Mapping[str, Any] | Term) -> Loss:
         raise ValueError(f"the loss {kind} divides by max_tokens: give that of the generator's sampling parameters")
     return Loss(
         kind,
-        partial(_sft if kind == "sft" else _policy, kind, options),
+        partial(_sft, options) if kind == "sft" else partial(_policy, kind, options),
         needs_reference=options.get("beta", 0.0) > 0,
         sampled=kind != "sft",
         mask_truncated=options["mask_truncated"],
@@ -429,7 +412,7 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
     return f": did you mean {close[0]!r}?" if close else ""
 
 
-def _sft(kind: str, options: Mapping[str, Any], batch: Batch, totals: Totals) -> Tensor:
+def _sft(options: Mapping[str, Any], batch: Batch, totals: Totals) -> Tensor:
     return aggregate(-batch.logprobs, batch.mask, totals, options["aggregation"], options["max_tokens"])
 
 
@@ -466,53 +449,3 @@ def _policy(kind: str, options: Mapping[str, Any], batch: Batch, totals: Totals)
         delta = logprobs - batch.ref_logprobs
         terms = terms + options["beta"] * (k3(delta) if options["kl"] == "k3" else k2(delta))
     return LossOutput(aggregate(terms, mask, totals, options["aggregation"], options["max_tokens"]), metrics)
-
-
-# ------------------------------------------------------------ log-probabilities in little memory
-
-
-class _LogProbs(torch.autograd.Function):  # type: ignore[misc]
-    """Keeps the logits as they are and a normalizer a row; what is in full precision lives a chunk at a time."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, token_ids: Tensor, temperature: float) -> Tensor:
-        normalizers = logits.new_empty(len(logits), dtype=_precise(logits.dtype))
-        chosen = torch.empty_like(normalizers)
-        for part in _chunks(logits):
-            scaled = _scaled(logits[part], temperature)
-            normalizers[part] = scaled.logsumexp(-1)
-            chosen[part] = scaled.gather(-1, token_ids[part, None])[:, 0]
-        ctx.save_for_backward(logits, token_ids, normalizers)
-        ctx.temperature = temperature
-        return chosen - normalizers
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        logits, token_ids, normalizers = ctx.saved_tensors
-        gradient = torch.empty_like(logits)
-        for part in _chunks(logits):
-            by_row = grads[0][part, None] / ctx.temperature
-            shares = _scaled(logits[part], ctx.temperature).sub(normalizers[part, None]).exp_().mul_(-by_row)
-            gradient[part] = shares.scatter_add_(-1, token_ids[part, None], by_row)
-        return gradient, None, None
-
-
-def _precise(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _scaled(logits: Tensor, temperature: float) -> Tensor:
-    precise = logits.to(_precise(logits.dtype))
-    return precise if temperature == 1 else precise / temperature
-
-
-def _chunks(rows: Tensor) -> Iterator[slice]:
-    """Slices of rows [N, V] with about CHUNK values each."""
-    step = max(1, CHUNK // max(1, rows.shape[-1]))
-    return (slice(i, i + step) for i in range(0, len(rows), step))
-
-
-def _checked(temperature: float) -> float:
-    if not temperature > 0:
-        raise ValueError(f"log-probabilities at a temperature of {temperature} are not defined; it must be above 0")
-    return temperature

@@ -140,8 +140,8 @@ class Sandbox:
     program ends, when the time is up, and when the process that called `execute` dies, in whatever way.
 
     `isolation` says how: "bubblewrap" (the program `bwrap`) or "namespaces" (the same kernel facilities without it);
-    both need Linux 5.14 and user namespaces, which root needs not. "auto" is "namespaces" for root, who becomes nobody
-    there, and for others bubblewrap if it is installed and works. "none" limits memory, time and output and nothing
+    both need Linux 5.14 with user namespaces. "auto" is "namespaces" for root, who becomes nobody there, and for others
+    bubblewrap if it is installed and works, else "namespaces". "none" limits memory, time and output and nothing
     else: a program can read, write and send what its caller can. Use it only within a container or VM of its own.
 
     `concurrent` is how many programs run at a time (None: as many as there are processors); others wait for their turn.
@@ -165,7 +165,8 @@ class Sandbox:
         self.limits = limits or Limits()
         self.python = str(Path(shutil.which(python) or python).absolute())
         self.readable = [*readable]
-        self.isolation: Isolation | None = None if isolation == "auto" else isolation
+        self.isolation: Isolation | None = None
+        self._wanted = isolation
         self._slots = asyncio.Semaphore(concurrent or len(os.sched_getaffinity(0)))
 
     async def start(self) -> Isolation:
@@ -174,8 +175,8 @@ class Sandbox:
         Raises SandboxUnavailable where programs cannot be isolated.
         """
         self.readable = visible(self.readable, await self._folders_of_python())
-        candidates = [self.isolation] if self.isolation else candidates_here(kernel_version(os.uname().release))
-        reasons = []
+        kernel, reasons = kernel_version(os.uname().release), []
+        candidates = candidates_here(kernel) if self._wanted == "auto" else [self._wanted]
         for candidate in candidates:
             self.isolation = candidate
             try:
@@ -186,7 +187,7 @@ class Sandbox:
             except (SandboxUnavailable, OSError) as e:
                 reasons.append(f"{candidate}: {e}")
         self.isolation = None
-        if kernel_version(os.uname().release) < KERNEL:
+        if kernel < KERNEL:
             reasons.append(f"Linux {os.uname().release} is too old, {'.'.join(map(str, KERNEL))} is needed")
         raise SandboxUnavailable(
             f"programs cannot be isolated on {socket.gethostname()}: {'; '.join(reasons)}. Install bubblewrap, or "

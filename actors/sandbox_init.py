@@ -283,7 +283,8 @@ def receive(control: int) -> dict[str, Any]:
         if not part:
             os._exit(0)  # its owner has gone
         data += part
-    return marshal.loads(data[8:])  # type: ignore[no-any-return]
+    request: dict[str, Any] = marshal.loads(data[8:])
+    return request
 
 
 def main() -> None:

@@ -61,6 +61,7 @@ def convert(file: Path, folder: Path) -> None:
     import gguf
     import torch
     import transformers
+
     from actors.models import Decoder, DecoderConfig, HuggingFaceTokenizer, load_weights, save_model
 
     reader = gguf.GGUFReader(file)

@@ -1,7 +1,7 @@
 """Training steps by turns: `train_by_turns.py MODEL REPEAT RANKS…`, a model as JSON; prints seconds by side as JSON.
 
 A plain loop in an actor of one rank, and a Trainer for each number of ranks, train the same model on the same episodes.
-The plain loop's seconds are those of the step alone. A Trainer's are of the whole call, so the episodes travel to ranks.
+The plain loop's seconds are those of the step alone. A Trainer's are of the whole call, with the episodes on their way.
 """
 
 from __future__ import annotations

@@ -19,8 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from actors import buffer as buffer_module
 from actors.buffer import Buffer, ReplayBuffer, in_time
 from actors.types import Episode
-from tests.conftest import Forge
-from tests.process.actor_scripts import processes_with
+from tests.conftest import Forge, processes_with
 
 NONE = torch.zeros(0)
 
@@ -147,7 +146,7 @@ def test_random_samples_follow_the_seed_and_leave_the_global_generators_alone() 
         return [names(buffer.sample(0)) for _ in range(10)]
 
     assert drawn(7) == drawn(7) != drawn(8)
-    assert sorted(sum((share for batch in drawn(7) for share in batch), [])) == sorted(ids), "none twice"
+    assert sorted(name for batch in drawn(7) for share in batch for name in share) == sorted(ids), "none twice"
     assert random.getstate() == before
 
 
@@ -204,7 +203,7 @@ def test_too_many_groups_of_equal_rewards_are_a_loud_error() -> None:
     for i in range(3):
         buffer.add(group(f"c{i}", 2, equal=True))
     assert buffer.sample(0) is None
-    with pytest.raises(RuntimeError, match="the last 4 groups each had 2 equal rewards.*2 batches.*Look at"):
+    with pytest.raises(RuntimeError, match=r"the last 4 groups each had 2 equal rewards.*2 batches.*Look at"):
         buffer.add(group("d", 2, equal=True))
     with pytest.raises(RuntimeError, match="the last 4 groups"):
         buffer.sample(0)
@@ -513,12 +512,11 @@ def test_the_actor_waits_for_what_others_add() -> None:
             assert await actor.sample(0) is None
             assert await actor.sample(0, timeout=0.01) is None
             waiting = [asyncio.ensure_future(actor.sample(0, timeout=None)) for _ in range(2)]
+            await asyncio.sleep(0)
             for name in "abcd":
-                await asyncio.sleep(0)
-                assert sum(w.done() for w in waiting) == "abcd".index(name) // 2
+                assert not all(w.done() for w in waiting)
                 await actor.add(episode(name))
-            found = await asyncio.gather(*waiting)
-            assert sorted(names(found)) == [["a", "b"], ["c", "d"]] or names(found[0]) == [["a", "b"]]
+            assert sorted(names(found) for found in await asyncio.gather(*waiting)) == [[["a", "b"]], [["c", "d"]]]
 
     asyncio.run(scene())
 
@@ -542,6 +540,22 @@ def test_whoever_wants_a_ticket_waits_until_there_is_room() -> None:
             assert not later.done()
             assert await actor.sample(0) is None, "version 0 wants another batch, which lets one in"
             assert await later
+
+    asyncio.run(scene())
+
+
+def test_whoever_waits_with_a_version_that_is_too_old_gets_in_with_the_newest() -> None:
+    async def scene() -> None:
+        with no_task_left():
+            actor = ReplayBuffer(1, max_policy_age=0)
+            await actor.add(episode("a"), await actor.admit(0))
+            waiting = asyncio.ensure_future(actor.admit(0))
+            assert await actor.sample(0)
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            sample = asyncio.ensure_future(actor.sample(1, timeout=None))
+            await actor.add(episode("b", 1), await waiting)
+            assert names(await sample) == [["b"]]
 
     asyncio.run(scene())
 
@@ -581,7 +595,8 @@ def episode(name, version=0):
     return Episode(name, name, ids, ids, torch.ones(3, dtype=torch.bool), torch.zeros(3), 1.0, version)
 
 async def main():
-    first = await Few.as_actor(batch_size=1, dp_size=2, max_policy_age=1, seed=0)
+    arguments = {"batch_size": 1, "dp_size": 2, "max_policy_age": 1, "seed": 0}
+    first, second = await asyncio.gather(*(Few.as_actor(**arguments) for _ in range(2)))
     assert await first.sample.call_one(0) is None
     waiting = first.sample.call_one(0, timeout=60)
     assert await first.add.call_one(episode("a")) == 1  # while the sample waits
@@ -596,7 +611,6 @@ async def main():
     state = await first.state_dict.call_one()
     await first.shutdown()
 
-    second = await Few.as_actor(batch_size=1, dp_size=2, max_policy_age=1, seed=0)
     await second.load_state_dict.call_one(state)
     assert await second.add.call_one([episode("a", 1), episode("c", 1)]) == 0
     waiting = second.sample.call_one(1, timeout=60)

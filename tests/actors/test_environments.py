@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import runpy
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -27,6 +29,7 @@ from actors.environments import (
     tools_of,
     with_tools,
 )
+from actors.sandbox import Result, Sandbox
 from actors.types import Completion, Episode, SamplingParams
 
 END = 0
@@ -454,6 +457,31 @@ def test_a_tokenizer_of_transformers_gives_the_tokens_that_it_would_have_given()
     ids = [*episode.prompt_ids.tolist(), *episode.token_ids.tolist()]
     assert ids == tokenizer.encode(text.removesuffix("\n"), add_special_tokens=False)
     assert "<tool_response>4</tool_response>" in text
+
+
+# ------------------------------------------------------------ the sample
+
+
+class Handle:
+    """A sandbox in this process, as the handle of a service."""
+
+    def __init__(self) -> None:
+        self.execute = self
+        self.sandbox = Sandbox()
+
+    async def route(self, code: str) -> Result:
+        await self.sandbox.start()
+        return await self.sandbox.execute(code)
+
+
+def test_the_sample_has_the_sandbox_as_a_tool() -> None:
+    sample = runpy.run_path(str(Path(__file__).parents[2] / "sample_configs" / "tools.py"))
+    model = Model("So:\n```python\nprint(2\n```", "```python\nprint(2+2)\n```\nprints it.", "It is 4.")
+    environment, row = sample["PythonProblems"](Handle()), {"prompt": "2+2=?", "answer": 4}
+    episode = play(model, environment, sample["programs"], row=row)
+    roles_and_texts = [(message["role"], message["content"]) for message in episode.metadata["messages"]]
+    assert "SyntaxError" in roles_and_texts[2][1] and roles_and_texts[4] == ("tool", "4\n")
+    assert episode.reward == 1.0 and not episode.truncated
 
 
 # ------------------------------------------------------------ OpenEnv

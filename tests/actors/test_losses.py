@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from actors import losses
+from actors import logprobs, losses
 from actors.losses import Batch, Loss, LossOutput, Metric, Totals, make_loss
 
 torch.set_num_threads(1)
@@ -541,7 +541,7 @@ def test_a_function_of_ones_own_may_add_metrics_and_must_return_a_scalar() -> No
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 3.0])
 @pytest.mark.parametrize("chunk", [1, 23, 1 << 22])
 def test_log_probs_are_those_of_log_softmax(temperature: float, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "CHUNK", chunk)
+    monkeypatch.setattr(logprobs, "CHUNK", chunk)
     logits = torch.randn(3, 4, 11, dtype=torch.float64, requires_grad=True)
     ids = torch.randint(11, (3, 4))
     weights = torch.randn(3, 4, dtype=torch.float64)
@@ -575,7 +575,7 @@ def test_impossible_tokens_have_no_probability_and_no_gradient() -> None:
     assert losses.log_probs(logits, torch.tensor([1])) == -math.inf
 
 
-class Sizes(TorchDispatchMode):  # type: ignore[misc]
+class Sizes(TorchDispatchMode):
     """Notes how many bytes the largest result of an operation has."""
 
     largest = 0
@@ -588,7 +588,7 @@ class Sizes(TorchDispatchMode):  # type: ignore[misc]
 
 
 def test_log_probs_and_entropy_never_hold_all_logits_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "CHUNK", 1000)
+    monkeypatch.setattr(logprobs, "CHUNK", 1000)
     logits = torch.randn(50, 100).bfloat16().requires_grad_()
     with Sizes() as sizes:
         found = losses.log_probs(logits, torch.zeros(50, dtype=torch.int64), 0.5)

@@ -545,8 +545,9 @@ def test_a_wrong_argument_is_named() -> None:
         Sandbox(isolation="docker")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"not an absolute path of this machine: data, /no/such"):
         Sandbox(readable=["data", "/no/such"])
-    with pytest.raises(RuntimeError, match=r"await start\(\) first"):
-        asyncio.run(Sandbox().execute("1"))
+    for isolation in ("auto", "namespaces"):
+        with pytest.raises(RuntimeError, match=r"await start\(\) first"):
+            asyncio.run(Sandbox(isolation=isolation).execute("1"))
 
 
 def test_a_missing_interpreter_is_named() -> None:

@@ -225,13 +225,16 @@ def read_until(store: WeightStore, end: Any) -> None:
             assert (tensor == last).all(), (last, name, tensor)
 
 
-def test_no_reader_sees_half_a_version_of_a_writer_that_is_killed_again_and_again(store: WeightStore) -> None:
+def test_no_reader_sees_half_a_version_of_a_writer_that_is_killed_again_and_again(
+    store: WeightStore, request: pytest.FixtureRequest
+) -> None:
     kills = 10
     fork = multiprocessing.get_context("fork")  # torch is imported already
     end = fork.Event()
     readers = [fork.Process(target=read_until, args=(store, end), daemon=True) for _ in range(4)]
     for reader in readers:
         reader.start()
+        request.addfinalizer(reader.kill)
     last = 0
     for kill in range(kills):
         writer = fork.Process(target=write_forever, args=(store,), daemon=True)
