@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -87,7 +88,7 @@ def sample(
 
     logits: [B, V]. uniform: float64 [B]. temperature: [B]; at 0 the likeliest token is taken, and its log-probability
     is that at temperature 1. restricted: int64 [C], the rows with top_k or top_p; these are [C], and top_k 0 is all
-    tokens. Returns int64 [B], float32 [B].
+    tokens. Returns int64 [B], float32 [B]; the log-probability is NaN where a logit is.
     """
     greedy = temperature == 0
     probabilities = torch.softmax(logits.float() / torch.where(greedy, 1.0, temperature)[:, None], -1)
@@ -97,7 +98,7 @@ def sample(
     # The token at which the cumulated probability exceeds the random number; in float32 rare tokens would vanish.
     cumulated = allowed.cumsum(-1, dtype=torch.float64)
     tokens = torch.searchsorted(cumulated, (uniform * cumulated[:, -1])[:, None], right=True)[:, 0]
-    tokens = torch.where(greedy, probabilities.argmax(-1), tokens)
+    tokens = torch.where(greedy, probabilities.argmax(-1), tokens).clamp(max=logits.shape[1] - 1)  # beyond it: of NaN
     return tokens, probabilities.gather(1, tokens[:, None])[:, 0].log()
 
 
@@ -389,7 +390,7 @@ class DecodeLoop:
     def step(self, *, admit: bool = True) -> dict[str, list[Completion]]:
         """Sample one token of each sequence: the completions of requests that are done, by request_id.
 
-        admit: let waiting requests join before.
+        admit: let waiting requests join before. Raises FloatingPointError where the model computes NaN.
         """
         began = time.perf_counter()
         if admit:
@@ -398,6 +399,11 @@ class DecodeLoop:
             return {}
         tokens, logprobs = self._sample()
         for sequence, token, logprob in zip(self._rows, tokens, logprobs, strict=True):
+            if math.isnan(logprob):
+                raise FloatingPointError(
+                    f"the model computed NaN for request {sequence.of.request.request_id!r} after "
+                    f"{len(sequence.tokens)} tokens, with version {self.version} of the weights; look at the training"
+                )
             if not sequence.tokens:
                 sequence.version = self.version
             sequence.max_version = self.version

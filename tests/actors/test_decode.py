@@ -441,6 +441,17 @@ def test_what_a_request_may_not_be() -> None:
         new_loop(max_batch=0)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_that_computes_nan_is_an_error(temperature: float) -> None:
+    loop = new_loop(version=4)
+    loop.add(Request("a", [1, 2], params(max_tokens=40, temperature=temperature)))
+    loop.step()
+    with torch.no_grad():
+        next(loop.module.parameters()).fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="NaN for request 'a' after 1 tokens, with version 4 of the weights"):
+        loop.step()
+
+
 def test_sliding_windows_are_refused() -> None:
     from types import SimpleNamespace
 
