@@ -55,7 +55,16 @@ class Policy:
     async def publish(self) -> None:
         """Give the trainer's weights to the generators, which go on with their requests."""
         self.version = (await trainer.push_weights.call(wait=True)).get(0)
-        await generator.update_weights.fanout(self.version)
+        await generator.update_weights.fanout(self.version, source=trainer.slice(procs=0))
+
+
+async def resume() -> None:
+    """Go on after the checkpoint that the trainer has loaded, if there was one."""
+    first = trainer.slice(procs=0)
+    await metrics.resume.call_one((await first.get_status.call_one()).step)
+    position = await first.get_extra.call_one()
+    if position is not None:
+        await data.load_state_dict.call_one(position)
 
 
 async def warm_up(policy: Policy) -> None:
@@ -119,6 +128,8 @@ async def train(policy: Policy) -> None:
         if step % 10 == 0:
             shown["held_out"] = await accuracy()
             await metrics.log_samples.call_one(step, episodes[:8])
+        if step % 50 == 0:
+            await trainer.save.call(await data.state_dict.call_one())
         await metrics.log.call_one(step, shown)
         if shown.get("held_out", 0) >= options.until:
             break
@@ -126,6 +137,8 @@ async def train(policy: Policy) -> None:
 
 async def main() -> None:
     policy = Policy()
+    await resume()
+    await policy.publish()
     await warm_up(policy)
     rollouts = asyncio.gather(*(roll_out(policy) for _ in range(options.rollouts)))
     training = asyncio.ensure_future(train(policy))
@@ -133,7 +146,8 @@ async def main() -> None:
     rollouts.cancel()
     await (rollouts if not training.done() else training)
     await trainer.export.call("grpo-run/model")
-    print(f"see {await metrics.plot.call_one()}", flush=True)
+    panels = [["reward", "held_out"], ["policy_age_mean", "policy_age_max"], "mismatch_kl", "tokens_per_second"]
+    print(f"see {await metrics.plot.call_one(panels)}", flush=True)
 
 
 asyncio.run(main())

@@ -26,7 +26,7 @@ def example(row: dict[str, str]) -> Episode:
 async def accuracy() -> float:
     """The share of right answers to the problems that are held out, by the trainer's weights of now."""
     version = (await trainer.push_weights.call(wait=True)).get(0)
-    await generator.update_weights.call_one(version)
+    await generator.update_weights.call_one(version, source=trainer.slice(procs=0))
     rows = held_out()
     answers = await asyncio.gather(*(generator.generate.call_one(row["prompt"]) for row in rows))
     return sum(a.text == row["answer"] for [a], row in zip(answers, rows, strict=True)) / len(rows)
@@ -36,10 +36,10 @@ async def main(steps: int, every: int, batch: int, until: float) -> None:
     """Train; measure and save every few steps."""
     first = trainer.slice(procs=0)
     step, best = (await first.get_status.call_one()).step, 0.0
+    await metrics.resume.call_one(step)
     position = await first.get_extra.call_one()
     if position is not None:  # it goes on from a checkpoint
         await data.load_state_dict.call_one(position)
-        await metrics.resume.call_one(step)
     while step < steps and best < until:
         rows = await data.batch.call_one(batch)
         result = (await trainer.train_step.call([example(row) for row in rows])).get(0)
