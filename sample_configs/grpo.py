@@ -140,11 +140,15 @@ async def main() -> None:
     await resume()
     await policy.publish()
     await warm_up(policy)
-    rollouts = asyncio.gather(*(roll_out(policy) for _ in range(options.rollouts)))
-    training = asyncio.ensure_future(train(policy))
-    await asyncio.wait([rollouts, training], return_when=asyncio.FIRST_COMPLETED)
-    rollouts.cancel()
-    await (rollouts if not training.done() else training)
+    tasks = [
+        asyncio.ensure_future(task) for task in (train(policy), *(roll_out(policy) for _ in range(options.rollouts)))
+    ]
+    ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for task in ended:
+        task.result()  # raises what it raised
     await trainer.export.call("grpo-run/model")
     panels = [["reward", "held_out"], ["policy_age_mean", "policy_age_max"], "mismatch_kl", "tokens_per_second"]
     print(f"see {await metrics.plot.call_one(panels)}", flush=True)
