@@ -24,7 +24,7 @@ from forgectl import BusyError, ForgeActor, NotInstalledError, UsageError, endpo
 
 METRICS, SAMPLES, CONFIG = "metrics.jsonl", "samples.jsonl", "config.yaml"
 PANELS = (
-    ("reward", "held_out_accuracy"),
+    ("reward", "held_out"),
     ("loss",),
     ("policy_age_mean", "policy_age_max"),
     ("mismatch_kl",),

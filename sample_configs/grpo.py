@@ -9,29 +9,13 @@ import time
 import uuid
 from dataclasses import replace
 
-import torch
-from sums import TOKENIZER, held_out
+from sums import example, held_out
 
 import forgectl
-from actors import (
-    DatasetActor,
-    Episode,
-    Generator,
-    MetricLogger,
-    ReplayBuffer,
-    RewardActor,
-    SamplingParams,
-    Trainer,
-    demonstration,
-)
-from actors.advantages import advantages
+from actors import SamplingParams, group_episodes
 
-trainer = forgectl.get("trainer", Trainer)
-generator = forgectl.get("generator", Generator)
-buffer = forgectl.get("buffer", ReplayBuffer)
-rewards = forgectl.get("rewards", RewardActor)
-data = forgectl.get("data", DatasetActor)
-metrics = forgectl.get("metrics", MetricLogger)
+names = ("trainer", "generator", "buffer", "rewards", "data", "metrics")
+trainer, generator, buffer, rewards, data, metrics = map(forgectl.get, names)
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--warm-up", type=float, default=0.1, help="begin GRPO when so many sampled answers are right")
@@ -45,12 +29,9 @@ BEST = SamplingParams(max_tokens=5, temperature=0)
 
 
 class Policy:
-    """The version of the weights that generators have."""
+    """The version of the weights that generators have, and the rewards of their answers since the last step."""
 
-    version = 0
-
-    def __init__(self) -> None:
-        self.rewards: list[float] = []  # of all answers since the last step, also of those that teach nothing
+    version, rewards = 0, list[float]()
 
     async def publish(self) -> None:
         """Give the trainer's weights to the generators, which go on with their requests."""
@@ -58,27 +39,13 @@ class Policy:
         await generator.update_weights.fanout(self.version, source=trainer.slice(procs=0))
 
 
-async def resume() -> None:
-    """Go on after the checkpoint that the trainer has loaded, if there was one."""
-    first = trainer.slice(procs=0)
-    await metrics.resume.call_one((await first.get_status.call_one()).step)
-    position = await first.get_extra.call_one()
-    if position is not None:
-        await data.load_state_dict.call_one(position)
-
-
 async def warm_up(policy: Policy) -> None:
     """Show the trainer right answers until it finds some by itself."""
     while await accuracy(SAMPLED) < options.warm_up:
         for _ in range(10):
-            rows = await data.batch.call_one(128)
-            examples = [demonstration(tokens(row["prompt"]), tokens(row["answer"], ends=True)) for row in rows]
+            examples = [example(row) for row in await data.batch.call_one(128)]
             await trainer.train_step.call(examples, loss="sft", learning_rate=1e-3)
         await policy.publish()
-
-
-def tokens(text: str, *, ends: bool = False) -> torch.Tensor:
-    return torch.tensor([*TOKENIZER.encode(text, start=not ends), *(TOKENIZER.end_ids if ends else ())])
 
 
 async def roll_out(policy: Policy) -> None:
@@ -86,19 +53,12 @@ async def roll_out(policy: Policy) -> None:
     while True:
         ticket = await buffer.admit.call_one(policy.version)
         try:
-            row = await data.sample.call_one()
-            group = uuid.uuid4().hex
+            row, group = await data.sample.call_one(), uuid.uuid4().hex
             answers = await generator.generate.route(row["prompt"], replace(SAMPLED, n=GROUP), request_id=group)
             prompts, columns = [row["prompt"]] * GROUP, {"answer": [row["answer"]] * GROUP}
             scored = await rewards.reward.call_one(prompts, [a.text for a in answers], **columns)
-            policy.rewards += scored.total
-            better = advantages([scored.total])[0].tolist()
-            each = zip(answers, scored.total, better, strict=True)
-            episodes = [
-                Episode.of(a, episode_id=f"{group}-{i}", group_id=group, reward=reward, advantage=advantage)
-                for i, (a, reward, advantage) in enumerate(each)
-            ]
-            await buffer.add.call_one(episodes, ticket)
+            policy.rewards.extend(scored.total)
+            await buffer.add.call_one(group_episodes(answers, scored.total, group), ticket)
         finally:
             await buffer.release.call_one(ticket)
 
@@ -112,10 +72,10 @@ async def accuracy(how: SamplingParams = BEST) -> float:
 
 async def train(policy: Policy) -> None:
     """Learn from the buffer until the policy is good enough."""
-    status = await trainer.slice(procs=0).get_status.call_one()
-    print(f"{await accuracy():.2f} of the problems held out are right before GRPO", flush=True)
+    done = (await trainer.slice(procs=0).get_status.call_one()).step
+    print(f"{await accuracy():.2f} of the problems held out are right before step {done + 1}", flush=True)
     began, sampled = time.monotonic(), 0
-    for step in range(status.step + 1, status.step + options.steps + 1):
+    for step in range(done + 1, done + options.steps + 1):
         batch = await buffer.sample.call_one(policy.version, timeout=None)
         result = (await trainer.train_step.call(batch)).get(0)
         await policy.publish()
@@ -128,30 +88,36 @@ async def train(policy: Policy) -> None:
         if step % 10 == 0:
             shown["held_out"] = await accuracy()
             await metrics.log_samples.call_one(step, episodes[:8])
-        if step % 50 == 0:
-            await trainer.save.call(await data.state_dict.call_one())
         await metrics.log.call_one(step, shown)
+        if step % 50 == 0:
+            await trainer.save.call({"data": await data.state_dict.call_one()})
         if shown.get("held_out", 0) >= options.until:
             break
 
 
+async def resume(policy: Policy) -> bool:
+    """Go on from the trainer's checkpoint; False if there is none."""
+    leader = trainer.slice(procs=0)
+    if (extra := await leader.get_extra.call_one()) is None:
+        return False
+    await data.load_state_dict.call_one(extra["data"])
+    await metrics.resume.call_one((await leader.get_status.call_one()).step)
+    await policy.publish()
+    return True
+
+
 async def main() -> None:
     policy = Policy()
-    await resume()
-    await policy.publish()
-    await warm_up(policy)
-    tasks = [
-        asyncio.ensure_future(task) for task in (train(policy), *(roll_out(policy) for _ in range(options.rollouts)))
-    ]
-    ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    for task in ended:
-        task.result()  # raises what it raised
+    if not await resume(policy):
+        await warm_up(policy)
+    rollouts = asyncio.gather(*(roll_out(policy) for _ in range(options.rollouts)))
+    training = asyncio.ensure_future(train(policy))
+    await asyncio.wait([rollouts, training], return_when=asyncio.FIRST_COMPLETED)
+    await (training if training.done() else rollouts)
+    rollouts.cancel()
+    await asyncio.gather(rollouts, return_exceptions=True)
     await trainer.export.call("grpo-run/model")
-    panels = [["reward", "held_out"], ["policy_age_mean", "policy_age_max"], "mismatch_kl", "tokens_per_second"]
-    print(f"see {await metrics.plot.call_one(panels)}", flush=True)
+    print(f"see {await metrics.plot.call_one()}", flush=True)
 
 
 asyncio.run(main())

@@ -5,22 +5,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-import torch
-from sums import TOKENIZER, held_out
+from sums import example, held_out
 
 import forgectl
-from actors import DatasetActor, Episode, Generator, MetricLogger, Trainer, demonstration
+from actors import DatasetActor, Generator, MetricLogger, Trainer
 
 trainer = forgectl.get("trainer", Trainer)
 generator = forgectl.get("generator", Generator)
 data = forgectl.get("data", DatasetActor)
 metrics = forgectl.get("metrics", MetricLogger)
-
-
-def example(row: dict[str, str]) -> Episode:
-    """A prompt, and the response to be learnt. The response is what the loss counts."""
-    response = [*TOKENIZER.encode(row["answer"], start=False), *TOKENIZER.end_ids]
-    return demonstration(torch.tensor(TOKENIZER.encode(row["prompt"])), torch.tensor(response))
 
 
 async def accuracy() -> float:
