@@ -18,7 +18,7 @@ names = ("trainer", "generator", "buffer", "rewards", "data", "metrics")
 trainer, generator, buffer, rewards, data, metrics = map(forgectl.get, names)
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--warm-up", type=float, default=0.1, help="begin GRPO when so many sampled answers are right")
+parser.add_argument("--warm-up", type=float, default=0.2, help="begin GRPO when so many sampled answers are right")
 parser.add_argument("--steps", type=int, default=400, help="steps of GRPO, at most")
 parser.add_argument("--until", type=float, default=0.95, help="end at this accuracy on problems that are held out")
 parser.add_argument("--rollouts", type=int, default=64, help="prompts that are answered at a time")
@@ -71,7 +71,19 @@ async def accuracy(how: SamplingParams = BEST) -> float:
 
 
 async def train(policy: Policy) -> None:
-    """Learn from the buffer until the policy is good enough."""
+    """Learn until the policy is good enough; where a rank of the trainer dies, go on from the last checkpoint."""
+    while True:
+        try:
+            return await learn(policy)
+        except forgectl.ActorDied as e:
+            if e.mesh != "trainer":
+                raise
+            print(e, flush=True)
+            await resume(policy)  # once the ranks are up again; it raises where they may not restart any more
+
+
+async def learn(policy: Policy) -> None:
+    """Take batches from the buffer, train, and publish."""
     done = (await trainer.slice(procs=0).get_status.call_one()).step
     print(f"{await accuracy():.2f} of the problems held out are right before step {done + 1}", flush=True)
     began, sampled = time.monotonic(), 0
@@ -90,9 +102,14 @@ async def train(policy: Policy) -> None:
             await metrics.log_samples.call_one(step, episodes[:8])
         await metrics.log.call_one(step, shown)
         if step % 50 == 0:
-            await trainer.save.call({"data": await data.state_dict.call_one()})
+            await save()
         if shown.get("held_out", 0) >= options.until:
             break
+
+
+async def save() -> None:
+    """Begin to write a checkpoint: the trainer's state, and where the data is."""
+    await trainer.save.call({"data": await data.state_dict.call_one()})
 
 
 async def resume(policy: Policy) -> bool:
@@ -110,6 +127,7 @@ async def main() -> None:
     policy = Policy()
     if not await resume(policy):
         await warm_up(policy)
+        await save()
     rollouts = asyncio.gather(*(roll_out(policy) for _ in range(options.rollouts)))
     training = asyncio.ensure_future(train(policy))
     await asyncio.wait([rollouts, training], return_when=asyncio.FIRST_COMPLETED)
