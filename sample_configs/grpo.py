@@ -86,25 +86,22 @@ async def learn(policy: Policy) -> None:
     """Take batches from the buffer, train, and publish."""
     done = (await trainer.slice(procs=0).get_status.call_one()).step
     print(f"{await accuracy():.2f} of the problems held out are right before step {done + 1}", flush=True)
-    began, sampled = time.monotonic(), 0
     for step in range(done + 1, done + options.steps + 1):
+        began = time.monotonic()
         batch = await buffer.sample.call_one(policy.version, timeout=None)
         result = (await trainer.train_step.call(batch)).get(0)
         await policy.publish()
-        episodes = [episode for share in batch for episode in share]
-        sampled += sum(len(episode.token_ids) for episode in episodes)
-        shown = {**result.metrics, "tokens_per_second": sampled / (time.monotonic() - began)}
-        if policy.rewards:
-            shown["reward"] = statistics.fmean(policy.rewards)
-            policy.rewards.clear()
+        shown = {**result.metrics, "tokens_per_second": result.metrics["tokens"] / (time.monotonic() - began)}
+        shown["reward"] = statistics.fmean(policy.rewards or [result.metrics["reward"]])
+        policy.rewards.clear()
         if step % 10 == 0:
             shown["held_out"] = await accuracy()
-            await metrics.log_samples.call_one(step, episodes[:8])
+            await metrics.log_samples.call_one(step, batch[0][:8])
         await metrics.log.call_one(step, shown)
         if step % 50 == 0:
             await save()
         if shown.get("held_out", 0) >= options.until:
-            break
+            return
 
 
 async def save() -> None:
