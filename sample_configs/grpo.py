@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import statistics
 import time
 import uuid
@@ -36,7 +37,8 @@ class Policy:
     async def publish(self) -> None:
         """Give the trainer's weights to the generators, which go on with their requests."""
         self.version = (await trainer.push_weights.call(wait=True)).get(0)
-        await generator.update_weights.fanout(self.version, source=trainer.slice(procs=0))
+        with contextlib.suppress(forgectl.ActorDied):  # a replica that starts again loads the latest by itself
+            await generator.update_weights.fanout(self.version, source=trainer.slice(procs=0))
 
 
 async def warm_up(policy: Policy) -> None:
@@ -91,7 +93,8 @@ async def learn(policy: Policy) -> None:
         batch = await buffer.sample.call_one(policy.version, timeout=None)
         result = (await trainer.train_step.call(batch)).get(0)
         await policy.publish()
-        shown = {**result.metrics, "tokens_per_second": result.metrics["tokens"] / (time.monotonic() - began)}
+        speed = result.metrics["tokens"] / (time.monotonic() - began)
+        shown = {**result.metrics, "loss": result.loss, "tokens_per_second": speed}
         shown["reward"] = statistics.fmean(policy.rewards or [result.metrics["reward"]])
         policy.rewards.clear()
         if step % 10 == 0:
