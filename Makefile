@@ -31,8 +31,11 @@ bench: $(READY)
 	-$(BIN)/python benchmarks/hosts.py --json benchmarks/results/hosts.json
 	-$(BIN)/python benchmarks/syncing.py --json benchmarks/results/syncing.json
 	-$(BIN)/python benchmarks/many_hosts.py --json benchmarks/results/many_hosts.json
+	-$(BIN)/python benchmarks/weights.py --json benchmarks/results/weights.json
 	-$(BIN)/python benchmarks/generation.py --json benchmarks/results/generation.json
-	$(BIN)/python benchmarks/readme.py $(foreach what,launch messages hosts syncing,benchmarks/results/$(what).json)
+	-$(BIN)/python benchmarks/training.py --json benchmarks/results/training.json
+	-$(BIN)/python benchmarks/generation.py --json benchmarks/results/generation.json
+	$(BIN)/python benchmarks/readme.py $(foreach what,launch messages hosts syncing weights generation training,benchmarks/results/$(what).json)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \

@@ -5,6 +5,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from actors.advantages import ComputeAdvantages as ComputeAdvantages
+    from actors.advantages import group_episodes as group_episodes
     from actors.advantages import zero_variance as zero_variance
     from actors.batches import demonstration as demonstration
     from actors.buffer import Buffer as Buffer
@@ -111,6 +112,7 @@ _PUBLIC = {
     "collect_metrics": "metrics",
     "demonstration": "batches",
     "exact_match": "rewards",
+    "group_episodes": "advantages",
     "load_model": "models",
     "make_loss": "losses",
     "merge_metrics": "metrics",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
+from actors.types import Completion, Episode
 from forgectl import ForgeActor, endpoint
 
 Mode = Literal["group", "mean_only", "batch", "rloo"]
@@ -38,6 +39,27 @@ def advantages(rewards: Rewards, mode: Mode = "group") -> Tensor:
     if mode == "rloo":
         return centered * (values.shape[1] / (values.shape[1] - 1))
     return centered
+
+
+def group_episodes(
+    completions: Sequence[Completion], rewards: Sequence[float], group_id: str, mode: Mode = "group", **fields: Any
+) -> list[Episode]:
+    """The completions of one prompt, with their rewards and advantages, as episodes GROUP_ID-0, GROUP_ID-1 and so on.
+
+    `fields` are further fields of each episode. Raises as `advantages`, and ValueError for another number of rewards.
+    """
+    each = zip(completions, rewards, advantages([rewards], mode)[0].tolist(), strict=True)
+    return [
+        Episode.of(
+            completion,
+            episode_id=f"{group_id}-{i}",
+            group_id=group_id,
+            reward=reward,
+            advantage=advantage,
+            **fields,
+        )
+        for i, (completion, reward, advantage) in enumerate(each)
+    ]
 
 
 def zero_variance(rewards: Rewards) -> Tensor:

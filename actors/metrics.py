@@ -24,7 +24,7 @@ from forgectl import BusyError, ForgeActor, NotInstalledError, UsageError, endpo
 
 METRICS, SAMPLES, CONFIG = "metrics.jsonl", "samples.jsonl", "config.yaml"
 PANELS = (
-    ("reward", "held_out_accuracy"),
+    ("reward", "held_out"),
     ("loss",),
     ("policy_age_mean", "policy_age_max"),
     ("mismatch_kl",),
@@ -251,16 +251,17 @@ class ConsoleTable:
     """Lines of a table on the console, one a step; its head comes again when the columns change, and now and then."""
 
     def __init__(self, keys: Sequence[str] | None = None, every: int = 20) -> None:
-        """`keys`: the columns; None: all that a step has. `every`: lines between two heads."""
+        """`keys`: the columns, with "-" where a step lacks one; None: all that a step has. `every`: lines a head."""
         self._keys, self._every = keys, every
         self._head: list[str] = []
         self._lines = 0
 
     def lines(self, step: int, values: Mapping[str, float]) -> list[str]:
         """What to print for a step."""
-        columns = [*values] if self._keys is None else [key for key in self._keys if key in values]
+        columns = [*values] if self._keys is None else [*self._keys]
         widths = [max(len(key), 9) for key in columns]
-        line = "  ".join([f"{step:>6}", *(f"{values[k]:>{w}.4g}" for k, w in zip(columns, widths, strict=True))])
+        cells = [f"{values[key]:.4g}" if key in values else "-" for key in columns]
+        line = "  ".join([f"{step:>6}", *(f"{cell:>{w}}" for cell, w in zip(cells, widths, strict=True))])
         head = []
         if columns != self._head or self._lines == self._every:
             self._head, self._lines = columns, 0

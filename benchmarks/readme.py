@@ -1,6 +1,6 @@
-"""Puts the figures of results files into the README, as they are: `python benchmarks/readme.py RESULTS.json…`.
+"""Puts the figures of results files into the pages, as they are: `python benchmarks/readme.py RESULTS.json…`.
 
-Those of NAME.json go between the marks `<!-- benchmark NAME -->` and `<!-- end of benchmark NAME -->`.
+Those of NAME.json go into README.md or docs/actors.md, between the marks `<!-- benchmark NAME -->` and `<!-- end of benchmark NAME -->`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from typing import Any
 
 from report import bound, quantity
 
-README = Path(__file__).parents[1] / "README.md"
+TOP = Path(__file__).parents[1]
+PAGES = (TOP / "README.md", TOP / "docs" / "actors.md")
+BUSY = 3.0
+"""The load average above which a page says that other work ran on the machine."""
 
 
 def rows(document: dict[str, Any]) -> list[str]:
@@ -29,7 +32,8 @@ def rows(document: dict[str, Any]) -> list[str]:
         "",
         f"`make bench` on {machine['cpu']}, {machine['cores']} cores, {memory:.0f} GiB, Linux {machine['kernel']}, "
         f"{_named(versions)}, {document['date'][:10]}; "
-        f"medians of {document['options']['repeat']}, sides by turns, all samples in `benchmarks/results/`.",
+        f"medians of {document['options']['repeat']}, sides by turns, all samples in `benchmarks/results/`"
+        + (f"; the machine was busy (load {load:.0f})." if (load := machine.get("load_average", 0)) > BUSY else "."),
     ]
     return lines
 
@@ -43,11 +47,12 @@ def main() -> None:
     """Replace what stands between the marks."""
     for path in map(Path, sys.argv[1:]):
         begin, end = f"<!-- benchmark {path.stem} -->", f"<!-- end of benchmark {path.stem} -->"
-        before, mark, rest = README.read_text().partition(begin)
-        if not mark:
-            sys.exit(f"{README.name} has no mark {begin}")
+        page = next((page for page in PAGES if begin in page.read_text()), None)
+        if page is None:
+            sys.exit(f"no page has the mark {begin}")
+        before, _, rest = page.read_text().partition(begin)
         after = rest.partition(end)[2]
-        README.write_text("\n".join([before + begin, *rows(json.loads(path.read_text())), end]) + after)
+        page.write_text("\n".join([before + begin, *rows(json.loads(path.read_text())), end]) + after)
 
 
 if __name__ == "__main__":

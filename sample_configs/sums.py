@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from actors import CharacterTokenizer
+import torch
+
+from actors import CharacterTokenizer, Episode, demonstration
 
 CHARACTERS = "0123456789+="
 TOKENIZER = CharacterTokenizer(CHARACTERS)
@@ -35,6 +37,12 @@ def training(epoch: int = 0) -> Iterator[dict[str, str]]:
     pairs = all_pairs()[HELD_OUT:]
     random.Random(epoch).shuffle(pairs)
     return (problem(a, b) for a, b in pairs)
+
+
+def example(row: Mapping[str, str]) -> Episode:
+    """A problem with its answer, to learn from by supervision."""
+    answer = [*TOKENIZER.encode(row["answer"], start=False), *TOKENIZER.end_ids]
+    return demonstration(torch.tensor(TOKENIZER.encode(row["prompt"])), torch.tensor(answer))
 
 
 def correct(completions: Sequence[str], answer: Sequence[str]) -> list[float]:

@@ -1,4 +1,4 @@
-"""`forgectl init`: writes a spec and a script that run without changes."""
+"""`forgectl init`: writes a sample, a spec with its Python files, that runs without changes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,22 @@ from typing import Annotated
 import typer
 
 TEMPLATES = Path(__file__).parent / "templates"
+"""A folder a template. Most files there are links into sample_configs/, which a built package has as files."""
 
 
 def init(
     folder: Annotated[
         Path, typer.Argument(metavar="[DIR]", help="The folder for them; made if missing.", show_default=False)
     ] = Path(),
+    template: Annotated[
+        str,
+        typer.Option(
+            "--template",
+            metavar="NAME",
+            help="script: data-parallel training. actor, service: a small one of either. sft, grpo: train a language "
+            "model by examples, or by reinforcement.",
+        ),
+    ] = "script",
 ) -> None:
     """Write a first spec and its script into DIR.
 
@@ -22,16 +32,26 @@ def init(
     import sys
 
     from forgectl.errors import NotFoundError, UsageError
+    from forgectl.names import nearest
 
-    names = sorted(p.name for p in TEMPLATES.iterdir() if p.suffix in (".yaml", ".py"))
-    there = [n for n in names if (folder / n).exists()]
+    known = sorted(p.name for p in TEMPLATES.iterdir() if not p.name.startswith("_"))
+    if template not in known:
+        meant = nearest(template, known)
+        raise UsageError(
+            f"there is no template {template!r}",
+            hint=f"did you mean {meant!r}?" if meant else f"there are {', '.join(known)}",
+        )
+    files = sorted(p for p in (TEMPLATES / template).iterdir() if p.suffix in (".yaml", ".py"))
+    there = [file.name for file in files if (folder / file.name).exists()]
     if there:
         raise UsageError(f"{folder / there[0]} is there already", hint="name another folder: forgectl init DIR")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            (folder / name).write_text((TEMPLATES / name).read_text())
+        for file in files:
+            text = file.read_text().replace("sample_configs/", "")  # what its comments say to type
+            (folder / file.name).write_text(text)
     except OSError as e:
         raise NotFoundError(f"cannot write into {folder}: {e.strerror}") from None
-    sys.stdout.write("".join(f"wrote {folder / n}\n" for n in names))
-    sys.stdout.write(f"try it: forgectl launch {folder / 'forge.yaml'}\n")
+    sys.stdout.write("".join(f"wrote {folder / file.name}\n" for file in files))
+    [spec] = (file.name for file in files if file.suffix == ".yaml")
+    sys.stdout.write(f"try it: forgectl launch {folder / spec}\n")

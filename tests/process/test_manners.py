@@ -119,6 +119,35 @@ def test_init_writes_once_and_what_it_writes_can_be_planned(forge: Forge) -> Non
     assert "is there already" in again.stderr
 
 
+@pytest.mark.parametrize(
+    ("template", "files"),
+    [
+        ("script", {"forge.yaml", "train.py"}),
+        ("actor", {"counter.yaml", "counter.py"}),
+        ("service", {"greeter.yaml", "greeter.py"}),
+        ("sft", {"sft.yaml", "sft.py", "sums.py"}),
+        ("grpo", {"grpo.yaml", "grpo.py", "sums.py"}),
+    ],
+)
+def test_init_writes_each_template_as_files_that_can_be_planned(forge: Forge, template: str, files: set[str]) -> None:
+    said = forge.ok("init", "--template", template, "mine")
+    mine = forge.folder / "mine"
+    assert {path.name for path in mine.iterdir()} == files
+    assert not any(path.is_symlink() for path in mine.iterdir())
+    [spec] = mine.glob("*.yaml")
+    assert f"forgectl launch mine/{spec.name}" in said
+    assert "sample_configs" not in spec.read_text()
+    forge.ok("plan", f"mine/{spec.name}")
+
+
+def test_a_template_that_there_is_not_is_an_error_that_names_the_nearest(desk: Forge) -> None:
+    wrong = desk.run("init", "--template", "grop", "mine")
+    assert (wrong.returncode, "did you mean 'grpo'?" in wrong.stderr) == (64, True), wrong.stderr
+    assert not (desk.folder / "mine").exists()
+    other = desk.run("init", "--template", "kubernetes", "mine")
+    assert (other.returncode, "actor, grpo, script, service, sft" in other.stderr) == (64, True), other.stderr
+
+
 # ------------------------------------------------------------ names
 
 

@@ -87,6 +87,26 @@ def test_story_learns_and_both_replicas_write(forge: Forge) -> None:
     assert len(re.findall(r"driver/0@local │   (?:The|A class)", result.stdout)) == 6
 
 
+@pytest.mark.timeout(300)
+def test_sft_trains_saves_and_goes_on(forge: Forge) -> None:
+    """Two launches of a few steps: the second begins at the checkpoint of the first, at the next rows."""
+    forge.ok("init", "--template", "sft", "mine")
+    small = "actors.trainer.args.model={characters: 0123456789+=, hidden_size: 32, intermediate_size: 64, "
+    small += "num_hidden_layers: 1, num_attention_heads: 2}"
+    for steps in (2, 3):
+        script = f"driver.run=sft.py --steps {steps} --every 2 --batch 16"
+        generator = small.replace("trainer", "generator")
+        settings = ("--set", small, "--set", generator, "--set", script)
+        result = forge.run("launch", "mine/sft.yaml", *settings, timeout=240)
+        assert result.returncode == 0, result.stdout + result.stderr
+    run = forge.folder / "mine/sft-run"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert rows[2]["loss"] < rows[0]["loss"]
+    assert (run / "checkpoints/latest").read_text() == "step-000003"
+    assert (run / "model/model.safetensors").exists() and (run / "metrics.png").exists()
+
+
 def test_init_gives_a_spec_that_runs(forge: Forge) -> None:
     forge.ok("init", "first")
     result = forge.run("launch", "first/forge.yaml")

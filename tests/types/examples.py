@@ -19,8 +19,8 @@ from forgectl import ForgeActor, endpoint, service_endpoint
 
 """
 """What an example may leave out; the reader knows it by then."""
-OF_OTHERS = "# TorchForge"
-"""The first line of an example that shows other software."""
+OF_OTHERS = ("# TorchForge", "# TRL")
+"""How an example begins that shows other software."""
 
 
 def examples_in(page: Path) -> list[tuple[int, str]]:

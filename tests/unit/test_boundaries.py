@@ -37,11 +37,12 @@ LAYERS = (
 TABLE = "boot"
 """The one module that names others as text: what our processes run first."""
 HEAVY = {"torch", "monarch", "numpy"}
-MAY_BE_HEAVY = {"agent/forkserver/rendezvous.py", "rank/script.py", "cli/templates/train.py", "messages/pickling.py"}
+MAY_BE_HEAVY = {"agent/forkserver/rendezvous.py", "rank/script.py", "messages/pickling.py"}
 SHIPPED = ("system", "wire", "model", "protocol", "hosts", "sync", "rank", "agent", "relay", *BELOW_ALL)
 """What runs on hosts: standard library and psutil only (pynvml where there is one)."""
 
-FILES = sorted(p.relative_to(PACKAGE) for p in PACKAGE.rglob("*.py"))
+FILES = sorted(p.relative_to(PACKAGE) for p in PACKAGE.rglob("*.py") if "templates" not in p.parts)
+"""All but what `forgectl init` writes: that is the user's."""
 
 
 MODULES = {f"forgectl.{'.'.join(p.with_suffix('').parts)}".removesuffix(".__init__"): p for p in FILES}

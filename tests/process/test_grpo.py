@@ -1,0 +1,77 @@
+"""The sample of GRPO, made small: what it leaves, and what becomes of it when something fails or is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from actors import load_model
+from tests.conftest import Forge, until
+
+SAMPLES = Path(__file__).parents[2] / "sample_configs"
+SMALL = ("actors.buffer.args.batch_size=16", "actors.buffer.args.drop_zero_variance=false")
+MODEL = "hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 2"
+
+pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("grpo")]
+
+
+def words(forge: Forge, driver: str, *settings: str) -> list[str]:
+    """The words of a launch of the sample with a tiny model; `driver` are the driver's options."""
+    for name in ("grpo.py", "sums.py"):
+        shutil.copy(SAMPLES / name, forge.folder)
+    text = (SAMPLES / "grpo.yaml").read_text()
+    wide = "hidden_size: 128, intermediate_size: 384, num_hidden_layers: 3, num_attention_heads: 4"
+    assert wide in text
+    forge.write("grpo.yaml", text.replace(wide, MODEL))
+    sets = [f"driver.run=grpo.py {driver}", *settings]
+    return ["launch", "grpo.yaml", *(word for setting in sets for word in ("--set", setting))]
+
+
+def metrics(forge: Forge) -> list[dict[str, float]]:
+    path = forge.folder / "grpo-run/metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_it_leaves_metrics_samples_a_plot_a_checkpoint_and_a_model(forge: Forge) -> None:
+    options = "--warm-up 0 --steps 10 --until 2 --rollouts 8"
+    done = forge.run(*words(forge, options, *SMALL), timeout=240)
+    assert done.returncode == 0, done.stderr
+    rows = metrics(forge)
+    assert [row["step"] for row in rows] == list(range(1, 11))
+    assert {"reward", "loss", "grad_norm", "policy_age_mean", "tokens_per_second"} <= rows[-1].keys()
+    assert 0 <= rows[-1]["held_out"] <= 1
+    samples = [json.loads(line) for line in (forge.folder / "grpo-run/samples.jsonl").read_text().splitlines()]
+    assert len({s["episode_id"] for s in samples}) == len(samples) > 0
+    assert max(row["policy_age_max"] for row in rows) <= 2
+    assert (forge.folder / "grpo-run/metrics.png").read_bytes()[:4] == b"\x89PNG"
+    assert load_model(str(forge.folder / "grpo-run/model")).config.hidden_size == 32
+    again = forge.run(*words(forge, options.replace("10", "1"), *SMALL), timeout=240)
+    assert again.returncode == 0, again.stderr
+    assert "before step 1" not in again.stdout or len(metrics(forge)) >= 1
+
+
+def test_equal_rewards_end_it_with_advice(forge: Forge) -> None:
+    few = ("actors.buffer.args.batch_size=16", "actors.buffer.args.max_empty_batches=2")
+    done = forge.run(*words(forge, "--warm-up 0", *few), timeout=240)
+    assert done.returncode != 0
+    assert "equal rewards" in done.stderr
+    assert "make the tasks easier" in done.stderr
+
+
+def test_it_goes_on_when_a_generator_and_a_trainer_rank_are_killed(forge: Forge) -> None:
+    launch = forge.start(*words(forge, "--warm-up 0 --steps 60 --until 2 --rollouts 8", *SMALL))
+    until(lambda: len(metrics(forge)) >= 2, "the first steps", 120)
+    [run] = forge.runs()
+    for mesh in ("generator.1", "trainer"):
+        os.kill(forge.mesh(run, mesh)["ranks"][0]["pid"], signal.SIGKILL)
+        forge.until_mesh(run, mesh, lambda m: m["restarts"] == 1 and m["state"] == "ready")
+    out, err = launch.communicate(timeout=240)
+    assert launch.returncode == 0, out + err
+    steps = [row["step"] for row in metrics(forge)]
+    assert steps == sorted(set(steps))
+    assert steps[-1] >= 60
