@@ -18,7 +18,7 @@ from actors.models import LoadedModel, load_model
 from actors.types import Completion, SamplingParams
 from actors.weights import WeightStore
 from forgectl import NotFoundError
-from tests.conftest import Forge
+from tests.conftest import Forge, eventually
 from tests.process.actor_scripts import bring, play
 
 TINY: dict[str, Any] = {
@@ -48,7 +48,8 @@ class Steps:
 
     def __init__(self, generator: Generator) -> None:
         assert isinstance(generator._backend, TorchBackend)
-        self.loop: DecodeLoop = generator._backend._loop
+        self.backend = generator._backend
+        self.loop: DecodeLoop = self.backend._loop
         self._step = self.loop.step
         self._allowed, self._made = threading.Semaphore(0), threading.Semaphore(0)
         self.loop.step = self._one
@@ -66,6 +67,13 @@ class Steps:
         for _ in range(count):
             self._allowed.release()
             await asyncio.to_thread(self._made.acquire)
+
+    async def has(self, call: asyncio.Future[Any]) -> None:
+        """Wait until a call has reached the decode thread, which may be held at a step."""
+        await eventually(
+            lambda: not self.backend._calls.empty() or self.backend._loads or call.done(),
+            "the call in the decode thread",
+        )
 
     def all(self) -> None:
         for _ in range(10_000):
@@ -109,6 +117,7 @@ async def test_requests_are_sampled_together() -> None:
 @plain
 async def test_each_request_has_random_numbers_of_its_own_unless_it_has_a_seed() -> None:
     generator = await new()
+    Steps(generator).all()
     params = SamplingParams(max_tokens=30, temperature=3.0)
     free = {(await generator.generate("1", params))[0].text for _ in range(4)}
     seeded = {(await generator.generate("1", {"max_tokens": 30, "temperature": 3.0, "seed": 5}))[0].text for _ in "abc"}
@@ -167,6 +176,7 @@ async def test_an_abort_returns_what_there_is_to_the_caller() -> None:
     task = asyncio.ensure_future(generator.generate("1", {**LONG, "n": 2}, request_id="a"))
     await steps.make(5)
     aborted = asyncio.ensure_future(generator.abort("a"))
+    await steps.has(aborted)
     steps.all()
     assert await aborted
     assert {completion.stop_reason for completion in await task} == {"aborted"}
@@ -275,6 +285,7 @@ async def test_new_weights_come_in_while_requests_go_on(tmp_path: Path) -> None:
     await steps.make(8)
     other = publish(store, 3, seed=7)
     update = asyncio.ensure_future(generator.update_weights())
+    await steps.has(update)
     steps.all()
     assert await update == 3 == await generator.get_version()
     (completion,) = await task
@@ -297,6 +308,7 @@ async def test_draining_ends_what_is_in_the_batch_first(tmp_path: Path) -> None:
     await steps.make(3)
     publish(store, 3, seed=7)
     update = asyncio.ensure_future(generator.update_weights(drain=True))
+    await steps.has(update)
     steps.all()
     assert await update == 3
     versions = [(c.version, c.max_version) for (c,) in await asyncio.gather(*tasks)]

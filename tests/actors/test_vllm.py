@@ -40,6 +40,8 @@ class Engine:
         self.ended = False
         self._free = asyncio.Event()  # cleared while paused
         self._free.set()
+        self.go = asyncio.Event()  # cleared by tests that want requests to stay after their first token
+        self.go.set()
         self._aborted: set[str] = set()
         model = load_model(arguments.model)
         assert isinstance(model.module, Decoder)
@@ -73,6 +75,7 @@ class Engine:
         self.loop.add(Request(request_id, prompt["prompt_token_ids"], params))
         while not (done := self.loop.step()):
             await asyncio.sleep(0)
+            await self.go.wait()
             await self._free.wait()
             if request_id in self._aborted:
                 done = {request_id: self.loop.abort(request_id) or []}
@@ -83,7 +86,7 @@ class Engine:
                 {t: SimpleNamespace(logprob=lp)} for t, lp in zip(tokens, completion.logprobs.tolist(), strict=True)
             ]
             reason = {"aborted": "abort"}.get(completion.stop_reason, completion.stop_reason)
-            for upto in {len(tokens) // 2, len(tokens)}:  # it sends what there is so far, again and again
+            for upto in sorted({len(tokens) // 2, len(tokens)}):  # it sends what there is so far, again and again
                 part = SimpleNamespace(
                     index=index,
                     token_ids=tokens[:upto],
@@ -169,14 +172,20 @@ async def test_weights_are_read_by_the_workers_while_requests_are_held(folder: P
     store = WeightStore("policy", folder.parent / "weights")
     generator = Generator(str(folder), backend="vllm", weights=store)
     await generator.setup()
-    task = asyncio.ensure_future(generator.generate("1", {"max_tokens": 60, "temperature": 9.0}))
-    await eventually(lambda: Engine.made.loop.active, "the request")
+    engine = Engine.made
+    generator._backend.tokenizer.end_ids = engine.loop.tokenizer.end_ids = frozenset()
+    engine.go.clear()
+    task = asyncio.ensure_future(generator.generate("1", {"max_tokens": 60}))
+    await eventually(lambda: engine.loop.active, "the request")
     other = load_model({**TINY, "seed": 1}).module
     store.publish(5, dict(other.named_parameters()))
-    assert await generator.update_weights(drain=drain) == 5 == await generator.get_version()
+    update = asyncio.ensure_future(generator.update_weights(drain=drain))
+    await eventually(lambda: len(engine.calls) > 1, "the pause")
+    engine.go.set()
+    assert await update == 5 == await generator.get_version()
     assert task.done() >= drain  # it waited for the request, where it was to
-    assert Engine.made.calls[1:] == [f"pause {'wait' if drain else 'keep'}", "load_version", "resume"]
-    assert torch.equal(Engine.made.loop.module.model.norm.weight, other.model.norm.weight)
+    assert engine.calls[1:] == [f"pause {'wait' if drain else 'keep'}", "load_version", "resume"]
+    assert torch.equal(engine.loop.module.model.embed_tokens.weight, other.model.embed_tokens.weight)
     (completion,) = await task
     assert (completion.version, completion.max_version) == (0, 0 if drain else 5)
     await generator.__cleanup__(None)
@@ -198,12 +207,14 @@ async def test_weights_that_cannot_be_loaded_leave_it_going(folder: Path) -> Non
 async def test_an_abort(folder: Path) -> None:
     generator = Generator(str(folder), backend="vllm")
     await generator.setup()
-    task = asyncio.ensure_future(
-        generator.generate("1", {"max_tokens": 2000, "temperature": 9.0, "n": 2}, request_id="a")
-    )
-    await eventually(lambda: Engine.made.loop.active, "the request")
+    engine = Engine.made
+    engine.go.clear()
+    generator._backend.tokenizer.end_ids = engine.loop.tokenizer.end_ids = frozenset()
+    task = asyncio.ensure_future(generator.generate("1", {"n": 2}, request_id="a"))
+    await eventually(lambda: engine.loop.active, "the request")
     assert await generator.abort("a") and not await generator.abort("b")
-    assert {completion.stop_reason for completion in await task} <= {"aborted", "stop"}
+    engine.go.set()
+    assert [(len(c.token_ids), c.stop_reason) for c in await task] == [(1, "aborted"), (1, "aborted")]
     await Engine.made.pause_generation(mode="keep")
     early = asyncio.ensure_future(generator.generate("1", request_id="early"))
     await eventually(lambda: len(Engine.made.calls) == 3, "the request")

@@ -25,7 +25,7 @@ TINY: dict[str, Any] = {
     "num_attention_heads": 4,
     "initializer_range": 0.3,
 }
-LONG = {"max_tokens": 2000, "temperature": 9.0, "stop_token_ids": ()}
+LONG = {"max_tokens": 800, "temperature": 9.0}
 STORE = WeightStore("policy", HERE / "weights")
 
 
@@ -33,11 +33,19 @@ def publish(version: int) -> None:
     STORE.publish(version, dict(load_model({**TINY, "seed": version}).module.named_parameters()))
 
 
-class Broken(Generator):
-    """Its model fails when it is told to."""
+class Endless(Generator):
+    """Its texts are as long as they may be, so a request is under way when a test says that it is."""
+
+    @endpoint
+    async def setup(self) -> None:
+        """No token is an end token."""
+        await super().setup()
+        self._backend._loop.tokenizer.end_ids = frozenset()  # type: ignore[attr-defined]
 
     @endpoint
     def break_it(self) -> None:
+        """Have the model fail."""
+
         def fail(*args: object) -> None:
             raise RuntimeError("the model is broken")
 
@@ -73,7 +81,7 @@ async def weights_come_in_while_actors_ask() -> None:
 
 async def a_killed_replica_loses_nothing() -> None:
     publish(1)
-    generators = await Generator.options(num_replicas=2, mesh_name="g").as_service(TINY, weights=STORE)
+    generators = await Endless.options(num_replicas=2, mesh_name="g").as_service(TINY, weights=STORE)
     publish(2)
     await generators.update_weights.fanout()
     asked = [asyncio.ensure_future(generators.generate.route("1", LONG, request_id=str(i))) for i in range(8)]
@@ -81,14 +89,14 @@ async def a_killed_replica_loses_nothing() -> None:
         await asyncio.sleep(0.005)
     os.kill(pids_of("g.1")[0], signal.SIGKILL)
     for i, (completion,) in enumerate(await asyncio.gather(*asked)):
-        assert completion.request_id == str(i) and completion.version == 2
+        assert completion.request_id == str(i) and completion.version == 2 and len(completion.token_ids) == 800
     while await generators.get_version.fanout() != [2, 2]:  # from the store
         await asyncio.sleep(0.01)
 
 
 async def a_failure_ends_the_launch() -> None:
-    generator = await Broken.as_actor(TINY)
-    waiting = [asyncio.ensure_future(generator.generate.call_one("1", LONG)) for _ in range(3)]
+    generator = await Endless.as_actor(TINY)
+    waiting = [asyncio.ensure_future(generator.generate.call_one("1", {**LONG, "max_tokens": 2000})) for _ in range(3)]
     await generator.break_it.call_one()
     for task in waiting[:2]:
         assert "the model is broken" in str(await raised(RuntimeError, task))
