@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from actors.types import Episode
+from actors.waiting import within
 from forgectl import ForgeActor, endpoint
 
 T = TypeVar("T")
@@ -452,7 +453,7 @@ class ReplayBuffer(ForgeActor):
             found = attempt()
         while found is None and (until is None or until > time.monotonic()):
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), until and until - time.monotonic())
+                await within(until and until - time.monotonic(), self._changed.wait())
             found = attempt()
         if found is not None:
             self._wake()

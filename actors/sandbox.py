@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from actors.waiting import within
 from forgectl import ForgeActor, endpoint
 
 Isolation = Literal["namespaces", "bubblewrap", "none"]
@@ -278,14 +279,14 @@ class Execution:
         try:
             writer.write(len(request).to_bytes(8, "little") + request)
             try:
-                started = (await asyncio.wait_for(reader.readline(), START_SECONDS)).decode()
+                started = (await within(START_SECONDS, reader.readline())).decode()
             except asyncio.TimeoutError:
                 started = f"it took longer than {START_SECONDS:g} s"
             began = time.monotonic()
             report, timed_out = "", False
             if started == "started\n":
                 try:
-                    report = (await asyncio.wait_for(reader.readline(), timeout)).decode()
+                    report = (await within(timeout, reader.readline())).decode()
                 except asyncio.TimeoutError:
                     timed_out = True
             seconds = time.monotonic() - began

@@ -1,6 +1,7 @@
 """Puts the figures of results files into the pages, as they are: `python benchmarks/readme.py RESULTS.json…`.
 
-Those of NAME.json go into README.md or docs/actors.md, between the marks `<!-- benchmark NAME -->` and `<!-- end of benchmark NAME -->`.
+Those of NAME.json go into README.md or docs/actors.md, between the marks `<!-- benchmark NAME -->` and
+`<!-- end of benchmark NAME -->`.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from forgectl.protocol.supervision import (
     Synced,
     Welcome,
 )
+from forgectl.system.tasks import within
 from forgectl.version import __version__
 from forgectl.wire.envelope import Hello, ProtocolError, Refusal
 from forgectl.wire.stream import Stream
@@ -225,7 +226,7 @@ class AgentLink:
             return await self._way.connect()
         left = self._last_pong + self._lease + FENCE_SECONDS - time.monotonic()
         try:
-            return await asyncio.wait_for(self._way.connect(), max(left, 0.1))
+            return await within(max(left, 0.1), self._way.connect())
         except asyncio.TimeoutError:
             raise UnreachableError(f"host {self.name}: no answer") from None
 

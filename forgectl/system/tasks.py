@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class Background:
@@ -23,6 +25,25 @@ class Background:
 
     def __iter__(self) -> Iterator[asyncio.Task[Any]]:
         return iter(tuple(self._tasks))
+
+
+async def within(seconds: float | None, work: Awaitable[T]) -> T:
+    """What `work` gives; raises asyncio.TimeoutError after so many seconds, when it is cancelled.
+
+    asyncio.wait_for loses a cancellation that comes just as the work ends (before Python 3.12): its task would go on.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([task], timeout=seconds)
+        if task.done():
+            return task.result()
+        raise asyncio.TimeoutError
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # retrieved, so that nothing logs it
 
 
 def on_exit(pid: int, gone: Callable[[], object]) -> Callable[[], None]:

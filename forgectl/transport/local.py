@@ -12,6 +12,7 @@ from forgectl.agent import start_command
 from forgectl.errors import NotFoundError
 from forgectl.protocol.supervision import AGENT_TO_CONTROLLER, AgentConfig
 from forgectl.system.processes import boot_id, identify, open_pidfd, signal_exactly
+from forgectl.system.tasks import within
 from forgectl.wire.stream import Stream
 
 START_TIMES = 5
@@ -91,7 +92,7 @@ async def start_agent(config: AgentConfig, python: str) -> int:
         ) from None
     output = process.communicate(start_command.standard_input(config))
     try:
-        out, err = await asyncio.wait_for(output, start_command.START_SECONDS)
+        out, err = await within(start_command.START_SECONDS, output)
     except asyncio.TimeoutError:
         process.kill()
         raise start_command.too_slow(config) from None
@@ -116,7 +117,7 @@ async def _readable(fd: int, seconds: float) -> None:
     loop = asyncio.get_running_loop()
     loop.add_reader(fd, readable.set)
     try:
-        await asyncio.wait_for(readable.wait(), seconds)
+        await within(seconds, readable.wait())
     except asyncio.TimeoutError:
         pass
     finally:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from forgectl.system.tasks import within
 from forgectl.version import __version__
 from forgectl.wire.envelope import MAX_LINE, Hello, ProtocolError, decode, encode
 from forgectl.wire.unix_sockets import HANDSHAKE_SECONDS, dial, peer_pid, peer_uid, wrong_version
@@ -76,7 +77,8 @@ class Stream:
     async def receive(self, timeout: float | None = None) -> Any:
         """The next message, or None at the end of the connection; raises ProtocolError, TimeoutError."""
         try:
-            line = await asyncio.wait_for(self._reader.readuntil(b"\n"), timeout)
+            reading = self._reader.readuntil(b"\n")
+            line = await (reading if timeout is None else within(timeout, reading))
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
         except asyncio.LimitOverrunError:

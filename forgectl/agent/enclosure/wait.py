@@ -10,6 +10,7 @@ from functools import partial
 
 from forgectl.system.cgroups import Cgroup, EmptyWatch
 from forgectl.system.processes import Identity, ProcessTable, open_pidfd
+from forgectl.system.tasks import within
 
 _AT_ONCE = 128  # descriptors in one wait; the other processes come in the next
 _POLL = 0.02  # seconds, where the kernel gives us no descriptor to wait on
@@ -56,7 +57,7 @@ async def all_ended(
             loop.add_reader(fd, partial(over, fd))
         limit = _POLL if blind else timeout if waiting else _TURN
         try:
-            await asyncio.wait_for(wakeup.wait(), max(_TURN, min(limit, timeout)))
+            await within(max(_TURN, min(limit, timeout)), wakeup.wait())
         except asyncio.TimeoutError:
             pass
 
