@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from actors.types import Episode
-from actors.waiting import within
+from actors.waiting import TooSlow, within
 from forgectl import ForgeActor, endpoint
 
 T = TypeVar("T")
@@ -452,7 +452,7 @@ class ReplayBuffer(ForgeActor):
         with self._change():  # an attempt tells the buffer a version, which may let others in
             found = attempt()
         while found is None and (until is None or until > time.monotonic()):
-            with contextlib.suppress(asyncio.TimeoutError):
+            with contextlib.suppress(TooSlow):
                 await within(until and until - time.monotonic(), self._changed.wait())
             found = attempt()
         if found is not None:

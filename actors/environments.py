@@ -32,8 +32,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from actors.rewards import TooSlow, brief, call, describe, within
+from actors.rewards import brief, call, describe
 from actors.types import Completion, Episode, Message, SamplingParams
+from actors.waiting import TooSlow, within
 
 OWN_METHODS = {"reset", "get_reward", "close"}
 

@@ -9,11 +9,12 @@ import inspect
 import math
 import re
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar
 
+from actors.waiting import TooSlow, within
 from forgectl import ForgeActor, endpoint
 
 RewardFunction = Callable[..., Any]
@@ -127,22 +128,6 @@ async def first_to_raise(
         except Exception as e:
             return row, e
     return None, error
-
-
-class TooSlow(Exception):
-    """Something took longer than it may; not TimeoutError, which functions raise themselves."""
-
-
-async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`. Raises TooSlow after so many seconds, even where `work` ignores its cancellation."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait({task}, timeout=seconds)
-        if not task.done():
-            raise TooSlow
-        return task.result()
-    finally:
-        task.cancel()
 
 
 async def call(function: RewardFunction, arguments: Rows) -> Any:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from actors.waiting import within
+from actors.waiting import TooSlow, within
 from forgectl import ForgeActor, endpoint
 
 Isolation = Literal["namespaces", "bubblewrap", "none"]
@@ -280,14 +280,14 @@ class Execution:
             writer.write(len(request).to_bytes(8, "little") + request)
             try:
                 started = (await within(START_SECONDS, reader.readline())).decode()
-            except asyncio.TimeoutError:
+            except TooSlow:
                 started = f"it took longer than {START_SECONDS:g} s"
             began = time.monotonic()
             report, timed_out = "", False
             if started == "started\n":
                 try:
                     report = (await within(timeout, reader.readline())).decode()
-                except asyncio.TimeoutError:
+                except TooSlow:
                     timed_out = True
             seconds = time.monotonic() - began
         finally:

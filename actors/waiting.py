@@ -9,20 +9,21 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def within(seconds: float | None, work: Awaitable[T]) -> T:
-    """What `work` gives; raises asyncio.TimeoutError after so many seconds, when it is cancelled.
+class TooSlow(Exception):
+    """Something took longer than it may; not TimeoutError, which the work may raise itself."""
 
-    asyncio.wait_for loses a cancellation that comes just as the work ends (before Python 3.12): its task would go on.
+
+async def within(seconds: float | None, work: Awaitable[T]) -> T:
+    """The result of `work`. Raises TooSlow after so many seconds, even where `work` ignores its cancellation.
+
+    asyncio.wait_for would lose a cancellation that comes just as the work ends (before Python 3.12).
     """
     task = asyncio.ensure_future(work)
     try:
-        await asyncio.wait([task], timeout=seconds)
-        if task.done():
-            return task.result()
-        raise asyncio.TimeoutError
-    finally:
+        await asyncio.wait({task}, timeout=seconds)
         if not task.done():
-            task.cancel()
-            await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()  # retrieved, so that nothing logs it
+            raise TooSlow
+        return task.result()
+    finally:
+        if task.cancel():
+            await asyncio.sleep(0)  # it learns of that now, so a generator that it read can be closed

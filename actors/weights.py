@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actors.waiting import TooSlow, within
 from forgectl import BusyError, NotFoundError, TimedOutError, UnreachableError, shared_folder
 
 if TYPE_CHECKING:
@@ -245,14 +246,14 @@ class WeightStore:
         async with self._receiving(), aclosing(source.read_weights.stream(self.name, version)) as parts:
             found, size, begin = version or 0, 0, 0
             try:
-                found, size = await asyncio.wait_for(anext(parts), timeout)
+                found, size = await within(timeout, anext(parts))
                 if not self.path(found).exists():
                     with self._new(found, "receiving", size) as view:
                         while begin < size:
-                            part = await asyncio.wait_for(anext(parts), timeout)
+                            part = await within(timeout, anext(parts))
                             view[begin : begin + len(part)] = part
                             begin += len(part)
-            except (TimeoutError, asyncio.TimeoutError):
+            except (TooSlow, TimeoutError, asyncio.TimeoutError):
                 raise TimedOutError(f"weights {self.name!r}: {source} sent nothing for {timeout:g} s") from None
             except StopAsyncIteration:
                 raise UnreachableError(

@@ -12,6 +12,7 @@ from forgectl.actor.verbs import ASK
 from forgectl.controller.run_dir import RunDir
 from forgectl.errors import TimedOutError, error_of
 from forgectl.system.processes import boot_id
+from forgectl.system.tasks import within
 
 
 def ask(
@@ -32,7 +33,7 @@ def ask(
         return await ranks.call(range(procs), (ASK, endpoint, args, kwargs))
 
     try:
-        found = asyncio.run(asyncio.wait_for(answers(), timeout))
+        found = asyncio.run(within(timeout, answers()))
     except (asyncio.TimeoutError, TimeoutError):
         raise TimedOutError(f"{mesh}.{endpoint} did not answer within {timeout:g} s") from None
     for answer in found:

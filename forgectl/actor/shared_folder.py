@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from forgectl.errors import UsageError
-from forgectl.system.private import private_folder
 from forgectl.system.shared_folders import SharedFolders, shared_folders
+from forgectl.wire.unix_sockets import private_folder
 
 
 def shared_folder(*, on_disk: bool = False) -> Path:
@@ -25,8 +25,7 @@ def shared_folder(*, on_disk: bool = False) -> Path:
             "this process belongs to no run, so it has no folder to share",
             hint="call it in a script or an actor that forgectl launched, or after the first launch of this script",
         )
-    chosen = folders.disk if on_disk else folders.memory
-    return Path(private_folder(str(chosen)))
+    return private_folder(folders.disk if on_disk else folders.memory)
 
 
 def _of_the_environment() -> SharedFolders | None:

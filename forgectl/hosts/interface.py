@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 import psutil
 
+from forgectl.system.tasks import within
+
 DIAL_SECONDS = 10.0
 GLOO = "GLOO_SOCKET_IFNAME"
 """Without it gloo takes the interface of the host's own name: often 127.0.1.1, or a bridge that others cannot reach."""
@@ -25,7 +27,7 @@ def gloo_environment(address: str, given: Mapping[str, str]) -> dict[str, str]:
 async def check_reachable(address: str, port: int) -> None:
     """Raise OSError unless the rendezvous of rank 0 can be dialled from here: else ranks would wait for minutes."""
     try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(address, port), DIAL_SECONDS)
+        _, writer = await within(DIAL_SECONDS, asyncio.open_connection(address, port))
     except (OSError, asyncio.TimeoutError) as e:
         why = str(e) or f"no answer within {DIAL_SECONDS:g} s"
         raise OSError(f"the rendezvous of rank 0 at {address}:{port} cannot be reached from here: {why}") from None

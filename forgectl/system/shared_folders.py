@@ -72,11 +72,13 @@ def _locked(lock: Path, *, create: bool = False) -> int | None:
             return None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if lock.exists() and lock.stat().st_ino == os.fstat(fd).st_ino:  # else it was removed meanwhile
+            if os.path.samestat(lock.stat(), os.fstat(fd)):
                 return fd
         except BlockingIOError:
             os.close(fd)
             return None
+        except FileNotFoundError:  # it was removed meanwhile
+            pass
         os.close(fd)
         if not create:
             return None

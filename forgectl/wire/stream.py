@@ -96,4 +96,4 @@ class Stream:
         self.closed = True
         self._writer.close()
         with contextlib.suppress(OSError, asyncio.TimeoutError):
-            await asyncio.wait_for(self._writer.wait_closed(), 2.0)
+            await within(2.0, self._writer.wait_closed())

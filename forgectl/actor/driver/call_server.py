@@ -10,6 +10,7 @@ from forgectl.controller.run_dir import RunDir
 from forgectl.errors import ForgeError, NotFoundError, TimedOutError
 from forgectl.protocol.endpoint_calls import CLI_TO_DRIVER, CallEndpoint, GetMetrics, Metrics, Values
 from forgectl.redaction import of_process
+from forgectl.system.tasks import within
 from forgectl.wire.envelope import ProtocolError, Refusal
 from forgectl.wire.listener import Listener
 from forgectl.wire.stream import Stream
@@ -70,4 +71,4 @@ class CallServer:
         elif call.endpoint not in service.form.interface.endpoints:  # an actor launched it
             raise NotFoundError(service.form.interface.unknown(call.endpoint))
         routed = service.route(call.endpoint, tuple(call.args), call.kwargs, None)
-        return await asyncio.wait_for(routed, call.timeout)
+        return await within(call.timeout, routed)
