@@ -13,7 +13,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
+from actors.background import BackgroundWriter
 from actors.world import World
 
 LATEST, MANIFEST, EXTRA, HIGHEST = "latest", "checkpoint.json", "extra.pt", "highest_version"
@@ -45,20 +46,22 @@ class Manifest:
     files: Mapping[str, int]
 
 
-class Checkpoints:
-    """The checkpoints in a folder that all ranks can reach. All ranks call each method, in the same order."""
+class Checkpoints(BackgroundWriter):
+    """The checkpoints in a folder that all ranks can reach. All ranks call each method, in the same order.
+
+    `wait` and `check` raise CheckpointError if the last save failed.
+    """
 
     def __init__(self, folder: str | Path, keep: int = 2, world: World | None = None) -> None:
         """Keep the newest `keep` checkpoints. Raises ValueError if that is less than one."""
         if keep < 1:
             raise ValueError(f"keep is {keep}; at least 1 checkpoint must stay")
+        super().__init__("checkpoint")
         self.folder, self.keep = Path(folder).resolve(), keep
         self.written: int | None = None
         """The step of the last checkpoint that this object has completed."""
         self._world = world or World()
         self._writers = self._world.another()
-        self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self._writing: Future[None] | None = None
 
     # ------------------------------------------------------------ write
 
@@ -82,19 +85,8 @@ class Checkpoints:
             )
         except OSError as e:
             raise self._failed(partial, e) from e
-        self._writing = self._thread.submit(self._complete, saved, partial, final, step, version, extra)
+        self._begin(self._complete, saved, partial, final, step, version, extra)
         return final
-
-    def wait(self) -> None:
-        """Return once nothing is being written. Raises CheckpointError if the last save failed."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
-
-    def check(self) -> None:
-        """Raise CheckpointError if the last save has failed; return at once if it goes on."""
-        if self._writing is not None and self._writing.done():
-            self.wait()
 
     def _complete(self, saved: Future[Any], partial: Path, final: Path, step: int, version: int, extra: Any) -> None:
         """Give a checkpoint its name once all ranks have written. DCP reports to rank 0 when they have."""

@@ -7,7 +7,7 @@ import concurrent.futures
 import contextlib
 import functools
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from actors import parallel as parallelism
+from actors.background import BackgroundWriter
 from actors.batches import Shares
 from actors.checkpoint import Checkpoints, checkpoints_around
 from actors.models import LoadedModel, Model, load_model, save_model
@@ -297,16 +298,14 @@ class Trainer(ForgeActor):
             self.push_weights()
 
 
-class Publisher:
+class Publisher(BackgroundWriter):
     """Gives weights to a store in a thread, each time under a higher version."""
 
     def __init__(self, store: WeightStore, world: World, checkpoints: Checkpoints | None) -> None:
         """With checkpoints, versions that were used before them stay used."""
+        super().__init__("publish")
         self.store, self._world, self._checkpoints = store, world, checkpoints
         self._copies: dict[str, Tensor] = {}
-        self._thread = ThreadPoolExecutor(1, "publish")
-        self.writing: Future[int] | None = None
-        """What goes on in the thread."""
 
     def highest(self) -> int:
         """The highest version that was ever used; 0 at first. All ranks call it."""
@@ -320,19 +319,8 @@ class Publisher:
             if self._world.rank == 0:
                 self._copy(name, tensor)
         if self._world.rank == 0:
-            self.writing = self._thread.submit(self.store.publish, chosen, self._copies)
+            self._begin(self.store.publish, chosen, self._copies)
         return chosen
-
-    def wait(self) -> None:
-        """Return once nothing is being written; raises what a write raised."""
-        writing, self.writing = self.writing, None
-        if writing is not None:
-            writing.result()
-
-    def check(self) -> None:
-        """Raise what a write raised; return at once if it goes on."""
-        if self.writing is not None and self.writing.done():
-            self.wait()
 
     def _highest(self) -> int:
         kept = 0 if self._checkpoints is None else self._checkpoints.highest_version()

@@ -160,8 +160,8 @@ def test_a_full_disk_ends_with_path_and_cause_and_spoils_nothing(small_disk: Pat
 def test_a_failure_in_the_background_is_raised_once_it_is_known(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, 0, state(), extra=lambda: None)  # a lambda cannot be pickled
-    assert checkpoints._writing
-    checkpoints._writing.exception()  # waits
+    assert checkpoints.writing
+    checkpoints.writing.exception()  # waits
     with pytest.raises(CheckpointError, match="step-000001"):
         checkpoints.check()
     checkpoints.check()
