@@ -19,7 +19,7 @@ check: lint
 
 test: lint
 	@tests/lab/install.sh
-	$(BIN)/python -m pytest -q -n 4 --dist loadgroup
+	$(BIN)/python -m pytest -q -n 4 --dist worksteal
 
 gpu: $(READY)
 	$(BIN)/python tests/gpu/check.py
@@ -34,7 +34,6 @@ bench: $(READY)
 	-$(BIN)/python benchmarks/weights.py --json benchmarks/results/weights.json
 	-$(BIN)/python benchmarks/generation.py --json benchmarks/results/generation.json
 	-$(BIN)/python benchmarks/training.py --json benchmarks/results/training.json
-	-$(BIN)/python benchmarks/generation.py --json benchmarks/results/generation.json
 	$(BIN)/python benchmarks/readme.py $(foreach what,launch messages hosts syncing weights generation training,benchmarks/results/$(what).json)
 
 $(READY): pyproject.toml constraints.txt

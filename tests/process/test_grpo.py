@@ -17,7 +17,7 @@ SAMPLES = Path(__file__).parents[2] / "sample_configs"
 SMALL = ("actors.buffer.args.batch_size=16", "actors.buffer.args.drop_zero_variance=false")
 MODEL = "hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 2"
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("grpo")]
+pytestmark = pytest.mark.timeout(300)
 
 
 def words(forge: Forge, driver: str, *settings: str) -> list[str]:

@@ -19,7 +19,7 @@ PARITY = PROGRAMS / "parity.py"
 WAYS_TO_END = PROGRAMS / "ways_to_end.py"
 ARGUMENTS = ["--steps", "10", "two words", "-n", "ünï", "", "--", "$HOME", '"quoted"', "*"]
 
-pytestmark = [pytest.mark.xdist_group("torchrun"), pytest.mark.timeout(300)]  # many imports of torch
+pytestmark = pytest.mark.timeout(300)  # many imports of torch
 
 Ranks = list[dict[str, Any]]
 

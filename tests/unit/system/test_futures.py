@@ -10,9 +10,10 @@ import logging
 import pickle
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from forgectl.system.futures import Future
@@ -191,10 +192,14 @@ def test_callbacks_run_in_the_loop_that_they_were_added_in(other_thread: asyncio
     moments=st.lists(st.sampled_from(["succeed", "fail", "cancel", "await", "cancel a waiter", "get"]), max_size=12),
     threaded=st.booleans(),
 )
+@example(moments=["get"] * 12, threaded=True)
+@example(moments=["get"] * 11 + ["fail"], threaded=True)
 def test_it_ends_once_and_alike_for_all_whatever_comes_when(moments: list[str], threaded: bool) -> None:
     """Everybody who waits gets the first end, whatever comes at the same time."""
 
     async def main() -> None:
+        # Each `get` holds a thread until somebody ends the call: in another thread, for which there must be one left.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(len(moments) + 1))
         future = Future[int]("call")
         waiters = list[asyncio.Future[int]]()
         cancelled = set[asyncio.Future[int]]()
