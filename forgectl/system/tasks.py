@@ -28,22 +28,24 @@ class Background:
 
 
 async def within(seconds: float | None, work: Awaitable[T]) -> T:
-    """What `work` gives; raises asyncio.TimeoutError after so many seconds, when it is cancelled.
+    """What `work` gives. After so many seconds it is cancelled; raises asyncio.TimeoutError unless it ends even so.
 
     asyncio.wait_for loses a cancellation that comes just as the work ends (before Python 3.12): its task would go on.
     """
     task = asyncio.ensure_future(work)
+    late = False
     try:
         await asyncio.wait([task], timeout=seconds)
-        if task.done():
-            return task.result()
-        raise asyncio.TimeoutError
+        late = not task.done()
     finally:
         if not task.done():
             task.cancel()
             await asyncio.wait([task])
         if not task.cancelled():
             task.exception()  # retrieved, so that nothing logs it
+    if late and task.cancelled():
+        raise asyncio.TimeoutError
+    return task.result()
 
 
 def on_exit(pid: int, gone: Callable[[], object]) -> Callable[[], None]:

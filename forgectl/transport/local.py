@@ -54,8 +54,8 @@ class LocalWay:
 
     def kill_agent(self, stream: Stream) -> None:
         """SIGKILL an agent that does not answer or broke the protocol; its processes die with it."""
-        identity = identify(stream.peer_pid)  # it still has the other end, so no other process has its pid
-        if identity is not None:
+        pid = stream.peer_pid  # it still has the other end, so no other process has its pid
+        if pid is not None and (identity := identify(pid)) is not None:
             signal_exactly(identity, signal.SIGKILL)
 
     def rebooted(self, boot: str | None) -> bool:

@@ -37,9 +37,9 @@ class Stream:
         return peer_uid(self._writer.get_extra_info("socket")) == os.getuid()
 
     @property
-    def peer_pid(self) -> int:
-        """The pid of the process that connected to us, or that listens where we connected."""
-        return peer_pid(self._writer.get_extra_info("socket"))
+    def peer_pid(self) -> int | None:
+        """The pid of the process that connected to us, or that listens where we connected; None once that is over."""
+        return None if self._writer.is_closing() else peer_pid(self._writer.get_extra_info("socket"))
 
     async def greet(self, run: str) -> bool:
         """Answer the Hello of a client that asks about a run; False if it sent none, or runs another version."""

@@ -28,6 +28,17 @@ def test_work_that_takes_too_long_is_cancelled() -> None:
     asyncio.run(main())
 
 
+def test_work_that_ends_as_it_is_cancelled_has_its_value() -> None:
+    async def stubborn() -> str:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            return "done"
+        return "never"
+
+    assert asyncio.run(within(0.01, stubborn())) == "done"
+
+
 def test_a_cancellation_that_comes_as_the_work_ends_is_not_lost() -> None:
     async def main() -> None:
         event = asyncio.Event()
