@@ -14,7 +14,7 @@ from measure import Row
 from rich.console import Console
 from rich.table import Table
 
-PACKAGES = ("forgectl", "torch", "pyzmq", "torchmonarch", "ray", "typer", "rich", "pydantic", "psutil")
+PACKAGES = ("forgectl", "torch", "pyzmq", "torchmonarch", "ray", "click", "rich", "pydantic", "psutil")
 
 
 def table(rows: Sequence[Row]) -> Table:

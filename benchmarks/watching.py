@@ -30,10 +30,10 @@ def cli(forge: Forge, options: Namespace) -> Iterator[Row]:
     bare: list[float] = []
     ours: dict[str, list[float]] = {}
     for _ in range(max(5, options.repeat)):
-        bare.append(seconds_of(python("import typer, rich")))
+        bare.append(seconds_of(python("import click, rich")))
         for command in COMMANDS:
             ours.setdefault(" ".join(command), []).append(forge.seconds(*command))
-    base = Row("cli", "bare import typer, rich", "s", tuple(bare))
+    base = Row("cli", "bare import click, rich", "s", tuple(bare))
     yield base
     for name, samples in ours.items():
         yield Row("cli", f"forgectl {name}", "s", tuple(samples))

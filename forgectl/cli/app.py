@@ -1,4 +1,4 @@
-"""The Typer application, and the one place where errors become a paragraph and an exit code."""
+"""The command line as a whole, and the one place where errors become a paragraph and an exit code."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from typing import Annotated, Any, NoReturn
+from typing import NoReturn
 
 import click
-import typer
+from click.shell_completion import shell_complete
 
 from forgectl.cli.call import call
 from forgectl.cli.check import check
+from forgectl.cli.completion import COMPLETE, completion
 from forgectl.cli.init import init
 from forgectl.cli.launch import launch
 from forgectl.cli.logs import logs
@@ -27,49 +27,30 @@ from forgectl.cli.status import status
 from forgectl.errors import ForgeError
 from forgectl.version import __version__
 
-app = typer.Typer(
+
+class _InThisOrder(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(
     name="forgectl",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help is as readable, and twice as fast
+    cls=_InThisOrder,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Launch, watch and shut down process groups for PyTorch, here or on machines reached by ssh.",
 )
-
-COMMANDS: tuple[tuple[str, Callable[..., Any], dict[str, Any]], ...] = (
-    ("launch", launch, {}),
-    (
-        "run",
-        run_script,
-        {"context_settings": {"allow_interspersed_args": False, "ignore_unknown_options": False}},
-    ),
-    ("plan", plan, {}),
-    ("check", check, {}),
-    ("status", status, {}),
-    ("logs", logs, {}),
-    ("call", call, {"context_settings": {"ignore_unknown_options": True}}),  # an argument may be -4
-    ("shutdown", shutdown, {}),
-    ("schema", schema, {}),
-    ("init", init, {}),
-)
-for _name, _command, _settings in COMMANDS:
-    app.command(_name, **_settings)(_command)
+@click.version_option(__version__, prog_name="forgectl", message="%(prog)s %(version)s")
+@click.option("--debug", is_flag=True, help="Show tracebacks of forgectl's own faults.")
+@click.pass_context
+def app(ctx: click.Context, debug: bool) -> None:
+    """Launch, watch and shut down process groups for PyTorch, here or on machines reached by ssh."""
+    if ctx.invoked_subcommand is None:
+        sys.stdout.write(ctx.get_help() + "\n")
+        ctx.exit(64)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        sys.stdout.write(f"forgectl {__version__}\n")
-        raise typer.Exit
-
-
-@app.callback()
-def main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of forgectl's own faults.")] = False,
-) -> None:
-    """Options of all commands."""
+for _command in (launch, run_script, plan, check, status, logs, call, shutdown, schema, init, completion):
+    app.add_command(_command)
 
 
 _interrupted: list[int] = []
@@ -102,26 +83,25 @@ def run() -> NoReturn:
 
 
 def _run() -> int:
+    # Not app.main(), which makes other exceptions of a Ctrl-C and of a broken pipe, and prints a line break.
     try:
-        code = int(app(standalone_mode=False) or 0)
+        if instruction := os.environ.get(COMPLETE):
+            return shell_complete(app, {}, "forgectl", COMPLETE, instruction)
+        with app.make_context("forgectl", sys.argv[1:]) as ctx:
+            code = int(app.invoke(ctx) or 0)
         sys.stdout.flush()
         return code
+    except click.exceptions.Exit as e:
+        return e.exit_code
     except ForgeError as e:
         _print_error(e.message, e.hint)
         return e.exit_code
-    except click.exceptions.NoArgsIsHelpError as e:
-        sys.stdout.write(e.format_message() + "\n")
-        return 64
     except click.UsageError as e:
         where = e.ctx.command_path if e.ctx else "forgectl"
         _print_error(e.format_message(), f"see `{where} --help`")
         return 64
-    except click.exceptions.Abort:
-        return 130
     except KeyboardInterrupt:
         return 130
-    except SystemExit as e:  # Typer's answer to a broken pipe
-        return 141 if isinstance(e.__context__, BrokenPipeError) else int(e.code or 0)
     except BrokenPipeError:
         return 141
     except OSError as e:

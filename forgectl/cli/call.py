@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
+
+from forgectl.cli import parameters
 
 CALLED = ("actor", "service")
 """Kinds of meshes that have endpoints."""
 
 
+@parameters.command(context_settings={"ignore_unknown_options": True})  # an argument may be -4
+@parameters.argument("mesh", metavar="MESH", help="An actor's mesh or a service, or RUN/MESH.")
+@parameters.argument("endpoint", metavar="ENDPOINT", help="One of its endpoints.")
+@parameters.argument("args", nargs=-1, metavar="[JSON]...", help="Arguments; one that is not JSON is taken as text.")
+@click.option("--kw", "keywords", multiple=True, metavar="NAME=JSON", help="A keyword argument.")
+@click.option("--timeout", type=parameters.SECONDS, metavar="S", help="Give up after S seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list, in the order of ranks.")
 def call(
-    mesh: Annotated[str, typer.Argument(metavar="MESH", help="An actor's mesh or a service, or RUN/MESH.")],
-    endpoint: Annotated[str, typer.Argument(metavar="ENDPOINT", help="One of its endpoints.")],
-    args: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[JSON]...",
-            help="Arguments; one that is not JSON is taken as text.",
-            show_default=False,
-        ),
-    ] = None,
-    keywords: Annotated[list[str] | None, typer.Option("--kw", metavar="NAME=JSON", help="A keyword argument.")] = None,
-    timeout: Annotated[
-        float | None, typer.Option("--timeout", min=0.0, metavar="S", help="Give up after S seconds.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, in the order of ranks.")] = False,
+    mesh: str,
+    endpoint: str,
+    args: tuple[str, ...],
+    keywords: tuple[str, ...],
+    timeout: float | None,
+    as_json: bool,
 ) -> None:
     """Call an endpoint of an actor or a service.
 
@@ -37,8 +37,8 @@ def call(
 
     from forgectl.cli.views import render
 
-    positional = [_value(a) for a in args or ()]
-    named = dict(_keyword(k) for k in keywords or ())
+    positional = [_value(a) for a in args]
+    named = dict(_keyword(k) for k in keywords)
     values = _values(mesh, endpoint, positional, named, timeout)
     if as_json:
         sys.stdout.write(json.dumps(values) + "\n")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from forgectl.cli.launch import Overrides, SpecPath
+from forgectl.cli import parameters
 
 if TYPE_CHECKING:
     from forgectl.cli.host_check.findings import Finding, Target
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
     from forgectl.transport.survey import Hosts
 
 
-def check(
-    spec: SpecPath,
-    overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything that was found as JSON.")] = False,
-) -> None:
+@parameters.command()
+@parameters.spec
+@parameters.overrides
+@click.option("--json", "as_json", is_flag=True, help="Print everything that was found as JSON.")
+def check(spec: Path, overrides: tuple[str, ...], as_json: bool) -> int:
     """Examine all hosts of SPEC, and start nothing.
 
     It shows whether they can be reached, also by each other; their Python, torch, CUDA, NCCL and pyzmq; their GPUs
@@ -41,7 +42,7 @@ def check(
     from forgectl.cli.views.render import show
     from forgectl.spec.load import load
 
-    loaded = load(spec, overrides=overrides or (), environ=os.environ)
+    loaded = load(spec, overrides=overrides, environ=os.environ)
     examined, reach, findings = look_at(loaded)
     names = [host.name for host in loaded.all_hosts]
     if as_json:
@@ -49,7 +50,7 @@ def check(
         sys.stdout.write(json.dumps(document, indent=2) + "\n")
     else:
         show(check_table(names, examined, findings))
-    raise typer.Exit(exit_code(findings))
+    return exit_code(findings)
 
 
 def look_at(spec: Spec) -> tuple[dict[str, Examined], Reach, list[Finding]]:

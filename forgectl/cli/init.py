@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
+
+from forgectl.cli import parameters
 
 TEMPLATES = Path(__file__).parent / "templates"
 """A folder a template. Most files there are links into sample_configs/, which a built package has as files."""
 
 
-def init(
-    folder: Annotated[
-        Path, typer.Argument(metavar="[DIR]", help="The folder for them; made if missing.", show_default=False)
-    ] = Path(),
-    template: Annotated[
-        str,
-        typer.Option(
-            "--template",
-            metavar="NAME",
-            help="script: data-parallel training. actor, service: a small one of either. sft, grpo: train a language "
-            "model by examples, or by reinforcement.",
-        ),
-    ] = "script",
-) -> None:
+@parameters.command()
+@parameters.argument(
+    "folder",
+    metavar="[DIR]",
+    help="The folder for them; made if missing.",
+    default=".",
+    type=click.Path(path_type=Path),
+)
+@click.option(
+    "--template",
+    default="script",
+    show_default=True,
+    metavar="NAME",
+    help="script: data-parallel training. actor, service: a small one of either. sft, grpo: train a language "
+    "model by examples, or by reinforcement.",
+)
+def init(folder: Path, template: str) -> None:
     """Write a first spec and its script into DIR.
 
     DIR is by default the current folder. Nothing is overwritten.

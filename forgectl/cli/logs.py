@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import click
 
-import typer
+from forgectl.cli import parameters
 
 
-def logs(
-    mesh: Annotated[str, typer.Argument(metavar="MESH", help="A mesh, or RUN/MESH.", show_default=False)],
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the mesh has ended.")] = False,
-    last: Annotated[
-        int | None,
-        typer.Option("-n", "--tail", min=0, metavar="N", help="Only the last N lines of each rank."),
-    ] = None,
-    ranks: Annotated[
-        str | None, typer.Option("--ranks", metavar="0,2-5", help="Only these ranks.", show_default=False)
-    ] = None,
-    no_prefix: Annotated[bool, typer.Option("--no-prefix", help="The lines alone, without rank and host.")] = False,
-) -> None:
+@parameters.command()
+@parameters.argument("mesh", metavar="MESH", help="A mesh, or RUN/MESH.")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the mesh has ended.")
+@click.option(
+    "-n", "--tail", "last", type=click.IntRange(min=0), metavar="N", help="Only the last N lines of each rank."
+)
+@click.option("--ranks", metavar="0,2-5", help="Only these ranks.")
+@click.option("--no-prefix", is_flag=True, help="The lines alone, without rank and host.")
+def logs(mesh: str, follow: bool, last: int | None, ranks: str | None, no_prefix: bool) -> None:
     """Print the log of every rank of MESH.
 
     It prints the current generation. For a service, it prints all its replicas.

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
 
-import typer
+import click
 
-from forgectl.cli.launch import Overrides, RunName, SpecPath
+from forgectl.cli import parameters
 
 
-def plan(
-    spec: SpecPath,
-    overrides: Overrides = None,
-    name: RunName = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the whole plan as JSON.")] = False,
-) -> None:
+@parameters.command()
+@parameters.spec
+@parameters.overrides
+@parameters.run_name
+@click.option("--json", "as_json", is_flag=True, help="Print the whole plan as JSON.")
+def plan(spec: Path, overrides: tuple[str, ...], name: str | None, as_json: bool) -> None:
     """Show what `launch SPEC` would run, and start nothing.
 
     It prints every rank with its host, GPUs and environment.
@@ -28,7 +28,7 @@ def plan(
     from forgectl.cli.views.render import show
     from forgectl.spec.load import load
 
-    with planned(load(spec, overrides=overrides or (), environ=os.environ, name=name)) as (made, _):
+    with planned(load(spec, overrides=overrides, environ=os.environ, name=name)) as (made, _):
         if as_json:
             sys.stdout.write(json.dumps(plan_json(made), indent=2) + "\n")
         else:

@@ -4,41 +4,57 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
-from forgectl.cli.launch import AsJson, Detach, RunName, Timeout
+from forgectl.cli import parameters
 
 
+@parameters.command(context_settings={"allow_interspersed_args": False})
+@parameters.argument("script", nargs=-1, metavar="[SCRIPT [ARGS]...]", help="A Python file and its arguments.")
+@click.option(
+    "-n",
+    "--nproc",
+    "procs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Processes, over all hosts together.",
+)
+@click.option("--gpus", is_flag=True, help="One GPU per process.")
+@click.option(
+    "--host", "hosts", multiple=True, metavar="H", help="A host; ranks are spread evenly over all that are named."
+)
+@click.option("-m", "--module", metavar="MODULE", help="A module instead of a file.")
+@click.option("--env", "-e", multiple=True, metavar="K=V", help="An environment variable of the ranks.")
+@click.option(
+    "--max-restarts",
+    "restarts",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Restart the mesh at most N times.",
+)
+@parameters.detach
+@parameters.run_name
+@parameters.timeout
+@parameters.run_as_json
 def run(
-    script: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="SCRIPT [ARGS]...", help="A Python file and its arguments.", show_default=False),
-    ] = None,
-    procs: Annotated[
-        int, typer.Option("-n", "--nproc", min=1, metavar="N", help="Processes, over all hosts together.")
-    ] = 1,
-    gpus: Annotated[bool, typer.Option("--gpus", help="One GPU per process.")] = False,
-    hosts: Annotated[
-        list[str] | None,
-        typer.Option("--host", metavar="H", help="A host; ranks are spread evenly over all that are named."),
-    ] = None,
-    module: Annotated[
-        str | None, typer.Option("-m", "--module", metavar="MODULE", help="A module instead of a file.")
-    ] = None,
-    env: Annotated[
-        list[str] | None,
-        typer.Option("--env", "-e", metavar="K=V", help="An environment variable of the ranks."),
-    ] = None,
-    restarts: Annotated[
-        int, typer.Option("--max-restarts", min=0, metavar="N", help="Restart the mesh at most N times.")
-    ] = 0,
-    detach: Detach = False,
-    name: RunName = None,
-    timeout: Timeout = None,
-    as_json: AsJson = False,
-) -> None:
+    script: tuple[str, ...],
+    procs: int,
+    gpus: bool,
+    hosts: tuple[str, ...],
+    module: str | None,
+    env: tuple[str, ...],
+    restarts: int,
+    detach: bool,
+    name: str | None,
+    timeout: float | None,
+    as_json: bool,
+) -> int:
     """Run SCRIPT on N processes, as torchrun would.
 
     Options of forgectl come before SCRIPT, its own arguments after it.
@@ -50,15 +66,15 @@ def run(
     from forgectl.errors import SpecError, UsageError
     from forgectl.spec.load import parse
 
-    kind, words = _program(script or [], module)
+    kind, words = _program(list(script), module)
     mesh = _mesh_name(words[0])
-    ranks = {"procs": procs, "with_gpus": gpus, "env": _environment(env or []), "restart": {"max": restarts}}
+    ranks = {"procs": procs, "with_gpus": gpus, "env": _environment(env), "restart": {"max": restarts}}
     text = _spec(name or mesh, mesh, {kind: words, **ranks}, hosts)
     try:
         spec = parse(text, source="forgectl run", folder=Path.cwd(), environ=os.environ)
         with planned(spec) as (plan, reached):
             how = LaunchOptions(detach=detach, timeout=timeout, as_json=as_json)
-            raise typer.Exit(launch_plan(plan, reached, text, how, name_is_given=name is not None))
+            return launch_plan(plan, reached, text, how, name_is_given=name is not None)
     except SpecError as e:
         raise UsageError("\n".join(f"{_option(p.where, mesh)}: {p.message}" for p in e.problems), hint=e.hint) from None
 
@@ -77,13 +93,13 @@ def _program(words: list[str], module: str | None) -> tuple[str, list[str]]:
     return "run", [str(path), *words[1:]]
 
 
-def _spec(name: str, mesh: str, body: dict[str, Any], hosts: list[str] | None) -> bytes:
+def _spec(name: str, mesh: str, body: dict[str, Any], hosts: tuple[str, ...]) -> bytes:
     """A spec of one mesh, spread over all `hosts`, as YAML."""
     import yaml
 
     spec: dict[str, Any] = {"name": name, "scripts": {mesh: body}}
     if hosts:
-        spec |= {"hosts": hosts, "scripts": {mesh: body | {"hosts": len(hosts)}}}
+        spec |= {"hosts": list(hosts), "scripts": {mesh: body | {"hosts": len(hosts)}}}
     return yaml.safe_dump(_literal(spec), sort_keys=False, allow_unicode=True).encode()
 
 
@@ -113,7 +129,7 @@ def _mesh_name(target: str) -> str:
     return name_of(stem, "script")
 
 
-def _environment(pairs: list[str]) -> dict[str, str]:
+def _environment(pairs: tuple[str, ...]) -> dict[str, str]:
     from forgectl.errors import UsageError
 
     for pair in pairs:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from forgectl.cli import parameters
 
+
+@parameters.command()
 def schema() -> None:
     """Print a JSON Schema of specs.
 

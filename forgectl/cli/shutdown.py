@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import click
 
-import typer
+from forgectl.cli import parameters
 
 
-def shutdown(
-    meshes: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[MESH]...", help="Meshes to end, or RUN/MESH.", show_default=False),
-    ] = None,
-    runs: Annotated[list[str] | None, typer.Option("--run", metavar="RUN", help="End a whole run.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="End all runs of this user.")] = False,
-    timeout: Annotated[
-        float, typer.Option("--timeout", min=0.0, metavar="S", help="Seconds between SIGTERM and SIGKILL.")
-    ] = 10.0,
-    force: Annotated[bool, typer.Option("--force", help="SIGKILL at once.")] = False,
-) -> None:
+@parameters.command()
+@parameters.argument("meshes", nargs=-1, metavar="[MESH]...", help="Meshes to end, or RUN/MESH.")
+@click.option("--run", "runs", multiple=True, metavar="RUN", help="End a whole run.")
+@click.option("--all", "everything", is_flag=True, help="End all runs of this user.")
+@click.option(
+    "--timeout",
+    type=parameters.SECONDS,
+    default=10.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds between SIGTERM and SIGKILL.",
+)
+@click.option("--force", is_flag=True, help="SIGKILL at once.")
+def shutdown(meshes: tuple[str, ...], runs: tuple[str, ...], everything: bool, timeout: float, force: bool) -> int:
     """End meshes, and return when all their processes are gone."""
     import sys
 
@@ -34,11 +36,11 @@ def shutdown(
     elif runs:
         targets = {find_run(name).run: None for name in runs}
     else:
-        for name in meshes or ():
+        for name in meshes:
             run, found = find_mesh(name)
             targets[run.run] = (*(targets.get(run.run) or ()), *found)
     code = end_all(targets, 0.0 if force else timeout)
     if everything:
         sys.stdout.flush()
         raise_refused()
-    raise typer.Exit(code)
+    return code

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
+from forgectl.cli import parameters
 from forgectl.errors import ForgeError
 
 if TYPE_CHECKING:
@@ -16,18 +17,13 @@ DRIVER_SECONDS = 1.0
 """How long a driver may take to send the metrics of its services."""
 
 
-def status(
-    mesh: Annotated[
-        str | None,
-        typer.Argument(metavar="[MESH]", help="One mesh (or RUN/MESH), with its ranks.", show_default=False),
-    ] = None,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show ranks too.")] = False,
-    watch: Annotated[
-        bool, typer.Option("-w", "--watch", help="Keep showing; with --json one document per line.")
-    ] = False,
-    everything: Annotated[bool, typer.Option("-a", "--all", help="Show runs that have ended too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document.")] = False,
-) -> None:
+@parameters.command()
+@parameters.argument("mesh", required=False, metavar="[MESH]", help="One mesh (or RUN/MESH), with its ranks.")
+@click.option("-v", "--verbose", is_flag=True, help="Show ranks too.")
+@click.option("-w", "--watch", is_flag=True, help="Keep showing; with --json one document per line.")
+@click.option("-a", "--all", "everything", is_flag=True, help="Show runs that have ended too.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON document.")
+def status(mesh: str | None, verbose: bool, watch: bool, everything: bool, as_json: bool) -> None:
     """Show meshes and their states.
 
     With -v or a MESH also ranks: their hosts, GPUs, processor and memory.

@@ -360,7 +360,7 @@ def test_a_missing_file_names_what_is_near(tmp_path: Path) -> None:
 
 def test_reading_a_spec_needs_neither_torch_nor_a_terminal() -> None:
     code = (
-        "import sys, forgectl.spec.load; print([m for m in ('torch', 'rich', 'typer', 'monarch') if m in sys.modules])"
+        "import sys, forgectl.spec.load; print([m for m in ('torch', 'rich', 'click', 'monarch') if m in sys.modules])"
     )
     root = str(Path(forgectl.__file__).parent.parent)
     done = subprocess.run(

@@ -1,0 +1,52 @@
+"""What commands are made of: click's commands, with help of arguments, and the options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Argument(click.Argument):
+    def __init__(self, declarations: Sequence[str], *, explained: str, **settings: Any) -> None:
+        super().__init__(declarations, **settings)
+        self.explained = f"{explained}  [required]" if self.required else explained
+
+
+class Command(click.Command):
+    """A command whose help has a section of arguments beside that of options, with every version of click."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        arguments = [(str(a.metavar), a.explained) for a in self.params if isinstance(a, _Argument)]
+        if arguments:
+            with formatter.section("Arguments"):
+                formatter.write_dl(arguments)
+        super().format_options(ctx, formatter)
+
+
+def command(**settings: Any) -> Callable[[Callable[..., Any]], Command]:
+    """Make a command of a function, which returns its exit code or None for 0."""
+    return click.command(cls=Command, **settings)
+
+
+def argument(name: str, *, help: str, metavar: str, **settings: Any) -> Callable[[F], F]:
+    """Give a command an argument that its help explains."""
+    return click.argument(name, cls=_Argument, explained=help, metavar=metavar, **settings)
+
+
+SECONDS = click.FloatRange(min=0.0)
+
+spec = argument("spec", metavar="SPEC", help="A YAML spec.", type=click.Path(path_type=Path))
+overrides = click.option(
+    "--set", "overrides", multiple=True, metavar="K=V", help="Override a value of the spec, as in scripts.sft.procs=4."
+)
+run_name = click.option("--name", metavar="NAME", help="Name of the run; default: the spec's.")
+detach = click.option("--detach", "-d", is_flag=True, help="Return as soon as all meshes are up.")
+timeout = click.option("--timeout", type=SECONDS, metavar="S", help="Give up unless all is up in S seconds.")
+run_as_json = click.option(
+    "--json", "as_json", is_flag=True, help="Print the run as JSON when it is up (-d) or has ended; logs go to stderr."
+)
