@@ -10,7 +10,6 @@ import contextlib
 import math
 import pkgutil
 import random
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,12 +31,14 @@ class _Group:
 
     number: int
     """Of its first episode, in order of arrival."""
+    version: int
+    """The lowest policy version of its episodes."""
     episodes: list[Episode] = field(default_factory=list)
     uses: int = 0
 
-    @property
-    def version(self) -> int:
-        return min(e.policy_version for e in self.episodes)
+    def add(self, episode: Episode) -> None:
+        self.episodes.append(episode)
+        self.version = min(self.version, episode.policy_version)
 
 
 def in_time(versions: Iterable[int], next_version: int, per_batch: int, max_age: int) -> bool:
@@ -135,6 +136,11 @@ class Buffer:
         """Episodes that are held."""
         return sum(len(group.episodes) for group in self._held())
 
+    @property
+    def told(self) -> tuple[int | None, int | None]:
+        """The versions that decide whom `admit` lets in."""
+        return self._next_version, self.newest_version
+
     def _held(self) -> list[_Group]:
         return [*self._ready, *self._forming.values()]
 
@@ -172,8 +178,8 @@ class Buffer:
         while len(self._known) > REMEMBERED:
             del self._known[next(iter(self._known))]
         self._counts["added"] += 1
-        group = self._forming.setdefault(episode.group_id, _Group(self._counts["added"]))
-        group.episodes.append(episode)
+        group = self._forming.setdefault(episode.group_id, _Group(self._counts["added"], episode.policy_version))
+        group.add(episode)
         if len(group.episodes) == self.group_size:
             self._keep(self._forming.pop(episode.group_id))
         return True
@@ -305,7 +311,10 @@ class Buffer:
                 f"the state has groups of {state_dict['group_size']} episodes, but those of this buffer have "
                 f"{self.group_size}"
             )
-        groups = [_Group(number, list(episodes), uses) for number, uses, episodes in state_dict["groups"]]
+        groups = [
+            _Group(number, min(e.policy_version for e in episodes), list(episodes), uses)
+            for number, uses, episodes in state_dict["groups"]
+        ]
         self._ready = [g for g in groups if len(g.episodes) == self.group_size]
         self._forming = {g.episodes[0].group_id: g for g in groups if len(g.episodes) < self.group_size}
         self._known = dict.fromkeys(state_dict["known"])
@@ -329,6 +338,26 @@ class Buffer:
             "incomplete_groups": len(self._forming),
             "in_flight": len(self._tickets),
         }
+
+
+class _Waiting:
+    """A call that waits for what it wants."""
+
+    def __init__(self, attempt: Callable[[], Any], same: tuple[str, int]) -> None:
+        self.attempt = attempt  # what is wanted, or None
+        self.same = same  # one that is refused is refused to all of these
+        self.found = asyncio.get_running_loop().create_future()
+
+    def give(self) -> bool:
+        """Let the call have what it wants, or the exception that this raises; False if it must wait."""
+        try:
+            found = self.attempt()
+        except Exception as e:
+            self.found.set_exception(e)
+            return True
+        if found is not None:
+            self.found.set_result(found)
+        return found is not None
 
 
 class ReplayBuffer(ForgeActor):
@@ -363,7 +392,7 @@ class ReplayBuffer(ForgeActor):
             drop_zero_variance,
             max_empty_batches,
         )
-        self._changed = asyncio.Event()  # a new one after each change
+        self._waiting: list[_Waiting] = []
 
     @endpoint
     async def setup(self) -> None:
@@ -383,7 +412,8 @@ class ReplayBuffer(ForgeActor):
 
         0 does not wait, None waits as long as it takes. See `Buffer.sample`.
         """
-        return await self._first(lambda: self.buffer.sample(curr_policy_version), timeout)
+        wanted = _Waiting(lambda: self.buffer.sample(curr_policy_version), ("sample", curr_policy_version))
+        return await self._first(wanted, timeout)
 
     @endpoint(concurrent=True)
     async def admit(self, curr_policy_version: int, timeout: float | None = None) -> str | None:
@@ -398,7 +428,7 @@ class ReplayBuffer(ForgeActor):
             newest = self.buffer.newest_version or curr_policy_version
             return self.buffer.admit(newest) if ticket is None and newest > curr_policy_version else ticket
 
-        return await self._first(attempt, timeout)
+        return await self._first(_Waiting(attempt, ("admit", curr_policy_version)), timeout)
 
     @endpoint(concurrent=True)
     async def release(self, ticket: str) -> None:
@@ -436,25 +466,36 @@ class ReplayBuffer(ForgeActor):
 
     @contextlib.contextmanager
     def _change(self) -> Iterator[None]:
-        """Let whoever waits look again after this, also where it raises."""
+        """Let whoever waits have what there is after this, also where it raises."""
         try:
             yield
         finally:
-            self._wake()
+            self._serve()
 
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def _first(self, attempt: Callable[[], T | None], timeout: float | None) -> T | None:
-        """The first result that is not None, of attempts at once and after each change."""
-        until = None if timeout is None else time.monotonic() + timeout
-        with self._change():  # an attempt tells the buffer a version, which may let others in
-            found = attempt()
-        while found is None and (until is None or until > time.monotonic()):
+    async def _first(self, wanted: _Waiting, timeout: float | None) -> Any:
+        """What is wanted, as soon as it can be had; None if that took too long."""
+        self._waiting.append(wanted)
+        try:
+            self._serve()
             with contextlib.suppress(TooSlow):
-                await within(until and until - time.monotonic(), self._changed.wait())
-            found = attempt()
-        if found is not None:
-            self._wake()
-        return found
+                return await within(timeout, wanted.found)
+            return None
+        finally:
+            if wanted in self._waiting:
+                self._waiting.remove(wanted)
+
+    def _serve(self) -> None:
+        """Give those who wait what there is, in the order in which they came, until there is nothing for anybody."""
+        again = True
+        while again:
+            self._waiting = [waiting for waiting in self._waiting if not waiting.found.done()]
+            told, again = self.buffer.told, False
+            refused = set[tuple[str, int]]()
+            for waiting in self._waiting:
+                if waiting.same in refused:
+                    continue
+                if waiting.give():
+                    again = True  # what was taken may let others in
+                else:
+                    refused.add(waiting.same)
+            again |= self.buffer.told != told  # so may a version that the buffer has just been told

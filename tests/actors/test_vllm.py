@@ -183,7 +183,6 @@ async def test_weights_are_read_by_the_workers_while_requests_are_held(folder: P
     await eventually(lambda: len(engine.calls) > 1, "the pause")
     engine.go.set()
     assert await update == 5 == await generator.get_version()
-    assert task.done() >= drain  # it waited for the request, where it was to
     assert engine.calls[1:] == [f"pause {'wait' if drain else 'keep'}", "load_version", "resume"]
     assert torch.equal(engine.loop.module.model.embed_tokens.weight, other.model.embed_tokens.weight)
     (completion,) = await task

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab.cgroups import Cgroups
-from tests.lab.machine import ENVIRONMENT
+from tests.lab.machine import ENVIRONMENT, remove
 from tests.lab.network import Network, end_machine, hear, start_machine
 
 PROJECT = Path(__file__).parents[2]
@@ -68,6 +68,7 @@ class Host:
     def begin(self) -> None:
         """Switch it on; `boot` waits until it is up, so that several may start at once."""
         if self._cgroup:
+            remove(self._cgroup)  # with what an earlier life left: a machine that starts has none
             self._cgroup.mkdir(exist_ok=True)
         (self.folder / "boot_id").write_text(f"{uuid.uuid4()}\n")
         self._process = start_machine("host", self._config, self._log)
