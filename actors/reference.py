@@ -21,19 +21,41 @@ class ReferenceModel(ForgeActor):
     It never follows the trainer: its model has a path of its own, and a folder of the trainer's checkpoints is refused.
     """
 
-    def __init__(self, model: Model, dtype: str = "auto", micro_batch_tokens: int | None = 16_384) -> None:
-        """model, dtype: as of `load_model`. micro_batch_tokens: the most tokens of one pass, padding included.
+    def __init__(
+        self, model: Model | None = None, dtype: str = "auto", micro_batch_tokens: int | None = 16_384
+    ) -> None:
+        """A reference of this model; without one, `load` names it.
 
-        Raises ValueError for a model in a folder of checkpoints.
+        model, dtype: as of `load_model`. micro_batch_tokens: the most tokens of one pass, padding included. Raises
+        ValueError for a model in a folder of checkpoints.
         """
         super().__init__()
-        refuse_checkpoints(model)
+        if model is not None:
+            refuse_checkpoints(model)
         self._model, self._dtype, self._budget = model, dtype, micro_batch_tokens
+        self._loaded: nn.Module | None = None
 
     @endpoint
     def setup(self) -> None:
         """Load the model."""
-        self._module = load_model(self._model, dtype=self._dtype).module.eval().requires_grad_(False)
+        if self._model is not None:
+            self.load(self._model)
+
+    @endpoint
+    def load(self, model: Model) -> None:
+        """Compute with this model from now on, such as the one that a warm-up has exported.
+
+        A rank that starts again has the constructor's model, or none. Raises ValueError for a model in a folder of
+        checkpoints, and what `load_model` raises.
+        """
+        refuse_checkpoints(model)
+        self._loaded = load_model(model, dtype=self._dtype).module.eval().requires_grad_(False)
+
+    @property
+    def _module(self) -> nn.Module:
+        if self._loaded is None:
+            raise RuntimeError("this reference has no model yet: name one in its constructor, or call `load`")
+        return self._loaded
 
     @endpoint(idempotent=True)
     def forward(self, input_ids: Tensor, lengths: Tensor, response_start: Tensor, temperature: float = 1.0) -> Tensor:

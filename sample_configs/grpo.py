@@ -5,34 +5,35 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import statistics
 import time
 import uuid
+from collections import deque
 from dataclasses import replace
+from statistics import fmean
 
-from sums import example, held_out
+from sums import accuracy, example
 
 import forgectl
 from actors import SamplingParams, group_episodes
 
-names = ("trainer", "generator", "buffer", "rewards", "data", "metrics")
-trainer, generator, buffer, rewards, data, metrics = map(forgectl.get, names)
+names = ("trainer", "generator", "buffer", "rewards", "reference", "data", "metrics")
+trainer, generator, buffer, rewards, reference, data, metrics = map(forgectl.get, names)
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--warm-up", type=float, default=0.2, help="begin GRPO when so many sampled answers are right")
-parser.add_argument("--steps", type=int, default=400, help="steps of GRPO, at most")
-parser.add_argument("--until", type=float, default=0.95, help="end at this accuracy on problems that are held out")
-parser.add_argument("--rollouts", type=int, default=64, help="prompts that are answered at a time")
+parser.add_argument("--warm-up", type=float, default=0.15, help="begin GRPO when so many sampled answers are right")
+parser.add_argument("--until", type=float, default=0.9, help="end when so many are, and also of problems held out")
+parser.add_argument("--steps", type=int, default=2000, help="or end after so many steps, those of the warm-up included")
 options = parser.parse_args()
 GROUP = 8
-SAMPLED = SamplingParams(max_tokens=5)
-BEST = SamplingParams(max_tokens=5, temperature=0)
+SAMPLED, BEST = SamplingParams(max_tokens=5), SamplingParams(max_tokens=5, temperature=0)
 
 
 class Policy:
-    """The version of the weights that generators have, and the rewards of their answers since the last step."""
+    """The version of the weights that generators have, and how good their answers are."""
 
-    version, rewards = 0, list[float]()
+    version, step = 0, 0
+    rewards = list[float]()  # since the last step
+    recent, held_out = deque[float](maxlen=10), 0.0  # mean rewards of the last steps, and the latest evaluation
 
     async def publish(self) -> None:
         """Give the trainer's weights to the generators, which go on with their requests."""
@@ -42,12 +43,14 @@ class Policy:
 
 
 async def warm_up(policy: Policy) -> None:
-    """Show the trainer right answers until it finds some by itself."""
-    while await accuracy(SAMPLED) < options.warm_up:
+    """Show the trainer right answers until it finds some by itself; where it begins is the reference."""
+    while await accuracy(generator, SAMPLED) < options.warm_up:
         for _ in range(10):
             examples = [example(row) for row in await data.batch.call_one(128)]
             await trainer.train_step.call(examples, loss="sft", learning_rate=1e-3)
         await policy.publish()
+    await trainer.export.call("grpo-run/reference")
+    await save()
 
 
 async def roll_out(policy: Policy) -> None:
@@ -57,26 +60,25 @@ async def roll_out(policy: Policy) -> None:
         try:
             row, group = await data.sample.call_one(), uuid.uuid4().hex
             answers = await generator.generate.route(row["prompt"], replace(SAMPLED, n=GROUP), request_id=group)
-            prompts, columns = [row["prompt"]] * GROUP, {"answer": [row["answer"]] * GROUP}
-            scored = await rewards.reward.call_one(prompts, [a.text for a in answers], **columns)
+            columns = {"answer": [row["answer"]] * GROUP}
+            scored = await rewards.reward.call_one([row["prompt"]] * GROUP, [a.text for a in answers], **columns)
             policy.rewards.extend(scored.total)
-            await buffer.add.call_one(group_episodes(answers, scored.total, group), ticket)
+            episodes = group_episodes(answers, scored.total, group)
+            known = await reference.logprobs.call_one(episodes)
+            await buffer.add.call_one(
+                [replace(e, ref_logprobs=k) for e, k in zip(episodes, known, strict=True)], ticket
+            )
         finally:
             await buffer.release.call_one(ticket)
 
 
-async def accuracy(how: SamplingParams = BEST) -> float:
-    """The share of right answers to the problems that are held out."""
-    rows = held_out()
-    answers = await asyncio.gather(*(generator.generate.route(row["prompt"], how) for row in rows))
-    return sum(a.text == row["answer"] for [a], row in zip(answers, rows, strict=True)) / len(rows)
-
-
 async def train(policy: Policy) -> None:
     """Learn until the policy is good enough; where a rank of the trainer dies, go on from the last checkpoint."""
-    while True:
+    policy.held_out = await accuracy(generator, BEST)
+    print(f"{policy.held_out:.2f} of the problems held out are right before GRPO", flush=True)
+    while policy.step < options.steps and min(policy.held_out, fmean(policy.recent or [0])) < options.until:
         try:
-            return await learn(policy)
+            await learn(policy)
         except forgectl.ActorDied as e:
             if e.mesh != "trainer":
                 raise
@@ -85,26 +87,21 @@ async def train(policy: Policy) -> None:
 
 
 async def learn(policy: Policy) -> None:
-    """Take batches from the buffer, train, and publish."""
-    done = (await trainer.slice(procs=0).get_status.call_one()).step
-    print(f"{await accuracy():.2f} of the problems held out are right before step {done + 1}", flush=True)
-    for step in range(done + 1, done + options.steps + 1):
-        began = time.monotonic()
-        batch = await buffer.sample.call_one(policy.version, timeout=None)
-        result = (await trainer.train_step.call(batch)).get(0)
-        await policy.publish()
-        speed = result.metrics["tokens"] / (time.monotonic() - began)
-        shown = {**result.metrics, "loss": result.loss, "tokens_per_second": speed}
-        shown["reward"] = statistics.fmean(policy.rewards or [result.metrics["reward"]])
-        policy.rewards.clear()
-        if step % 10 == 0:
-            shown["held_out"] = await accuracy()
-            await metrics.log_samples.call_one(step, batch[0][:8])
-        await metrics.log.call_one(step, shown)
-        if step % 50 == 0:
-            await save()
-        if shown.get("held_out", 0) >= options.until:
-            return
+    """Take a batch from the buffer, train, and publish."""
+    began = time.monotonic()
+    batch = await buffer.sample.call_one(policy.version, timeout=None)
+    result = (await trainer.train_step.call(batch)).get(0)
+    await policy.publish()
+    shown = {**result.metrics, "loss": result.loss, "reward": fmean(policy.rewards or [result.metrics["reward"]])}
+    shown["tokens_per_second"] = result.metrics["tokens"] / (time.monotonic() - began)
+    policy.step, policy.rewards = result.step, []
+    policy.recent.append(shown["reward"])
+    if policy.step % 10 == 0:
+        policy.held_out = shown["held_out"] = await accuracy(generator, BEST)
+        await metrics.log_samples.call_one(policy.step, batch[0][:8])
+    await metrics.log.call_one(policy.step, shown)
+    if policy.step % 50 == 0:
+        await save()
 
 
 async def save() -> None:
@@ -118,7 +115,8 @@ async def resume(policy: Policy) -> bool:
     if (extra := await leader.get_extra.call_one()) is None:
         return False
     await data.load_state_dict.call_one(extra["data"])
-    await metrics.resume.call_one((await leader.get_status.call_one()).step)
+    policy.step = (await leader.get_status.call_one()).step
+    await metrics.resume.call_one(policy.step)
     await policy.publish()
     return True
 
@@ -127,13 +125,14 @@ async def main() -> None:
     policy = Policy()
     if not await resume(policy):
         await warm_up(policy)
-        await save()
-    rollouts = asyncio.gather(*(roll_out(policy) for _ in range(options.rollouts)))
+    await reference.load.call("grpo-run/reference")
+    rollouts = asyncio.gather(*(roll_out(policy) for _ in range(64)))
     training = asyncio.ensure_future(train(policy))
     await asyncio.wait([rollouts, training], return_when=asyncio.FIRST_COMPLETED)
     await (training if training.done() else rollouts)
     rollouts.cancel()
     await asyncio.gather(rollouts, return_exceptions=True)
+    await save()
     await trainer.export.call("grpo-run/model")
     print(f"see {await metrics.plot.call_one()}", flush=True)
 

@@ -30,6 +30,17 @@ def test_it_gives_the_log_probabilities_of_each_episode() -> None:
     assert reference.logprobs([]) == []
 
 
+def test_a_model_may_be_named_later(tmp_path: Path) -> None:
+    reference = ReferenceModel()
+    reference.setup()
+    with pytest.raises(RuntimeError, match="no model yet"):
+        reference.logprobs(episodes())
+    reference.load(TINY)
+    known = ReferenceModel(TINY)
+    known.setup()
+    assert all(map(torch.equal, reference.logprobs(episodes()), known.logprobs(episodes())))
+
+
 @pytest.mark.parametrize("budget", [1, 16, None])
 def test_the_split_into_micro_batches_changes_nothing(budget: int | None) -> None:
     whole = logprobs_of(tiny(), Sequences.of(episodes()), 1.0, None)
@@ -44,4 +55,6 @@ def test_the_folder_of_the_trainers_checkpoints_is_refused(tmp_path: Path) -> No
     for wrong in (path, tmp_path / "run", path / "model", tmp_path / "link"):
         with pytest.raises(ValueError, match="where a trainer keeps its checkpoints"):
             ReferenceModel(str(wrong))
+        with pytest.raises(ValueError, match="where a trainer keeps its checkpoints"):
+            ReferenceModel().load(str(wrong))
     ReferenceModel(str(tmp_path / "initial"))
