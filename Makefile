@@ -34,6 +34,7 @@ bench: $(READY)
 	-$(BIN)/python benchmarks/weights.py --json benchmarks/results/weights.json
 	-$(BIN)/python benchmarks/generation.py --json benchmarks/results/generation.json
 	-$(BIN)/python benchmarks/training.py --json benchmarks/results/training.json
+	-$(BIN)/python benchmarks/grpo.py --json benchmarks/results/grpo.json
 	$(BIN)/python benchmarks/readme.py $(foreach what,launch messages hosts syncing weights generation training,benchmarks/results/$(what).json)
 
 $(READY): pyproject.toml constraints.txt

@@ -38,9 +38,9 @@ class Forge:
         """A forgectl command."""
         return [str(BIN / "forgectl"), *arguments]
 
-    def seconds(self, *arguments: str) -> float:
+    def seconds(self, *arguments: str, timeout: float = 300) -> float:
         """Run a command to its end; BenchmarkError where it fails."""
-        return seconds_of(self.argv(*arguments), self.env)
+        return seconds_of(self.argv(*arguments), self.env, timeout=timeout)
 
     def folder(self) -> Path:
         """A new folder for one sample."""

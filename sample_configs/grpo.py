@@ -90,6 +90,10 @@ async def learn(policy: Policy) -> None:
     """Take a batch from the buffer, train, and publish."""
     began = time.monotonic()
     batch = await buffer.sample.call_one(policy.version, timeout=None)
+    known = await asyncio.gather(*(reference.logprobs.call_one(part) for part in batch))
+    batch = [
+        [replace(e, ref_logprobs=k) for e, k in zip(*part, strict=True)] for part in zip(batch, known, strict=True)
+    ]
     result = (await trainer.train_step.call(batch)).get(0)
     await policy.publish()
     shown = {**result.metrics, "loss": result.loss, "reward": fmean(policy.rewards or [result.metrics["reward"]])}

@@ -45,10 +45,10 @@ async def accuracy(generator: Generator, how: SamplingParams) -> float:
     return fmean(answer.text == row["answer"] for [answer], row in zip(answers, rows, strict=True))
 
 
-def training(epoch: int = 0) -> Iterator[dict[str, str]]:
-    """All other problems, in another order in each epoch."""
+def training(epoch: int = 0, seed: int = 0) -> Iterator[dict[str, str]]:
+    """All other problems, in another order in each epoch and for each seed."""
     pairs = all_pairs()[HELD_OUT:]
-    random.Random(epoch).shuffle(pairs)
+    random.Random(f"{seed} {epoch}").shuffle(pairs)
     return (problem(a, b) for a, b in pairs)
 
 
