@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -77,7 +79,7 @@ def _type(value: Schema, kinds: dict[str, Schema]) -> str:
     """What may be written, in words, with links to other sections."""
     if "$ref" in value:
         kind = value["$ref"].rpartition("/")[2]
-        return f"[a map](#{anchor_of(kind)})"
+        return f"[{re.sub('(?<=[a-z])(?=[A-Z])', ' of a ', kind).lower()}](#{anchor_of(kind)})"
     if _is_duration(value):
         return "a time: `90`, `90s`, `10m`, `2h`"
     if _is_size(value):
@@ -89,7 +91,7 @@ def _type(value: Schema, kinds: dict[str, Schema]) -> str:
         return " or ".join(f"`{choice}`" for choice in value["enum"])
     kind = value["type"]
     if kind == "array":
-        return f"a list: {_type(value.get('items', {}), kinds)}"
+        return f"a list of {_type(value.get('items', {}), kinds)}"
     if kind == "object":
         inner = value.get("additionalProperties", {})
         if isinstance(inner, dict) and "$ref" in inner:
@@ -178,7 +180,31 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
+# ---------------------------------------------------------------- settings of actors
+
+
+def settings_reference() -> str:
+    """A row a setting of `options(…)` that is no attribute of ForgeActor, as the docstrings of its classes have it."""
+    from forgectl.actor.options import Settings
+    from forgectl.actor.service.service import ServiceConfig
+
+    about: dict[str, str] = {}
+    for cls in (ServiceConfig, Settings):
+        text = inspect.cleandoc(cls.__doc__ or "")
+        about |= dict(re.findall(r"^(\w+): ((?:.*\n?(?!\w+: |The others))*.*)", text, flags=re.MULTILINE))
+    about["router"] = '"round_robin", "least_loaded", "session", or a `Router`.'
+    lines = ["| setting | default | meaning |", "|---|---|---|"]
+    for field in dataclasses.fields(Settings):
+        default = "" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
+        lines.append(f"| `{field.name}` | {default} | {_cell(_prose(about[field.name]))} |")
+    return "\n".join(lines)
+
+
 # ---------------------------------------------------------------- exit codes
+
+
+OF_ACTORS = ("Actor", "Mesh", "Service")
+"""How errors begin that programs with actors meet, rather than commands."""
 
 
 def exit_codes() -> str:
@@ -189,7 +215,7 @@ def exit_codes() -> str:
     for error in vars(forgectl.errors).values():
         if isinstance(error, type) and issubclass(error, forgectl.errors.ForgeError):
             code, about = error.exit_code, (error.__doc__ or "").partition("\n")[0]
-            if error is not forgectl.errors.ForgeError and code != 1:
+            if error is not forgectl.errors.ForgeError and not error.__name__.startswith(OF_ACTORS):
                 found.setdefault(code, []).append(about)
     found[130] = ["Ctrl-C."]
     found[141] = ["The reader of a pipe has gone."]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
 import re
 import runpy
 from pathlib import Path
@@ -15,7 +16,7 @@ import click
 import pages as tables
 import pytest
 import yaml
-from references import anchor_of, command_reference, commands_of, exit_codes, spec_reference
+from references import anchor_of, command_reference, commands_of, exit_codes, settings_reference, spec_reference
 
 import forgectl
 from forgectl.cli.app import app
@@ -167,6 +168,14 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
 def test_the_api_reference_has_every_public_name() -> None:
     shown = re.findall(r"^::: forgectl\.(\w+)$", (TOP / "docs/api.md").read_text(), flags=re.MULTILINE)
     assert sorted(shown) == sorted(set(forgectl.__all__) - {"__version__"})
+
+
+def test_the_settings_of_actors_are_all_explained() -> None:
+    text = settings_reference()
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (.+) \|$", text, flags=re.MULTILINE)
+    assert [name for name, _ in rows] == [field.name for field in dataclasses.fields(forgectl.Settings)]
+    assert all(about.endswith(".") and "setting" not in about for _, about in rows), text
+    assert "The others" not in text
 
 
 def test_the_variables_of_forgectl_are_on_the_page_of_commands() -> None:
