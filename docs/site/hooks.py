@@ -38,6 +38,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Fill in what is generated, and turn links to other files of the repository into links of the site."""
+    if page.file.src_uri.startswith(("decisions/", "changelog")):
+        page.meta["search"] = {"boost": 0.2}  # below the pages for users
     text = MARK.sub(lambda mark: generated(mark[1]), markdown)
     return text if page.file.src_uri in FROM_TOP.values() else with_links_of_the_site(text, f"docs/{page.file.src_uri}")
 

@@ -79,7 +79,7 @@ def _type(value: Schema, kinds: dict[str, Schema]) -> str:
     """What may be written, in words, with links to other sections."""
     if "$ref" in value:
         kind = value["$ref"].rpartition("/")[2]
-        return f"[{re.sub('(?<=[a-z])(?=[A-Z])', ' of a ', kind).lower()}](#{anchor_of(kind)})"
+        return f"[{re.sub('(?<=[a-z])(?=[A-Z])', ' ', kind).lower()}](#{anchor_of(kind)})"
     if _is_duration(value):
         return "a time: `90`, `90s`, `10m`, `2h`"
     if _is_size(value):
