@@ -94,9 +94,8 @@ class Terminal:
             self._send(letter)
             self._read_for(0.045)
         self._read_for(0.4)
-        line = self.screen.cursor.y
         self._send("\r")
-        self.wait_for(lambda: self.screen.cursor.y > line and self.at_prompt(), command)
+        self.wait_for(self.at_prompt, command)  # the cursor is behind the command until then
         self._read_for(0.8)
 
     def close(self) -> list[Shown]:
