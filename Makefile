@@ -1,10 +1,11 @@
 # `make demo` trains actors on real text, `make check` runs the quick checks and `make test` runs all of them. Each sets up
 # .venv first; only Python is needed. `make gpu` checks on a machine with a GPU what others cannot.
+# `make docs` builds the documentation into site/.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo lint check test gpu bench clean
+.PHONY: demo lint check test gpu bench docs clean
 
 demo: $(READY)
 	$(BIN)/forgectl launch sample_configs/story.yaml
@@ -35,13 +36,17 @@ bench: $(READY)
 	-$(BIN)/python benchmarks/generation.py --json benchmarks/results/generation.json
 	-$(BIN)/python benchmarks/training.py --json benchmarks/results/training.json
 	-$(BIN)/python benchmarks/grpo.py --json benchmarks/results/grpo.json
-	$(BIN)/python benchmarks/readme.py $(foreach what,launch messages hosts syncing weights generation training,benchmarks/results/$(what).json)
+	$(BIN)/python benchmarks/pages.py
+
+docs: $(READY)
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "the documentation is in site/index.html"
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
 	    { echo "forgectl is tested with Python 3.10 to 3.13; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[rl,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[rl,dev,docs]'
 	$(BIN)/python -m compileall -q forgectl
 	@touch $@
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 PRELUDE = """\
 # pyright: reportUnusedVariable=false, reportUnusedImport=false, reportUnusedExpression=false
-# pyright: reportDuplicateImport=false
+# pyright: reportDuplicateImport=false, reportUnknownMemberType=false
 import asyncio
 import os
 from typing import Any
@@ -19,7 +19,7 @@ from forgectl import ForgeActor, endpoint, service_endpoint
 
 """
 """What an example may leave out; the reader knows it by then."""
-OF_OTHERS = ("# TorchForge", "# TRL")
+OF_OTHERS = ("# Ray", "# TorchForge", "# TRL")
 """How an example begins that shows other software."""
 
 
@@ -34,15 +34,17 @@ def examples_in(page: Path) -> list[tuple[int, str]]:
 def module_of(page: Path) -> str:
     """The examples of a page one after the other, so that a later one may use what an earlier one defines.
 
-    Those with `await` outside a function, as in a notebook, are together one function.
+    Those with `await` outside a function, as in a notebook, are together one function. What one imports from a file
+    that is an earlier one is there already.
     """
+    files = "|".join(re.findall(r"^```python\n# (\w+)\.py$", page.read_text(), flags=re.MULTILINE)) or "(?!)"
     module, awaiting = [PRELUDE], ["async def examples() -> None:\n    pass\n"]
     for line, code in examples_in(page):
-        head = f"# {page.name}:{line}\n"
+        example = f"# {page.name}:{line}\n" + re.sub(rf"^from (?:{files}) import .*$", "", code, flags=re.MULTILINE)
         if _awaits(code):
-            awaiting.append(textwrap.indent(head + code, "    "))
+            awaiting.append(textwrap.indent(example, "    "))
         else:
-            module.append(head + code)
+            module.append(example)
     return "\n".join(module + awaiting)
 
 
