@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -44,11 +45,11 @@ def get(name: str, cls: type | None = None) -> Any:
 def bring_up() -> None:
     """Launch every actor and service that the spec declares, at the same time; raises the first error."""
     client = run_client()
-    asyncio.run(_bring_up(client))
-
-
-async def _bring_up(client: RunClient) -> None:
     classes = [_class_of(d) for d in client.plan.declared]
+    asyncio.run(_bring_up(client, classes))
+
+
+async def _bring_up(client: RunClient, classes: Sequence[Any]) -> None:
     launches = [_launch(client, d, cls) for d, cls in zip(client.plan.declared, classes, strict=True)]
     for declaration, cls, handle in zip(client.plan.declared, classes, await asyncio.gather(*launches), strict=True):
         _declared[declaration.name] = cls, handle

@@ -13,8 +13,9 @@ WITHOUT = "import sys; sys.modules['zmq'] = None; "
 ACTORS = {
     "actor": "actors: {one: {class: mine:Mine}}",
     "service": "services: {one: {class: mine:Mine}}",
-    "both, and a driver": "{actors: {a: {class: m:M}}, services: {b: {class: m:M}}, driver: {run: main.py}}",
+    "both, and a driver": "{actors: {a: &a {class: mine:Mine}}, services: {b: *a}, driver: {run: main.py}}",
 }
+MINE = "from forgectl import ForgeActor\nclass Mine(ForgeActor): ...\n"
 
 
 def _python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -31,6 +32,7 @@ def _forgectl(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 @pytest.mark.parametrize("spec", ACTORS)
 def test_a_spec_with_actors_is_refused_before_anything_is_started(tmp_path: Path, spec: str, command: str) -> None:
     (tmp_path / "main.py").write_text("")
+    (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "spec.yaml").write_text(ACTORS[spec])
     result = _forgectl(tmp_path, command, "spec.yaml")
     assert (result.returncode, result.stdout) == (69, "")
@@ -41,10 +43,10 @@ def test_a_spec_with_actors_is_refused_before_anything_is_started(tmp_path: Path
 
 def test_scripts_and_meshes_of_another_interpreter_are_planned(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text("")
+    (tmp_path / "mine.py").write_text(MINE)
     other = "python: /usr/bin/python3"
-    spec = (
-        f"scripts: {{s: {{run: main.py}}}}\nactors: {{a: {{class: m:M, {other}}}}}\ndriver: {{run: main.py, {other}}}"
-    )
+    actor = f"{{class: mine:Mine, {other}}}"
+    spec = f"scripts: {{s: {{run: main.py}}}}\nactors: {{a: {actor}}}\ndriver: {{run: main.py, {other}}}"
     (tmp_path / "spec.yaml").write_text(spec)
     assert _forgectl(tmp_path, "plan", "spec.yaml").returncode == 0
 
