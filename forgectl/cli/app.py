@@ -98,7 +98,7 @@ def _run() -> int:
         return e.exit_code
     except click.UsageError as e:
         where = e.ctx.command_path if e.ctx else "forgectl"
-        _print_error(e.format_message(), f"see `{where} --help`")
+        _print_error(_usage(e), f"see `{where} --help`")
         return 64
     except KeyboardInterrupt:
         return 130
@@ -122,6 +122,14 @@ def _fault(error: Exception) -> int:
         hint = "run it again with `forgectl --debug …` and report it"
         _print_error(f"a fault of forgectl itself: {type(error).__name__}: {error}", hint)
     return 70
+
+
+def _usage(error: click.UsageError) -> str:
+    """Click's message, but its own sentence about an unknown option, which differs between its versions."""
+    if not isinstance(error, click.NoSuchOption):
+        return error.format_message()
+    near = [option for option in sorted(error.possibilities or ()) if option != "--help"]
+    return f"no such option: {error.option_name}" + (f"; did you mean {' or '.join(near)}?" if near else "")
 
 
 def _with_heading(error: ForgeError) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +16,9 @@ from pathlib import Path
 from typing import Literal
 
 Function = (ast.FunctionDef, ast.AsyncFunctionDef)
+MAX_BYTES = 4 << 20
 _BINDS_BY_CODE = re.compile(
-    r"(?<![.\w])(globals|locals|vars)\(\)|(?<![.\w])exec\(|\bmodules\[|^\s+global\s", re.MULTILINE
+    r"(?<![.\w])(globals|locals|vars)\(\)|(?<![.\w])exec\(|\bmodules\[|\bf_globals\b|^\s+global\s", re.MULTILINE
 )
 _ALWAYS = frozenset(
     {"__name__", "__doc__", "__file__", "__path__", "__dict__", "__spec__", "__loader__", "__package__"}
@@ -43,11 +45,14 @@ def bindings_of(body: ast.Module | ast.ClassDef, package: str = "") -> dict[str,
     return found
 
 
-def _statements(node: ast.AST) -> Iterator[ast.AST]:
-    for child in ast.iter_child_nodes(node):
-        yield child
-        if not isinstance(child, (*Function, ast.ClassDef, ast.Lambda)):
-            yield from _statements(child)
+def _statements(body: ast.AST) -> Iterator[ast.AST]:
+    """All nodes that run with `body` itself. Without recursion: an expression may be very deep."""
+    waiting = [body]
+    while waiting:
+        for child in ast.iter_child_nodes(waiting.pop()):
+            yield child
+            if not isinstance(child, (*Function, ast.ClassDef, ast.Lambda)):
+                waiting.append(child)
 
 
 def _bound_by(node: ast.AST, package: str) -> Iterator[tuple[str, Binding]]:
@@ -91,9 +96,16 @@ class Module:
 
     @cached_property
     def _read(self) -> tuple[str, ast.Module | SyntaxError | None]:
+        if self.path is None:
+            return "", None
         try:
-            data = self.path.read_bytes() if self.path else b""
-            return data.decode(errors="replace"), ast.parse(data, str(self.path)) if self.path else None
+            with self.path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
+            if len(data) > MAX_BYTES:
+                return "", None
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they are for the import
+                return data.decode(errors="replace"), ast.parse(data, str(self.path))
         except SyntaxError as e:
             return "", e
         except (OSError, ValueError, RecursionError, MemoryError):

@@ -29,7 +29,7 @@ WRONG = [
     ("launch spec.yaml --timeout soon", 64, "'soon'", "forgectl launch --help"),
     ("launch spec.yaml --timeout -1", 64, "-1.0 is not in the range", ""),
     ("launch spec.yaml extra", 64, "unexpected extra argument", "forgectl launch --help"),
-    ("launch spec.yml", 66, "no spec file spec.yml; looked in", "there is spec.yaml"),
+    ("launch spec.yml", 66, "no spec file spec.yml; looked in", "did you mean spec.yaml?"),
     ("launch .", 66, "is a folder", "spec.yaml"),
     ("plan spce.yaml", 66, "no spec file", "spec.yaml"),
     ("plan spec.yaml --set scripts.stay.proc=3", 65, "knows no key 'proc'", "'procs'"),

@@ -39,7 +39,7 @@ def get(name: str, cls: type | None = None) -> Any:
             raise TypeError(f"the spec declares {name!r} as {made.__qualname__}, which is not a {cls.__qualname__}")
         return handle
     there = ", ".join(_declared) or "none: only the driver of a spec with actors or services has them"
-    raise NotFoundError(f"the spec declares no actor or service {name!r}; there is {there}")
+    raise NotFoundError(f"the spec declares no actor or service {name!r}; it declares {there}")
 
 
 def bring_up() -> None:

@@ -253,6 +253,15 @@ def test_another_interpreter_has_its_own_syntax(tmp_path: Path) -> None:
     )
 
 
+def test_source_of_any_shape_is_read(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    deep = "x = " + "+".join(["1"] * 2_000) + "\ny = '\\d'\n"
+    assert problems(tmp_path, "class: 'actors:Countr'", deep + ACTORS)[0].endswith("did you mean 'Counter'?")
+    assert [str(w.message) for w in recwarn] == []
+    for source in ("\0", "# coding: nonsense\n", "x" * (5 << 20), "(" * 1000, "\udcff"):
+        (tmp_path / "odd.py").write_bytes(source.encode(errors="surrogateescape"))
+        assert len(problems(tmp_path, "class: 'odd:C'")) <= 1
+
+
 def test_nothing_of_the_users_runs(tmp_path: Path) -> None:
     marks = f"open({str(tmp_path / 'ran')!r}, 'w')\n"
     (tmp_path / "sitecustomize.py").write_text(marks)

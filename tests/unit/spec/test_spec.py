@@ -346,10 +346,14 @@ def test_a_missing_file_names_what_is_near(tmp_path: Path) -> None:
         load(tmp_path / "stf.yaml", environ={})
     assert caught.value.exit_code == 66
     assert str(tmp_path) in caught.value.message
-    assert caught.value.hint == "there is sft.yaml"
+    assert caught.value.hint == "did you mean sft.yaml?"
+    (tmp_path / "sft.py").touch()
+    with pytest.raises(NotFoundError) as caught:
+        load(tmp_path / "sft.yml", environ={})
+    assert caught.value.hint == "did you mean sft.yaml?", "only a spec can be meant"
     with pytest.raises(NotFoundError, match="is a folder") as caught:
         load(tmp_path, environ={})
-    assert caught.value.hint == "there is sft.yaml"
+    assert caught.value.hint == "did you mean sft.yaml?"
     with pytest.raises(NotFoundError, match="no spec file"):
         load(tmp_path / "no" / "such.yaml", environ={})
     with pytest.raises(NotFoundError):
