@@ -85,7 +85,7 @@ def _value(word: str) -> Any:
         if word[:1] in tuple('[{"'):
             raise UsageError(f"{word!r} is not JSON: {e}", hint="quote it for the shell: '[1, 2]'") from None
         if word.startswith("-"):
-            raise UsageError(f"no such option: {word}", hint=f"as text: '\"{word}\"'") from None
+            raise UsageError(f"no such option: {word}", hint=f"to pass it as text: '\"{word}\"'") from None
         return word
 
 

@@ -26,8 +26,15 @@ print(json.dumps(found))
 
 
 def modules_of(python: str | None) -> Elsewhere:
-    """Where an interpreter finds top-level modules; None: the one that runs forgectl."""
+    """Where an interpreter finds top-level modules; None: the one that runs forgectl. Another one is run to say so."""
     return functools.cache(functools.partial(_ask, python)) if python else _find
+
+
+def modules_here(python: str | None) -> Elsewhere:
+    """The same for `plan`, which runs no program that a spec names: another interpreter may have any module."""
+    from forgectl.spec.python_source import Origin
+
+    return (lambda _: Origin()) if python else _find
 
 
 def _find(name: str) -> Origin | None:

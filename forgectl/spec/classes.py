@@ -130,7 +130,7 @@ class Look:
         elif hiding := self._hiding(name, path):
             message += f": {hiding}"
         elif package is None:
-            message += f", and none is installed for {self.python or sys.executable}; workdir says where modules are"
+            message += f", and none is installed for {self.python or sys.executable}; is workdir its folder?"
         elif not package.folders:
             message += f": {self._shown(package)} is not a package"
         self.problems.add(where, message)
@@ -139,7 +139,7 @@ class Look:
         """What hides a ready-made class of that name, if something does."""
         top = self.library.module(module.partition(".")[0])
         wanted = self.library.of_ready_made(module)
-        if top is None or wanted is None or not wanted.may_have(path.partition(".")[0]):
+        if top is None or top.ready_made or wanted is None or not wanted.may_have(path.partition(".")[0]):
             return None
         return f"{top.path or top.folders[0]} hides forgectl's package {top.name}; give that file another name"
 

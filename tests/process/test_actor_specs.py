@@ -249,12 +249,14 @@ def test_modules_of_another_interpreter_are_looked_for_there(forge: Forge) -> No
     python = forge.write("python", f'#!/bin/sh\nPYTHONPATH={site} exec {sys.executable} "$@"\n')
     python.chmod(0o755)
     text = "hosts: [{name: local, local: true, python: %s}]\nactors: {it: {class: '%s:Counter', args: {strt: 5}}}"
-    found = forge.run("plan", forge.spec(text % (python, "players_elsewhere")))
-    assert "spec.yaml:2:" in found.stderr and "did you mean 'start'?" in found.stderr
-    missing = forge.run("plan", forge.spec(text % (python, "nowhere")))
-    assert f"no module 'nowhere' in {show(str(forge.folder))}, and none is installed for {python}" in missing.stderr
-    unknown = forge.run("plan", forge.spec(text % ("/no/such/python", "nowhere")))
-    assert unknown.returncode == 0, unknown.stderr
+    for command in ("launch", "check"):
+        found = forge.run(command, forge.spec(text % (python, "players_elsewhere")))
+        assert "spec.yaml:2:" in found.stderr and "did you mean 'start'?" in found.stderr
+        missing = forge.run(command, forge.spec(text % (python, "nowhere")))
+        assert f"no module 'nowhere' in {show(str(forge.folder))}, and none is installed for {python}" in missing.stderr
+    for other in (python, "/no/such/python"):
+        accepted = forge.run("plan", forge.spec(text % (other, "nowhere")))
+        assert accepted.returncode == 0, "plan runs no program that a spec names"
 
 
 # ---------------------------------------------------------------- a driver's script
