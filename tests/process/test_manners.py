@@ -217,7 +217,7 @@ def test_a_launch_that_does_not_come_up_in_time_is_rolled_back(forge: Forge, way
     spec = forge.spec("scripts: {work: {run: work.py, procs: 2, preload: [hang_on_import]}}")
     result = forge.run("launch", spec, "--timeout", "1", *way)
     assert result.returncode == 124
-    assert "not everything was up in time" in result.stderr
+    assert "not up in time: work" in result.stderr
     [run] = forge.runs()
     until(lambda: not processes_of(run), "the end of what was begun")
     assert forge.document(run)["state"] == "stopped"
