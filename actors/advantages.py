@@ -28,7 +28,7 @@ def advantages(rewards: Rewards, mode: Mode = "group") -> Tensor:
     finite, groups of unequal sizes or of one completion, and an unknown mode.
     """
     if mode not in get_args(Mode):
-        raise ValueError(f"there are no advantages of mode {mode!r}; there are {', '.join(get_args(Mode))}")
+        raise ValueError(f"there are no advantages of mode {mode!r}; choose one of {', '.join(get_args(Mode))}")
     values = _checked(rewards)
     shifted = values - values[:, :1]  # so that the mean of equal rewards is exact
     centered = shifted - shifted.mean(1, keepdim=True)

@@ -366,11 +366,13 @@ def make_loss(loss: str | Mapping[str, Any] | Term) -> Loss:
     if callable(loss):
         return Loss(getattr(loss, "__name__", type(loss).__name__), loss)
     given = {"kind": loss} if isinstance(loss, str) else dict(loss)
-    kind = str(given.pop("kind", "without a kind"))
+    if "kind" not in given:
+        raise ValueError(f"the loss {given} needs a kind: one of {', '.join(LOSSES)}, or module:function")
+    kind = str(given.pop("kind"))
     if ":" in kind:
         return Loss(kind, partial(pkgutil.resolve_name(kind), **given))
     if kind not in LOSSES:
-        raise ValueError(f"there is no loss {kind!r}{_did_you_mean(kind, LOSSES)}; there are {', '.join(LOSSES)}")
+        raise ValueError(f"there is no loss {kind!r}{_meant(kind, LOSSES)}")
     options = dict(LOSSES[kind])
     for name, value in given.items():
         options[name] = _option(kind, name, value)
@@ -389,8 +391,7 @@ def _option(kind: str, name: str, value: Any) -> Any:
     """A value of an option, checked."""
     known = LOSSES[kind]
     if name not in known:
-        there = ", ".join(sorted(known))
-        raise ValueError(f"the loss {kind} has no option {name!r}{_did_you_mean(name, known)}; it has {there}")
+        raise ValueError(f"the loss {kind} has no option {name!r}{_meant(name, sorted(known))}")
     if name == "kl" and value == "k1":
         raise ValueError(
             f"the loss {kind} cannot have the KL k1: as a loss its gradient has expectation zero, so it would only "
@@ -407,9 +408,10 @@ def _option(kind: str, name: str, value: Any) -> Any:
     return value
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
+def _meant(name: str, known: Iterable[str]) -> str:
+    """The end of a message about a name that is not known: the one that was meant, or all."""
     close = difflib.get_close_matches(name, known, 1)
-    return f": did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else f"; choose one of {', '.join(known)}"
 
 
 def _sft(options: Mapping[str, Any], batch: Batch, totals: Totals) -> Tensor:

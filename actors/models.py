@@ -185,8 +185,8 @@ class DecoderConfig:
         for key in keys:
             if key not in known:
                 near = get_close_matches(key, known, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"a decoder has no key {key!r}{hint}; its keys: {', '.join(known)}")
+                hint = f"did you mean {near[0]!r}?" if near else f"its keys are {', '.join(known)}"
+                raise ValueError(f"a decoder has no key {key!r}; {hint}")
         if missing := [key for key in cls.NEEDED if keys.get(key) is None]:
             raise ValueError(f"the decoder's {', '.join(missing)} must be given")
         heads = keys["num_attention_heads"]

@@ -42,7 +42,7 @@ class Schedule:
         """From its keys; raises ValueError for one that is unknown."""
         known = [field.name for field in dataclasses.fields(cls)]
         if unknown := sorted(keys.keys() - set(known)):
-            raise ValueError(f"lr_scheduler has no {', '.join(unknown)}; there are {', '.join(known)}")
+            raise ValueError(f"lr_scheduler has no {', '.join(unknown)}; its keys are {', '.join(known)}")
         return cls(**keys)
 
     def factor(self, step: int) -> float:

@@ -49,7 +49,7 @@ T = TypeVar("T")
 C = TypeVar("C", bound=Callable[..., Any])
 
 if missing := [p for m, p in (("zmq", "pyzmq"), ("cloudpickle", "cloudpickle")) if not importlib.util.find_spec(m)]:
-    raise NotInstalledError(f"actors and services need {' and '.join(missing)}: pip install 'forgectl[actors]'")
+    raise NotInstalledError(f"actors and services need {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
 class ForgeActor(InHandles):

@@ -24,7 +24,7 @@ from forgectl.cli.run import run as run_script
 from forgectl.cli.schema import schema
 from forgectl.cli.shutdown import shutdown
 from forgectl.cli.status import status
-from forgectl.errors import ForgeError
+from forgectl.errors import ForgeError, SpecError
 from forgectl.version import __version__
 
 
@@ -94,11 +94,11 @@ def _run() -> int:
     except click.exceptions.Exit as e:
         return e.exit_code
     except ForgeError as e:
-        _print_error(e.message, e.hint)
+        _print_error(_with_heading(e), e.hint)
         return e.exit_code
     except click.UsageError as e:
         where = e.ctx.command_path if e.ctx else "forgectl"
-        _print_error(e.format_message(), f"see `{where} --help`")
+        _print_error(_usage(e), f"see `{where} --help`")
         return 64
     except KeyboardInterrupt:
         return 130
@@ -124,9 +124,28 @@ def _fault(error: Exception) -> int:
     return 70
 
 
+def _usage(error: click.UsageError) -> str:
+    """Click's message, but its own sentence about an unknown option, which differs between its versions."""
+    if not isinstance(error, click.NoSuchOption):
+        return error.format_message()
+    near = [option for option in sorted(error.possibilities or ()) if option != "--help"]
+    return f"no such option: {error.option_name}" + (f"; did you mean {' or '.join(near)}?" if near else "")
+
+
+def _with_heading(error: ForgeError) -> str:
+    """Its message; several problems of a spec get a heading, so that each of them is a line of the paragraph."""
+    if isinstance(error, SpecError) and len(error.problems) > 1:
+        return f"{error.source} has {len(error.problems)} problems:\n{error.message}"
+    return error.message
+
+
 def _print_error(message: str, hint: str | None) -> None:
-    """Print a paragraph on stderr, without escapes from quoted text: a pipe's output may reach a terminal, too."""
+    """Print a paragraph on stderr: all lines but the first are indented.
+
+    Escapes are removed from quoted text also where stderr is a pipe: its output may reach a terminal, too.
+    """
     from forgectl.log_output.terminal_text import harmless
 
-    text = f"forgectl: {message}" + (f"\n  hint: {hint}" if hint else "")
+    first, *others = [*message.split("\n"), *([f"hint: {hint}"] if hint else [])]
+    text = "\n  ".join([f"forgectl: {first}", *others])
     sys.stderr.write("".join(f"{harmless(line, color=False)}\n" for line in text.split("\n")))

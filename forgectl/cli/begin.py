@@ -57,10 +57,10 @@ def _refuse_what_cannot_be_launched(spec: Spec) -> None:
 def _refuse_actors_without_messages(plan: Plan) -> None:
     """Raise NotInstalledError if this interpreter lacks them. Ranks under other interpreters report it themselves."""
     meshes = [m for m in plan.meshes if m.stays or (m.kind == "driver" and plan.declared)]
-    missing = [PACKAGES[module] for module in MESSAGES if not importlib.util.find_spec(module)]
+    missing = [PACKAGES[module] for module in sorted(MESSAGES) if not importlib.util.find_spec(module)]
     if missing and any(sys.executable in m.python.values() for m in meshes):
         message = f"actors and services need {' and '.join(missing)}, which {sys.executable} does not have"
-        raise NotInstalledError(message, hint="pip install 'forgectl[actors]'")
+        raise NotInstalledError(message, hint=f"{shlex.quote(sys.executable)} -m pip install {' '.join(missing)}")
 
 
 def _refuse_hosts_without_what_they_need(plan: Plan, hosts: Hosts) -> None:

@@ -66,7 +66,7 @@ def _values(name: str, endpoint: str, args: list[Any], kwargs: dict[str, Any], t
     mesh = found.mesh(target)
     if mesh.kind not in CALLED:
         there = ", ".join(m.mesh for m in found.meshes if m.kind in CALLED) or "none"
-        message = f"mesh {target} is a {mesh.kind}; actors and services have endpoints: there is {there}"
+        message = f"mesh {target} is a {mesh.kind}; only actors and services have endpoints: here {there}"
         raise NotFoundError(message)
     from forgectl.actor.asking import ask
 
@@ -85,7 +85,7 @@ def _value(word: str) -> Any:
         if word[:1] in tuple('[{"'):
             raise UsageError(f"{word!r} is not JSON: {e}", hint="quote it for the shell: '[1, 2]'") from None
         if word.startswith("-"):
-            raise UsageError(f"no such option: {word}", hint=f"as text: '\"{word}\"'") from None
+            raise UsageError(f"no such option: {word}", hint=f"to pass it as text: '\"{word}\"'") from None
         return word
 
 

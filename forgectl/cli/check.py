@@ -38,11 +38,12 @@ def check(spec: Path, overrides: tuple[str, ...], as_json: bool) -> int:
     import sys
 
     from forgectl.cli.host_check.findings import exit_code
+    from forgectl.cli.interpreters import modules_of
     from forgectl.cli.views.check_view import check_json, check_table
     from forgectl.cli.views.render import show
     from forgectl.spec.load import load
 
-    loaded = load(spec, overrides=overrides, environ=os.environ)
+    loaded = load(spec, overrides=overrides, environ=os.environ, interpreters=modules_of)
     examined, reach, findings = look_at(loaded)
     names = [host.name for host in loaded.all_hosts]
     if as_json:

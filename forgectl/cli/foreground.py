@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from forgectl.cli.views import render
 from forgectl.cli.views.host_news import HostNews, only_waits_for
@@ -66,7 +68,8 @@ class _Launch:
         self._stderr = render.stderr()
         self._shown: dict[str, tuple[str, int]] = {}  # mesh → the state and generation that were last printed
         self._was_up = False
-        stream = sys.stderr if as_json else sys.stdout
+        self._late: list[str] = []  # meshes that were not up when the time was over
+        self._output = stream = sys.stderr if as_json else sys.stdout
         terminal = stream.isatty()
         self._logs = LogStream(terminal=terminal)
         self._writer = LogWriter(stream.buffer, terminal=terminal, color=wants_color(stream))
@@ -115,7 +118,8 @@ class _Launch:
         assert status is not None, "a run that has ended has left its state"
         client.wait_gone(status)
         for mesh in status.meshes:
-            report = render.failure_report(mesh) if mesh.state in ("failed", "lost") else None
+            seen = self._with_logs and _one_place(self._output, sys.stderr)
+            report = render.failure_report(mesh, seen=seen) if mesh.state in ("failed", "lost") else None
             if report is not None:
                 self._stderr.print(report)
         if self._json:
@@ -123,9 +127,10 @@ class _Launch:
         if status.error is not None:
             raise status.error.error()
         if status.stopped_by == _TOO_LATE and status.exit_code == TimedOutError.exit_code:
+            late = self._late or [status.meshes[0].mesh]
             raise TimedOutError(
-                "not everything was up in time; the run was shut down",
-                hint=f"see what the ranks printed: forgectl logs {status.meshes[0].mesh}",
+                f"not up in time: {', '.join(late[:8])}; the run was shut down",
+                hint=f"see what its ranks printed: forgectl logs {status.run}/{late[0]}",
             )
         return status.exit_code or 0
 
@@ -145,6 +150,8 @@ class _Launch:
         late = self._next_deadline()
         if late is not None and time.monotonic() >= late:
             self._deadline = None
+            now = self._watch.status
+            self._late = [m.mesh for m in now.meshes if not m.up and not m.ended] if now else []
             self._watch.stop(_TOO_LATE, TimedOutError.exit_code)
 
     def _show_logs(self) -> None:
@@ -171,6 +178,12 @@ class _Launch:
             elif mesh.reason and mesh.state in ("restarting", "stopping", "stopped", "failed", "lost"):
                 line += f": {mesh.reason}"
             self._stderr.print(render.plain(f"forgectl: {line}"), style="dim" if mesh.state != "failed" else "")
+
+
+def _one_place(*streams: TextIO) -> bool:
+    """Whether what is written to the streams is read in one place, as in a terminal."""
+    places = {(found.st_dev, found.st_ino) for found in (os.fstat(stream.fileno()) for stream in streams)}
+    return len(places) == 1
 
 
 def _print_json(status: RunStatus) -> None:

@@ -26,9 +26,10 @@ def launch(
 
     from forgectl.cli.begin import planned
     from forgectl.cli.foreground import LaunchOptions, launch_plan
+    from forgectl.cli.interpreters import modules_of
     from forgectl.spec.load import load
 
-    loaded = load(spec, overrides=overrides, environ=os.environ, name=name)
+    loaded = load(spec, overrides=overrides, environ=os.environ, name=name, interpreters=modules_of)
     with planned(loaded) as (plan, hosts):
         how = LaunchOptions(detach=detach, timeout=timeout, as_json=as_json)
         return launch_plan(plan, hosts, loaded.text, how, name_is_given=True)

@@ -24,11 +24,15 @@ def plan(spec: Path, overrides: tuple[str, ...], name: str | None, as_json: bool
     import sys
 
     from forgectl.cli.begin import planned
+    from forgectl.cli.interpreters import modules_here
     from forgectl.cli.views.plan_view import plan_json, plan_table
     from forgectl.cli.views.render import show
     from forgectl.spec.load import load
 
-    with planned(load(spec, overrides=overrides, environ=os.environ, name=name)) as (made, _):
+    with planned(load(spec, overrides=overrides, environ=os.environ, name=name, interpreters=modules_here)) as (
+        made,
+        _,
+    ):
         if as_json:
             sys.stdout.write(json.dumps(plan_json(made), indent=2) + "\n")
         else:

@@ -46,7 +46,10 @@ def _allot(spec: Spec, facts: Mapping[str, HostFacts], units: list[Unit]) -> dic
         if isinstance(even_if_all_were_free, list):
             problems += [spec.problem(*p) for p in never_fits(even_if_all_were_free, pool)]
             if pool.size == 0:
-                hint = "a host's `gpus: N` declares accelerators that NVML does not see"
+                hint = (
+                    "without with_gpus (of `run`: --gpus) it runs on CPUs; a host's `gpus: N` declares accelerators "
+                    "that NVML does not see"
+                )
     slots = Slots.of({h.name: h.slots for h in spec.hosts})
     neither = [r for u, r in requests if not u.with_gpus and not u.share_gpus_with and u.kind != "driver"]
     without = allot(neither, slots)

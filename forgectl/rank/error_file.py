@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import time
 import traceback
+from pathlib import Path
 from types import TracebackType
 
 from forgectl.redaction import of_process
 from forgectl.system.files import create
 
 MAX_TEXT = 32 * 1024
+_OURS = (f"{Path(__file__).parents[1]}{os.sep}", "<frozen importlib", importlib.__file__)
 
 
 def write_error_file(path: str, error: BaseException) -> None:
@@ -46,8 +50,8 @@ def format_traceback(error: BaseException) -> str:
     return text if len(text) <= MAX_TEXT else "[…]\n" + text[-MAX_TEXT:]
 
 
-def without_our_frames(trace: TracebackType | None, ours: str) -> TracebackType | None:
-    """The traceback from the first frame that is not in the file `ours`."""
-    while trace is not None and trace.tb_frame.f_code.co_filename == ours:
+def without_our_frames(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback from the first frame that is neither in this package nor in Python's import system."""
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OURS):
         trace = trace.tb_next
     return trace

@@ -90,7 +90,7 @@ def run(kind: str, target: str, args: list[str], workdir: str) -> None:
     except SystemExit:
         raise
     except BaseException as e:
-        e.__traceback__ = error_file.without_our_frames(e.__traceback__, __file__)
+        e.__traceback__ = error_file.without_our_frames(e.__traceback__)
         interrupted = isinstance(e, KeyboardInterrupt)
         if not interrupted and os.getpid() == rank and (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):
             error_file.write_error_file(path, e)

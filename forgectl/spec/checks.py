@@ -102,21 +102,22 @@ class Checks:
             for name in group if isinstance(group, dict) else ():
                 where = step(kind, name)
                 if not NAME.fullmatch(name):
-                    self.problems.add(where, f"{show(name)} is not a name for a mesh: {NAME_RULE}")
+                    self.problems.add(where, f"{show(name)} is not a name for a mesh: {NAME_RULE}", at_key=True)
                 if name in seen:
-                    self.problems.add(where, f"the name {show(name)} is taken by {seen[name]}")
+                    self.problems.add(where, f"the name {show(name)} is taken by {seen[name]}", at_key=True)
                 seen.setdefault(name, where)
         for name, where in seen.items():
             match = _REPLICA.fullmatch(name)
             service = self.document.services.get(match[1]) if match else None
             if match and service and int(match[2]) < service.num_replicas:
-                self.problems.add(where, f"{show(name)} is also a replica of the service {show(match[1])}")
+                message = f"{show(name)} is also a replica of the service {show(match[1])}"
+                self.problems.add(where, message, at_key=True)
 
     def _replicas(self, name: str, service: Service) -> None:
         last = f"{name}.{service.num_replicas - 1}"
         if NAME.fullmatch(name) and not NAME.fullmatch(last):
             message = f"too long a name for its replicas: the last has {len(last)} characters, over 63"
-            self.problems.add(step("services", name), message)
+            self.problems.add(step("services", name), message, at_key=True)
 
     def _spread(self, where: str, mesh: Mesh) -> None:
         wanted: Collection[str] = self.hosts.keys()
@@ -205,7 +206,7 @@ class Checks:
         for name, value in env.items():
             at = step(where, name)
             if complaint := _unfit(name):
-                self.problems.add(at, complaint)
+                self.problems.add(at, complaint, at_key=True)
             elif name in self.secret_names:
                 self.problems.add(at, f"{name} is also listed under secrets; keep it in one of them")
             elif pinned and name == "CUDA_VISIBLE_DEVICES":

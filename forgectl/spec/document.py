@@ -51,10 +51,11 @@ Node = Scalar | Sequence | Mapping
 
 @dataclass(frozen=True)
 class Item:
-    """A node where it is used. `place` is the value's if that is on the key's line, else the key's."""
+    """A node where it is used."""
 
     node: Node
-    place: Place
+    place: Place  # of the value; of the key, if that is on an earlier line
+    key: Place | None = None
     plain_key: bool = False
 
 
@@ -213,7 +214,7 @@ class _Builder:
                     self.problems.unreadable.add(where)  # a missing key may be in the merged map
                 continue
             keys[name] = key_place
-            entries[name] = Item(node, place, plain_key=isinstance(key, Scalar) and key.plain)
+            entries[name] = Item(node, place, key_place, plain_key=isinstance(key, Scalar) and key.plain)
         return Mapping(entries, 1 + sum(1 + item.node.size for item in entries.values()))
 
 

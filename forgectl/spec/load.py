@@ -13,6 +13,7 @@ from forgectl.names import NAME
 from forgectl.spec import overrides as override
 from forgectl.spec import programs, sources
 from forgectl.spec.checks import Checks
+from forgectl.spec.classes import Interpreters, check_classes
 from forgectl.spec.document import MAX_BYTES, compose
 from forgectl.spec.model import Body, Document, Spec
 from forgectl.spec.problems import CannotGoOn, Place, Problems, one_line, show
@@ -23,10 +24,18 @@ from forgectl.spec.validate import validated
 MAX_ENTRIES = 1000  # hosts, or meshes of one kind
 
 
-def load(path: Path, *, overrides: Sequence[str] = (), environ: Mapping[str, str], name: str | None = None) -> Spec:
+def load(
+    path: Path,
+    *,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str],
+    name: str | None = None,
+    interpreters: Interpreters | None = None,
+) -> Spec:
     """The spec in a file. `overrides` are `a.b.c=YAML`, `environ` fills in `${VAR}`, `name` renames the run.
 
-    Raises NotFoundError if the file cannot be read, SpecError if it has problems.
+    With `interpreters` its classes are checked, too. Raises NotFoundError if the file cannot be read, SpecError if it
+    has problems.
     """
     try:
         with path.open("rb") as file:
@@ -34,7 +43,15 @@ def load(path: Path, *, overrides: Sequence[str] = (), environ: Mapping[str, str
     except (OSError, ValueError) as e:
         raise _not_found(path, e) from None
     folder = path.parent.absolute()
-    return parse(text, source=str(path), folder=folder, overrides=overrides, environ=environ, name=name)
+    return parse(
+        text,
+        source=str(path),
+        folder=folder,
+        overrides=overrides,
+        environ=environ,
+        name=name,
+        interpreters=interpreters,
+    )
 
 
 def parse(
@@ -45,12 +62,13 @@ def parse(
     overrides: Sequence[str] = (),
     environ: Mapping[str, str],
     name: str | None = None,
+    interpreters: Interpreters | None = None,
 ) -> Spec:
     """The spec in `text`; its relative paths start at `folder`. `source` is its name in errors. Raises SpecError."""
     problems = Problems()
     spec = None
     try:
-        spec = _parse(text, source, folder, overrides, environ, name, problems)
+        spec = _parse(text, source, folder, overrides, environ, name, interpreters, problems)
     except CannotGoOn:
         pass
     problems.check(source)
@@ -65,6 +83,7 @@ def _parse(
     overrides: Sequence[str],
     environ: Mapping[str, str],
     name: str | None,
+    interpreters: Interpreters | None,
     problems: Problems,
 ) -> Spec | None:
     root = compose(text, problems)
@@ -88,6 +107,8 @@ def _parse(
         workdir = programs.find_workdir(document, folder, problems)
     if workdir:
         document = programs.find_files(document, workdir, problems)
+        if interpreters and (document.actors or document.services):
+            check_classes(document, workdir, environ, problems, checks.broken, interpreters)
     if problems.found or workdir is None:
         return None
     fields = {field: getattr(document, field) for field in Body.model_fields}
@@ -133,5 +154,14 @@ def _not_found(path: Path, error: Exception) -> NotFoundError:
             near, message = [], f"cannot read {shown}: {getattr(error, 'strerror', None) or error}"
     except (OSError, ValueError):
         near, message = [], f"cannot read {shown}: {getattr(error, 'strerror', None) or error}"
-    hint = f"there is {', '.join(map(one_line, near))}" if near else None
-    return NotFoundError(message, hint=hint)
+    return NotFoundError(message, hint=_spec_hint(path, [one_line(name) for name in near]))
+
+
+def _spec_hint(path: Path, near: Sequence[str]) -> str | None:
+    """What to do: of the names nearby only those of specs can be meant."""
+    specs = [name for name in near if Path(name).suffix in (".yaml", ".yml")]
+    if path.suffix == ".py" and path.is_file():
+        return f"a Python file is run by `forgectl run {path}`"
+    if not specs:
+        return "`forgectl init DIR` writes a first spec" if not near else None
+    return f"did you mean {specs[0]}?" if len(specs) == 1 else f"specs there: {', '.join(specs)}"

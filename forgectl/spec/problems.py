@@ -70,12 +70,14 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
 
 @dataclass
 class Problems:
-    """The problems found so far. `places` gives the place of a dotted path once the spec has been read.
+    """The problems found so far.
 
+    `places` gives the place of a dotted path once the spec has been read; `keys` gives that of the path's last key.
     `unreadable` has the paths of values that could not be filled in: problems with them are not reported.
     """
 
     places: dict[str, Place] = field(default_factory=dict)
+    keys: dict[str, Place] = field(default_factory=dict)
     unreadable: set[str] = field(default_factory=set)
     found: list[SpecProblem] = field(default_factory=list)
     unreported: int = 0
@@ -86,9 +88,10 @@ class Problems:
         message: str,
         *,
         place: Place | None = None,
+        at_key: bool = False,
         near: tuple[str, Iterable[str]] | None = None,
     ) -> None:
-        """Add one problem; `near` is a word and the options that it might have meant."""
+        """Add one problem, with a value or `at_key`; `near` is a word and the options that it might have meant."""
         if where in self.unreadable:
             return
         if self.full:
@@ -96,6 +99,8 @@ class Problems:
             return
         if near:
             message += did_you_mean(*near)
+        if place is None and at_key:
+            place = self.keys.get(where)
         self.found.append(problem(where, message, place or find(where, self.places)))
 
     def stop(self, where: str, message: str, *, place: Place | None = None) -> NoReturn:

@@ -75,6 +75,7 @@ class _Reader:
 
     def value(self, item: Item, where: str, path: tuple[str, ...]) -> Any:
         self.places[where] = item.place
+        self.problems.keys[where] = item.key or item.place
         node = item.node
         free = len(path) > 2 and path[0] in ("actors", "services") and path[2] == "args"
         if isinstance(node, Scalar):
@@ -85,8 +86,7 @@ class _Reader:
         for key, child in node.entries.items():
             under = step(where, key)
             if free and child.plain_key and not isinstance(resolve(key), str):
-                self.places[under] = child.place
-                self.problems.add(under, f"a key must be text; write {quoted(key)} in quotes")
+                self.problems.add(under, f"a key must be text; write {quoted(key)} in quotes", place=child.key)
             result[key] = self.value(child, under, (*path, key))
         return result
 

@@ -73,7 +73,7 @@ def _unknown_key(loc: tuple[int | str, ...], parent: str, where: str, problems: 
     shape = at(loc[:-1])
     model = shape.mapped if isinstance(shape, Keyed) else shape
     meant = nearest(str(loc[-1]), keys(model)) if model else None
-    problems.add(where, "unknown key" + (f"; did you mean {show(meant)}?" if meant else ""))
+    problems.add(where, "unknown key" + (f"; did you mean {show(meant)}?" if meant else ""), at_key=True)
     if meant:
         broken.add(step(parent, meant))
 

@@ -66,7 +66,7 @@ def test_rewards_that_cannot_be_compared_are_refused(rewards: Any, words: str) -
 
 
 def test_an_unknown_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match="no advantages of mode 'grup'; there are group, mean_only, batch, rloo"):
+    with pytest.raises(ValueError, match="no advantages of mode 'grup'; choose one of group, mean_only, batch, rloo"):
         advantages([[1.0, 2.0]], "grup")  # type: ignore[arg-type]
 
 

@@ -475,9 +475,9 @@ def test_metrics_keep_no_graph() -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("dapi", "did you mean 'dapo'?; there are grpo, dr_grpo"),
-        ({"epsilon_low": 0.1}, "no loss 'without a kind'"),
-        ({"kind": "grpo", "epsilon": 0.1}, "no option 'epsilon': did you mean 'epsilon_low'?; it has aggregation"),
+        ("dapi", "no loss 'dapi'; did you mean 'dapo'?"),
+        ({"epsilon_low": 0.1}, "needs a kind: one of grpo, dr_grpo"),
+        ({"kind": "grpo", "epsilon": 0.1}, "no option 'epsilon'; did you mean 'epsilon_low'?"),
         ({"kind": "sft", "beta": 0.1}, "sft has no option 'beta'"),
         ({"kind": "grpo", "kl": "k1"}, "gradient has expectation zero"),
         ({"kind": "grpo", "kl": "k4"}, "one of k2, k3, not 'k4'"),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from forgectl.spec.problems import show
 from tests.conftest import Forge, until
 from tests.process.actor_scripts import bring
 from tests.process.deaths import agent_of, controller_of, end
@@ -182,18 +184,79 @@ actors:
     [
         ("{class: 'players:BadSetup', preload: []}", "LookupError: rank 0 finds no data"),
         ("{class: 'players:DeadSetup', procs: 2, preload: []}", "rank 1 on local exited with code 3"),
-        ("{class: 'players:Missing', preload: []}", "players has no Missing"),
-        ("{class: 'players:NotAnActor', preload: []}", "is not a ForgeActor"),
-        ("{class: 'no_such_module:A', preload: []}", "No module named 'no_such_module'"),
-        ("{class: 'players:Counter', preload: [], args: {nothing: 1}}", "unexpected keyword argument 'nothing'"),
+        ("{class: 'hidden:Missing', preload: []}", "hidden has no Missing"),
+        ("{class: 'hidden:NotAnActor', preload: []}", "is not a ForgeActor"),
+        ("{class: 'hidden:Counter', preload: [], args: {nothing: 1}}", "unexpected keyword argument 'nothing'"),
+        ("{class: 'broken:Counter', preload: []}", "No module named 'no_such_module'"),
         ("{class: 'players:Counter', preload: [monarch.actor]}", "ImportError: it imports monarch"),
     ],
 )
 def test_what_keeps_actors_from_starting_is_told(forge: Forge, entry: str, words: str) -> None:
+    forge.write("hidden.py", "from players import *\n")
+    forge.write("broken.py", "from players import Counter\nimport no_such_module\n")
     said, document = fails(forge, f"actors: {{it: {entry}}}", 3 if "DeadSetup" in entry else 1)
     assert words in said, said
     assert document["state"] == "failed"
     assert words.rsplit(":", maxsplit=1)[-1].strip() in json.dumps(document)
+
+
+def test_an_import_that_fails_shows_the_users_frames_alone(forge: Forge) -> None:
+    forge.write("broken.py", "import no_such_module\nfrom players import Counter\n")
+    _, document = fails(forge, "actors: {it: {class: 'broken:Counter', preload: []}}")
+    [failure] = [m["failure"] for m in document["meshes"] if m["mesh"] == "driver"]
+    assert failure["traceback"].splitlines() == [
+        "Traceback (most recent call last):",
+        f'  File "{forge.folder}/broken.py", line 1, in <module>',
+        "    import no_such_module",
+        "ModuleNotFoundError: No module named 'no_such_module'",
+    ]
+
+
+@pytest.mark.parametrize("command", ["launch", "plan", "check"])
+def test_a_class_that_cannot_work_is_refused_at_its_line_before_anything_starts(forge: Forge, command: str) -> None:
+    bring(forge)
+    spec = forge.spec("""
+actors:
+  a: {class: "players:Countr"}
+  b: {class: "playrs:Counter"}
+  c: {class: "players:NotAnActor"}
+  d: {class: "players:Counter", args: {strt: 5}}
+services:
+  e: {class: "players:Counter", porcs: 1}
+""")
+    result = forge.run(command, spec)
+    line = next(
+        n for n, text in enumerate((forge.folder / "players.py").read_text().splitlines(), 1) if "NotAn" in text
+    )
+    assert (result.returncode, result.stdout) == (65, "")
+    assert result.stderr.replace(str(spec), "SPEC").splitlines() == [
+        "forgectl: SPEC has 5 problems:",
+        "  SPEC:3:14: actors.a.class: players.py has no class 'Countr'; did you mean 'Counter'?",
+        f"  SPEC:4:14: actors.b.class: no module 'playrs' in {show(str(forge.folder))}; did you mean 'players'?",
+        f"  SPEC:5:14: actors.c.class: NotAnActor (players.py:{line}) is not a ForgeActor; "
+        "write class NotAnActor(ForgeActor)",
+        "  SPEC:6:40: actors.d.args.strt: Counter has no argument 'strt'; did you mean 'start'?",
+        "  SPEC:8:33: services.e.porcs: unknown key; did you mean 'procs'?",
+    ]
+    assert not forge.runs()
+
+
+def test_modules_of_another_interpreter_are_looked_for_there(forge: Forge) -> None:
+    bring(forge)
+    site = forge.folder / "site"
+    site.mkdir()
+    (site / "players_elsewhere.py").write_text("from players import Counter\n")
+    python = forge.write("python", f'#!/bin/sh\nPYTHONPATH={site} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    text = "hosts: [{name: local, local: true, python: %s}]\nactors: {it: {class: '%s:Counter', args: {strt: 5}}}"
+    for command in ("launch", "check"):
+        found = forge.run(command, forge.spec(text % (python, "players_elsewhere")))
+        assert "spec.yaml:2:" in found.stderr and "did you mean 'start'?" in found.stderr
+        missing = forge.run(command, forge.spec(text % (python, "nowhere")))
+        assert f"no module 'nowhere' in {show(str(forge.folder))}, and none is installed for {python}" in missing.stderr
+    for other in (python, "/no/such/python"):
+        accepted = forge.run("plan", forge.spec(text % (other, "nowhere")))
+        assert accepted.returncode == 0, "plan runs no program that a spec names"
 
 
 # ---------------------------------------------------------------- a driver's script

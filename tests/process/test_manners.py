@@ -29,7 +29,7 @@ WRONG = [
     ("launch spec.yaml --timeout soon", 64, "'soon'", "forgectl launch --help"),
     ("launch spec.yaml --timeout -1", 64, "-1.0 is not in the range", ""),
     ("launch spec.yaml extra", 64, "unexpected extra argument", "forgectl launch --help"),
-    ("launch spec.yml", 66, "no spec file spec.yml; looked in", "there is spec.yaml"),
+    ("launch spec.yml", 66, "no spec file spec.yml; looked in", "did you mean spec.yaml?"),
     ("launch .", 66, "is a folder", "spec.yaml"),
     ("plan spce.yaml", 66, "no spec file", "spec.yaml"),
     ("plan spec.yaml --set scripts.stay.proc=3", 65, "knows no key 'proc'", "'procs'"),
@@ -217,7 +217,7 @@ def test_a_launch_that_does_not_come_up_in_time_is_rolled_back(forge: Forge, way
     spec = forge.spec("scripts: {work: {run: work.py, procs: 2, preload: [hang_on_import]}}")
     result = forge.run("launch", spec, "--timeout", "1", *way)
     assert result.returncode == 124
-    assert "not everything was up in time" in result.stderr
+    assert "not up in time: work" in result.stderr
     [run] = forge.runs()
     until(lambda: not processes_of(run), "the end of what was begun")
     assert forge.document(run)["state"] == "stopped"

@@ -34,11 +34,11 @@ def test_an_interpreter_without_forgectl_has_it(forge: Forge) -> None:
 
 @pytest.mark.parametrize(
     ("target", "said"),
-    [("actors.trainer:Trainer", "there is no module actors.trainer"), ("actors:Trainer", "actors has no Trainer")],
+    [("actors.trainer:Trainer", "no module 'actors.trainer'"), ("actors:Trainer", "actors.py has no class 'Trainer'")],
 )
 def test_what_hides_a_ready_made_actor_is_named(forge: Forge, target: str, said: str) -> None:
     forge.write("actors.py", "")
     done = forge.run("launch", forge.spec(SPEC.replace("TARGET", target)))
-    assert done.returncode == 1
+    assert done.returncode == 65
     assert f"actors.trainer.class: {said}: {forge.folder / 'actors.py'} hides forgectl's package actors" in done.stderr
     assert "give that file another name" in done.stderr

@@ -18,7 +18,7 @@ async def get_what_the_spec_declares() -> None:
     more = await Counter.options(preload=[], mesh_name="more").as_actor(1)
     assert await more.ask.call_one(counter, "add", 1) == [8, 8]
     error = refused(ForgeError, lambda: forgectl.get("conter"))
-    assert "no actor or service 'conter'; there is counter" in str(error), error
+    assert "no actor or service 'conter'; it declares counter" in str(error), error
     print("all is well", flush=True)
     await exists("end")
     sys.exit(3)

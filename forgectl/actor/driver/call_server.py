@@ -65,7 +65,7 @@ class CallServer:
         service = self._client.services.get(call.target)
         if service is None:
             there = ", ".join(self._client.services) or "none yet"
-            raise NotFoundError(f"run {self._client.run.run} has no service {call.target!r}; there is {there}")
+            raise NotFoundError(f"run {self._client.run.run} has no service {call.target!r}; its services: {there}")
         if service.cls is not None:
             check(service.cls, call.endpoint, call.args, call.kwargs)
         elif call.endpoint not in service.form.interface.endpoints:  # an actor launched it

@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -38,17 +39,17 @@ def get(name: str, cls: type | None = None) -> Any:
             raise TypeError(f"the spec declares {name!r} as {made.__qualname__}, which is not a {cls.__qualname__}")
         return handle
     there = ", ".join(_declared) or "none: only the driver of a spec with actors or services has them"
-    raise NotFoundError(f"the spec declares no actor or service {name!r}; there is {there}")
+    raise NotFoundError(f"the spec declares no actor or service {name!r}; it declares {there}")
 
 
 def bring_up() -> None:
     """Launch every actor and service that the spec declares, at the same time; raises the first error."""
     client = run_client()
-    asyncio.run(_bring_up(client))
-
-
-async def _bring_up(client: RunClient) -> None:
     classes = [_class_of(d) for d in client.plan.declared]
+    asyncio.run(_bring_up(client, classes))
+
+
+async def _bring_up(client: RunClient, classes: Sequence[Any]) -> None:
     launches = [_launch(client, d, cls) for d, cls in zip(client.plan.declared, classes, strict=True)]
     for declaration, cls, handle in zip(client.plan.declared, classes, await asyncio.gather(*launches), strict=True):
         _declared[declaration.name] = cls, handle

@@ -64,7 +64,7 @@ def _preload(workdir: str, modules: list[str]) -> None:
         try:
             __import__(name)
         except BaseException as e:
-            e.__traceback__ = error_file.without_our_frames(e.__traceback__, __file__)
+            e.__traceback__ = error_file.without_our_frames(e.__traceback__)
             raise _CannotPreloadError(name) from e
         if "monarch" in sys.modules:
             raise _CannotPreloadError(name) from ImportError(_NO_MONARCH)

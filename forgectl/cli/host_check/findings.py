@@ -102,7 +102,7 @@ def _lacking(
         for python, packages in wants[name].packages.items():
             shown, interpreter = python or targets[name].python, e.found.interpreters[python]
             if interpreter.error:
-                hint = "`python:` in the spec names the interpreter of a host or a mesh"
+                hint = "set `python:` of the host, or of the mesh, to an interpreter there"
                 yield Finding("error", (name,), f"cannot run {shown}: {interpreter.error}", hint, UNFIT)
             elif tuple(map(int, interpreter.version.split(".")[:2])) < OLDEST_PYTHON:
                 message = f"{shown} is Python {interpreter.version}; forgectl needs 3.10 or newer"
@@ -143,7 +143,7 @@ def _of_clock(name: str, examined: Examined) -> Iterator[Finding]:
         way = "ahead of" if examined.ahead > 0 else "behind"
         message = f"its clock is {abs(examined.ahead):.1f} s {way} this machine's"
         severity: Severity = "error" if off > CLOCK_ERROR else "warning"
-        yield Finding(severity, (name,), message, "have NTP set it, on both", UNFIT if severity == "error" else 0)
+        yield Finding(severity, (name,), message, "let NTP set both clocks", UNFIT if severity == "error" else 0)
 
 
 def _of_files(name: str, found: Examination, wants: Wants) -> Iterator[Finding]:
@@ -167,10 +167,10 @@ def _of_limits(name: str, found: Examination, wants: Wants) -> Iterator[Finding]
     files, most = found.limits["nofile"]
     if wants.ranks and 0 <= files < LEAST_FILES:
         hint = f"ulimit -n {LEAST_FILES if most < 0 else min(most, 65536)}, or `nofile` in /etc/security/limits.conf"
-        yield Finding("warning", (name,), f"a process may open {files} files only", hint)
+        yield Finding("warning", (name,), f"a process may open only {files} files", hint)
     locked = found.limits["memlock"][0]
     if wants.gpus and found.facts.gpus and locked >= 0:
-        message = f"a process may lock {show_bytes(locked)} of memory only; NCCL over InfiniBand needs more"
+        message = f"a process may lock only {show_bytes(locked)} of memory; NCCL over InfiniBand needs more"
         yield Finding("note", (name,), message, "`memlock unlimited` in /etc/security/limits.conf")
     if wants.ranks and not found.cgroup:
         yield Finding("note", (name,), "no cgroup can be made; what ranks leave behind is found by a search instead")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -30,6 +31,9 @@ STATE_STYLE = {
 }  # fmt: skip
 NARROWEST_REASON = 30
 """Columns that long reasons need inside a table; with fewer they are printed below it."""
+_RAISED = re.compile(r"rank \d+ on \S+ (?:raised |exited with code \d+: )(.+)", re.DOTALL)
+_COMPARED = 100  # characters of two errors that must be equal
+_SEEN_LINES = 5  # of a log's end that are shown again
 WIDE = 100_000
 """Columns of a table that goes into a pipe: nothing is cut."""
 
@@ -262,22 +266,54 @@ def _time(text: str) -> datetime.datetime:
 # ---------------------------------------------------------------- failures
 
 
-def failure_report(mesh: MeshStatus) -> RenderableType | None:
-    """Why a mesh failed: the root cause with its traceback, or else its last log lines, then the collateral ranks."""
+def failure_report(mesh: MeshStatus, *, seen: bool = False) -> RenderableType | None:
+    """Why a mesh failed: the root cause with its traceback, or else its last log lines, then the collateral ranks.
+
+    Ranks with the same error are one line. If the output of ranks was `seen` where this is shown, it is not repeated
+    in full: of a traceback only the last frame, of log lines only the last few.
+    """
     failure = mesh.failure
     if failure is None:
         return None
     lines = [Text.assemble((f"{mesh.mesh} {mesh.state}", "bold red"), ": ", plain(failure.message))]
     if failure.traceback:
-        lines += [Text("  ") + plain(line) for line in failure.traceback.rstrip().splitlines()]
+        trace = failure.traceback.rstrip().splitlines()
+        lines += [Text("  ") + plain(line) for line in (_last_frame(trace) if seen else trace)]
     elif failure.log_tail:
         lines.append(Text("  its last log lines:", style="dim"))
-        lines += [Text("  │ ", style="dim") + plain(line) for line in failure.log_tail]
+        lines += [Text("  │ ", style="dim") + plain(line) for line in failure.log_tail[-_SEEN_LINES if seen else 0 :]]
     if failure.log:
         lines.append(Text("  log: ", style="dim") + plain(failure.log))
-    if failure.collateral:
-        lines.append(Text(f"  fell with it: {_folded(failure.collateral)}", style="dim"))
+    alike = [c for c in failure.collateral if _error(c.message) and _error(c.message) == _error(failure.message)]
+    if alike and failure.rank is not None:
+        ranks = _ranges([failure.rank, *(c.rank for c in alike)])
+        lines.append(Text(f"  ranks {ranks}: the same error", style="dim"))
+    if others := [c for c in failure.collateral if c not in alike]:
+        lines.append(Text(f"  fell with it: {_folded(others)}", style="dim"))
     return Group(*lines)
+
+
+def _last_frame(trace: list[str]) -> list[str]:
+    """The end of a traceback, from its last frame on."""
+    frames = [i for i, line in enumerate(trace) if line.startswith('  File "')]
+    return trace[frames[-1] :] if frames else trace[-1:]
+
+
+def _error(message: str) -> str:
+    """What a rank raised, from the sentence about its end; "" if it did not say. Long ones come cut."""
+    match = _RAISED.fullmatch(message)
+    return match[1][:_COMPARED] if match else ""
+
+
+def _ranges(ranks: Iterable[int]) -> str:
+    """`0-2,5`."""
+    parts: list[list[int]] = []
+    for rank in sorted(set(ranks)):
+        if parts and rank == parts[-1][-1] + 1:
+            parts[-1] = [parts[-1][0], rank]
+        else:
+            parts.append([rank])
+    return ",".join("-".join(map(str, part)) for part in parts)
 
 
 def _folded(collateral: Sequence[CollateralStatus]) -> str:

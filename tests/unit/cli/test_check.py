@@ -117,10 +117,10 @@ CASES: list[tuple[dict[str, Any], str]] = [
         {"shm": Space("/dev/shm", 64 << 20, 63 << 20)},
         "warning h1: only 63 MiB of /dev/shm are free; NCCL and torch's data loaders need more",
     ),
-    ({"limits": {**SOUND.limits, "nofile": (1024, 4096)}}, "warning h1: a process may open 1024 files only"),
+    ({"limits": {**SOUND.limits, "nofile": (1024, 4096)}}, "warning h1: a process may open only 1024 files"),
     (
         {"limits": {**SOUND.limits, "memlock": (8 << 20, 8 << 20)}},
-        "note h1: a process may lock 8 MiB of memory only; NCCL over InfiniBand needs more",
+        "note h1: a process may lock only 8 MiB of memory; NCCL over InfiniBand needs more",
     ),
     ({"cgroup": False}, "note h1: no cgroup can be made; what ranks leave behind is found by a search instead"),
 ]

@@ -132,7 +132,7 @@ def test_problems_of_the_file_and_of_overrides_are_told_together(tmp_path: Path)
         ["spec.yaml", "--set env"],
         ["spec.yaml", "--set lease"],
         ["spec.yaml", "--set scripts.sft.procs"],
-        ["spec.yaml:6:11", "actors.trainer.proc"],
+        ["spec.yaml:6:5", "actors.trainer.proc"],
     ]
 
 

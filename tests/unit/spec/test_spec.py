@@ -210,7 +210,7 @@ def test_variables_are_filled_in(tmp_path: Path) -> None:
     )
     # a key is never filled in, so the last one is not the name of a variable
     assert problems(tmp_path, text) == [
-        "spec.yaml:6:60: scripts.sft.env.${SIZE}: '${SIZE}' is not the name of a variable: "
+        "spec.yaml:6:49: scripts.sft.env.${SIZE}: '${SIZE}' is not the name of a variable: "
         "letters, digits and '_', the first not a digit"
     ]
     spec = read(tmp_path, text.replace(", '${SIZE}': x", ""))
@@ -257,7 +257,7 @@ def test_aliases_are_followed_and_name_their_own_place(tmp_path: Path) -> None:
     text = "env: &e {A: b}\nscripts:\n  x: {run: train.py, env: *e}\n"
     assert read(tmp_path, text).scripts["x"].env == {"A": "b"}
     assert problems(tmp_path, text + "  y: {run: train.py, restart: *e}\n") == [
-        "spec.yaml:1:13: scripts.y.restart.A: unknown key"
+        "spec.yaml:1:10: scripts.y.restart.A: unknown key"
     ]
 
 
@@ -346,10 +346,14 @@ def test_a_missing_file_names_what_is_near(tmp_path: Path) -> None:
         load(tmp_path / "stf.yaml", environ={})
     assert caught.value.exit_code == 66
     assert str(tmp_path) in caught.value.message
-    assert caught.value.hint == "there is sft.yaml"
+    assert caught.value.hint == "did you mean sft.yaml?"
+    (tmp_path / "sft.py").touch()
+    with pytest.raises(NotFoundError) as caught:
+        load(tmp_path / "sft.yml", environ={})
+    assert caught.value.hint == "did you mean sft.yaml?", "only a spec can be meant"
     with pytest.raises(NotFoundError, match="is a folder") as caught:
         load(tmp_path, environ={})
-    assert caught.value.hint == "there is sft.yaml"
+    assert caught.value.hint == "did you mean sft.yaml?"
     with pytest.raises(NotFoundError, match="no spec file"):
         load(tmp_path / "no" / "such.yaml", environ={})
     with pytest.raises(NotFoundError):
