@@ -317,7 +317,8 @@ def check(name: str, text: str) -> None:
 
 def ask(made: Case, *, as_json: bool) -> None:
     name = made.mesh[0] if made.mesh else None
-    status.status(name, verbose=True, watch=False, everything=True, as_json=as_json)
+    assert status.status.callback is not None
+    status.status.callback(name, verbose=True, watch=False, everything=True, as_json=as_json)
 
 
 def test_the_json_of_a_run(case: tuple[str, Case], capsys: pytest.CaptureFixture[str]) -> None:
