@@ -52,7 +52,7 @@ def death(forge: Forge, options: Namespace) -> Iterator[Row]:
     Our mesh is restarted after each death, so one process gives many samples. The others give one a process.
     """
     with side(forge, OURS) as ours:
-        ours.ask("launch", 4, {"restart": KILLS})
+        ours.ask("launch", 4, {"restart": {"max": KILLS, "backoff": 0}})
         yield Row("death", f"a waiting call: {OURS}", "s", tuple(ours.ask("deaths", KILLS)), DEATH)
     for name in SIDES[1:]:
         took = []

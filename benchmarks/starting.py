@@ -69,7 +69,7 @@ def restart(forge: Forge, options: Namespace) -> Iterator[Row]:
     """
     n = RESTART_RANKS
     ours: list[float] = []
-    with forge.running("meet.py", "--stay", procs=n, restart={"max": options.repeat}) as (name, stamps):
+    with forge.running("meet.py", "--stay", procs=n, restart={"max": options.repeat, "backoff": 0}) as (name, stamps):
         stamps.last(n)
         for generation in range(1, options.repeat + 1):
             pid = ranks_of(forge.status(name))[3]["pid"]

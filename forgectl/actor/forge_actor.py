@@ -151,6 +151,7 @@ class ForgeActor(InHandles):
         preload: Sequence[str] | None = None,
         python: str | None = None,
         share_gpus_with: Any = None,
+        time_limit: float | None = None,
         logs: bool = True,
         router: str | Router | type[Router] = "round_robin",
         health_poll_rate: float = 1.0,
@@ -278,6 +279,7 @@ class ForgeActor(InHandles):
             start_method=settings.start_method,
             restart=settings.restart_policy(service=cls._kind == "service"),
             share_gpus_with=mesh_name_of(settings.share_gpus_with),
+            time_limit=settings.time_limit,
         )
 
 

@@ -26,12 +26,11 @@ class Making:
     procs: int
     surroundings: Surroundings
     payload: Callable[[], Payload]
-    backoff: bool = False  # wait longer before each further restart
     logs: bool = True  # show on the driver's stderr what the ranks print
 
     def sent(self) -> SentMaking:
         """The same for another process."""
-        return SentMaking(self.interface, self.procs, self.surroundings, self.payload(), self.backoff, self.logs)
+        return SentMaking(self.interface, self.procs, self.surroundings, self.payload(), self.logs)
 
 
 @dataclass(frozen=True)
@@ -42,14 +41,13 @@ class SentMaking:
     procs: int
     surroundings: Surroundings
     payload: Payload
-    backoff: bool
     logs: bool
 
     def received(self) -> Making:
         """The Making; its payload stays as it is now."""
         kept = pickling.copied(self.payload)
         payload = functools.partial(pickling.as_part, kept)
-        return Making(self.interface, self.procs, self.surroundings, payload, self.backoff, self.logs)
+        return Making(self.interface, self.procs, self.surroundings, payload, self.logs)
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def making_of(
         return pickling.nested((made, args, kwargs))
 
     logs: bool = cls._settings().logs
-    return Making(interface_of(made), unit.procs, surroundings, payload, backoff=unit.kind == "service", logs=logs)
+    return Making(interface_of(made), unit.procs, surroundings, payload, logs=logs)
 
 
 def check_owner(owner: Any, unit: Unit, run: str) -> None:

@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 from forgectl.actor.service.routing import Router, make_router
 from forgectl.actor.service.service import ServiceConfig
-from forgectl.model.plan import MAX_RANKS, SERVICE_RESTART, RestartPolicy
+from forgectl.model.plan import BACKOFF, MAX_RANKS, SERVICE_RESTART, RestartPolicy
 from forgectl.names import NAME, nearest
+
+_RESTARTS = "give a number, or {'max': 3, 'within': SECONDS, 'backoff': SECONDS}"
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,10 @@ class Settings:
     """The settings of a mesh or a service, apart from those that are class attributes of ForgeActor.
 
     env: environment variables of the ranks.
-    restart: how many restarts, or {"max": N, "within": SECONDS}, or a RestartPolicy. None: no restart for an actor,
-    and 3 in 10 minutes for each replica of a service.
+    restart: how many restarts, or {"max": N, "within": SECONDS, "backoff": SECONDS}, or a RestartPolicy. None: no
+    restart for an actor, and 3 in 10 minutes for each replica of a service. The first restart is at once, the second in
+    a row waits `backoff` (1 s), each further one twice as long as the one before, up to a minute; 0: all at once.
+    time_limit: how many seconds a mesh may run, restarts included; then it has failed. None: for ever.
     start_method: "fork" or "spawn".
     preload: modules that the fork server imports once. None: torch, if it is installed.
     python: another interpreter for the ranks.
@@ -36,6 +40,7 @@ class Settings:
     preload: Sequence[str] | None = None
     python: str | None = None
     share_gpus_with: Any = None
+    time_limit: float | None = None
     logs: bool = True
     router: str | Router | type[Router] = "round_robin"
     health_poll_rate: float = 1.0
@@ -50,6 +55,8 @@ class Settings:
         if self.start_method not in ("fork", "spawn"):
             raise ValueError(f"start_method is {self.start_method!r}; it must be 'fork' or 'spawn'")
         mesh_name_of(self.share_gpus_with)
+        if self.time_limit is not None and not _is_seconds(self.time_limit, least=0.001):
+            raise ValueError(f"time_limit is {self.time_limit!r}; give a positive number of seconds, or None")
         if not isinstance(self.logs, bool):
             raise TypeError(f"logs is {self.logs!r}; it must be True or False")
         if isinstance(self.preload, str):
@@ -66,13 +73,18 @@ class Settings:
         if given is None:
             return SERVICE_RESTART if service else RestartPolicy()
         if isinstance(given, RestartPolicy):
-            return given
-        parts = dict(given) if isinstance(given, Mapping) else {"max": given}
-        policy = RestartPolicy(parts.pop("max", 0), parts.pop("within", None))
-        if parts or not isinstance(policy.max, int) or isinstance(policy.max, bool) or policy.max < 0:
-            raise ValueError(f"restart is {given!r}; give a number, or {{'max': 3, 'within': SECONDS}}")
-        if policy.within is not None and not (isinstance(policy.within, (int, float)) and policy.within > 0):
+            policy = given
+        else:
+            parts = dict(given) if isinstance(given, Mapping) else {"max": given}
+            policy = RestartPolicy(parts.pop("max", 0), parts.pop("within", None), parts.pop("backoff", BACKOFF))
+            if parts:
+                raise ValueError(f"restart is {given!r}; {_RESTARTS}")
+        if not isinstance(policy.max, int) or isinstance(policy.max, bool) or policy.max < 0:
+            raise ValueError(f"restart is {given!r}; {_RESTARTS}")
+        if policy.within is not None and not _is_seconds(policy.within, least=0.001):
             raise ValueError(f"restart within {policy.within!r}; give a positive number of seconds")
+        if not _is_seconds(policy.backoff, least=0):
+            raise ValueError(f"restart backoff {policy.backoff!r}; give a number of seconds, or 0 for no wait")
         return policy
 
     def service_config(self, num_replicas: int) -> ServiceConfig:
@@ -95,6 +107,11 @@ class Settings:
                 guess = f"; did you mean {near!r}?" if near else f"; there are {', '.join([*others, *known])}"
                 raise TypeError(f"options() has no setting {name!r}{guess}")
         return dataclasses.replace(self, **changes)
+
+
+def _is_seconds(value: Any, *, least: float) -> bool:
+    """Whether it is a number of seconds, `least` or more and a year at most, as in a spec."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= 366 * 86400
 
 
 def signature_of_options(shape: Mapping[str, tuple[str, Any]]) -> inspect.Signature:

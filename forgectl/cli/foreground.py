@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TextIO
 from forgectl.cli.views import render
 from forgectl.cli.views.host_news import HostNews, only_waits_for
 from forgectl.cli.views.status_json import status_json
-from forgectl.cli.watch import RunWatch, Signals
+from forgectl.cli.watch import RunWatch, Signals, name_of
 from forgectl.controller import client
 from forgectl.controller.run_dir import RunDir
 from forgectl.controller.start_run import begin_run
@@ -22,7 +23,7 @@ from forgectl.log_output.log_stream import LogSource, LogStream
 from forgectl.log_output.log_writer import LogWriter
 from forgectl.log_output.terminal_text import wants_color
 from forgectl.model.plan import Plan
-from forgectl.model.status import RunStatus
+from forgectl.model.status import MeshStatus, RunStatus
 from forgectl.transport.survey import Hosts
 
 
@@ -67,6 +68,8 @@ class _Launch:
         self._deadline = deadline
         self._stderr = render.stderr()
         self._shown: dict[str, tuple[str, int]] = {}  # mesh → the state and generation that were last printed
+        self._restarts: dict[str, int] = {}  # mesh → the number of the restart that was last printed
+        self._interrupts = 0  # signals that were printed
         self._was_up = False
         self._late: list[str] = []  # meshes that were not up when the time was over
         self._output = stream = sys.stderr if as_json else sys.stdout
@@ -140,6 +143,7 @@ class _Launch:
         return None if self._was_up else self._deadline
 
     def _take(self, status: RunStatus | None) -> None:
+        self._print_interrupts()
         if status is not None:
             self._was_up = self._was_up or status.was_up
             self._print_changes(status)
@@ -158,26 +162,46 @@ class _Launch:
         for chunk in self._logs.poll():
             self._writer.write(chunk)
 
+    def _print(self, sentence: str, style: str = "dim") -> None:
+        self._stderr.print(render.plain(f"forgectl: {sentence}"), style=style)
+
+    def _print_interrupts(self) -> None:
+        """Print at once what a signal does, as it may take long."""
+        signals, before = self._watch.signals, self._interrupts
+        self._interrupts = len(signals)
+        if signals and before == 0:
+            name, again = name_of(signals[0]), "Ctrl-C again" if signals[0] == signal.SIGINT else "another signal"
+            self._print(f"{name}: ending the run; waiting up to {self._watch.grace:g} s, {again} kills", style="")
+        if len(signals) > 1 and before < 2:
+            self._print(f"{name_of(signals[1])} again: killing what is left", style="")
+
     def _print_changes(self, status: RunStatus) -> None:
         """Print on stderr how the states of meshes and hosts have changed."""
         for sentence in self._news.of(status):
-            self._stderr.print(render.plain(f"forgectl: {sentence}"), style="dim")
+            self._print(sentence)
         for mesh in status.meshes:
-            now = (mesh.state, mesh.generation)
-            if self._shown.get(mesh.mesh) == now or mesh.state == "pending":
-                continue
-            self._shown[mesh.mesh] = now
-            self._show_logs()
-            if status.ended and mesh.failure:
-                continue  # its report follows, after the logs
-            if mesh.state == "stopping" and not mesh.reason:
-                continue  # it ends by itself, as it is done; its end follows
-            line = f"{mesh.mesh} {mesh.state}"
-            if mesh.up:
-                line += f" ({mesh.desired} {'rank' if mesh.desired == 1 else 'ranks'}, run {status.run})"
-            elif mesh.reason and mesh.state in ("restarting", "stopping", "stopped", "failed", "lost"):
-                line += f": {mesh.reason}"
-            self._stderr.print(render.plain(f"forgectl: {line}"), style="dim" if mesh.state != "failed" else "")
+            restarts = list(render.restarts(mesh, self._restarts.get(mesh.mesh, 0)))
+            state = (mesh.state, mesh.generation)
+            changed = self._shown.get(mesh.mesh) != state and mesh.state not in ("pending", "restarting")
+            if restarts or changed:
+                self._show_logs()
+            for sentence in restarts:
+                self._print(sentence)
+            self._restarts[mesh.mesh] = render.last_restart(mesh)
+            if changed:
+                self._shown[mesh.mesh] = state
+                self._print_state(mesh, status)
+
+    def _print_state(self, mesh: MeshStatus, status: RunStatus) -> None:
+        if status.ended and mesh.failure and mesh.state in ("failed", "lost"):
+            return  # its report follows, after the logs
+        if mesh.state == "stopping" and (not mesh.reason or self._watch.signals):
+            return  # it is done, or ends as was just printed; its end follows
+        if mesh.up:
+            ranks = f"{mesh.desired} {'rank' if mesh.desired == 1 else 'ranks'}"
+            self._print(f"{mesh.mesh} {mesh.state} ({ranks}, run {status.run})")
+        else:
+            self._print(render.state_sentence(mesh), style="dim" if mesh.state != "failed" else "")
 
 
 def _one_place(*streams: TextIO) -> bool:

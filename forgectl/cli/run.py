@@ -38,6 +38,12 @@ from forgectl.cli import parameters
     metavar="N",
     help="Restart the mesh at most N times.",
 )
+@click.option(
+    "--time-limit",
+    "limit",
+    metavar="TIME",
+    help="How long it may run, such as 2h, restarts included; then it has failed, with exit code 124.",
+)
 @parameters.detach
 @parameters.run_name
 @parameters.timeout
@@ -50,6 +56,7 @@ def run(
     module: str | None,
     env: tuple[str, ...],
     restarts: int,
+    limit: str | None,
     detach: bool,
     name: str | None,
     timeout: float | None,
@@ -68,7 +75,9 @@ def run(
 
     kind, words = _program(list(script), module)
     mesh = _mesh_name(words[0])
-    ranks = {"procs": procs, "with_gpus": gpus, "env": _environment(env), "restart": {"max": restarts}}
+    ranks: dict[str, Any] = {"procs": procs, "with_gpus": gpus, "env": _environment(env), "restart": {"max": restarts}}
+    if limit is not None:
+        ranks["time_limit"] = limit
     text = _spec(name or mesh, mesh, {kind: words, **ranks}, hosts)
     try:
         spec = parse(text, source="forgectl run", folder=Path.cwd(), environ=os.environ)
@@ -107,6 +116,7 @@ def _option(where: str, mesh: str) -> str:
     """The option for a place in the spec: the user did not write that spec, so its places would not help them."""
     options = {"name": "--name", "hosts": "--host"}
     options |= {f"scripts.{mesh}.{key}": f"--{key}" for key in ("env", "module")}
+    options[f"scripts.{mesh}.time_limit"] = "--time-limit"
     options |= {f"scripts.{mesh}.procs": "-n", f"scripts.{mesh}.with_gpus": "--gpus", f"scripts.{mesh}.run": "SCRIPT"}
     near = [option for key, option in options.items() if where == key or where.startswith((f"{key}.", f"{key}["))]
     return near[0] if near else where or "forgectl run"

@@ -53,6 +53,11 @@ class Signals:
             pass
 
 
+def name_of(number: int) -> str:
+    """The name by which users know a signal."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
 class RunWatch:
     """Follows one run until it has ended, across the death of its controller; turns signals into shutdowns."""
 
@@ -63,7 +68,7 @@ class RunWatch:
         self._answered = 0
         self._owner = owner
         self._with_logs = with_logs
-        self._grace = grace
+        self.grace = grace  # seconds that the first signal leaves to the ranks
         self._line: Connection | None = None
         self._shutdown: Shutdown | None = None
         self._seen_end = False
@@ -84,13 +89,18 @@ class RunWatch:
         return self._answered > 1
 
     @property
+    def signals(self) -> tuple[int, ...]:
+        """The signals that were answered, in their order."""
+        return tuple(self._signals.seen[: self._answered])
+
+    @property
     def exit_code(self) -> int:
         """The exit code with which this process asked for the run's end; 0 if it did not."""
         return self._shutdown.exit_code or 0 if self._shutdown else 0
 
     def stop(self, by: str, exit_code: int, *, grace: float | None = None) -> None:
         """Ask for the run's end, and ask every new controller again until it has ended. `grace` is in seconds."""
-        wait = self._grace if grace is None else grace
+        wait = self.grace if grace is None else grace
         self._shutdown = Shutdown(None, wait, by, exit_code)
         self._send_shutdown()
 
@@ -140,8 +150,7 @@ class RunWatch:
         while self._answered < len(self._signals.seen):
             number = self._signals.seen[self._answered]
             self._answered += 1
-            name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-            self.stop(name, 128 + number, grace=self._grace if self._answered == 1 else 0.0)
+            self.stop(name_of(number), 128 + number, grace=self.grace if self._answered == 1 else 0.0)
 
     def _send_shutdown(self) -> None:
         if self._shutdown is not None and self._line is not None:

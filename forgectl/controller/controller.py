@@ -24,7 +24,18 @@ from forgectl.controller.control_socket import ControlServer
 from forgectl.controller.host_claims import check_event, own_use
 from forgectl.controller.log_fetcher import LogFetcher
 from forgectl.controller.message_keys import MessageKeys
-from forgectl.controller.records import Added, AgentLost, Born, Happened, Moved, Record, StopAsked, Stranded
+from forgectl.controller.records import (
+    Added,
+    AgentLost,
+    Born,
+    Happened,
+    Moved,
+    Record,
+    StopAsked,
+    Stranded,
+    TimeUp,
+    Waited,
+)
 from forgectl.controller.run_dir import AgentPlace, RunDir
 from forgectl.controller.run_state import Run
 from forgectl.controller.state import FAILURE_GRACE, MeshState
@@ -77,6 +88,7 @@ class Controller:
         self._additions = Additions(self._look_for_gpus)
         self._changes = Changes()
         self._moving: set[str] = set()
+        self._alarms: dict[Waited | TimeUp, asyncio.TimerHandle] = {}
         self._tasks = Background()
         places = [run_dir.agent_place(i, host) for i, host in enumerate(self.run.plan.hosts)]
         self.links = {
@@ -153,7 +165,22 @@ class Controller:
             if mesh.name not in self._moving:
                 self._moving.add(mesh.name)
                 self._tasks.begin(self._move(mesh))
+        self._set_alarms()
         self._report_soon()
+
+    def _set_alarms(self) -> None:
+        """Have each record that time alone brings written when it is due, by a clock that nobody sets."""
+        due = self.run.alarms()
+        for record in self._alarms.keys() - due.keys():
+            self._alarms.pop(record).cancel()
+        for record in due.keys() - self._alarms.keys():
+            when, whole = due[record]
+            wait = min(max(0.0, when - time.time()), whole)  # unix time may have been set back meanwhile
+            self._alarms[record] = asyncio.get_running_loop().call_later(wait, self._ring, record)
+
+    def _ring(self, record: Waited | TimeUp) -> None:
+        del self._alarms[record]
+        self.record(record)
 
     def take_event(self, host: str, event: Event, *, catching_up: bool) -> bool:
         """Record an event of a host; False if it adds nothing. Raises ProtocolError if the host may not send it."""

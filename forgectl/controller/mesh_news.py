@@ -21,7 +21,7 @@ def news(mesh: MeshState, hosts: Mapping[str, HostState]) -> MeshNews:
 
 def _news(mesh: MeshState, hosts: Mapping[str, HostState]) -> MeshNews:
     places = tuple(hosts[r.host].plan.place for r in mesh.plan.ranks)
-    cause = mesh.root_cause() if mesh.failed and not mesh.cannot_start else mesh.last_root_cause
+    cause = mesh.root_cause() if mesh.failed and not mesh.cause else mesh.last_root_cause
     return MeshNews(mesh.name, mesh.generation, mesh.state, places, reason(mesh), _failure(cause) if cause else None)
 
 
@@ -29,8 +29,8 @@ def stop(mesh: MeshState) -> Stop:
     """The command that ends a generation, with the reason for its ranks."""
     by: str | None = mesh.stop.by if mesh.stop else None
     failure: FailureStatus | None = None
-    if by is None and mesh.cannot_start:
-        failure = FailureStatus(None, None, mesh.cannot_start)
+    if by is None and mesh.cause:
+        failure = FailureStatus(None, None, mesh.cause)
     elif by is None and (cause := mesh.root_cause()):
         failure = _failure(cause)
     return Stop(mesh.name, mesh.generation, mesh.grace, by, failure)

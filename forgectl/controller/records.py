@@ -89,8 +89,25 @@ class Stranded:
     why: str
 
 
-Record: TypeAlias = Born | AgentUp | AgentLost | Happened | StopAsked | Added | Moved | Stranded | Report
-RECORDS = (Born, AgentUp, AgentLost, Happened, StopAsked, Added, Moved, Stranded, Report)
+@dataclass(frozen=True)
+class Waited:
+    """The wait before this generation of a mesh is over."""
+
+    mesh: str
+    generation: int
+
+
+@dataclass(frozen=True)
+class TimeUp:
+    """The mesh has reached its `time_limit`."""
+
+    mesh: str
+
+
+Record: TypeAlias = (
+    Born | AgentUp | AgentLost | Happened | StopAsked | Added | Moved | Stranded | Waited | TimeUp | Report
+)
+RECORDS = (Born, AgentUp, AgentLost, Happened, StopAsked, Added, Moved, Stranded, Waited, TimeUp, Report)
 
 
 def to_line(time: float, record: Record) -> dict[str, Any]:

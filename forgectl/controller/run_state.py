@@ -5,7 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from forgectl.controller import verdict
-from forgectl.controller.records import Added, AgentLost, AgentUp, Born, Happened, Moved, Record, StopAsked, Stranded
+from forgectl.controller.records import (
+    Added,
+    AgentLost,
+    AgentUp,
+    Born,
+    Happened,
+    Moved,
+    Record,
+    StopAsked,
+    Stranded,
+    TimeUp,
+    Waited,
+)
 from forgectl.controller.state import (
     FAILURE_GRACE,
     MOST_TEXT,
@@ -87,6 +99,10 @@ class Run:
             self._moved(record)
         elif isinstance(record, Stranded):
             self._stranded(now, record)
+        elif isinstance(record, Waited):
+            self._waited(record)
+        elif isinstance(record, TimeUp):
+            self._time_up(record)
         elif isinstance(record, Report):
             self._reported(now, record)
         else:
@@ -153,6 +169,28 @@ class Run:
         for rank in mesh.ranks.values():
             rank.state, rank.ended_at, rank.failed_at, rank.lost_by = "lost", now, now, record.why
 
+    def alarms(self) -> dict[Waited | TimeUp, tuple[float, float]]:
+        """The records that time alone brings: when each is due (unix time), and the length of its whole wait."""
+        found: dict[Waited | TimeUp, tuple[float, float]] = {}
+        for mesh in self.meshes.values():
+            if mesh.ended or mesh.ending:
+                continue
+            if mesh.due is not None:
+                found[Waited(mesh.name, mesh.generation)] = mesh.due, mesh.wait
+            if mesh.begun_at is not None and (limit := mesh.plan.unit.time_limit) is not None:
+                found[TimeUp(mesh.name)] = mesh.begun_at + limit, limit
+        return found
+
+    def _waited(self, record: Waited) -> None:
+        mesh = self.meshes[record.mesh]
+        if mesh.generation == record.generation:
+            mesh.due = None
+
+    def _time_up(self, record: TimeUp) -> None:
+        mesh = self.meshes[record.mesh]
+        if not (mesh.ended or mesh.ending):
+            mesh.failed = mesh.time_up = True
+
     def _reported(self, now: float, record: Report) -> None:
         mesh = self.meshes.get(record.mesh)
         if mesh is None or mesh.generation != record.generation or mesh.ending or mesh.ended:
@@ -205,6 +243,8 @@ class Run:
             if what.generation > mesh.generation:  # the journal lost the restart in between
                 mesh.restarts += [now] * (what.generation - mesh.generation)
                 mesh.begin_generation(what.generation)
+            if isinstance(what, (StoreOpened, RankStarted)):
+                mesh.due = None  # agents do that on command: the journal lost the end of the wait
             self._generation_event(now, record.host, mesh, what)
 
     def _messenger_event(self, now: float, host: HostState, what: MessengerOpened | MessengerGone) -> None:
@@ -259,14 +299,18 @@ class Run:
         if mesh.ended:
             return
         if mesh.ending:
-            restart = mesh.failed and mesh.stop is None and mesh.may_restart(now) and self._has_hosts()
-            mesh.become("restarting" if restart and mesh.state != "stopping" else "stopping", now)
+            may = mesh.failed and mesh.stop is None and mesh.state != "stopping"
+            if may and mesh.may_restart(now) and self._has_hosts():
+                mesh.decide_wait(now)
+                mesh.become("restarting", now)
+            else:
+                mesh.become("stopping", now)
             if mesh.covers(mesh.gone):
                 self._end_generation(mesh, now)
             return
         if mesh.state == "pending" and self.leased and mesh.covers(mesh.prepared):
             mesh.become("starting", now)
-        if mesh.state == "restarting" and mesh.covers(mesh.prepared):
+        if mesh.state == "restarting" and mesh.due is None and mesh.covers(mesh.prepared):
             mesh.become("starting", now)
         if mesh.state == "starting" and not mesh.unstarted:
             if not mesh.plan.stays:
@@ -284,6 +328,7 @@ class Run:
             root = mesh.last_root_cause = mesh.root_cause()
             mesh.last_failure = mesh.cannot_start or (root and describe(root)) or None
             mesh.begin_generation(mesh.generation + 1)
+            mesh.due = now + mesh.wait if mesh.wait else None
             mesh.needs_hosts = any(self.hosts[name].given_up for name in mesh.plan.hosts)
         elif mesh.done and mesh.stop is None:
             mesh.become("succeeded", now)

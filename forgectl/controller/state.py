@@ -5,7 +5,8 @@
                   └─ restarting ◀─ (a failure that `restart:` allows for)
 
 A mesh of actors becomes `ready` instead of `running`, once the driver has reported that `setup` returned on every rank.
-A mesh leaves `stopping` and `restarting` only when every host has reported that no process of the generation is left.
+A mesh leaves `stopping` and `restarting` only when every host has reported that no process of the generation is left,
+and `restarting` not before the wait of controller/backoff.py is over.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from signal import Signals
 
+from forgectl.controller import backoff
 from forgectl.controller.records import StopAsked
 from forgectl.model.plan import HostPlan, MeshPlan, RankPlan
 from forgectl.model.status import OVER, HostStateName, MeshStateName, RankStateName
 from forgectl.protocol.supervision import MeshNews, MessengerOpened, RankExited, RankStarted
+from forgectl.system.sizes import show_duration
 from forgectl.wire.envelope import Refusal
 
 MESH_TRANSITIONS: dict[MeshStateName, tuple[MeshStateName, ...]] = {
@@ -98,6 +101,12 @@ class MeshState:
     hopeless: bool = False  # an agent refused it, or no hosts are left: no restart would help
     detail: str = ""  # the traceback for `cannot_start`, if there is one
     restarts: list[float] = field(default_factory=list)
+    judged: int = -1  # the last generation after whose failure a restart was decided
+    in_a_row: int = 0  # restarts since it was last up for long
+    wait: float = 0.0  # seconds that the restart under way waits once the failed generation is gone
+    due: float | None = None  # when that wait is over
+    begun_at: float | None = None  # when it first began to start; its time limit counts from then
+    time_up: bool = False  # it has reached its time limit
     killed: int = 0
     unkillable: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
@@ -132,6 +141,12 @@ class MeshState:
     def done(self) -> bool:
         """Whether every rank has exited with 0 by itself."""
         return not self.plan.stays and not self.unfinished
+
+    @property
+    def cause(self) -> str | None:
+        """Why it failed, if that is not the failure of a rank."""
+        limit = self.plan.unit.time_limit
+        return f"time limit of {show_duration(limit)}" if self.time_up and limit else self.cannot_start
 
     @property
     def has_begun(self) -> bool:
@@ -195,10 +210,21 @@ class MeshState:
     def may_restart(self, now: float) -> bool:
         """Whether `restart:` allows for one more generation."""
         policy = self.plan.restart
-        if self.hopeless or (self.cannot_start and not self.set_up and self.generation == self.first):
+        if self.time_up or self.hopeless or (self.cannot_start and not self.set_up and self.generation == self.first):
             return False  # another generation would fail in the same way
         recent = [t for t in self.restarts if policy.within is None or now - t < policy.within]
         return len(recent) < policy.max
+
+    def decide_wait(self, now: float) -> None:
+        """Note how long to wait before the restart that follows the failure of this generation."""
+        if self.judged == self.generation:
+            return
+        policy = self.plan.restart
+        if self.up and now - self.since >= backoff.healthy_after(policy.backoff):
+            self.in_a_row = 0
+        self.wait = backoff.wait_before(policy.backoff, self.in_a_row)
+        self.judged = self.generation
+        self.in_a_row += 1
 
     def become(self, state: MeshStateName, now: float) -> None:
         """Change the state, along MESH_TRANSITIONS only."""
@@ -207,6 +233,8 @@ class MeshState:
         if state not in MESH_TRANSITIONS[self.state]:
             raise AssertionError(f"mesh {self.name}: {self.state} cannot become {state}")
         self.state, self.since = state, now
+        if state == "starting" and self.begun_at is None:
+            self.begun_at = now
 
     def begin_generation(self, number: int) -> None:
         """Forget the processes of the previous generation."""

@@ -16,6 +16,7 @@ from forgectl.model.status import (
     HostStatus,
     MeshStatus,
     RankStatus,
+    RestartStatus,
     RunStatus,
 )
 from forgectl.protocol.supervision import RankStats
@@ -124,13 +125,21 @@ def _mesh(mesh: MeshState, hosts: dict[str, HostState], run_dir: RunDir, use: di
         notices=tuple(mesh.notices),
         unkillable=tuple(mesh.unkillable),
         ranks=tuple(_rank(r, mesh, run_dir, use.get(r.plan.rank)) for r in mesh.ranks.values()),
+        restarting=_restarting(mesh),
     )
+
+
+def _restarting(mesh: MeshState) -> RestartStatus | None:
+    if mesh.state != "restarting":
+        return None
+    number = len(mesh.restarts) + (mesh.judged == mesh.generation)
+    return RestartStatus(number, mesh.wait, None if mesh.due is None else timestamp(mesh.due))
 
 
 def reason(mesh: MeshState) -> str | None:
     """Why the mesh is in its state, in one line; None if there is no special reason."""
-    if mesh.cannot_start:
-        return mesh.cannot_start
+    if mesh.cause:
+        return mesh.cause
     if mesh.failed and (root := mesh.root_cause()):
         others = len(mesh.collateral())
         return describe(root) + (f" ({others} more fell with it)" if others else "")
@@ -138,6 +147,8 @@ def reason(mesh: MeshState) -> str | None:
         return f"not even SIGKILL ended {', '.join(mesh.unkillable)}"
     if mesh.stop is not None and mesh.state in ("stopping", "stopped"):
         return f"stopped by {mesh.stop.by}"
+    if mesh.last_failure and mesh.due is not None:
+        return mesh.last_failure  # it has not restarted yet
     if mesh.last_failure and mesh.restarts:
         return f"restarted: {mesh.last_failure}"
     return mesh.notices[-1] if mesh.notices else None
@@ -145,8 +156,8 @@ def reason(mesh: MeshState) -> str | None:
 
 def _failure(mesh: MeshState, run_dir: RunDir) -> FailureStatus | None:
     """The root cause of a failed mesh, with its traceback and last log lines, and the collateral ranks."""
-    if mesh.cannot_start:
-        return FailureStatus(None, None, mesh.cannot_start, mesh.detail or None)
+    if mesh.cause:
+        return FailureStatus(None, None, mesh.cause, mesh.detail or None)
     root = mesh.root_cause() if mesh.failed else None
     if root is None:
         return None

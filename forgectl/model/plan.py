@@ -14,6 +14,7 @@ from forgectl.frozen import UNLESS_DEFAULT, dataclass
 MeshKind = Literal["actor", "service", "script", "driver"]
 StartMethod = Literal["fork", "spawn"]
 SyncKind = Literal["content", "none"]
+OnFailure = Literal["stop", "continue"]
 
 MAX_RANKS = 4096
 """Ranks of one run: a message about all of them must fit a line of the protocol."""
@@ -23,6 +24,8 @@ LOG_LIMIT = 2 << 30
 """Bytes that one rank's log may take on disk, by default."""
 SYNC_LIMIT = 1 << 30
 """Bytes of workdir that may be copied to ssh hosts, by default."""
+BACKOFF = 1.0
+"""Seconds before the second of several restarts in a row, by default."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +100,15 @@ class Program:
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """Restart the whole mesh at most `max` times within `within` seconds (None: in all)."""
+    """Restart the whole mesh at most `max` times within `within` seconds (None: in all).
+
+    The first restart is at once. Of further ones in a row the second waits `backoff` seconds, and each one after it
+    twice as long as the one before: see `controller/backoff.py`.
+    """
 
     max: int = 0
     within: float | None = None
+    backoff: float = field(default=BACKOFF, metadata=UNLESS_DEFAULT)
 
 
 SERVICE_RESTART = RestartPolicy(3, 600.0)
@@ -112,7 +120,7 @@ class Unit:
     """One mesh as the spec or code asks for it, before it has a place.
 
     `hosts`: these hosts, in this order; or this many; or None: as few as have room. `share_gpus_with` is another mesh:
-    it uses GPUs of that one, and none of its own.
+    it uses GPUs of that one, and none of its own. `time_limit`: seconds until it has failed, restarts included.
     """
 
     mesh: str
@@ -127,6 +135,7 @@ class Unit:
     start_method: StartMethod
     restart: RestartPolicy
     share_gpus_with: str | None = None
+    time_limit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -179,6 +188,7 @@ class MeshForm:
     own_env: dict[str, str] = field(default_factory=dict)
     unit_python: str | None = None
     share_gpus_with: str | None = field(default=None, metadata=UNLESS_DEFAULT)
+    time_limit: float | None = field(default=None, metadata=UNLESS_DEFAULT)
 
 
 @dataclass(frozen=True)
@@ -221,6 +231,7 @@ class MeshPlan:
             own_env=unit.env,
             unit_python=unit.python,
             share_gpus_with=unit.share_gpus_with,
+            time_limit=unit.time_limit,
         )
 
     @classmethod
@@ -239,6 +250,7 @@ class MeshPlan:
             start_method=form.start_method,
             restart=form.restart,
             share_gpus_with=form.share_gpus_with,
+            time_limit=form.time_limit,
         )
         return cls(unit, form.workdir, form.hosts, form.ranks, form.env, form.gpus, form.python, form.secrets)
 
@@ -308,7 +320,8 @@ class Plan:
     """A whole run before it has an id. `lease` is in seconds.
 
     `env` is the spec's, for meshes that code adds later. An `open` run begins without meshes: the Python process that
-    owns it adds them, and ends the run.
+    owns it adds them, and ends the run. `on_failure`: whether the first mesh that has failed for good ends the run;
+    None: a script of a launch in the foreground does.
     """
 
     name: str
@@ -324,6 +337,7 @@ class Plan:
     open: bool = False
     sync: SyncKind = "content"  # how ssh hosts get workdir
     sync_limit: int = SYNC_LIMIT  # bytes of workdir that may be copied
+    on_failure: OnFailure | None = field(default=None, metadata=UNLESS_DEFAULT)
 
     @property
     def may_grow(self) -> bool:

@@ -5,9 +5,10 @@ Fields are named and ordered as in that JSON. Times are UTC, such as `2026-11-22
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Literal
 
-from forgectl.frozen import dataclass
+from forgectl.frozen import UNLESS_DEFAULT, dataclass
 from forgectl.model.plan import MeshKind
 from forgectl.wire.envelope import Refusal
 
@@ -73,7 +74,7 @@ class CollateralStatus:
 
 @dataclass(frozen=True)
 class FailureStatus:
-    """The rank that failed first. If a generation could not start at all: the reason, with `rank` and `host` None."""
+    """The rank that failed first. If the cause is no rank, as when nothing could start, `rank` and `host` are None."""
 
     rank: int | None
     host: str | None
@@ -84,6 +85,15 @@ class FailureStatus:
     exit_code: int | None = None
     signal: int | None = None
     collateral: tuple[CollateralStatus, ...] = ()  # not known for a generation that was restarted
+
+
+@dataclass(frozen=True)
+class RestartStatus:
+    """A restart under way, the `number`-th of its mesh. It waits so many seconds; `at`: until then."""
+
+    number: int
+    wait: float
+    at: str | None  # None while processes of the failed generation are left, or where nothing is waited for
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,7 @@ class MeshStatus:
     notices: tuple[str, ...]
     unkillable: tuple[str, ...]
     ranks: tuple[RankStatus, ...]
+    restarting: RestartStatus | None = field(default=None, metadata=UNLESS_DEFAULT)
 
     @classmethod
     def lost(cls, name: str, reason: str) -> MeshStatus:

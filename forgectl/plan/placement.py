@@ -116,6 +116,7 @@ def _assemble(
         declared=declarations_of(spec),
         sync=spec.sync,
         sync_limit=spec.sync_limit,
+        on_failure=spec.on_failure,
     )
 
 

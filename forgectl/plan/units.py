@@ -18,7 +18,7 @@ def units_of(spec: Spec) -> list[Unit]:
     for name, service in spec.services.items():
         units += [_unit(f"{name}.{i}", "service", service.program, service) for i in range(service.num_replicas)]
     if spec.driver is not None:
-        units.append(_driver(spec.driver.program, dict(spec.driver.env), spec.driver.python))
+        units.append(_driver(spec.driver.program, dict(spec.driver.env), spec.driver.python, spec.driver.time_limit))
     elif spec.actors or spec.services:
         units.append(_driver(Program("resident", "(resident)"), {}, None))
     return units
@@ -52,12 +52,13 @@ def _unit(mesh: str, kind: MeshKind, program: Program, body: Mesh) -> Unit:
         python=body.python,
         preload=tuple(body.preload),
         start_method=body.start_method,
-        restart=RestartPolicy(body.restart.max, body.restart.within),
+        restart=RestartPolicy(body.restart.max, body.restart.within, body.restart.backoff),
         share_gpus_with=body.share_gpus_with,
+        time_limit=body.time_limit,
     )
 
 
-def _driver(program: Program, env: dict[str, str], python: str | None) -> Unit:
+def _driver(program: Program, env: dict[str, str], python: str | None, time_limit: float | None = None) -> Unit:
     return Unit(
         mesh=DRIVER,
         kind="driver",
@@ -70,4 +71,5 @@ def _driver(program: Program, env: dict[str, str], python: str | None) -> Unit:
         preload=() if program.kind == "command" else ("torch",),
         start_method="fork",
         restart=RestartPolicy(),
+        time_limit=time_limit,
     )

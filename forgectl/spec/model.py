@@ -8,11 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from forgectl.errors import SpecProblem
-from forgectl.model.plan import LEASE, LOG_LIMIT, SERVICE_RESTART, SYNC_LIMIT, Program, SyncKind
+from forgectl.model.plan import BACKOFF, LEASE, LOG_LIMIT, SERVICE_RESTART, SYNC_LIMIT, OnFailure, Program, SyncKind
 from forgectl.spec.hosts import DRIVERS_HOST, LOCAL, Env, Hosts, Model
 from forgectl.spec.hosts import Host as Host  # noqa: PLC0414  (re-exported)
 from forgectl.spec.problems import Place, find, problem
 from forgectl.spec.scalars import (
+    Backoff,
     Bool,
     ClassPath,
     Count,
@@ -51,6 +52,11 @@ Sync = Annotated[
     BeforeValidator(choice("content", "none")),
     or_variable({"enum": ["content", "none"]}),
 ]
+Failure = Annotated[
+    OnFailure,
+    BeforeValidator(choice("stop", "continue")),
+    or_variable({"enum": ["stop", "continue"]}),
+]
 
 
 class Restart(Model):
@@ -58,6 +64,11 @@ class Restart(Model):
 
     max: Count = Field(default=0, description="Maximum number of restarts; 0: never")
     within: Within | None = Field(default=None, description="The time in which they count; default: the whole run")
+    backoff: Backoff = Field(
+        default=BACKOFF,
+        description="The first restart is at once, the second in a row after this time, each further one after twice"
+        " the time of the one before, up to a minute; 0: all at once",
+    )
 
 
 class Mesh(Model):
@@ -74,6 +85,9 @@ class Mesh(Model):
     )
     env: Env = Field(default_factory=dict, description="Environment of its ranks")
     restart: Restart = Field(default=Restart(), description="When to restart it; default: never")
+    time_limit: Within | None = Field(
+        default=None, description="How long it may run, restarts included; then it has failed, with exit code 124"
+    )
     start_method: StartMethod = Field(default="fork", description="fork: from a warm fork server; spawn: afresh")
     python: Interpreter | None = Field(default=None, description="Another interpreter than the host's")
     preload: tuple[Module, ...] = Field(default=("torch",), description="Modules that its fork server imports once")
@@ -134,6 +148,7 @@ class Driver(Runnable):
 
     env: Env = Field(default_factory=dict, description="Its environment")
     python: Interpreter | None = Field(default=None, description="Another interpreter than forgectl's own")
+    time_limit: Within | None = Field(default=None, description="How long it may run; then the run has failed")
 
 
 class Body(Model):
@@ -152,6 +167,11 @@ class Body(Model):
     )
     sync_limit: Size = Field(default=SYNC_LIMIT, description="Maximum of what is copied of workdir")
     driver: Driver | None = Field(default=None, description="The user's own controlling script")
+    on_failure: Failure | None = Field(
+        default=None,
+        description="stop: the first mesh that fails for good ends the run; continue: the others go on;"
+        " default: a failed script ends a launch in the foreground",
+    )
 
     @property
     def has_driver(self) -> bool:

@@ -254,6 +254,7 @@ Lease = Annotated[float, BeforeValidator(seconds(1)), or_variable({"type": "numb
 Within = Annotated[
     float, BeforeValidator(seconds(0.001)), or_variable({"type": "number", "exclusiveMinimum": 0}, _DURATION)
 ]
+Backoff = Annotated[float, BeforeValidator(seconds(0)), or_variable({"type": "number", "minimum": 0}, _DURATION)]
 Size = Annotated[int, BeforeValidator(size), or_variable({"type": "number", "minimum": 4096}, _SIZE)]
 Words = Annotated[
     tuple[Text, ...],

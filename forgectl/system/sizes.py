@@ -1,4 +1,4 @@
-"""Byte counts as text for people."""
+"""Byte counts and durations as text for people."""
 
 from __future__ import annotations
 
@@ -12,3 +12,11 @@ def show_bytes(count: float) -> str:
             break
         count /= 1024
     return f"{count:.3g} {unit}" if count < 999.5 else f"{count:.0f} {unit}"
+
+
+def show_duration(seconds: float) -> str:
+    """The duration as a spec writes it: `10m`."""
+    for size, unit in ((3600, "h"), (60, "m")):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:g}{unit}"
+    return f"{seconds:g}s"

@@ -11,7 +11,8 @@ from tests.conftest import Forge, processes_of, until
 
 
 def over(forge: Forge, text: str, *options: str) -> dict[str, Any]:
-    """Launch a spec and wait for its end, good or bad; its final document."""
+    """Launch a spec and wait for the end of all its meshes, good or bad; its final document."""
+    options = ("--set", "on_failure=continue", *options)
     return document_of(forge.run("launch", forge.spec(text), "--json", *options))
 
 

@@ -36,9 +36,9 @@ from tests.process.deaths import (
 
 STAY = f"scripts: {{stay: {RANKS}}}"
 BRIEF = f"lease: 1s\nscripts: {{stay: {RANKS}}}"
-REVIVED = "lease: 1s\nscripts: {stay: {run: PROGRAMS/stay.py, procs: 2, preload: [], restart: {max: 9}}}"
+REVIVED = "lease: 1s\nscripts: {stay: {run: PROGRAMS/stay.py, procs: 2, preload: [], restart: {max: 9, backoff: 0}}}"
 TICK = "scripts: {tick: {run: PROGRAMS/tick.py, preload: []}}"
-FALL = "scripts: {fall: {run: PROGRAMS/fall.py, procs: 2, preload: [], restart: {max: 10000}}}"
+FALL = "scripts: {fall: {run: PROGRAMS/fall.py, procs: 2, preload: [], restart: {max: 10000, backoff: 0}}}"
 
 
 def test_the_next_command_adopts_the_agents(forge: Forge) -> None:

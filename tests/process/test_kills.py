@@ -27,7 +27,7 @@ from tests.process.deaths import (
 )
 
 STAY = f"lease: 2s\nscripts: {{stay: {RANKS}}}"
-RESTART = "lease: 2s\nscripts: {stay: {run: PROGRAMS/stay.py, procs: 2, preload: [], restart: {max: 9}}}"
+RESTART = "lease: 2s\nscripts: {stay: {run: PROGRAMS/stay.py, procs: 2, preload: [], restart: {max: 9, backoff: 0}}}"
 DAEMON = "lease: 2s\nscripts: {daemon: {run: PROGRAMS/daemon.py HOW, procs: 2, preload: []}}"
 OVER = ("succeeded", "failed", "stopped", "lost")
 

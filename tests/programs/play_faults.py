@@ -8,13 +8,14 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from forgectl import ActorDied, ForgeError
 from forgectl.actor.driver import run_client
 from players import BadSetup, BadStart, Counter, DeadSetup, Lasting, SlowSetup
-from playing import HERE, Fast, exists, play, raised
+from playing import HERE, Fast, exists, pids_of, play, raised
 
 
 async def a_constructor_that_raises() -> None:
@@ -101,6 +102,26 @@ async def a_restart_makes_the_same_actors_again() -> None:
     await c.shutdown()
     lines = notes.read_text().splitlines()
     assert sorted(lines) == sorted(f"setup {g} {r}" for g in range(3) for r in range(2)), lines
+
+
+async def calls_wait_while_a_mesh_waits_for_its_restart() -> None:
+    c = await Fast.options(procs=2, restart={"max": 3, "backoff": 0.3}).as_actor()
+    for wait in (0.0, 0.3, 0.6):
+        inside = asyncio.ensure_future(c.hang.call(str(HERE / f"hangs{wait}")))
+        await exists(f"hangs{wait}-0", f"hangs{wait}-1")
+        began = time.monotonic()
+        os.kill(pids_of(c.mesh_name)[0], signal.SIGKILL)
+        await raised(ActorDied, inside)
+        assert list((await c.add.call(5)).values()) == [5, 5]
+        assert time.monotonic() - began >= wait
+    await c.shutdown()
+
+
+async def a_time_limit_is_told_to_callers() -> None:
+    c = await Fast.options(procs=2, restart=3, time_limit=4).as_actor()
+    error = await raised(ActorDied, c.hang.call())
+    assert (str(error), error.rank) == (f"mesh {c.mesh_name}: time limit of 4s", None), error
+    await raised(ActorDied, c.add.call(1))
 
 
 async def a_setup_that_fails_after_a_restart_is_the_end() -> None:

@@ -109,7 +109,7 @@ async def a_replica_dies_while_an_actor_routes() -> None:
 
 
 async def replicas_are_killed_under_load_from_actors() -> None:
-    s = await W.options(num_replicas=2, restart=10).as_service(WHERE)
+    s = await W.options(num_replicas=2, restart={"max": 10, "backoff": 0}).as_service(WHERE)
     callers = await asyncio.gather(*(Calls.as_actor(s) for _ in range(2)))
     loads = [caller.on_and_on.call_one(f"{HERE}/enough") for caller in callers]
     for n in range(4):

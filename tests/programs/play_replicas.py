@@ -71,7 +71,7 @@ async def an_idempotent_request_runs_again_elsewhere() -> None:
 
 
 async def five_hundred_requests_lose_none_while_replicas_are_killed() -> None:
-    s = await W.options(num_replicas=3, restart=20).as_service(WHERE)
+    s = await W.options(num_replicas=3, restart={"max": 20, "backoff": 0}).as_service(WHERE)
     pids = await pids_of(s)
     calls: list[asyncio.Future[Any]] = [soon((s.gather_safely if n % 5 == 0 else s.echo).route(n)) for n in range(500)]
     await until(lambda: len(lines()) > 20)
@@ -341,7 +341,7 @@ async def launch_and_shutdown_of_a_class_serve_each_replica() -> None:
 
 async def none_is_lost_while_replicas_die_and_their_number_changes() -> None:
     random.seed(3)
-    s = await W.options(num_replicas=3, restart=200, max_concurrent_requests=3).as_service(WHERE)
+    s = await W.options(num_replicas=3, restart={"max": 200, "backoff": 0}, max_concurrent_requests=3).as_service(WHERE)
     answered, over = 0, False
 
     async def request(n: int, k: int) -> None:

@@ -25,8 +25,6 @@ from forgectl.system.tasks import Background
 if TYPE_CHECKING:
     from forgectl.actor.foreign_mesh import ForeignMesh
 
-LONGEST_BACKOFF = 10.0
-
 
 class LiveMesh(CalledMesh):
     """One mesh, from its first generation to its end. It runs in the client's loop; any event loop may call it."""
@@ -123,8 +121,6 @@ class LiveMesh(CalledMesh):
     async def _fill(self, now: MeshStatus) -> None:
         """Construct an actor in each rank of a generation, run `setup`, and report the result."""
         generation = now.generation
-        if self._making.backoff and now.restarts > 1:
-            await asyncio.sleep(min(0.1 * 2**now.restarts, LONGEST_BACKOFF))
         places = [self._client.place_of(rank.host) for rank in now.ranks]
         ranks = self._making_ranks = Ranks(self.name, generation, places, self._client.here)
         try:

@@ -12,11 +12,16 @@ from rich.table import Table
 from rich.text import Text
 
 from forgectl.model.environment import AT_LAUNCH, PER_RANK
-from forgectl.model.plan import Gpu, MeshPlan, Plan, RankPlan
+from forgectl.model.plan import BACKOFF, Gpu, MeshPlan, OnFailure, Plan, RankPlan
+from forgectl.system.sizes import show_duration
 from forgectl.wire.codec import to_json
 
 SECRET = "***"
 LATER = "(at launch)"
+_FAILURES: dict[OnFailure, str] = {
+    "stop": "on_failure: stop (the first mesh that fails for good ends the run)",
+    "continue": "on_failure: continue (the other meshes go on)",
+}
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
@@ -27,6 +32,8 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 def plan_table(plan: Plan) -> Group:
     """The plan as tables for people, at 80 columns and more."""
     parts: list[RenderableType] = [_summary(plan)]
+    if plan.on_failure:
+        parts += ["", _FAILURES[plan.on_failure]]
     for mesh in plan.meshes:
         for host in mesh.hosts:
             parts += ["", *_mesh_on_host(mesh, host)]
@@ -55,6 +62,8 @@ def _mesh_on_host(mesh: MeshPlan, host: str) -> Iterator[RenderableType]:
     how = f"{mesh.start_method} from {mesh.python[host]}"
     if mesh.preload and mesh.start_method == "fork":
         how += f", preload {' '.join(mesh.preload)}"
+    if (limit := mesh.unit.time_limit) is not None:
+        how += f", time limit {show_duration(limit)}"
     name = (_plain_str(mesh.mesh), "bold")
     yield Text.assemble(name, " on ", (_plain_str(host), "bold"), _plain_str(f": {count}, {how}"))
     for part in (_given(mesh, host), _ours(mesh, ranks), _ranks(ranks, mesh.gpus[host])):
@@ -114,15 +123,9 @@ def _restarts(mesh: MeshPlan) -> str:
     if not mesh.restart.max:
         return "never"
     within = mesh.restart.within
-    return str(mesh.restart.max) if within is None else f"{mesh.restart.max} in {_duration(within)}"
-
-
-def _duration(seconds: float) -> str:
-    """The duration as a spec writes it: `10m`."""
-    for size, unit in ((3600, "h"), (60, "m")):
-        if seconds >= size and seconds % size == 0:
-            return f"{seconds / size:g}{unit}"
-    return f"{seconds:g}s"
+    text = str(mesh.restart.max) if within is None else f"{mesh.restart.max} in {show_duration(within)}"
+    backoff = mesh.restart.backoff
+    return text if backoff == BACKOFF else f"{text}, {f'backoff {show_duration(backoff)}' if backoff else 'at once'}"
 
 
 def _program(mesh: MeshPlan) -> str:

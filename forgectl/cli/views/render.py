@@ -6,11 +6,13 @@ All output passes through `_HarmlessConsole`, so text from a host, a rank or a s
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.measure import Measurement
@@ -29,6 +31,7 @@ STATE_STYLE = {
     "starting": "yellow", "restarting": "yellow", "stopping": "yellow", "degraded": "yellow", "pending": "yellow",
     "reconnecting": "yellow", "stopped": "dim", "exited": "dim",
 }  # fmt: skip
+_ROLE_STYLE = {"cause": "bold red", "victim": "dim", None: ""}
 NARROWEST_REASON = 30
 """Columns that long reasons need inside a table; with fewer they are printed below it."""
 _RAISED = re.compile(r"rank \d+ on \S+ (?:raised |exited with code \d+: )(.+)", re.DOTALL)
@@ -154,7 +157,16 @@ def _mesh_row(run: RunStatus, mesh: MeshStatus, name: str) -> Iterator[Renderabl
     yield Text(str(gpus) if gpus else "-")
     yield Text(f"{mesh.restarts}/{mesh.max_restarts}" if mesh.max_restarts else "-")
     yield Text(age(run.started_at, run.ended_at))
-    yield plain(mesh.reason or "-")
+    yield plain(_reason(mesh))
+
+
+def _reason(mesh: MeshStatus) -> str:
+    """Why the mesh is in its state; if it waits for its restart, first for how long."""
+    reason = mesh.reason or "-"
+    if mesh.restarting is None or mesh.restarting.at is None:
+        return reason
+    left = max(0, math.ceil((_time(mesh.restarting.at) - _now()).total_seconds()))
+    return f"restarting in {left} s: {reason}"
 
 
 def _run_details(run: RunStatus) -> Iterator[RenderableType]:
@@ -163,15 +175,17 @@ def _run_details(run: RunStatus) -> Iterator[RenderableType]:
     table = _table("RANK", "HOST", "PID", "STATE", "GPUS", "CPU %", "MEMORY", "END")
     for mesh in run.meshes:
         for rank in mesh.ranks:
+            role = _role(rank, mesh)
             table.add_row(
                 plain(f"{mesh.mesh}/{rank.rank}"),
                 plain(rank.host),
                 Text(str(rank.pid or "-")),
-                state_text(rank.state),
+                state_text(rank.state) if role is None else Text(rank.state),
                 Text(",".join(rank.gpus) or "-"),
                 Text("-" if rank.cpu_percent is None else f"{rank.cpu_percent:.0f}", justify="right"),
                 Text("-" if rank.rss_bytes is None else show_bytes(rank.rss_bytes), justify="right"),
-                Text(how_ended(rank)),
+                Text(how_ended(rank) if role != "cause" else f"{how_ended(rank)} (root cause)".removeprefix("- ")),
+                style=_ROLE_STYLE[role],
             )
     yield table
     if len(run.hosts) > 1 or run.hosts[0].state not in ("up", "gone"):
@@ -182,6 +196,13 @@ def _run_details(run: RunStatus) -> Iterator[RenderableType]:
     if services:
         yield Text()
         yield _services(services)
+
+
+def _role(rank: RankStatus, mesh: MeshStatus) -> Literal["cause", "victim"] | None:
+    """What an ended rank has to do with the failure of its mesh; None if its mesh has not failed."""
+    if mesh.failure is None or not rank.ended:
+        return None
+    return "cause" if rank.rank == mesh.failure.rank else "victim"
 
 
 def _hosts(run: RunStatus) -> Table:
@@ -223,8 +244,6 @@ def _requests(counts: ServiceStatus | ReplicaStatus) -> Iterator[Text]:
 
 def how_ended(rank: RankStatus) -> str:
     """`exit 0`, `SIGTERM`, or `-` for a rank that has not ended."""
-    import signal
-
     if rank.signal is not None:
         try:
             return signal.Signals(rank.signal).name
@@ -251,7 +270,7 @@ def age(start: str | None, end: str | None = None) -> str:
     """The time since `start`, or from `start` to `end`: `12s`, `5m`, `3h`, `2d`."""
     if start is None:
         return "-"
-    until = _time(end) if end else datetime.datetime.now(datetime.timezone.utc)
+    until = _time(end) if end else _now()
     seconds = max(0, int((until - _time(start)).total_seconds()))
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= 2 * length:
@@ -259,8 +278,50 @@ def age(start: str | None, end: str | None = None) -> str:
     return f"{seconds}s"
 
 
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.timezone.utc)
+
+
 def _time(text: str) -> datetime.datetime:
     return datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=datetime.timezone.utc)
+
+
+# ---------------------------------------------------------------- changes of a mesh
+
+
+def state_sentence(mesh: MeshStatus) -> str:
+    """The state that a mesh has come to, and why; where ranks did not end by themselves, how many SIGKILL ended."""
+    reason = mesh.reason if mesh.state in ("stopping", "stopped", "failed", "lost") else None
+    by = (reason or "").removeprefix("stopped by ")
+    if mesh.state == "stopped" and by != reason:
+        killed = sum(r.signal == signal.SIGKILL for r in mesh.ranks)
+        how = f"; SIGKILL ended {killed} of {mesh.desired} ranks" if killed else ""
+        return f"{mesh.mesh} stopped by {by}{how}"
+    return f"{mesh.mesh} {mesh.state}: {by}" if by else f"{mesh.mesh} {mesh.state}"
+
+
+def last_restart(mesh: MeshStatus) -> int:
+    """The number of the restart that is under way, else of the last one."""
+    return mesh.restarting.number if mesh.restarting else mesh.restarts
+
+
+def restarts(mesh: MeshStatus, shown: int) -> Iterator[str]:
+    """`m: restart 3 of 30 in 4 s: why` for the restarts after number `shown`: no report need have come in between."""
+    last = last_restart(mesh)
+    if last <= shown:
+        return
+    if last - shown > 1:
+        several = f"restart {shown + 1}" if last - shown == 2 else f"restarts {shown + 1} to {last - 1}"
+        yield f"{mesh.mesh}: {several}{_at_most(mesh, last - 1)}"
+    wait = mesh.restarting.wait if mesh.restarting else 0.0
+    when = f" in {wait:g} s" if wait else ""
+    why = f": {mesh.reason.removeprefix('restarted: ')}" if mesh.reason else ""
+    yield f"{mesh.mesh}: restart {last}{_at_most(mesh, last)}{when}{why}"
+
+
+def _at_most(mesh: MeshStatus, number: int) -> str:
+    """More than the maximum are possible where only those within a time count."""
+    return f" of {mesh.max_restarts}" if number <= mesh.max_restarts else ""
 
 
 # ---------------------------------------------------------------- failures
@@ -275,7 +336,11 @@ def failure_report(mesh: MeshStatus, *, seen: bool = False) -> RenderableType | 
     failure = mesh.failure
     if failure is None:
         return None
-    lines = [Text.assemble((f"{mesh.mesh} {mesh.state}", "bold red"), ": ", plain(failure.message))]
+    lines = [
+        Text.assemble(
+            (f"{mesh.mesh} {mesh.state}", "bold red"), ": ", Text(harmless(failure.message, color=False), "bold")
+        )
+    ]
     if failure.traceback:
         trace = failure.traceback.rstrip().splitlines()
         lines += [Text("  ") + plain(line) for line in (_last_frame(trace) if seen else trace)]

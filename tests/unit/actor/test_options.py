@@ -231,6 +231,12 @@ def test_a_class_within_others_is_still_found_by_its_path() -> None:
             "restart within '10m'; give a positive number of seconds",
         ),
         ({"restart": {"max": 3, "within": 0}}, ValueError, "restart within 0"),
+        ({"restart": {"max": 3, "backoff": -1}}, ValueError, "restart backoff -1; give a number of seconds"),
+        ({"restart": {"max": 3, "backoff": "5s"}}, ValueError, "restart backoff '5s'"),
+        ({"restart": RestartPolicy(3, backoff=float("nan"))}, ValueError, "restart backoff nan"),
+        ({"time_limit": "2h"}, ValueError, "time_limit is '2h'; give a positive number of seconds"),
+        ({"time_limit": 0}, ValueError, "time_limit is 0"),
+        ({"time_limit": float("inf")}, ValueError, "time_limit is inf"),
         ({"router": "fastest"}, ValueError, "fastest"),
         ({"max_concurrent_requests": 0}, ValueError, "max_concurrent_requests"),
         ({"max_concurrent_requests": "8"}, TypeError, "max_concurrent_requests is '8'; it must be a whole number"),
@@ -267,11 +273,17 @@ def test_an_unknown_setting_that_is_near_none_names_all() -> None:
         (0, RestartPolicy()),
         (3, RestartPolicy(3)),
         ({"max": 3, "within": 60}, RestartPolicy(3, 60)),
+        ({"max": 3, "backoff": 0}, RestartPolicy(3, backoff=0)),
+        ({"max": 3, "within": 60, "backoff": 2.5}, RestartPolicy(3, 60, 2.5)),
         (RestartPolicy(1, 2.0), RestartPolicy(1, 2.0)),
     ],
 )
 def test_restart_may_be_written_in_several_ways(given: Any, policy: RestartPolicy) -> None:
     assert Plain.options(restart=given)._unit().restart == policy
+
+
+def test_a_time_limit_is_of_the_mesh() -> None:
+    assert (Plain._unit().time_limit, Plain.options(time_limit=90)._unit().time_limit) == (None, 90)
 
 
 def test_an_object_can_be_made_without_a_mesh() -> None:

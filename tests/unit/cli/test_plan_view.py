@@ -7,7 +7,7 @@ import json
 from forgectl.cli.views.plan_view import plan_json, plan_table
 from forgectl.model.environment import AT_LAUNCH
 from forgectl.model.plan import Plan
-from forgectl.wire.codec import from_json
+from forgectl.wire.codec import from_json, to_json
 from tests.unit.cli.printing import printed
 from tests.unit.plan.plan_cases import hosts_of, placed, spec_of
 
@@ -38,6 +38,22 @@ def test_each_mesh_has_a_line_and_each_rank_has_one() -> None:
     assert "tidy on b: 1 rank, fork from /usr/bin/python3" in lines
     assert "3 1 H200 RANK=3 LOCAL_RANK=1 ROLE_RANK=3" in lines
     assert "0 - RANK=0 LOCAL_RANK=0 ROLE_RANK=0" in lines
+
+
+def test_what_becomes_of_failures_is_shown_where_it_is_not_the_default() -> None:
+    spec = """
+on_failure: continue
+scripts:
+  a: {module: a, restart: {max: 3, backoff: 5s}, time_limit: 90m}
+  b: {module: b, restart: {max: 3, within: 1h, backoff: 0}}
+"""
+    plan = placed(spec_of(spec), hosts_of("local:0")[1])
+    lines = rows(printed(plan_table(plan), width=120))
+    assert [line.split(" ", 5)[5] for line in lines[1:3]] == ["3, backoff 5s -m a", "3 in 1h, at once -m b"]
+    assert "on_failure: continue (the other meshes go on)" in lines
+    assert any(line.startswith("a on local: 1 rank, fork from") and line.endswith(", time limit 90m") for line in lines)
+    assert not any("time limit" in line for line in lines if line.startswith("b on"))
+    assert from_json(Plan, json.loads(json.dumps(to_json(plan)))) == plan
 
 
 def test_every_variable_is_shown_once_for_a_mesh_on_a_host() -> None:

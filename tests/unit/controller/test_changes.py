@@ -98,7 +98,8 @@ def planned(draw: st.DrawFn, name: str, places: tuple[tuple[str, ...], ...] = PL
     hosts = draw(st.sampled_from(places))
     kind = draw(st.sampled_from(["script", "actor", "actor", "driver"]))
     restart = RestartPolicy(draw(st.integers(0, 3)))
-    return mesh(name, len(hosts) * draw(st.integers(1, 2)), hosts, kind=kind, restart=restart)
+    limit = draw(st.sampled_from([None, None, 5.0]))
+    return mesh(name, len(hosts) * draw(st.integers(1, 2)), hosts, kind=kind, restart=restart, time_limit=limit)
 
 
 def of_a_host(draw: st.DrawFn, f: Followed) -> None:
@@ -175,6 +176,14 @@ def of_the_user(draw: st.DrawFn, f: Followed) -> None:
         f.record(Added(planned(draw, draw(st.sampled_from(["added", *ended])))))
 
 
+def of_time(draw: st.DrawFn, f: Followed) -> None:
+    """A wait or a time limit is over."""
+    if alarms := f.run.alarms():
+        record = draw(st.sampled_from(list(alarms)))
+        event(f"{type(record).__name__} was due")
+        f.record(record)
+
+
 def of_moves(draw: st.DrawFn, f: Followed) -> None:
     for m in [m for m in f.run.meshes.values() if m.needs_hosts]:
         left = tuple(p for p in PLACES if not any(f.run.hosts[h].given_up for h in p))
@@ -188,6 +197,7 @@ def of_moves(draw: st.DrawFn, f: Followed) -> None:
 
 ACTIONS: tuple[Callable[[st.DrawFn, Followed], None], ...] = (
     of_a_host, of_a_messenger, of_a_mesh, of_a_mesh, all_goes_well, all_goes_well, all_goes_well, of_the_user, of_moves,
+    of_time,
 )  # fmt: skip
 
 

@@ -119,6 +119,15 @@ def restarted() -> Case:
     return Case(h)
 
 
+def waiting() -> Case:
+    """For its third restart, that is for two seconds."""
+    h = history(mesh(restart=RestartPolicy(3)))
+    for _ in range(3):
+        h.start()
+        h.fail()
+    return Case(h)
+
+
 def failed_again() -> Case:
     h = history(mesh(restart=RestartPolicy(1)))
     for code in (3, 4):
@@ -277,7 +286,19 @@ def cut() -> Case:
 
 
 CASES: tuple[Callable[[], Case], ...] = (
-    *(starting, running, failed, restarted, failed_again, stopped, stopping_in_part, lost, reconnecting, refused),
+    *(
+        starting,
+        running,
+        failed,
+        restarted,
+        waiting,
+        failed_again,
+        stopped,
+        stopping_in_part,
+        lost,
+        reconnecting,
+        refused,
+    ),
     *(refused_without_a_hint, cannot_start, cannot_restart, unkillable, actors, services, services_with_metrics),
     *(one_mesh, moved, stranded, cut),
 )
@@ -304,6 +325,7 @@ def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tup
     monkeypatch.setattr(find, "find_mesh", lambda name, *, ended: (folder, made.mesh))
     monkeypatch.setattr(driver_client, "ask_driver", ask_driver)
     monkeypatch.setattr(render, "age", lambda start, end=None: "5m" if start else "-")
+    monkeypatch.setattr(render, "_now", lambda: render._time(status_document.timestamp(made.history.now)))
     monkeypatch.setenv("COLUMNS", "200")
     return request.param.__name__, made
 
@@ -317,7 +339,8 @@ def check(name: str, text: str) -> None:
 
 def ask(made: Case, *, as_json: bool) -> None:
     name = made.mesh[0] if made.mesh else None
-    status.status(name, verbose=True, watch=False, everything=True, as_json=as_json)
+    assert status.status.callback is not None
+    status.status.callback(name, verbose=True, watch=False, everything=True, as_json=as_json)
 
 
 def test_the_json_of_a_run(case: tuple[str, Case], capsys: pytest.CaptureFixture[str]) -> None:

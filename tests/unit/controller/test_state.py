@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
+from forgectl.controller import backoff
 from forgectl.controller.commands import commands
-from forgectl.controller.records import AgentLost, AgentUp, Born, Happened, Record, StopAsked, from_line, to_line
+from forgectl.controller.records import (
+    AgentLost,
+    AgentUp,
+    Born,
+    Happened,
+    Moved,
+    Record,
+    StopAsked,
+    TimeUp,
+    Waited,
+    from_line,
+    to_line,
+)
+from forgectl.controller.run_dir import RunDir
 from forgectl.controller.run_state import Run
 from forgectl.controller.state import MESH_TRANSITIONS, MeshState, describe
-from forgectl.controller.status_document import reason
-from forgectl.model.plan import HostPlan, MeshPlan, Plan, Program, RankPlan, RestartPolicy, Unit
+from forgectl.controller.status_document import reason, run_document
+from forgectl.model.plan import BACKOFF, HostPlan, MeshPlan, OnFailure, Plan, Program, RankPlan, RestartPolicy, Unit
 from forgectl.model.status import OVER
 from forgectl.protocol.supervision import (
     Happening,
@@ -29,13 +44,14 @@ from forgectl.protocol.supervision import (
     Stop,
     StoreOpened,
 )
+from forgectl.system.processes import Identity
 from forgectl.wire.envelope import Refusal
 
 
 class History:
     """A run that is told what happened, one second after the other."""
 
-    def __init__(self, *meshes: MeshPlan, hosts: tuple[str, ...] = ("a",)) -> None:
+    def __init__(self, *meshes: MeshPlan, hosts: tuple[str, ...] = ("a",), on_failure: OnFailure | None = None) -> None:
         plan = Plan(
             name="t",
             spec="",
@@ -44,6 +60,7 @@ class History:
             log_limit=1 << 20,
             hosts=tuple(HostPlan(h, True, "python3", "127.0.0.1") for h in hosts),
             meshes=meshes,
+            on_failure=on_failure,
         )
         self.run = Run.new("t-0000", plan)
         self.now = 1000.0
@@ -83,11 +100,24 @@ class History:
         host = mesh.plan.ranks[rank].host
         self.happen(RankExited("m", mesh.generation, rank, code, signal, **more), host)  # type: ignore[arg-type]
 
-    def gone(self) -> None:
-        mesh = self.mesh()
+    def gone(self, name: str = "m") -> None:
+        mesh = self.mesh(name)
         generation = mesh.generation
         for host in mesh.plan.hosts:
-            self.happen(MeshGone("m", generation), host)
+            self.happen(MeshGone(name, generation), host)
+
+    def ring(self) -> float:
+        """The next alarm goes off when it is due; how long that was from now."""
+        [(record, (due, _))] = self.run.alarms().items()
+        waited, self.now = due - self.now, due - 1.0  # `record` adds a second
+        self.record(record)
+        return waited
+
+    def fail(self, name: str = "m", code: int = 1) -> None:
+        """Its first rank fails, and nothing is left of its generation."""
+        mesh = self.mesh(name)
+        self.happen(RankExited(name, mesh.generation, 0, code, None), mesh.plan.ranks[0].host)
+        self.gone(name)
 
 
 def mesh(
@@ -198,7 +228,7 @@ def test_restarts_are_forgotten_after_their_time() -> None:
     h = History(mesh(restart=RestartPolicy(max=1, within=60.0)))
     for _ in range(3):
         h.start()
-        h.now += 100
+        h.now += backoff.healthy_after(BACKOFF)
         h.exit(0, 1)
         h.gone()
     assert (h.mesh().state, h.mesh().generation) == ("starting", 3)
@@ -359,3 +389,241 @@ def test_a_rebuilt_journal_takes_events_again() -> None:
     for when, record in [*missing, (h.now, Born(1, True, rebuilt=True)), *h.records]:
         again.apply(when, record)
     assert again.meshes["m"].state == "running"
+
+
+# ------------------------------------------------------------ waits between restarts
+
+
+def waits(policy: RestartPolicy, up_for: list[float]) -> list[float]:
+    """How long a mesh waits before each restart, where its generations were up for so many seconds."""
+    h = History(mesh(restart=policy))
+    waited = []
+    for seconds in up_for:
+        h.start()
+        h.now += seconds - 1.0
+        h.fail()
+        waited.append(h.ring() if h.mesh().due else 0.0)
+        assert (h.mesh().state, h.told()) == ("starting", [OpenStore])
+    return waited
+
+
+def test_each_further_restart_in_a_row_waits_twice_as_long_up_to_a_minute() -> None:
+    assert waits(RestartPolicy(10), [0] * 10) == [0, 1, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert waits(RestartPolicy(10, backoff=25), [0] * 5) == [0, 25, 50, 60, 60]
+    assert waits(RestartPolicy(10, backoff=90), [0] * 4) == [0, 90, 90, 90]
+    assert waits(RestartPolicy(10, backoff=0), [0] * 4) == [0, 0, 0, 0]
+
+
+def test_a_mesh_that_was_up_for_long_restarts_at_once() -> None:
+    assert waits(RestartPolicy(10), [0, 0, 0, 120, 0, 0, 119, 3600]) == [0, 1, 2, 0, 1, 2, 4, 0]
+    assert waits(RestartPolicy(10, backoff=100), [0, 0, 120, 200, 0]) == [0, 100, 100, 0, 100]
+
+
+def test_thousands_of_restarts_in_a_row_wait_no_longer() -> None:
+    assert [backoff.wait_before(b, 10**6) for b in (0.0, 0.001, 1.0, 1e7)] == [0.0, 60.0, 60.0, 1e7]
+
+
+def waiting() -> History:
+    """A mesh that waits two seconds before its third restart of nine."""
+    h = History(mesh(restart=RestartPolicy(9)))
+    for _ in range(3):
+        h.start()
+        h.fail()
+        if h.mesh().due and len(h.mesh().restarts) < 3:
+            h.ring()
+    assert (h.mesh().state, h.mesh().generation, h.told()) == ("restarting", 3, [])
+    return h
+
+
+def test_a_waiting_mesh_says_for_what_and_until_when() -> None:
+    h = History(mesh(restart=RestartPolicy(9)))
+    seen = []
+
+    def look() -> None:
+        [m] = run_document(h.run, RunDir(Path("/runs/t-0000"))).meshes
+        r = m.restarting
+        seen.append((m.state, m.restarts, r and (r.number, r.wait, r.at is not None), m.reason))
+
+    for _ in range(2):
+        h.start()
+        h.exit(0, 7)
+        look()
+        h.gone()
+        look()
+    h.ring()
+    look()
+    why = "rank 0 on a exited with code 7"
+    assert seen == [
+        ("restarting", 0, (1, 0.0, False), why),
+        ("starting", 1, None, f"restarted: {why}"),
+        ("restarting", 1, (2, 1.0, False), why),
+        ("restarting", 2, (2, 1.0, True), why),
+        ("starting", 2, None, f"restarted: {why}"),
+    ]
+
+
+def test_a_stop_ends_the_wait() -> None:
+    h = waiting()
+    h.record(StopAsked(None, 10.0, "Ctrl-C", 130))
+    assert (h.run.alarms(), h.told()) == ({}, [Stop])
+    h.gone()
+    assert (h.mesh().state, h.run.state, h.run.exit_code) == ("stopped", "stopped", 130)
+
+
+def test_the_journal_keeps_what_is_left_of_a_wait() -> None:
+    h = waiting()
+    again = Run.new("t-0000", h.run.plan)
+    for line in [to_line(t, r) for t, r in h.records]:
+        again.apply(*from_line(line))
+    again.apply(h.now + 0.5, Born(2, adopted=True))
+    assert again.alarms() == h.run.alarms() == {Waited("m", 3): (h.now + 2.0, 2.0)}
+
+
+def test_a_wait_that_the_journal_lost_the_end_of_is_over() -> None:
+    """The agent has started the generation, so it had the command."""
+    h = waiting()
+    h.start()
+    assert (h.mesh().state, h.run.alarms()) == ("running", {})
+
+
+def test_the_end_of_an_older_wait_changes_nothing() -> None:
+    h = waiting()
+    h.record(Waited("m", 2))
+    assert (h.mesh().state, h.told()) == ("restarting", [])
+
+
+def test_a_mesh_that_moves_waits_no_less() -> None:
+    h = History(mesh(restart=RestartPolicy(9)), hosts=("a", "b"))
+    h.start()
+    h.fail()
+    h.start()
+    h.record(AgentLost("a", "it was cut", final=True))
+    assert (h.mesh().needs_hosts, h.mesh().generation) == (True, 2)
+    h.record(Moved(mesh(hosts=("b",), restart=RestartPolicy(9))))
+    h.happen(Prepared("m"), "b")
+    assert (h.mesh().state, h.told("b")) == ("restarting", [])
+    h.ring()
+    assert (h.mesh().state, h.told("b")) == ("starting", [OpenStore])
+
+
+# ------------------------------------------------------------ time limits
+
+
+def test_a_mesh_has_failed_at_its_time_limit() -> None:
+    h = History(mesh(time_limit=7200.0))
+    assert h.run.alarms() == {}
+    h.start()
+    begun = h.mesh().begun_at
+    assert begun is not None
+    assert h.run.alarms() == {TimeUp("m"): (begun + 7200.0, 7200.0)}
+    h.ring()
+    assert (h.mesh().state, h.told(), reason(h.mesh())) == ("stopping", [Stop], "time limit of 2h")
+    h.exit(0, None, 15, asked=True)
+    h.exit(1, 1, asked=True, error="KeyError: 'raised at SIGTERM'")
+    h.gone()
+    assert (h.mesh().state, h.run.state, h.run.exit_code, reason(h.mesh())) == (
+        *("failed", "failed", 124),
+        "time limit of 2h",
+    )
+    [m] = run_document(h.run, RunDir(Path("/runs/t-0000"))).meshes
+    assert m.failure is not None
+    assert (m.failure.rank, m.failure.message) == (None, "time limit of 2h")
+
+
+def test_restarts_do_not_extend_a_time_limit() -> None:
+    h = History(mesh(restart=RestartPolicy(9), time_limit=30.0))
+    h.start()
+    begun = h.mesh().begun_at
+    h.fail()
+    h.start()
+    h.exit(0, 1)
+    assert h.run.alarms() == {}  # it is ended already
+    h.gone()
+    assert begun is not None
+    assert h.run.alarms()[TimeUp("m")] == (begun + 30.0, 30.0)
+    h.record(TimeUp("m"))  # while it waits
+    assert (h.mesh().state, h.told()) == ("stopping", [Stop])
+    h.gone()
+    assert (h.mesh().state, h.run.exit_code, len(h.mesh().restarts)) == ("failed", 124, 2)
+
+
+def test_a_time_limit_after_the_end_changes_nothing() -> None:
+    h = History(mesh("m"), mesh("n", time_limit=5.0))
+    h.start("m")
+    h.start("n")
+    h.record(StopAsked(("n",), 0.0, "forgectl shutdown"))
+    assert h.run.alarms() == {}
+    h.record(TimeUp("n"))
+    h.gone("n")
+    h.record(TimeUp("n"))
+    assert h.mesh("n").state == "stopped"
+
+
+# ------------------------------------------------------------ what a failure means for the run
+
+OWNER = Identity(77, 1, "boot")
+
+
+def failing(
+    on_failure: OnFailure | None, *, owner: Identity | None, kind: str = "script", driver: bool = False
+) -> History:
+    """A mesh that has failed beside one that runs."""
+    first = [mesh("driver", 1, kind="driver")] if driver else []
+    h = History(*first, mesh("m", kind=kind), mesh("n", kind=kind), on_failure=on_failure)
+    h.record(Born(5, owner=owner))
+    for name in h.run.meshes:
+        h.start(name)
+    h.fail(code=7)
+    assert h.mesh().state == "failed"
+    return h
+
+
+@pytest.mark.parametrize(
+    ("on_failure", "owner", "kind", "ends"),
+    [
+        (None, OWNER, "script", True),
+        (None, None, "script", False),
+        (None, OWNER, "actor", False),
+        ("stop", None, "script", True),
+        ("stop", None, "actor", True),
+        ("continue", OWNER, "script", False),
+        ("continue", None, "actor", False),
+    ],
+)
+@pytest.mark.parametrize("driver", [False, True])
+def test_whether_a_failure_ends_the_run(
+    on_failure: OnFailure | None, owner: Identity | None, kind: str, ends: bool, driver: bool
+) -> None:
+    h = failing(on_failure, owner=owner, kind=kind, driver=driver)
+    if not ends:
+        assert (h.run.stop, h.mesh("n").ending) == (None, False)
+        return
+    assert (h.run.state, h.run.stop and h.run.stop.by, reason(h.mesh("n"))) == (
+        *("stopping", "the failure of m"),
+        "stopped by the failure of m",
+    )
+    for name in ("n", "driver") if driver else ("n",):
+        h.gone(name)
+    assert (h.mesh("n").state, h.run.state, h.run.exit_code) == ("stopped", "failed", 7)
+
+
+def test_only_a_failure_for_good_ends_the_run() -> None:
+    h = History(mesh("m", restart=RestartPolicy(1)), mesh("n"), on_failure="stop")
+    for code in (3, 4):
+        for name in ("m", "n") if code == 3 else ("m",):
+            h.start(name)
+        assert h.run.stop is None
+        h.fail(code=code)
+    assert h.run.stop is not None
+    h.gone("n")
+    assert (h.run.state, h.run.exit_code) == ("failed", 4)
+
+
+def test_a_lost_script_ends_its_run_too() -> None:
+    h = History(mesh("m", hosts=("b",)), mesh("n"), hosts=("a", "b"), on_failure="stop")
+    h.start("m")
+    h.start("n")
+    h.record(AgentLost("b", "it was cut"))
+    assert (h.mesh("m").state, h.run.state) == ("lost", "stopping")
+    h.gone("n")
+    assert (h.run.state, h.run.exit_code) == ("lost", 69)

@@ -137,7 +137,7 @@ def test_it_is_a_json_schema_with_a_description_of_every_key() -> None:
     assert SCHEMA["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert set(SCHEMA["properties"]) == {
         *("name", "workdir", "hosts", "env", "secrets", "lease", "log_limit", "sync", "sync_limit"),
-        *("actors", "services", "scripts", "driver"),
+        *("actors", "services", "scripts", "driver", "on_failure"),
     }
     assert "class" in SCHEMA["$defs"]["Actor"]["properties"]
     assert SCHEMA["properties"]["hosts"]["anyOf"][1] == {"$ref": "#/$defs/HostSource"}
