@@ -24,7 +24,17 @@ from forgectl.controller.control_socket import ControlServer
 from forgectl.controller.host_claims import check_event, own_use
 from forgectl.controller.log_fetcher import LogFetcher
 from forgectl.controller.message_keys import MessageKeys
-from forgectl.controller.records import Added, AgentLost, Born, Happened, Moved, Record, StopAsked, Stranded
+from forgectl.controller.records import (
+    Added,
+    AgentLost,
+    Born,
+    Happened,
+    Moved,
+    Record,
+    RestartAsked,
+    StopAsked,
+    Stranded,
+)
 from forgectl.controller.run_dir import AgentPlace, RunDir
 from forgectl.controller.run_state import Run
 from forgectl.controller.state import FAILURE_GRACE, MeshState
@@ -202,6 +212,11 @@ class Controller:
         """End meshes (None: the run), unless the run has ended."""
         if not self.run.ended:
             self.record(StopAsked(meshes, grace, by, exit_code))
+
+    def ask_restart(self, meshes: dict[str, int], grace: float, by: str) -> None:
+        """Begin the next generation of meshes (mesh → its present generation), unless the run has ended."""
+        if not self.run.ended:
+            self.record(RestartAsked(meshes, grace, by))
 
     async def add_mesh(self, unit: Unit, named: bool) -> MeshAdded | Refusal:
         """Add a mesh to the run; `named` as in `Additions.place`."""

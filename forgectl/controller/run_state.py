@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from forgectl.controller import verdict
-from forgectl.controller.records import Added, AgentLost, AgentUp, Born, Happened, Moved, Record, StopAsked, Stranded
+from forgectl.controller.records import (
+    Added,
+    AgentLost,
+    AgentUp,
+    Born,
+    Happened,
+    Moved,
+    Record,
+    RestartAsked,
+    StopAsked,
+    Stranded,
+)
 from forgectl.controller.state import (
     FAILURE_GRACE,
     MOST_TEXT,
@@ -89,6 +100,8 @@ class Run:
             self._stranded(now, record)
         elif isinstance(record, Report):
             self._reported(now, record)
+        elif isinstance(record, RestartAsked):
+            self._restart_asked(record)
         else:
             self._stop_asked(now, record)
         for mesh in self.meshes.values():
@@ -176,6 +189,12 @@ class Run:
             if not mesh.ended and (record.meshes is None or mesh.name in record.meshes):
                 mesh.stop = record
 
+    def _restart_asked(self, record: RestartAsked) -> None:
+        for name, generation in record.meshes.items():
+            mesh = self.meshes.get(name)
+            if mesh is not None and mesh.generation == generation and mesh.may_be_asked_to_restart:
+                mesh.again = record
+
     def _happened(self, now: float, record: Happened) -> None:
         host = self.hosts[record.host]
         if record.seq <= host.last_seq:
@@ -259,7 +278,8 @@ class Run:
         if mesh.ended:
             return
         if mesh.ending:
-            restart = mesh.failed and mesh.stop is None and mesh.may_restart(now) and self._has_hosts()
+            wanted = mesh.again is not None or (mesh.failed and mesh.may_restart(now))
+            restart = wanted and mesh.stop is None and self._has_hosts()
             mesh.become("restarting" if restart and mesh.state != "stopping" else "stopping", now)
             if mesh.covers(mesh.gone):
                 self._end_generation(mesh, now)
@@ -280,9 +300,10 @@ class Run:
 
     def _end_generation(self, mesh: MeshState, now: float) -> None:
         if mesh.state == "restarting":
-            mesh.restarts.append(now)
-            root = mesh.last_root_cause = mesh.root_cause()
-            mesh.last_failure = mesh.cannot_start or (root and describe(root)) or None
+            root = mesh.last_root_cause = None if mesh.again else mesh.root_cause()
+            mesh.last_failure = None if mesh.again else mesh.cannot_start or (root and describe(root)) or None
+            if not mesh.again:  # one that was asked for is no failure
+                mesh.restarts.append(now)
             mesh.begin_generation(mesh.generation + 1)
             mesh.needs_hosts = any(self.hosts[name].given_up for name in mesh.plan.hosts)
         elif mesh.done and mesh.stop is None:

@@ -138,6 +138,8 @@ def reason(mesh: MeshState) -> str | None:
         return f"not even SIGKILL ended {', '.join(mesh.unkillable)}"
     if mesh.stop is not None and mesh.state in ("stopping", "stopped"):
         return f"stopped by {mesh.stop.by}"
+    if mesh.again is not None:
+        return f"restarted by {mesh.again.by}"
     if mesh.last_failure and mesh.restarts:
         return f"restarted: {mesh.last_failure}"
     return mesh.notices[-1] if mesh.notices else None

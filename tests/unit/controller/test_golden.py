@@ -301,7 +301,7 @@ def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tup
     monkeypatch.setattr(run_dir, "all_runs", lambda: [folder])
     monkeypatch.setattr(run_dir, "refused_runs", dict)
     monkeypatch.setattr(client, "document", lambda run, *, stats=False: answer)
-    monkeypatch.setattr(find, "find_mesh", lambda name, *, ended: (folder, made.mesh))
+    monkeypatch.setattr(find, "find", lambda name, *, ended: find.Found(folder, name, made.mesh))
     monkeypatch.setattr(driver_client, "ask_driver", ask_driver)
     monkeypatch.setattr(render, "age", lambda start, end=None: "5m" if start else "-")
     monkeypatch.setenv("COLUMNS", "200")
@@ -317,7 +317,8 @@ def check(name: str, text: str) -> None:
 
 def ask(made: Case, *, as_json: bool) -> None:
     name = made.mesh[0] if made.mesh else None
-    status.status(name, verbose=True, watch=False, everything=True, as_json=as_json)
+    assert status.status.callback is not None
+    status.status.callback(name, verbose=True, watch=False, everything=True, as_json=as_json)
 
 
 def test_the_json_of_a_run(case: tuple[str, Case], capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,17 @@ import dataclasses
 import pytest
 
 from forgectl.controller.commands import commands
-from forgectl.controller.records import AgentLost, AgentUp, Born, Happened, Record, StopAsked, from_line, to_line
+from forgectl.controller.records import (
+    AgentLost,
+    AgentUp,
+    Born,
+    Happened,
+    Record,
+    RestartAsked,
+    StopAsked,
+    from_line,
+    to_line,
+)
 from forgectl.controller.run_state import Run
 from forgectl.controller.state import MESH_TRANSITIONS, MeshState, describe
 from forgectl.controller.status_document import reason
@@ -359,3 +369,101 @@ def test_a_rebuilt_journal_takes_events_again() -> None:
     for when, record in [*missing, (h.now, Born(1, True, rebuilt=True)), *h.records]:
         again.apply(when, record)
     assert again.meshes["m"].state == "running"
+
+
+# ---------------------------------------------------------------- restarts that somebody asks for
+
+
+def again(h: History, grace: float = 10.0, **generations: int) -> None:
+    h.record(RestartAsked(generations or {"m": h.mesh().generation}, grace, "forgectl restart"))
+
+
+def test_a_restart_on_demand_is_a_new_generation_and_no_failure() -> None:
+    h = History(mesh())
+    h.start()
+    again(h)
+    assert (h.mesh().state, reason(h.mesh())) == ("restarting", "restarted by forgectl restart")
+    [stop] = commands(h.run, "a")
+    assert stop == Stop("m", 0, 10.0, "forgectl restart")
+    h.exit(0, None, 15, asked=True)
+    h.exit(1, 3, asked=True, error="KeyboardInterrupt")
+    h.gone()
+    assert (h.mesh().state, h.mesh().generation, h.mesh().restarts) == ("starting", 1, [])
+    assert h.told() == [OpenStore]
+    h.start()
+    assert (h.mesh().state, reason(h.mesh()), h.run.state) == ("running", None, "running")
+
+
+def test_a_restart_on_demand_restarts_ranks_that_succeed_meanwhile() -> None:
+    h = History(mesh())
+    h.start()
+    again(h)
+    h.exit(0)
+    h.exit(1)
+    h.gone()
+    assert (h.mesh().state, h.mesh().generation) == ("starting", 1)
+
+
+def test_a_restart_is_for_one_generation_only() -> None:
+    h = History(mesh(restart=RestartPolicy(1)))
+    h.start()
+    h.exit(0, 1)
+    h.exit(1, None, 15, asked=True)
+    h.gone()
+    h.start()
+    again(h, m=0)
+    assert (h.mesh().state, h.mesh().generation) == ("running", 1)
+    again(h, m=1)
+    assert h.mesh().state == "restarting"
+    h.gone()
+    assert (h.mesh().generation, len(h.mesh().restarts)) == (2, 1), "only the failure counts"
+
+
+def test_a_second_request_hurries_the_first() -> None:
+    h = History(mesh())
+    h.start()
+    again(h)
+    assert h.mesh().state == "restarting"
+    again(h, grace=0.0)
+    assert [c.grace for c in commands(h.run, "a") if isinstance(c, Stop)] == [0.0]
+
+
+def test_a_shutdown_comes_before_a_restart() -> None:
+    h = History(mesh(), mesh("n"))
+    h.start()
+    h.start("n")
+    again(h)
+    h.record(StopAsked(("m",), 3.0, "forgectl shutdown"))
+    assert (h.mesh().state, h.mesh().grace) == ("stopping", 3.0)
+    h.gone()
+    assert h.mesh().state == "stopped"
+    again(h)
+    assert h.mesh().state == "stopped"
+
+
+def test_what_ends_waits_or_drives_is_not_restarted() -> None:
+    h = History(mesh(), mesh("driver", 1, kind="driver"), mesh("waits"))
+    h.happen(Prepared("m"))
+    again(h, m=0, waits=0, driver=0, nobody=0)
+    assert [m.state for m in h.run.meshes.values()] == ["pending"] * 3
+    for name in ("driver", "waits"):
+        h.happen(Prepared(name))
+    h.start()
+    h.start("driver")
+    again(h, driver=0)
+    assert h.mesh("driver").state == "running"
+    h.exit(0)
+    h.exit(1)
+    assert h.mesh().state == "stopping"
+    again(h)
+    h.gone()
+    assert h.mesh().state == "succeeded"
+
+
+def test_a_restart_on_demand_whose_host_is_lost_moves() -> None:
+    h = History(mesh(procs=2, hosts=("a", "b")), hosts=("a", "b", "c"))
+    h.start()
+    again(h)
+    h.record(AgentLost("b", "host b was rebooted", final=True))
+    h.happen(MeshGone("m", 0), "a")
+    assert (h.mesh().state, h.mesh().generation, h.mesh().needs_hosts) == ("restarting", 1, True)
