@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forgectl.agent.log_clock import LogClock
@@ -134,8 +134,11 @@ def test_following_orders_what_comes_and_what_was_there(logs: Logs, monkeypatch:
     assert stream.done
 
 
+@settings(deadline=None)
 @given(
-    writes=st.lists(st.tuples(st.integers(0, 2), st.binary(max_size=40), st.integers(1, 5)), max_size=30),
+    writes=st.lists(
+        st.tuples(st.integers(0, 2), st.text("ab\r\n", max_size=40).map(str.encode), st.integers(1, 5)), max_size=30
+    ),
     most=st.integers(1, 50),
 )
 def test_nothing_is_lost_or_reordered_within_a_log(
@@ -144,7 +147,6 @@ def test_nothing_is_lost_or_reordered_within_a_log(
     logs, now, wrote = Logs(tmp_path_factory.mktemp("logs"), 3), 0, dict.fromkeys(range(3), b"")
     for rank, data, later in writes:
         now += later
-        data = data.replace(b"\0", b"0")  # a hole, to a reader
         logs.write(rank, data, now)
         wrote[rank] += data
     stream = LogStream(merged=True, most=most)
