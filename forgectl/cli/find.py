@@ -53,10 +53,10 @@ def find(text: str, *, ended: bool = False) -> Found:
     A service's name stands for the meshes of all its replicas. Raises NotFoundError, UsageError if it may mean several
     things, NotOursError.
     """
-    runs = run_dir.all_runs()
-    by_id = {r.run: r for r in runs}
-    over = [r for r in reversed(runs) if r.has_ended]
-    living = [_known(r) for r in runs if r not in over]
+    by_id = {r.run: r for r in run_dir.all_runs()}
+    over = [r for r in reversed(by_id.values()) if r.has_ended]
+    ended_ids = {r.run for r in over}
+    living = [_known(r) for r in by_id.values() if r.run not in ended_ids]
     address = resolve(text, living, map(_known, over) if ended else ())
     if address is None:
         if (refusal := run_dir.refused_runs().get(text.partition("/")[0])) is not None:

@@ -10,9 +10,9 @@ from forgectl.cli import parameters
 @parameters.grace
 @parameters.force
 def restart(names: tuple[str, ...], timeout: float, force: bool) -> int:
-    """End all ranks of meshes and start them anew; return when they are up.
+    """Restart meshes on the same GPUs.
 
-    They keep their GPUs. This is no failure, so `restart:` of the spec does not count it. Replicas of a service are
+    It ends all their ranks, starts them anew, and returns when they are up. This is no failure, so `restart:` of the spec does not count it. Replicas of a service are
     restarted one after the other, so that the others answer meanwhile.
     """
     from forgectl.cli.find import find_whole, in_one_run

@@ -14,7 +14,7 @@ from forgectl.cli import parameters
 @parameters.grace
 @parameters.force
 def shutdown(names: tuple[str, ...], runs: tuple[str, ...], everything: bool, timeout: float, force: bool) -> int:
-    """End runs or meshes, and return when all their processes are gone."""
+    """End runs or meshes, and return when all is gone."""
     import sys
 
     from forgectl.cli.ending import end_all

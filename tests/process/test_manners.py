@@ -168,7 +168,7 @@ def test_a_name_in_use_is_refused_and_the_way_on_is_said(forge: Forge) -> None:
         again = forge.run("launch", "spec.yaml", "-d", *options)
         assert again.returncode == 75
         assert f"the name spec is in use by run {run}" in again.stderr
-        assert f"forgectl shutdown --run {run}" in again.stderr
+        assert f"forgectl shutdown {run}" in again.stderr
         assert "--name OTHER" in again.stderr
     assert forge.runs() == [run]
 
@@ -370,7 +370,8 @@ def test_followed_logs_show_the_next_generation_and_end_with_the_run(forge: Forg
     assert following.stdout.readline() == "generation 1\n"
     forge.write("go-1", "")
     out, err = following.communicate(timeout=30)
-    assert (out, err, following.returncode) == ("", "forgectl: twice succeeded: restarted: rank 0 on local exited with code 1\n", 0)
+    how = "forgectl: twice succeeded: restarted: rank 0 on local exited with code 1\n"
+    assert (out, err, following.returncode) == ("", how, 0)
     assert forge.until_ended(run)["state"] == "succeeded"
 
 

@@ -153,7 +153,8 @@ def test_logs_of_earlier_generations(talk: Forge) -> None:
 @pytest.mark.parametrize(("code", "means"), [(0, 0), (5, 5)])
 def test_following_ends_with_how_it_ended(talk: Forge, code: int, means: int) -> None:
     talk.launch(TWO)
-    following = [talk.start("logs", "-f", "a"), talk.start("logs", "--exit-code", "a"), talk.start("wait", "spec/a")]
+    commands = (("logs", "-f", "a"), ("logs", "--exit-code", "a"), ("wait", "spec/a"))
+    following = [talk.start(*words) for words in commands]
     for process in following[:2]:
         assert process.stdout is not None
         assert "hello of a" in process.stdout.readline()
@@ -333,7 +334,7 @@ def test_a_launch_takes_the_place_of_a_run(talk: Forge) -> None:
 
 def test_a_reader_that_leaves_harms_no_run(talk: Forge) -> None:
     run = talk.launch(TWO)
-    for command in (f"logs -f {run}", f"attach {run}"):
+    for command, rank in ((f"logs -f {run}", 0), (f"attach {run}", 1)):
         line = " ".join(talk.argv(*command.split())) + " 2>/dev/null | head -n 1; echo ${PIPESTATUS[0]}"
         reader = subprocess.Popen(
             ["bash", "-c", line], cwd=talk.folder, env=talk.env, stdout=subprocess.PIPE, text=True
@@ -341,7 +342,7 @@ def test_a_reader_that_leaves_harms_no_run(talk: Forge) -> None:
         with reader:
             assert reader.stdout is not None
             assert "hello" in reader.stdout.readline()
-            Speaker(talk, run).say("b", 0, "more") if "logs" in command else end(talk, "b", 0)
+            Speaker(talk, run).say("a", rank, "more")
             out, _ = reader.communicate(timeout=60)
         assert out.strip() in ("141", "0")
     assert talk.mesh(run, "a")["state"] == "running"

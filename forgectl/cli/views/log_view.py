@@ -6,6 +6,7 @@ import contextlib
 import heapq
 import re
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
@@ -82,12 +83,10 @@ def show_logs(run: RunDir, found: Sequence[Found], ranks: frozenset[int] | None,
     selection = Selection(tuple(found), ranks)
     if follow:
         return _follow(run, selection, view, printer, terminal=terminal)
-    status = client.document(run)
-    meshes = _shown(status, selection)
-    absent = _fetch_logs(run, meshes)
+    absent = _fetch_logs(run, tuple(dict.fromkeys(m for f in found for m in f.meshes)))
     status = client.document(run)
     sources = _sources(run, status, selection, view.generation)
-    _warn_of_missing(status, meshes, absent)
+    _warn_of_missing(status, _shown(status, selection), absent)
     for chunk in read_all(sources, printer.last, since=view.since, until=view.until, terminal=terminal):
         printer.write(chunk)
     printer.caught_up()
@@ -203,13 +202,14 @@ def _follow(run: RunDir, selection: Selection, view: LogView, printer: _Printer,
     named = selection.meshes
     stream = LogStream(terminal=terminal, merged=True)
     watch = RunWatch(run, logs=FollowLogs(named))
-    last, since = printer.last, view.since
-    for status in watch.steps():
+    last, since, busy = printer.last, view.since, True
+    for status in watch.steps(lambda: time.monotonic() if busy else None):
         if status is not None:
             for source in _sources(run, status, selection, None):
                 stream.add(source, last, since=since)
             last = since = None  # later generations are shown from their beginning
-        if not _print_new(stream, printer):
+        busy = _print_new(stream, printer)
+        if not busy:
             printer.caught_up()
         if named is not None and watch.status is not None and _are_over(watch.status, named):
             _fetch_logs(run, named)
