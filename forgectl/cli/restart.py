@@ -12,8 +12,9 @@ from forgectl.cli import parameters
 def restart(names: tuple[str, ...], timeout: float, force: bool) -> int:
     """Restart meshes on the same GPUs.
 
-    It ends all their ranks, starts them anew, and returns when they are up. This is no failure, so `restart:` of the spec does not count it. Replicas of a service are
-    restarted one after the other, so that the others answer meanwhile.
+    It ends all their ranks, starts them anew, and returns when they are up. This is no failure, so `restart:` of the
+    spec does not count it. Replicas of a service are restarted one after the other, so that the others answer
+    meanwhile.
     """
     from forgectl.cli.find import find_whole, in_one_run
     from forgectl.cli.restarting import restart_meshes

@@ -100,6 +100,7 @@ class _Printer:
         self._write = write
         self._grep = grep
         self._most = last
+        self.busy = True  # whether there was something new at the last look
         self.last = last if grep is None else None  # how many lines of each log to read at all
         self._held: dict[LogSource, deque[Chunk]] | None = {} if grep is not None and last is not None else None
 
@@ -116,6 +117,10 @@ class _Printer:
                 self._write(found)
             else:
                 self._held.setdefault(chunk.source, deque(maxlen=self._most)).append(found)
+
+    def next_look(self) -> float | None:
+        """When to look again, by the monotonic clock: at once while there is always more; None if that can wait."""
+        return time.monotonic() if self.busy else None
 
     def caught_up(self) -> None:
         """Note that all that existed at the beginning has been read."""
@@ -202,14 +207,13 @@ def _follow(run: RunDir, selection: Selection, view: LogView, printer: _Printer,
     named = selection.meshes
     stream = LogStream(terminal=terminal, merged=True)
     watch = RunWatch(run, logs=FollowLogs(named))
-    last, since, busy = printer.last, view.since, True
-    for status in watch.steps(lambda: time.monotonic() if busy else None):
+    last, since = printer.last, view.since
+    for status in watch.steps(printer.next_look):
         if status is not None:
             for source in _sources(run, status, selection, None):
                 stream.add(source, last, since=since)
             last = since = None  # later generations are shown from their beginning
-        busy = _print_new(stream, printer)
-        if not busy:
+        if not _print_new(stream, printer):
             printer.caught_up()
         if named is not None and watch.status is not None and _are_over(watch.status, named):
             _fetch_logs(run, named)
@@ -227,11 +231,11 @@ def _follow(run: RunDir, selection: Selection, view: LogView, printer: _Printer,
 
 def _print_new(stream: LogStream, printer: _Printer) -> bool:
     """Print what is new; whether anything was."""
-    any_new = False
+    printer.busy = False
     for chunk in stream.poll():
-        any_new = True
+        printer.busy = True
         printer.write(chunk)
-    return any_new
+    return printer.busy
 
 
 def _are_over(status: RunStatus, meshes: Collection[str]) -> bool:

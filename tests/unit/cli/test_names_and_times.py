@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from forgectl.cli.moments import moment
 from forgectl.cli.outcome import exit_code, outcome
 from forgectl.cli.restarting import waves
 from forgectl.errors import UsageError
-from forgectl.model.status import ControllerStatus, FailureStatus, MeshStatus, RunStatus
+from forgectl.model.status import ControllerStatus, FailureStatus, MeshStatus, RunStateName, RunStatus
 
 NOW = datetime.datetime(2026, 11, 22, 14, 30).timestamp()  # local, as users write times
 
@@ -55,12 +56,12 @@ def mesh(name: str, state: str, reason: str | None = None, **more: object) -> Me
     return dataclasses.replace(bare, state=state, reason=reason, kind="script", **more)  # type: ignore[arg-type]
 
 
-def run(state: str, *meshes: MeshStatus, **more: object) -> RunStatus:
-    fields = {"exit_code": 0, "error": None, "stopped_by": None, "was_up": True, **more}
+def run(state: RunStateName, *meshes: MeshStatus, **more: object) -> RunStatus:
+    fields: dict[str, Any] = {"exit_code": 0, "error": None, "stopped_by": None, "was_up": True, **more}
     return RunStatus(
         run="t-0000", name="t", state=state, spec="", started_at="2026-11-22T20:00:00Z", ended_at=None,
         controller=ControllerStatus(1, False), run_dir="", lease=30.0, hosts=(), meshes=meshes, **fields,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
 
 
 def failure(exit_code: int | None = None, signal: int | None = None) -> FailureStatus:
