@@ -163,4 +163,4 @@ def _nearest(name: str, known: list[str]) -> str:
         return f"did you mean {near!r}?"
     if not known:
         return "nothing is running; `forgectl status -a` shows runs that have ended"
-    return f"`forgectl status` shows what runs: {', '.join(sorted(set(known))[:SHOWN])}"
+    return f"there is {', '.join(sorted(set(known))[:SHOWN])}"
