@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from forgectl.actor.endpoint import Interface
@@ -16,9 +17,18 @@ from forgectl.system.tasks import within
 
 
 def ask(
-    run: RunDir, mesh: str, procs: int, endpoint: str, args: list[Any], kwargs: dict[str, Any], timeout: float | None
+    run: RunDir,
+    mesh: str,
+    procs: int,
+    ranks: Sequence[int],
+    endpoint: str,
+    args: list[Any],
+    kwargs: dict[str, Any],
+    timeout: float | None,
 ) -> list[Any]:
-    """Call an endpoint on every rank of a mesh. Returns the values by rank; a value that JSON cannot hold as its repr.
+    """Call an endpoint on some ranks of a mesh of `procs`.
+
+    Returns the values in the order of `ranks`; a value that JSON cannot hold as its repr.
 
     Raises NotFoundError for an unknown endpoint, UsageError for arguments that do not fit, ActorDied, and
     TimedOutError after `timeout` seconds.
@@ -29,8 +39,8 @@ def ask(
     target = ForeignMesh(mesh, Interface(mesh, {}), procs, origin, 0, ())
 
     async def answers() -> list[Any]:
-        ranks = await target.ranks()
-        return await ranks.call(range(procs), (ASK, endpoint, args, kwargs))
+        known = await target.ranks()
+        return await known.call(ranks, (ASK, endpoint, args, kwargs))
 
     try:
         found = asyncio.run(within(timeout, answers()))

@@ -18,6 +18,7 @@ from forgectl.agent.event_log import EventLog
 from forgectl.agent.forkserver.pool import ForkServers
 from forgectl.agent.forkserver.spawn import StartedForkServer
 from forgectl.agent.hosted_mesh import HostMesh
+from forgectl.agent.log_clock import LOOK_SECONDS
 from forgectl.agent.log_parts import read_logs
 from forgectl.agent.messengers import Messengers
 from forgectl.agent.reaper import Reaper
@@ -102,7 +103,8 @@ class Agent:
         """Serve controllers until one sends Quit or the agent fences itself."""
         listener = Listener(Path(self.config.socket), self._on_connection)
         await listener.open()
-        keepers = [asyncio.create_task(k) for k in (self._keep_lease(), self._keep_logs(), listener.keep_open())]
+        keep = (self._keep_lease(), self._keep_logs(), self._keep_log_times(), listener.keep_open())
+        keepers = [asyncio.create_task(k) for k in keep]
         await self.done.wait()
         for keeper in keepers:
             keeper.cancel()
@@ -304,6 +306,12 @@ class Agent:
                 self.quit(f"no controller for {self.config.lease:g} s")
                 return
             await asyncio.sleep(left)
+
+    async def _keep_log_times(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            for mesh in self.meshes.values():
+                mesh.note_log_times()
 
     async def _keep_logs(self) -> None:
         while True:

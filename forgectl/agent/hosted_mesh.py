@@ -18,6 +18,7 @@ from forgectl.agent import rank_logs
 from forgectl.agent.enclosure.enclosure import Enclosure
 from forgectl.agent.enclosure.oom import OomWitness
 from forgectl.agent.forkserver.forks import ForkedProcess, ForkServer, ForkServerError
+from forgectl.agent.log_clock import LogClock
 from forgectl.agent.reports import exit_report
 from forgectl.agent.run_leases import RunLeases
 from forgectl.hosts import gpu_leases, interface
@@ -64,6 +65,7 @@ class Generation:
         self.ranks: dict[int, ForkedProcess] = {}
         self.watchers: list[asyncio.Task[None]] = []
         self.log_files: list[Path] = []
+        self.log_clock = LogClock()
 
 
 class HostMesh:
@@ -299,6 +301,7 @@ class HostMesh:
         generation.enclosure.add(identity)
         generation.ranks[rank] = child
         generation.log_files.append(log_path)
+        generation.log_clock.add(log_path)
         self._emit(
             RankStarted(self.share.mesh, generation.number, rank, identity.pid, identity.start_time, str(log_path))
         )
@@ -326,6 +329,7 @@ class HostMesh:
     async def _watch(self, generation: Generation, rank: int, child: ForkedProcess, log: Path, error: Path) -> None:
         status, when = await child.exited
         os.close(child.pidfd)
+        generation.log_clock.note()
         if generation.enclosure.cgroup is None:
             generation.enclosure.members()  # look now: what it leaves behind is found through it
         report = exit_report(
@@ -368,6 +372,7 @@ class HostMesh:
             self._leave_reason(order)
         report = await generation.enclosure.end(order.grace)
         await self._wait_for_server(generation, self._end_store(generation))
+        generation.log_clock.note()  # what others than ranks wrote at last
         unkillable = tuple(str(p) for p in report.unkillable)
         if not unkillable:
             await self._wait_for_server(generation, asyncio.gather(*generation.watchers, return_exceptions=True))
@@ -405,6 +410,11 @@ class HostMesh:
     def log_files(self) -> list[Path]:
         """The logs of the current generation."""
         return self.generation.log_files if self.generation is not None else []
+
+    def note_log_times(self) -> None:
+        """Note when the logs of the current generation have grown."""
+        if self.generation is not None:
+            self.generation.log_clock.note()
 
     def rank_identities(self) -> dict[int, Identity]:
         """Rank → its process, for the ranks that run now."""

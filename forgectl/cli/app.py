@@ -13,6 +13,7 @@ from typing import NoReturn
 import click
 from click.shell_completion import shell_complete
 
+from forgectl.cli.attach import attach
 from forgectl.cli.call import call
 from forgectl.cli.check import check
 from forgectl.cli.completion import COMPLETE, completion
@@ -20,10 +21,12 @@ from forgectl.cli.init import init
 from forgectl.cli.launch import launch
 from forgectl.cli.logs import logs
 from forgectl.cli.plan import plan
+from forgectl.cli.restart import restart
 from forgectl.cli.run import run as run_script
 from forgectl.cli.schema import schema
 from forgectl.cli.shutdown import shutdown
 from forgectl.cli.status import status
+from forgectl.cli.wait import wait
 from forgectl.errors import ForgeError, SpecError
 from forgectl.version import __version__
 
@@ -49,7 +52,11 @@ def app(ctx: click.Context, debug: bool) -> None:
         ctx.exit(64)
 
 
-for _command in (launch, run_script, plan, check, status, logs, call, shutdown, schema, init, completion):
+_COMMANDS = (
+    *(launch, run_script, plan, check, status, logs, attach, wait, call, restart, shutdown),
+    *(schema, init, completion),
+)
+for _command in _COMMANDS:
     app.add_command(_command)
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from forgectl.cli import parameters
+
+if TYPE_CHECKING:
+    from forgectl.cli.find import Found
 
 CALLED = ("actor", "service")
 """Kinds of meshes that have endpoints."""
 
 
 @parameters.command(context_settings={"ignore_unknown_options": True})  # an argument may be -4
-@parameters.argument("mesh", metavar="MESH", help="An actor's mesh or a service, or RUN/MESH.")
+@parameters.argument("mesh", metavar="MESH", help="An actor or a service, a RUN with only one, or [RUN/]MESH/RANK.")
 @parameters.argument("endpoint", metavar="ENDPOINT", help="One of its endpoints.")
 @parameters.argument("args", nargs=-1, metavar="[JSON]...", help="Arguments; one that is not JSON is taken as text.")
 @click.option("--kw", "keywords", multiple=True, metavar="NAME=JSON", help="A keyword argument.")
@@ -29,8 +32,8 @@ def call(
 ) -> None:
     """Call an endpoint of an actor or a service.
 
-    An actor's endpoint is called on all ranks, and their values are printed by rank. A service's endpoint is called on
-    one replica.
+    An actor's endpoint is called on all ranks, or on the one that is named, and their values are printed by rank. A
+    service's endpoint is called on one replica.
     """
     import json
     import sys
@@ -52,17 +55,20 @@ def call(
 def _values(name: str, endpoint: str, args: list[Any], kwargs: dict[str, Any], timeout: float | None) -> list[Any]:
     """The values that the endpoint returned. Ranks of a mesh are called directly, a service through its driver."""
     from forgectl.cli.driver_client import ask_driver
-    from forgectl.cli.find import find_mesh
+    from forgectl.cli.find import find
     from forgectl.controller import client
-    from forgectl.errors import NotFoundError
+    from forgectl.errors import NotFoundError, UsageError
     from forgectl.protocol.endpoint_calls import CallEndpoint, Values
 
-    run, names = find_mesh(name)
-    target = name.rpartition("/")[2]
-    if names != (target,):
-        values: list[Any] = ask_driver(run, CallEndpoint(target, endpoint, args, kwargs, timeout), Values, None).values
+    named = find(name)
+    target = named.target or _only_target(named)
+    if target not in named.meshes:  # a service
+        if named.rank is not None:
+            raise UsageError(f"{name}: a service answers by any replica", hint=f"name one: {target}.0/{named.rank}")
+        request = CallEndpoint(target, endpoint, args, kwargs, timeout)
+        values: list[Any] = ask_driver(named.run, request, Values, None).values
         return values
-    found = client.document(run)
+    found = client.document(named.run)
     mesh = found.mesh(target)
     if mesh.kind not in CALLED:
         there = ", ".join(m.mesh for m in found.meshes if m.kind in CALLED) or "none"
@@ -70,7 +76,24 @@ def _values(name: str, endpoint: str, args: list[Any], kwargs: dict[str, Any], t
         raise NotFoundError(message)
     from forgectl.actor.asking import ask
 
-    return ask(run, target, mesh.desired, endpoint, args, kwargs, timeout)
+    ranks = range(mesh.desired) if named.rank is None else [named.rank]
+    return ask(named.run, target, mesh.desired, ranks, endpoint, args, kwargs, timeout)
+
+
+def _only_target(named: Found) -> str:
+    """The one actor or service of a run. Raises UsageError."""
+    from forgectl.controller import client
+    from forgectl.errors import UsageError
+
+    meshes = client.document(named.run).meshes
+    there = dict.fromkeys(
+        m.mesh if m.kind == "actor" else m.mesh.rpartition(".")[0] for m in meshes if m.kind in CALLED
+    )
+    if len(there) == 1:
+        return next(iter(there))
+    choices = ", ".join(f"{named.run.run}/{t}" for t in there)
+    hint = f"say which: {choices}" if there else None
+    raise UsageError(f"run {named.run.run} has {len(there) or 'no'} actors and services", hint=hint)
 
 
 def _value(word: str) -> Any:

@@ -1,11 +1,39 @@
-"""Finds the run or mesh that a user names on a command line."""
+"""Finds the runs, meshes and ranks that a user names on a command line."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
+from forgectl.cli.address import Address, KnownMesh, KnownRun, resolve
 from forgectl.controller import client, run_dir
 from forgectl.controller.run_dir import RunDir
 from forgectl.errors import ForgeError, NotFoundError, UsageError
+from forgectl.frozen import dataclass
 from forgectl.names import nearest
+
+SHOWN = 8
+"""Most names in a hint."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A run, and what of it was named: `target` is a mesh or a service, None for the whole run.
+
+    `meshes` are those it stands for now; `rank` is one rank of them, None for all.
+    """
+
+    run: RunDir
+    target: str | None
+    meshes: tuple[str, ...]
+    rank: int | None = None
+
+    @property
+    def ranks(self) -> frozenset[int] | None:
+        """The ranks, None for all."""
+        return None if self.rank is None else frozenset({self.rank})
+
+    def __str__(self) -> str:
+        return str(Address(self.run.run, self.target, self.meshes, self.rank))
 
 
 def all_living() -> list[RunDir]:
@@ -19,82 +47,120 @@ def raise_refused() -> None:
         raise refusal
 
 
-def find_run(name: str, *, ended: bool = False) -> RunDir:
-    """The run of that id or name: a living one, else with `ended` the latest that has ended.
+def find(text: str, *, ended: bool = False) -> Found:
+    """What RUN, MESH, RUN/MESH, MESH/RANK or RUN/MESH/RANK means: in living runs, else with `ended` in the latest.
 
-    Raises NotFoundError, UsageError if several living runs have the name, NotOursError.
+    A service's name stands for the meshes of all its replicas. Raises NotFoundError, UsageError if it may mean several
+    things, NotOursError.
     """
-    runs = run_dir.all_runs()
+    by_id = {r.run: r for r in run_dir.all_runs()}
+    over = [r for r in reversed(by_id.values()) if r.has_ended]
+    ended_ids = {r.run for r in over}
+    living = [_known(r) for r in by_id.values() if r.run not in ended_ids]
+    address = resolve(text, living, map(_known, over) if ended else ())
+    if address is None:
+        if (refusal := run_dir.refused_runs().get(text.partition("/")[0])) is not None:
+            raise refusal
+        raise_refused()  # it may be a mesh of such a run
+        if not ended and (address := resolve(text, (), map(_known, over))):
+            raise _has_ended(by_id[address.run], address)
+        raise _not_found(text, living, over if ended else [])
+    return Found(by_id[address.run], address.target, address.meshes, address.rank)
+
+
+def find_whole(text: str, command: str, *, ended: bool = False) -> Found:
+    """As `find`, for commands that act on whole meshes. Raises UsageError for a single rank."""
+    found = find(text, ended=ended)
+    if found.rank is not None:
+        mesh = f"{found.run.run}/{found.target}"
+        raise UsageError(f"{text} is one rank; ranks of a mesh live and end together", hint=f"{command} {mesh}")
+    return found
+
+
+def find_run(name: str, *, ended: bool = False) -> RunDir:
+    """The run of that id or name. Raises as `find`."""
+    runs = [r for r in run_dir.all_runs() if name in (r.run, r.name)]
     exact = [r for r in runs if r.run == name]
-    living = [r for r in runs if r.name == name and not r.has_ended]
-    over = [r for r in runs if r.name == name] if ended else []
-    if exact:
-        return exact[-1]
-    if len(living) > 1:
+    living = [r for r in runs if not r.has_ended]
+    if not exact and len(living) > 1:
         raise UsageError(f"several runs are named {name!r}: {', '.join(r.run for r in living)}", hint="give one's id")
-    if living or over:
-        return (living or over)[-1]
+    if found := exact or living or (runs if ended else []):
+        return found[-1]
     if (refusal := run_dir.refused_runs().get(name)) is not None:
         raise refusal
-    known = [r.run for r in runs if ended or not r.has_ended]
-    raise NotFoundError(f"no run {name!r}", hint=_nearest(name, [*known, *(r.rpartition("-")[0] for r in known)]))
+    raise NotFoundError(f"no run {name!r}", hint=_nearest(name, [n for r in all_living() for n in (r.run, r.name)]))
 
 
-def find_mesh(name: str, *, ended: bool = False) -> tuple[RunDir, tuple[str, ...]]:
-    """The run and meshes of `MESH` or `RUN/MESH`: in living runs, else with `ended` in the latest that had it.
-
-    A service's name stands for the meshes of all its replicas. Raises as `find_run`.
-    """
-    if "/" in name:
-        run_name, _, mesh = name.partition("/")
-        run = find_run(run_name, ended=ended)
-        if not (found := _called(run, mesh)):
-            raise NotFoundError(f"run {run.run} has no mesh {mesh!r}", hint=_nearest(mesh, list(_meshes(run))))
-        return run, found
-    runs = run_dir.all_runs()
-    having = [(r, found) for r in runs if (found := _called(r, name))]
-    living = [(r, found) for r, found in having if not r.has_ended]
+def only_living() -> Found:
+    """The one run that has not ended. Raises NotFoundError if there is none, UsageError if there are several."""
+    living = all_living()
     if len(living) > 1:
-        choices = ", ".join(f"{r.run}/{name}" for r, _ in living)
-        raise UsageError(f"several runs have a mesh {name!r}", hint=f"say which: {choices}")
-    if living:
-        return living[0]
-    if having and ended:
-        return having[-1]
-    raise_refused()  # it may be a mesh of such a run
-    raise NotFoundError(f"no mesh {name!r}{' in a living run' if having else ''}", hint=_hint(name, runs, ended))
+        raise UsageError(f"{len(living)} runs are alive", hint=f"say which: {', '.join(r.run for r in living[:SHOWN])}")
+    if not living:
+        raise_refused()
+        over = run_dir.all_runs()
+        raise NotFoundError("nothing is running", hint=f"the latest run that ended is {over[-1].run}" if over else None)
+    return Found(living[0], None, tuple(_known(living[0]).meshes))
 
 
-def _hint(name: str, runs: list[RunDir], ended: bool) -> str:
-    if any(name in (r.run, r.name) for r in runs if ended or not r.has_ended):
-        return (
-            f"that is a run; use `--run {name}`" if not ended else f"that is a run; name one of its meshes: {name}/MESH"
-        )
-    names = [m for r in runs if ended or not r.has_ended for m in _meshes(r)]
-    return _nearest(name, names)
+def in_one_run(found: Sequence[Found]) -> RunDir:
+    """The run that several names are of. Raises UsageError if they are of several."""
+    runs = list(dict.fromkeys(f.run for f in found))
+    if len(runs) > 1:
+        raise UsageError(f"these are of {len(runs)} runs: {', '.join(map(str, found))}", hint="name those of one run")
+    return runs[0]
 
 
-def _called(run: RunDir, name: str) -> tuple[str, ...]:
-    """The meshes of a run that a name stands for: one, or the replicas of a service."""
-    meshes = _meshes(run)
-    if name in meshes:
-        return (name,)
-    return tuple(m for m, kind in meshes.items() if kind == "service" and m.rpartition(".")[0] == name)
+def _has_ended(run: RunDir, address: Address) -> NotFoundError:
+    """The error for a name of a run that is over: how it ended."""
+    from forgectl.cli.outcome import outcome  # only after a mistake
+
+    final = run.read_final()
+    how = outcome(final, address.meshes if address.target else None, ago=True) if final else f"run {run.run} has ended"
+    return NotFoundError(how, hint=f"`forgectl logs {address}` shows what it printed")
 
 
-def _meshes(run: RunDir) -> dict[str, str]:
-    """Mesh → its kind, for a run. Only the controller or the final state has the meshes that code added."""
+def _not_found(text: str, living: list[KnownRun], over: list[RunDir]) -> NotFoundError:
+    first, slash, rest = text.partition("/")
+    runs = [*living, *map(_known, over[:SHOWN])]
+    if not slash:
+        names = [n for r in runs for n in (r.run, r.name, *_targets(r))]
+        return NotFoundError(f"no run or mesh {text!r}", hint=_nearest(text, names))
+    for run in runs:
+        if first in (run.run, run.name):
+            return NotFoundError(f"run {run.run} has no mesh {rest!r}", hint=_nearest(rest, list(_targets(run))))
+        if first in _targets(run):
+            return NotFoundError(f"mesh {first!r} has no rank {rest!r}", hint="ranks are numbers, from 0")
+    return NotFoundError(f"no run {first!r}", hint=_nearest(first, [n for r in runs for n in (r.run, r.name)]))
+
+
+def _targets(run: KnownRun) -> Iterator[str]:
+    """Its meshes and services."""
+    for name, mesh in run.meshes.items():
+        yield name
+        if mesh.kind == "service":
+            yield name.rpartition(".")[0]
+
+
+def _known(run: RunDir) -> KnownRun:
+    """A run and its meshes. Only the controller or the final state has the meshes that code added."""
+    meshes: dict[str, KnownMesh] = {}
     try:
         plan = run.read_plan()
-        if not plan.may_grow:
-            return {m.mesh: m.kind for m in plan.meshes}
-        return {m.mesh: m.kind for m in client.document(run).meshes}
+        implicit = {m.mesh for m in plan.meshes if m.program.kind == "resident"}
+        if plan.may_grow:
+            document = client.document(run)
+            meshes = {m.mesh: KnownMesh(m.kind, m.desired, m.mesh in implicit) for m in document.meshes}
+        else:
+            meshes = {m.mesh: KnownMesh(m.kind, m.procs, m.mesh in implicit) for m in plan.meshes}
     except ForgeError:  # meshes of other runs must still be found; `forgectl status` shows this error
-        return {}
+        pass
+    return KnownRun(run.run, meshes)
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    near = nearest(name, known)
-    if near:
+    if near := nearest(name, known):
         return f"did you mean {near!r}?"
-    return "`forgectl status` shows what runs" + ("" if not known else f": {', '.join(sorted(set(known))[:8])}")
+    if not known:
+        return "nothing is running; `forgectl status -a` shows runs that have ended"
+    return f"there is {', '.join(sorted(set(known))[:SHOWN])}"

@@ -15,7 +15,7 @@ from forgectl.cli.views import render
 from forgectl.cli.views.host_news import HostNews, only_waits_for
 from forgectl.cli.views.status_json import status_json
 from forgectl.cli.watch import RunWatch, Signals, name_of
-from forgectl.controller import client
+from forgectl.controller import client, run_dir
 from forgectl.controller.run_dir import RunDir
 from forgectl.controller.start_run import begin_run
 from forgectl.errors import TimedOutError, error_of
@@ -24,6 +24,7 @@ from forgectl.log_output.log_writer import LogWriter
 from forgectl.log_output.terminal_text import wants_color
 from forgectl.model.plan import Plan
 from forgectl.model.status import MeshStatus, RunStatus
+from forgectl.protocol.control import FollowLogs
 from forgectl.transport.survey import Hosts
 
 
@@ -47,7 +48,7 @@ def launch_plan(plan: Plan, hosts: Hosts, spec_text: bytes, how: LaunchOptions, 
         handed = hosts.descriptors({h.name for h in plan.hosts})
         run = begin_run(plan, spec_text, name_is_given=name_is_given, own=not how.detach, handed=handed)
         hosts.hand_over()
-        watch = RunWatch(run, signals, owner=not how.detach, with_logs=not how.detach)
+        watch = RunWatch(run, signals, owner=not how.detach, logs=None if how.detach else FollowLogs())
         launch = _Launch(run, watch, as_json=how.as_json, deadline=deadline, with_logs=not how.detach)
         try:
             return launch.until_up() if how.detach else launch.until_ended()
@@ -58,13 +59,51 @@ def launch_plan(plan: Plan, hosts: Hosts, spec_text: bytes, how: LaunchOptions, 
             raise
 
 
+def follow(run: RunDir, last: int) -> int:
+    """Show a run from the `last` lines of its ranks on, until it has ended; returns its exit code."""
+    stderr = render.stderr()
+    if not run.has_ended:
+        stderr.print(render.plain(f"forgectl: attached to run {run.run}; Ctrl-C leaves it running"), style="dim")
+    watch = RunWatch(run, logs=FollowLogs())
+    try:
+        return _Launch(run, watch, as_json=False, deadline=None, with_logs=True, last=last).until_ended()
+    except KeyboardInterrupt:
+        stderr.print(render.plain(f"forgectl: left; run {run.run} goes on"), style="dim")
+        raise
+
+
+def end_living(name: str) -> None:
+    """End the living run of that name, if there is one; returns when nothing of it is left."""
+    for run in run_dir.all_runs():
+        if run.name == name and not run.has_ended:
+            watch = RunWatch(run)
+            watch.stop("forgectl launch --replace", 0)
+            for _ in watch.steps():
+                pass
+            if watch.status is not None:
+                client.wait_gone(watch.status)
+            render.stderr().print(
+                render.plain(f"forgectl: run {run.run} ended; a new one takes its place"), style="dim"
+            )
+
+
 class _Launch:
-    def __init__(self, run: RunDir, watch: RunWatch, *, as_json: bool, deadline: float | None, with_logs: bool) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        watch: RunWatch,
+        *,
+        as_json: bool,
+        deadline: float | None,
+        with_logs: bool,
+        last: int | None = None,
+    ) -> None:
         self._run = run
         self._watch = watch
         self._news = HostNews()
         self._json = as_json
         self._with_logs = with_logs
+        self._last = last  # of logs that exist already, only so many lines
         self._deadline = deadline
         self._stderr = render.stderr()
         self._shown: dict[str, tuple[str, int]] = {}  # mesh → the state and generation that were last printed
@@ -74,7 +113,7 @@ class _Launch:
         self._late: list[str] = []  # meshes that were not up when the time was over
         self._output = stream = sys.stderr if as_json else sys.stdout
         terminal = stream.isatty()
-        self._logs = LogStream(terminal=terminal)
+        self._logs = LogStream(terminal=terminal, merged=last is not None)
         self._writer = LogWriter(stream.buffer, terminal=terminal, color=wants_color(stream))
 
     # ------------------------------------------------------------ the two ways
@@ -150,7 +189,8 @@ class _Launch:
             for mesh in status.meshes:
                 for rank in mesh.ranks:
                     if rank.log and self._with_logs:
-                        self._logs.add(LogSource(f"{mesh.mesh}/{rank.rank}@{rank.host}", Path(rank.log)))
+                        self._logs.add(LogSource(f"{mesh.mesh}/{rank.rank}@{rank.host}", Path(rank.log)), self._last)
+            self._last = None
         late = self._next_deadline()
         if late is not None and time.monotonic() >= late:
             self._deadline = None
@@ -182,7 +222,7 @@ class _Launch:
         for mesh in status.meshes:
             restarts = list(render.restarts(mesh, self._restarts.get(mesh.mesh, 0)))
             state = (mesh.state, mesh.generation)
-            changed = self._shown.get(mesh.mesh) != state and mesh.state not in ("pending", "restarting")
+            changed = self._shown.get(mesh.mesh) != state and mesh.state != "pending" and not mesh.restarting
             if restarts or changed:
                 self._show_logs()
             for sentence in restarts:

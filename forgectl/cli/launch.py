@@ -12,10 +12,17 @@ from forgectl.cli import parameters
 @parameters.detach
 @parameters.overrides
 @parameters.run_name
+@parameters.replace
 @parameters.timeout
 @parameters.run_as_json
 def launch(
-    spec: Path, detach: bool, overrides: tuple[str, ...], name: str | None, timeout: float | None, as_json: bool
+    spec: Path,
+    detach: bool,
+    overrides: tuple[str, ...],
+    name: str | None,
+    replace: bool,
+    timeout: float | None,
+    as_json: bool,
 ) -> int:
     """Start everything that SPEC declares.
 
@@ -30,6 +37,10 @@ def launch(
     from forgectl.spec.load import load
 
     loaded = load(spec, overrides=overrides, environ=os.environ, name=name, interpreters=modules_of)
+    if replace:
+        from forgectl.cli.foreground import end_living
+
+        end_living(loaded.name)  # before planning, which then finds its GPUs free
     with planned(loaded) as (plan, hosts):
         how = LaunchOptions(detach=detach, timeout=timeout, as_json=as_json)
         return launch_plan(plan, hosts, loaded.text, how, name_is_given=True)

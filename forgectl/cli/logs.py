@@ -2,30 +2,78 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from forgectl.cli import parameters
 
+if TYPE_CHECKING:
+    import re
+
 
 @parameters.command()
-@parameters.argument("mesh", metavar="MESH", help="A mesh, or RUN/MESH.")
-@click.option("-f", "--follow", is_flag=True, help="Go on until the mesh has ended.")
+@parameters.argument(
+    "names", nargs=-1, metavar="[NAME]...", help="RUN, MESH, RUN/MESH or [RUN/]MESH/RANK; default: the one living run."
+)
+@click.option("-f", "--follow", is_flag=True, help="Go on until all of it has ended.")
 @click.option(
     "-n", "--tail", "last", type=click.IntRange(min=0), metavar="N", help="Only the last N lines of each rank."
 )
+@click.option("-t", "--timestamps", is_flag=True, help="Show when each line was written.")
+@click.option("--since", metavar="TIME", help="Only lines written since then: 10m (ago), 03:00, 2026-11-22T03:00:00Z.")
+@click.option("--until", metavar="TIME", help="Only lines written until then.")
+@click.option("-p", "--previous", is_flag=True, help="The generation before the last restart.")
+@click.option("--generation", type=click.IntRange(min=0), metavar="G", help="That generation, counted from 0.")
+@click.option("--grep", metavar="REGEX", help="Only lines in which it is found.")
 @click.option("--ranks", metavar="0,2-5", help="Only these ranks.")
 @click.option("--no-prefix", is_flag=True, help="The lines alone, without rank and host.")
-def logs(mesh: str, follow: bool, last: int | None, ranks: str | None, no_prefix: bool) -> None:
-    """Print the log of every rank of MESH.
+@click.option("--exit-code", "exit_code", is_flag=True, help="Follow, and end with the exit code of what was followed.")
+def logs(
+    names: tuple[str, ...],
+    follow: bool,
+    last: int | None,
+    timestamps: bool,
+    since: str | None,
+    until: str | None,
+    previous: bool,
+    generation: int | None,
+    grep: str | None,
+    ranks: str | None,
+    no_prefix: bool,
+    exit_code: bool,
+) -> int:
+    """Print what ranks have printed, in the order of time.
 
-    It prints the current generation. For a service, it prints all its replicas.
+    It prints the current generation of each mesh, of one run. With -f it ends when the run, or the meshes that were
+    named, have ended, and says how.
     """
-    from forgectl.cli.find import find_mesh
-    from forgectl.cli.views.log_view import show_logs
+    import time
 
-    wanted = parse_ranks(ranks)
-    run, names = find_mesh(mesh, ended=True)
-    show_logs(run, names, follow=follow, last=last, ranks=wanted, prefix=not no_prefix)
+    from forgectl.cli.find import find, in_one_run, only_living
+    from forgectl.cli.moments import moment
+    from forgectl.cli.views.log_view import LogView, show_logs
+    from forgectl.errors import UsageError
+
+    wanted, pattern, now = parse_ranks(ranks), _pattern(grep), time.time()
+    follow = follow or exit_code
+    past = {"--until": until, "--previous": previous, "--generation": generation is not None}
+    if follow and (used := [option for option, given in past.items() if given]):
+        raise UsageError(f"{used[0]} shows what is past, which --follow and --exit-code do not")
+    if previous and generation is not None:
+        raise UsageError("--previous is a generation, too: give it or --generation")
+    view = LogView(
+        last=last,
+        since=None if since is None else moment("--since", since, now),
+        until=None if until is None else moment("--until", until, now),
+        grep=pattern,
+        generation=-1 if previous else generation,
+        times=timestamps,
+        prefix=not no_prefix,
+    )
+    found = [find(name, ended=True) for name in names] or [only_living()]
+    code = show_logs(in_one_run(found), found, wanted, view, follow=follow)
+    return code if exit_code else 0
 
 
 def parse_ranks(text: str | None) -> frozenset[int] | None:
@@ -41,3 +89,14 @@ def parse_ranks(text: str | None) -> frozenset[int] | None:
             raise UsageError(f"--ranks {text!r}: expected ranks such as 0,2-5")
         found.update(range(int(first), int(last or first) + 1))
     return frozenset(found)
+
+
+def _pattern(text: str | None) -> re.Pattern[bytes] | None:
+    import re
+
+    from forgectl.errors import UsageError
+
+    try:
+        return None if text is None else re.compile(text.encode(errors="surrogateescape"))
+    except re.error as e:
+        raise UsageError(f"--grep {text!r}: {e}", hint="it is a regular expression of Python") from None

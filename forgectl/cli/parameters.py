@@ -40,6 +40,16 @@ def argument(name: str, *, help: str, metavar: str, **settings: Any) -> Callable
 
 SECONDS = click.FloatRange(min=0.0)
 
+grace = click.option(
+    "--timeout",
+    type=SECONDS,
+    default=10.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds between SIGTERM and SIGKILL.",
+)
+force = click.option("--force", is_flag=True, help="SIGKILL at once.")
+replace = click.option("--replace", is_flag=True, help="End the living run of that name first, and take its place.")
 spec = argument("spec", metavar="SPEC", help="A YAML spec.", type=click.Path(path_type=Path))
 overrides = click.option(
     "--set", "overrides", multiple=True, metavar="K=V", help="Override a value of the spec, as in scripts.sft.procs=4."

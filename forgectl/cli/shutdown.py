@@ -8,37 +8,33 @@ from forgectl.cli import parameters
 
 
 @parameters.command()
-@parameters.argument("meshes", nargs=-1, metavar="[MESH]...", help="Meshes to end, or RUN/MESH.")
-@click.option("--run", "runs", multiple=True, metavar="RUN", help="End a whole run.")
+@parameters.argument("names", nargs=-1, metavar="[NAME]...", help="Runs or meshes to end: RUN, MESH or RUN/MESH.")
+@click.option("--run", "runs", multiple=True, metavar="RUN", help="End a whole run, even if a mesh has its name.")
 @click.option("--all", "everything", is_flag=True, help="End all runs of this user.")
-@click.option(
-    "--timeout",
-    type=parameters.SECONDS,
-    default=10.0,
-    show_default=True,
-    metavar="S",
-    help="Seconds between SIGTERM and SIGKILL.",
-)
-@click.option("--force", is_flag=True, help="SIGKILL at once.")
-def shutdown(meshes: tuple[str, ...], runs: tuple[str, ...], everything: bool, timeout: float, force: bool) -> int:
-    """End meshes, and return when all their processes are gone."""
+@parameters.grace
+@parameters.force
+def shutdown(names: tuple[str, ...], runs: tuple[str, ...], everything: bool, timeout: float, force: bool) -> int:
+    """End runs or meshes, and return when all is gone."""
     import sys
 
     from forgectl.cli.ending import end_all
-    from forgectl.cli.find import all_living, find_mesh, find_run, raise_refused
+    from forgectl.cli.find import all_living, find_run, find_whole, raise_refused
     from forgectl.errors import UsageError
 
-    if sum(map(bool, (meshes, runs, everything))) != 1:
-        raise UsageError("say what to end: MESH…, or --run RUN, or --all", hint="`forgectl status` shows what runs")
+    if sum(map(bool, (names, runs, everything))) != 1:
+        raise UsageError(
+            "say what to end: RUN or MESH…, or --run RUN, or --all", hint="`forgectl status` shows what runs"
+        )
     targets: dict[str, tuple[str, ...] | None] = {}
     if everything:
         targets = {run.run: None for run in all_living()}
     elif runs:
         targets = {find_run(name).run: None for name in runs}
     else:
-        for name in meshes:
-            run, found = find_mesh(name)
-            targets[run.run] = (*(targets.get(run.run) or ()), *found)
+        for found in [find_whole(name, "forgectl shutdown") for name in names]:
+            before = targets.get(found.run.run, ())
+            whole = found.target is None or before is None
+            targets[found.run.run] = None if whole else tuple(dict.fromkeys((*(before or ()), *found.meshes)))
     code = end_all(targets, 0.0 if force else timeout)
     if everything:
         sys.stdout.flush()

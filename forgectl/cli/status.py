@@ -10,6 +10,7 @@ from forgectl.cli import parameters
 from forgectl.errors import ForgeError
 
 if TYPE_CHECKING:
+    from forgectl.cli.find import Found
     from forgectl.controller.run_dir import RunDir
     from forgectl.model.status import RunStatus
 
@@ -18,7 +19,7 @@ DRIVER_SECONDS = 1.0
 
 
 @parameters.command()
-@parameters.argument("mesh", required=False, metavar="[MESH]", help="One mesh (or RUN/MESH), with its ranks.")
+@parameters.argument("mesh", required=False, metavar="[NAME]", help="RUN, MESH or RUN/MESH[/RANK], with its ranks.")
 @click.option("-v", "--verbose", is_flag=True, help="Show ranks too.")
 @click.option("-w", "--watch", is_flag=True, help="Keep showing; with --json one document per line.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Show runs that have ended too.")
@@ -26,7 +27,7 @@ DRIVER_SECONDS = 1.0
 def status(mesh: str | None, verbose: bool, watch: bool, everything: bool, as_json: bool) -> None:
     """Show meshes and their states.
 
-    With -v or a MESH also ranks: their hosts, GPUs, processor and memory.
+    With -v or a NAME also ranks: their hosts, GPUs, processor and memory.
     """
     import json
     import sys
@@ -53,18 +54,15 @@ def status(mesh: str | None, verbose: bool, watch: bool, everything: bool, as_js
 def collect(mesh: str | None, everything: bool, *, stats: bool) -> tuple[list[RunStatus], list[ForgeError]]:
     """The runs to show, and the errors of runs that cannot be shown.
 
-    With `mesh` that is one run, with that mesh alone. `everything` includes runs that have ended; `stats` adds what
-    ranks use.
+    With `mesh`, which may name a run, a mesh or a rank, that is one run, with the named part alone. `everything`
+    includes runs that have ended; `stats` adds what ranks use.
     """
-    import dataclasses
-
-    from forgectl.cli.find import find_mesh
+    from forgectl.cli.find import find
     from forgectl.controller import run_dir
 
     if mesh is not None:
-        run, names = find_mesh(mesh, ended=True)
-        found = _status(run, stats=stats)
-        return [dataclasses.replace(found, meshes=tuple(m for m in found.meshes if m.mesh in names))], []
+        named = find(mesh, ended=True)
+        return [_part(_status(named.run, stats=stats), named)], []
     runs: list[RunStatus] = []
     troubles: list[ForgeError] = [*run_dir.refused_runs().values()]
     for run in run_dir.all_runs():
@@ -79,6 +77,16 @@ def collect(mesh: str | None, everything: bool, *, stats: bool) -> tuple[list[Ru
         if everything or not found.ended or found.state == "lost":
             runs.append(found)
     return runs, troubles
+
+
+def _part(status: RunStatus, named: Found) -> RunStatus:
+    """What was named of a run."""
+    import dataclasses
+
+    meshes = [m for m in status.meshes if named.target is None or m.mesh in named.meshes]
+    if named.rank is not None:
+        meshes = [dataclasses.replace(m, ranks=tuple(r for r in m.ranks if r.rank == named.rank)) for m in meshes]
+    return dataclasses.replace(status, meshes=tuple(meshes))
 
 
 def _status(run: RunDir, *, stats: bool) -> RunStatus:

@@ -15,7 +15,7 @@ from forgectl.controller import client
 from forgectl.controller.run_dir import RunDir
 from forgectl.errors import InternalError
 from forgectl.model.status import RunStatus
-from forgectl.protocol.control import Attach, FollowLogs, Shutdown, StatusReport
+from forgectl.protocol.control import Attach, FollowLogs, Restart, Shutdown, StatusReport
 from forgectl.wire.unix_sockets import Connection
 
 LOG_SECONDS = 0.05
@@ -59,18 +59,31 @@ def name_of(number: int) -> str:
 
 
 class RunWatch:
-    """Follows one run until it has ended, across the death of its controller; turns signals into shutdowns."""
+    """Follows one run until it has ended, across the death of its controller.
 
-    def __init__(self, run: RunDir, signals: Signals, *, owner: bool, with_logs: bool, grace: float = 10.0) -> None:
+    It turns `signals` into shutdowns; without them, Ctrl-C raises KeyboardInterrupt as usual. `logs`: have these logs
+    fetched from ssh hosts meanwhile.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        signals: Signals | None = None,
+        *,
+        owner: bool = False,
+        logs: FollowLogs | None = None,
+        grace: float = 10.0,
+    ) -> None:
         self.run = run
         self.status: RunStatus | None = None  # the last reported one
         self._signals = signals
         self._answered = 0
         self._owner = owner
-        self._with_logs = with_logs
+        self._logs = logs
         self.grace = grace  # seconds that the first signal leaves to the ranks
         self._line: Connection | None = None
         self._shutdown: Shutdown | None = None
+        self._request: Restart | None = None
         self._seen_end = False
 
     @property
@@ -91,7 +104,7 @@ class RunWatch:
     @property
     def signals(self) -> tuple[int, ...]:
         """The signals that were answered, in their order."""
-        return tuple(self._signals.seen[: self._answered])
+        return tuple(self._signals.seen[: self._answered]) if self._signals else ()
 
     @property
     def exit_code(self) -> int:
@@ -103,6 +116,12 @@ class RunWatch:
         wait = self.grace if grace is None else grace
         self._shutdown = Shutdown(None, wait, by, exit_code)
         self._send_shutdown()
+
+    def restart(self, request: Restart) -> None:
+        """Ask for new generations, and ask every new controller again; it replaces an earlier request."""
+        self._request = request
+        if self._line is not None:
+            self._send(self._line, request)
 
     def steps(self, deadline: Callable[[], float | None] = lambda: None) -> Iterator[RunStatus | None]:
         """The run's states as they change; None when nothing changed for a moment, or the deadline has passed."""
@@ -123,15 +142,18 @@ class RunWatch:
         self._line = client.connect(self.run)
         if self._line is not None:
             self._send(self._line, Attach(self._owner))
-            if self._with_logs:
-                self._send(self._line, FollowLogs())
+            if self._logs is not None:
+                self._send(self._line, self._logs)
+            if self._request is not None:
+                self._send(self._line, self._request)
             self._send_shutdown()
         return self._line
 
     def _next(self, line: Connection, deadline: float | None) -> RunStatus | None:
         if not line.pending:
             wait = LOG_SECONDS if deadline is None else max(0.0, min(LOG_SECONDS, deadline - time.monotonic()))
-            ready, _, _ = select.select([line.socket.fileno(), self._signals.wakeup], [], [], wait)
+            wakeup = [self._signals.wakeup] if self._signals else []
+            ready, _, _ = select.select([line.socket.fileno(), *wakeup], [], [], wait)
             if line.socket.fileno() not in ready:
                 return None
         try:
@@ -146,6 +168,8 @@ class RunWatch:
         return report.run
 
     def _obey_signals(self) -> None:
+        if self._signals is None:
+            return
         self._signals.drain()
         while self._answered < len(self._signals.seen):
             number = self._signals.seen[self._answered]

@@ -22,6 +22,7 @@ from forgectl.protocol.control import (
     LogsHome,
     MeshAdded,
     Report,
+    Restart,
     Shutdown,
     StatusReport,
 )
@@ -41,6 +42,8 @@ class Subject(Protocol):
     async def use(self) -> Use: ...
 
     def ask_stop(self, meshes: tuple[str, ...] | None, grace: float, by: str, exit_code: int = 0) -> None: ...
+
+    def ask_restart(self, meshes: dict[str, int], grace: float, by: str) -> None: ...
 
     async def add_mesh(self, unit: Unit, named: bool) -> MeshAdded | Refusal: ...
 
@@ -124,5 +127,7 @@ class ControlServer:
             stream.send(await self._subject.add_mesh(request.unit, request.named))
         elif isinstance(request, Report):
             self._subject.take_report(request)
+        elif isinstance(request, Restart):
+            self._subject.ask_restart(request.meshes, request.grace, request.by)
         elif isinstance(request, Shutdown):
             self._subject.ask_stop(request.meshes, request.grace, request.by, request.exit_code)

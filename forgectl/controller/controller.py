@@ -31,6 +31,7 @@ from forgectl.controller.records import (
     Happened,
     Moved,
     Record,
+    RestartAsked,
     StopAsked,
     Stranded,
     TimeUp,
@@ -229,6 +230,11 @@ class Controller:
         """End meshes (None: the run), unless the run has ended."""
         if not self.run.ended:
             self.record(StopAsked(meshes, grace, by, exit_code))
+
+    def ask_restart(self, meshes: dict[str, int], grace: float, by: str) -> None:
+        """Begin the next generation of meshes (mesh → its present generation), unless the run has ended."""
+        if not self.run.ended:
+            self.record(RestartAsked(meshes, grace, by))
 
     async def add_mesh(self, unit: Unit, named: bool) -> MeshAdded | Refusal:
         """Add a mesh to the run; `named` as in `Additions.place`."""

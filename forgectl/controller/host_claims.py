@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+import struct
 from collections.abc import Container
 from typing import Any
 
@@ -20,6 +21,7 @@ from forgectl.plan.links import messengers
 from forgectl.protocol.supervision import (
     Event,
     Happening,
+    LogPart,
     LogParts,
     MeshGone,
     MessengerGone,
@@ -34,6 +36,7 @@ from forgectl.protocol.supervision import (
     StoreOpened,
     Welcome,
 )
+from forgectl.system.log_times import SAMPLE
 from forgectl.wire.envelope import ProtocolError
 
 LARGEST = 1 << 53
@@ -237,6 +240,21 @@ def check_parts(known: Container[LOG_KEY], answer: LogParts) -> None:
         _number("offset of a log", part.offset, part.at.offset, max(part.size, part.at.offset))
         if length and part.offset + length > part.size:
             raise ProtocolError(f"it sent bytes beyond the end of a log: {part.offset + length} of {part.size}")
+        _check_times(part, part.offset + length)
+    if not 0 <= answer.now < LARGEST:  # false for NaN, too
+        raise ProtocolError(f"its clock shows {answer.now}")
+
+
+def _check_times(part: LogPart, end: int) -> None:
+    try:
+        samples = list(SAMPLE.iter_unpack(base64.b64decode(part.times, validate=True)))
+    except (binascii.Error, ValueError, struct.error):
+        raise ProtocolError("it sent times of a log that are none") from None
+    sizes, times = [size for size, _ in samples], [when for _, when in samples]
+    if sizes != sorted(set(sizes)) or times != sorted(times):
+        raise ProtocolError("it sent times of a log that are out of order")
+    if sizes and not (part.at.offset <= sizes[0] and sizes[-1] <= end):
+        raise ProtocolError(f"it sent times of bytes {sizes[0]} to {sizes[-1]} of a log, with bytes up to {end}")
 
 
 def own_use(run: Run, name: str, meshes: dict[str, dict[int, RankStats]]) -> dict[str, dict[int, RankStats]]:

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import os
+import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
@@ -19,12 +20,17 @@ from forgectl.controller.run_dir import RunDir
 from forgectl.protocol.supervision import LogAt, LogPart, LogParts, MeshGone, RankStarted, ReadLogs
 from forgectl.system.files import open_to_write
 from forgectl.system.log_cap import LogCap
+from forgectl.system.log_times import SAMPLE, LogTimes, append_samples
 
 ANSWER_SECONDS = 30.0
 WAIT_SECONDS = 1.0
 """How long an agent may wait for new log data before it answers that there is none."""
 REST_SECONDS = 0.5
 """The pause before a host that could not be asked is asked again."""
+CLOCKS_AGREE = 1.0
+"""Seconds by which a host's clock may differ before the times of its logs are corrected for it."""
+LATEST = 253402300799 * 10**9
+"""The last time that a date can have, in nanoseconds."""
 AT_ONCE = 256
 """Most logs in one request."""
 MOST_LOG = 1 << 40
@@ -44,6 +50,7 @@ class _Log:
     final: bool = False  # nothing more will be written
     end: int | None = None  # its size when it was final; a larger one reported later is ignored, so that fetching ends
     complete: bool = False  # nothing more will be fetched
+    timed: tuple[int, int] = (0, 0)  # its last sample here, as in `system.log_times`
 
     @property
     def key(self) -> LOG_KEY:
@@ -78,7 +85,7 @@ class LogFetcher:
             path = self._dir.log(what.mesh, what.generation, what.rank)
             key = (what.mesh, what.generation, what.rank)
             if key not in self._logs[record.host]:
-                self._logs[record.host][key] = _Log(record.host, *key, path, _size(path))
+                self._logs[record.host][key] = _Log(record.host, *key, path, _size(path), timed=LogTimes(path).last())
         elif isinstance(what, MeshGone):
             gone = (what.mesh, what.generation)
             logs = self._logs[record.host].values()
@@ -184,6 +191,7 @@ class LogFetcher:
         for part in answer.parts:
             log = of_host[part.at.mesh, part.at.generation, part.at.rank]
             if log.offset == part.at.offset:
+                _store_times(log, part, _ahead(answer.now, time.time()))
                 _store(log, part, is_final=log.key in final)
                 self.fetched += len(part.data)
             if sizes is not None:
@@ -230,6 +238,25 @@ def _store(log: _Log, part: LogPart, *, is_final: bool) -> None:
     if is_final:
         log.end = part.size if log.end is None else log.end
         log.complete = log.offset >= log.end
+
+
+def _ahead(theirs: float, ours: float) -> int:
+    """By how much a host's clock is ahead, in nanoseconds; 0 if it is less than the answer may have taken."""
+    return int((theirs - ours) * 1e9) if abs(theirs - ours) > CLOCKS_AGREE else 0
+
+
+def _store_times(log: _Log, part: LogPart, ahead: int) -> None:
+    """Write the times of a part down, by our clock; a full disk loses them."""
+    samples = b""
+    for size, when in SAMPLE.iter_unpack(base64.b64decode(part.times)):
+        last, latest = log.timed
+        if size > last:
+            log.timed = size, max(latest, min(max(0, when - ahead), LATEST))
+            samples += SAMPLE.pack(*log.timed)
+    if samples:
+        with contextlib.suppress(OSError):
+            log.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            append_samples(log.path, samples)
 
 
 def _size(path: Path) -> int:

@@ -27,7 +27,8 @@ def _news(mesh: MeshState, hosts: Mapping[str, HostState]) -> MeshNews:
 
 def stop(mesh: MeshState) -> Stop:
     """The command that ends a generation, with the reason for its ranks."""
-    by: str | None = mesh.stop.by if mesh.stop else None
+    asked = mesh.stop or mesh.again
+    by = asked.by if asked else None
     failure: FailureStatus | None = None
     if by is None and mesh.cause:
         failure = FailureStatus(None, None, mesh.cause)

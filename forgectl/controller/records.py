@@ -68,6 +68,15 @@ class StopAsked:
 
 
 @dataclass(frozen=True)
+class RestartAsked:
+    """Somebody wants the next generation of these meshes (mesh → the generation to end); grace in seconds."""
+
+    meshes: dict[str, int]
+    grace: float
+    by: str
+
+
+@dataclass(frozen=True)
 class Added:
     """The driver's code asked for one more mesh."""
 
@@ -104,10 +113,21 @@ class TimeUp:
     mesh: str
 
 
+RECORDS = (Born, AgentUp, AgentLost, Happened, StopAsked, RestartAsked, Added, Moved, Stranded, Waited, TimeUp, Report)
 Record: TypeAlias = (
-    Born | AgentUp | AgentLost | Happened | StopAsked | Added | Moved | Stranded | Waited | TimeUp | Report
+    Born
+    | AgentUp
+    | AgentLost
+    | Happened
+    | StopAsked
+    | RestartAsked
+    | Added
+    | Moved
+    | Stranded
+    | Waited
+    | TimeUp
+    | Report
 )
-RECORDS = (Born, AgentUp, AgentLost, Happened, StopAsked, Added, Moved, Stranded, Waited, TimeUp, Report)
 
 
 def to_line(time: float, record: Record) -> dict[str, Any]:

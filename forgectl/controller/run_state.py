@@ -13,6 +13,7 @@ from forgectl.controller.records import (
     Happened,
     Moved,
     Record,
+    RestartAsked,
     StopAsked,
     Stranded,
     TimeUp,
@@ -105,6 +106,8 @@ class Run:
             self._time_up(record)
         elif isinstance(record, Report):
             self._reported(now, record)
+        elif isinstance(record, RestartAsked):
+            self._restart_asked(record)
         else:
             self._stop_asked(now, record)
         for mesh in self.meshes.values():
@@ -214,6 +217,16 @@ class Run:
             if not mesh.ended and (record.meshes is None or mesh.name in record.meshes):
                 mesh.stop = record
 
+    def _restart_asked(self, record: RestartAsked) -> None:
+        for name, generation in record.meshes.items():
+            mesh = self.meshes.get(name)
+            if mesh is None or mesh.generation != generation or not mesh.may_be_asked_to_restart:
+                continue
+            if mesh.due is not None:
+                mesh.due = None  # it only waits to start
+            else:
+                mesh.again = record
+
     def _happened(self, now: float, record: Happened) -> None:
         host = self.hosts[record.host]
         if record.seq <= host.last_seq:
@@ -299,8 +312,10 @@ class Run:
         if mesh.ended:
             return
         if mesh.ending:
-            may = mesh.failed and mesh.stop is None and mesh.state != "stopping"
-            if may and mesh.may_restart(now) and self._has_hosts():
+            may = mesh.stop is None and mesh.state != "stopping" and self._has_hosts()
+            if may and mesh.again is not None:
+                mesh.become("restarting", now)
+            elif may and mesh.failed and mesh.may_restart(now):
                 mesh.decide_wait(now)
                 mesh.become("restarting", now)
             else:
@@ -324,11 +339,13 @@ class Run:
 
     def _end_generation(self, mesh: MeshState, now: float) -> None:
         if mesh.state == "restarting":
-            mesh.restarts.append(now)
-            root = mesh.last_root_cause = mesh.root_cause()
-            mesh.last_failure = mesh.cannot_start or (root and describe(root)) or None
+            asked = mesh.again is not None  # which is no failure, and waits for nothing
+            root = mesh.last_root_cause = None if asked else mesh.root_cause()
+            mesh.last_failure = None if asked else mesh.cannot_start or (root and describe(root)) or None
+            if not asked:
+                mesh.restarts.append(now)
             mesh.begin_generation(mesh.generation + 1)
-            mesh.due = now + mesh.wait if mesh.wait else None
+            mesh.due = now + mesh.wait if mesh.wait and not asked else None
             mesh.needs_hosts = any(self.hosts[name].given_up for name in mesh.plan.hosts)
         elif mesh.done and mesh.stop is None:
             mesh.become("succeeded", now)

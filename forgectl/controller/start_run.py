@@ -104,7 +104,8 @@ def _free_name(name: str, is_given: bool) -> str:
         run = living[name]
         raise BusyError(
             f"the name {name} is in use by run {run}",
-            hint=f"`forgectl shutdown --run {run}` ends it; `--name OTHER` launches beside it",
+            hint=f"`forgectl shutdown {run}` ends it; `launch --replace` ends it and takes its place; "
+            "`--name OTHER` launches beside it",
         )
     return free_name(name, living)
 

@@ -2,7 +2,7 @@
 
     pending ─▶ starting ─▶ running ─▶ stopping ─▶ succeeded | failed | stopped | lost
                   ▲            │
-                  └─ restarting ◀─ (a failure that `restart:` allows for)
+                  └─ restarting ◀─ (a failure that `restart:` allows for, or `forgectl restart`)
 
 A mesh of actors becomes `ready` instead of `running`, once the driver has reported that `setup` returned on every rank.
 A mesh leaves `stopping` and `restarting` only when every host has reported that no process of the generation is left,
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from signal import Signals
 
 from forgectl.controller import backoff
-from forgectl.controller.records import StopAsked
+from forgectl.controller.records import RestartAsked, StopAsked
 from forgectl.model.plan import HostPlan, MeshPlan, RankPlan
 from forgectl.model.status import OVER, HostStateName, MeshStateName, RankStateName
 from forgectl.protocol.supervision import MeshNews, MessengerOpened, RankExited, RankStarted
@@ -95,6 +95,7 @@ class MeshState:
     added: bool = False  # by code, during the run
     port: int | None = None
     stop: StopAsked | None = None
+    again: RestartAsked | None = None  # somebody wants the next generation
     failed: bool = False
     cannot_start: str | None = None  # why the generation could not be started at all
     error: Refusal | None = None  # the same, as an error for the caller that asked for the mesh
@@ -135,7 +136,7 @@ class MeshState:
     @property
     def ending(self) -> bool:
         """Whether its processes should end, for any reason."""
-        return not self.ended and (self.stop is not None or self.failed or self.done)
+        return not self.ended and (self.stop is not None or self.again is not None or self.failed or self.done)
 
     @property
     def done(self) -> bool:
@@ -162,6 +163,8 @@ class MeshState:
         """Seconds between SIGTERM and SIGKILL for processes that should end now."""
         if self.stop is not None:
             return self.stop.grace
+        if self.again is not None:
+            return self.again.grace
         return FAILURE_GRACE if self.failed else LEFTOVER_GRACE
 
     def may_report(self, host: str) -> bool:
@@ -180,7 +183,7 @@ class MeshState:
         rank = self.ranks[what.rank]
         rank.exit, rank.ended_at, rank.failed_at = what, now, now - what.failed_ago
         rank.state = "killed" if what.signal is not None else "exited"
-        self.failed = self.failed or (self.stop is None and rank.failed)
+        self.failed = self.failed or (self.stop is None and self.again is None and rank.failed)
         if what.exit_code == 0:
             self.unfinished.discard(what.rank)
 
@@ -206,6 +209,12 @@ class MeshState:
         """Ranks that failed after the first, most likely because of it."""
         root = self.root_cause()
         return [r for r in self.ranks.values() if r.failed and r is not root]
+
+    @property
+    def may_be_asked_to_restart(self) -> bool:
+        """Whether it may get a new generation on demand. A driver may not: it made the other meshes."""
+        begun = self.again is not None or self.state in ("starting", "running", "ready")
+        return (begun or self.due is not None) and self.stop is None and self.plan.kind != "driver"
 
     def may_restart(self, now: float) -> bool:
         """Whether `restart:` allows for one more generation."""
@@ -245,6 +254,7 @@ class MeshState:
         self.report_counts = {}
         self.set_up = False
         self.port = None
+        self.again = None
         self.failed = False
         self.cannot_start = None
         self.error = None

@@ -130,7 +130,7 @@ def _mesh(mesh: MeshState, hosts: dict[str, HostState], run_dir: RunDir, use: di
 
 
 def _restarting(mesh: MeshState) -> RestartStatus | None:
-    if mesh.state != "restarting":
+    if mesh.state != "restarting" or mesh.again is not None:
         return None
     number = len(mesh.restarts) + (mesh.judged == mesh.generation)
     return RestartStatus(number, mesh.wait, None if mesh.due is None else timestamp(mesh.due))
@@ -149,6 +149,8 @@ def reason(mesh: MeshState) -> str | None:
         return f"stopped by {mesh.stop.by}"
     if mesh.last_failure and mesh.due is not None:
         return mesh.last_failure  # it has not restarted yet
+    if mesh.again is not None:
+        return f"restarted by {mesh.again.by}"
     if mesh.last_failure and mesh.restarts:
         return f"restarted: {mesh.last_failure}"
     return mesh.notices[-1] if mesh.notices else None

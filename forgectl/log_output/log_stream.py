@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import heapq
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from forgectl.log_output.log_file import CHUNK, LogFile
+from forgectl.log_output.log_file import CHUNK, LogFile, Read
+from forgectl.system.log_times import LogTimes
 
 LONGEST_LINE = 64 * 1024
 """Most bytes of an unfinished line that are kept; a longer one is returned in parts."""
+
+SMALL = 16 * 1024
+"""Least bytes of one read, where so many logs are merged that larger ones would take much memory."""
 
 PATIENCE = 1.0
 """Seconds after which an unfinished line is returned as it is."""
@@ -29,10 +35,14 @@ class LogSource:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Bytes of one log: whole lines, except for a last line that is too long or has not ended for a while."""
+    """Bytes of one log: whole lines, except for a last line that is too long or has not ended for a while.
+
+    `when`: the unix time by which they were written; 0.0 unless the stream merges.
+    """
 
     source: LogSource
     data: bytes
+    when: float = 0.0
 
 
 class LogStream:
@@ -40,20 +50,36 @@ class LogStream:
 
     Without a terminal, the chunks of a source together are its log, byte for byte, plus a marker where a part was
     dropped. For a terminal, a line that carriage returns rewrite is returned now and then, as a line of its own.
-    `most`: bytes of one read.
+    `most`: bytes of one read. `merged`: chunks come in the order of time, whichever log they are of, as far as hosts'
+    clocks agree; only what is read later than it was written can come late.
     """
 
     def __init__(
-        self, *, terminal: bool = False, most: int = CHUNK, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        terminal: bool = False,
+        most: int = CHUNK,
+        merged: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._terminal = terminal
+        self._merged = merged
         self._most = most
         self._clock = clock
         self._logs: dict[LogSource, _FollowedLog] = {}
         self._newest: dict[str, LogSource] = {}
 
-    def add(self, source: LogSource, last: int | None = None) -> None:
+    def add(
+        self,
+        source: LogSource,
+        last: int | None = None,
+        *,
+        since: float | None = None,
+        until: float | None = None,
+    ) -> None:
         """Follow one more log, from the beginning or from its `last` lines; it need not exist yet.
+
+        Of what exists, lines written before `since` or after `until` are left out (unix times).
 
         An earlier log with the same label is ended: a rank's next generation begins when the previous one is gone.
         """
@@ -63,7 +89,11 @@ class LogStream:
         if before in self._logs:
             self._logs[before].file.stop_here()
         self._newest[source.label] = source
-        log = self._logs[source] = _FollowedLog(LogFile(source.path, self._most), self._terminal, self._clock)
+        file = LogFile(source.path, self._most)
+        times = LogTimes(source.path) if self._merged else None
+        log = self._logs[source] = _FollowedLog(file, self._terminal, self._clock, times)
+        if since is not None or until is not None:
+            file.keep_between(since, until)
         if last is not None:
             log.file.start_at_last(last)
 
@@ -80,28 +110,60 @@ class LogStream:
 
     def poll(self) -> Iterator[Chunk]:
         """Read a bounded part of the new output of each log. If it yields nothing, the caller should wait a little."""
+        if self._merged:
+            yield from self._poll_merged()
+            return
         for source, log in list(self._logs.items()):
-            for data in log.advance():
+            for data, _ in log.advance():
                 yield Chunk(source, data)
             if log.file.at_end:
                 self._logs.pop(source, None)
 
+    def _poll_merged(self) -> Iterator[Chunk]:
+        """A log that is not read to its present end holds back what others wrote later than what is read of it."""
+        behind = True
+        while behind:
+            for source, log in self._logs.items():
+                if not log.waiting:
+                    log.waiting.extend(Chunk(source, data, when) for data, when in log.advance())
+            behind = any(log.file.behind for log in self._logs.values())
+            limit = min((log.when for log in self._logs.values() if log.file.behind), default=float("inf"))
+            ready = heapq.merge(*(log.take(limit) for log in self._logs.values()), key=lambda chunk: chunk.when)
+            for chunk in ready:
+                behind = False
+                yield chunk
+            for source, log in list(self._logs.items()):
+                if log.file.at_end and not log.waiting:
+                    self._logs.pop(source, None)
 
-def read_all(sources: Iterable[LogSource], last: int | None = None, *, terminal: bool = False) -> Iterator[Chunk]:
-    """The present content of the logs, one after the other."""
+
+def read_all(
+    sources: Sequence[LogSource],
+    last: int | None = None,
+    *,
+    since: float | None = None,
+    until: float | None = None,
+    terminal: bool = False,
+) -> Iterator[Chunk]:
+    """The present content of the logs, in the order of time; the other arguments are those of `LogStream.add`."""
+    stream = LogStream(terminal=terminal, merged=True, most=max(SMALL, CHUNK // max(1, len(sources) // 16)))
     for source in sources:
-        stream = LogStream(terminal=terminal)
-        stream.add(source, last)
-        stream.end()
-        while not stream.done:
-            yield from stream.poll()
+        stream.add(source, last, since=since, until=until)
+    stream.end()
+    while not stream.done:
+        yield from stream.poll()
 
 
 class _FollowedLog:
     """One log, and its unfinished line."""
 
-    def __init__(self, file: LogFile, terminal: bool, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, file: LogFile, terminal: bool, clock: Callable[[], float], times: LogTimes | None = None
+    ) -> None:
         self.file = file
+        self.when = 0.0  # by when what was read last had been written
+        self.waiting: deque[Chunk] = deque()
+        self._times = times
         self._terminal = terminal
         self._clock = clock
         self._partial = b""
@@ -110,17 +172,30 @@ class _FollowedLog:
         self._shown_at = float("-inf")
         self._open = False  # whether the output so far ends inside a line
 
-    def advance(self) -> Iterator[bytes]:
-        """Read once, and yield what is ready."""
+    def take(self, limit: float) -> Iterator[Chunk]:
+        """What waits and was written by `limit`, an unix time."""
+        while self.waiting and self.waiting[0].when <= limit:
+            yield self.waiting.popleft()
+
+    def advance(self) -> Iterator[tuple[bytes, float]]:
+        """Read once, and yield what is ready, with the unix time by which it was written (0.0 if that is not known)."""
         read = self.file.read()
+        for data in self._about_loss(read):
+            yield data, self.when
+        if read.data and self._times is None:
+            yield from ((data, 0.0) for data in self._take(read.data))
+        elif read.data and self._times is not None:
+            for piece, when in self._times.pieces(read.offset, read.data, self.file.written_at):
+                self.when = max(self.when, when)
+                yield from ((data, self.when) for data in self._take(piece))
+        if self._partial:
+            yield from ((data, self.when) for data in self._late())
+
+    def _about_loss(self, read: Read) -> Iterator[bytes]:
         if read.dropped:
             yield from self._hand_on(self._partial)
             self._partial = b""
             yield from self._hand_on(b"\n" * self._open + _dropped(read.dropped))
-        if read.data:
-            yield from self._take(read.data)
-        if self._partial:
-            yield from self._late()
 
     def _take(self, data: bytes) -> Iterator[bytes]:
         if not self._partial:

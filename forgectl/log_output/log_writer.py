@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Protocol
 
 from forgectl.log_output.log_stream import Chunk, LogSource
@@ -12,6 +13,12 @@ WIDEST_LABEL = 32
 
 PALETTE = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
 """SGR colors of the meshes, in order of appearance: without red, which is for errors, and black and white."""
+
+
+def timestamp(unix: float) -> str:
+    """A unix time as `2026-11-22T20:00:00.123Z`."""
+    text = datetime.datetime.fromtimestamp(unix, datetime.timezone.utc).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")
 
 
 class ByteStream(Protocol):
@@ -26,14 +33,24 @@ class LogWriter:
     """Adds a prefix to lines. On a terminal they are made harmless, colored and aligned; elsewhere their bytes stay.
 
     Elsewhere, the next chunk of a source continues its unfinished line, unless another source has written meanwhile:
-    then it starts a new line. Errors of the stream (BrokenPipeError) are raised.
+    then it starts a new line. With `times`, lines also get the time of their chunk. Errors of the stream
+    (BrokenPipeError) are raised.
     """
 
-    def __init__(self, stream: ByteStream, *, terminal: bool = False, color: bool = False, prefix: bool = True) -> None:
+    def __init__(
+        self,
+        stream: ByteStream,
+        *,
+        terminal: bool = False,
+        color: bool = False,
+        prefix: bool = True,
+        times: bool = False,
+    ) -> None:
         self._stream = stream
         self._terminal = terminal
         self._color = color and terminal
         self._prefix = prefix
+        self._times = times
         self._colors: dict[str, int] = {}
         self._width = 0
         self._open: LogSource | None = None  # the source whose line is unfinished
@@ -46,8 +63,12 @@ class LogWriter:
 
     def _for_terminal(self, chunk: Chunk) -> bytes:
         start = self._terminal_prefix(chunk.source.label) if self._prefix else ""
+        start += self._time(chunk)
         lines = chunk.data.removesuffix(b"\n").split(b"\n")
         return "".join(f"{start}{harmless(line, color=self._color)}\n" for line in lines).encode()
+
+    def _time(self, chunk: Chunk) -> str:
+        return f"{timestamp(chunk.when)} " if self._times else ""
 
     def _terminal_prefix(self, label: str) -> str:
         label = harmless(label, color=False)
@@ -61,6 +82,7 @@ class LogWriter:
 
     def _for_pipe(self, chunk: Chunk) -> bytes:
         start = f"{chunk.source.label} │ ".encode() if self._prefix else b""
+        start += self._time(chunk).encode()
         goes_on = self._open == chunk.source
         ends = chunk.data.endswith(b"\n")
         body = chunk.data.removesuffix(b"\n").replace(b"\n", b"\n" + start) + b"\n" * ends

@@ -132,6 +132,14 @@ class MeshStatus:
     def up(self) -> bool:
         return self.state in ("running", "ready")
 
+    @property
+    def exit_code(self) -> int:
+        """The code of its root cause if it failed (128 + signal), 69 if it was lost, 143 if it was stopped, else 0."""
+        if self.state == "failed":
+            failure = self.failure
+            return (failure and (failure.exit_code or (failure.signal and 128 + failure.signal))) or 1
+        return {"lost": 69, "stopped": 143}.get(self.state, 0)
+
 
 @dataclass(frozen=True)
 class ReplicaStatus:

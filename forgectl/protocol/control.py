@@ -51,6 +51,18 @@ class Shutdown:
 
 
 @dataclass(frozen=True)
+class Restart:
+    """End these meshes and start their next generation on the same GPUs; `grace` as in Shutdown.
+
+    `meshes`: mesh → its generation. A mesh that is in another one by now is left alone, so this may be sent again.
+    """
+
+    meshes: dict[str, int]
+    grace: float
+    by: str
+
+
+@dataclass(frozen=True)
 class AddMesh:
     """Place and start one more mesh; answered by MeshAdded or Refusal.
 
@@ -94,7 +106,7 @@ class StatusReport:
     ended: bool = False
 
 
-CLI_TO_CONTROLLER = (Hello, GetStatus, Attach, FollowLogs, BringLogs, Shutdown, AddMesh, Report)
+CLI_TO_CONTROLLER = (Hello, GetStatus, Attach, FollowLogs, BringLogs, Shutdown, Restart, AddMesh, Report)
 
 
 CONTROLLER_TO_CLI = (Hello, Refusal, StatusReport, LogsHome, MeshAdded)

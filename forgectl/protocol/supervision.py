@@ -242,19 +242,24 @@ class HostGpus:
 
 @dataclass(frozen=True)
 class LogPart:
-    """A part of a log: `data` (base64) begins at `offset`, which is later than asked for if a hole was there."""
+    """A part of a log: `data` (base64) begins at `offset`, which is later than asked for if a hole was there.
+
+    `times` (base64) are the samples of `system.log_times` that end from `at.offset` on to the end of `data`.
+    """
 
     at: LogAt
     offset: int
     data: str
     size: int  # of the whole log, in bytes
+    times: str = ""
 
 
 @dataclass(frozen=True)
 class LogParts:
-    """A part of each log, of as many logs as fit in a message."""
+    """A part of each log, of as many logs as fit in a message; `now` is the time by the host's clock."""
 
     parts: tuple[LogPart, ...]
+    now: float = 0.0
 
 
 @dataclass(frozen=True)

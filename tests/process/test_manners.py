@@ -43,16 +43,27 @@ WRONG = [
     ("run --name a/b work.py", 64, "--name: 'a/b' is not a name", ""),
     ("run -m", 64, "'-m' requires an argument", ""),
     ("status --jsn", 64, "--jsn", "--json"),
-    ("status nobody", 66, "no mesh 'nobody'", "forgectl status"),
+    ("status nobody", 66, "no run or mesh 'nobody'", "forgectl status"),
     ("status a b", 64, "unexpected extra argument", ""),
-    ("logs", 64, "Missing argument 'MESH'", ""),
-    ("logs nobody", 66, "no mesh 'nobody'", ""),
+    ("logs", 66, "nothing is running", ""),
+    ("logs nobody --since yesterday", 64, "--since 'yesterday' is no time", "10m"),
+    ("logs nobody --grep (", 64, "--grep '('", "regular expression"),
+    ("logs nobody -f --until 1m", 64, "--until shows what is past", ""),
+    ("logs nobody -p --generation 2", 64, "--previous is a generation", ""),
+    ("attach", 66, "nothing is running", ""),
+    ("attach nobody", 66, "no run 'nobody'", ""),
+    ("wait", 66, "nothing is running", ""),
+    ("wait nobody --for lunch", 64, "'lunch' is not one of 'ready', 'ended'", ""),
+    ("restart", 64, "Missing argument 'NAME", ""),
+    ("restart nobody", 66, "no run or mesh 'nobody'", ""),
+    ("call nobody look", 66, "no run or mesh 'nobody'", ""),
+    ("logs nobody", 66, "no run or mesh 'nobody'", ""),
     ("logs nobody --ranks 1-", 64, "--ranks '1-'", ""),
     ("logs nobody -n -1", 64, "-1 is not in the range", ""),
     ("logs ../../etc/passwd", 66, "no run '..'", ""),
     ("shutdown", 64, "say what to end", "forgectl status"),
     ("shutdown --all stay", 64, "say what to end", ""),
-    ("shutdown nobody", 66, "no mesh 'nobody'", ""),
+    ("shutdown nobody", 66, "no run or mesh 'nobody'", ""),
     ("shutdown --run ../..", 66, "no run '../..'", ""),
     ("init /proc/nowhere/to/be/made", 66, "cannot write into /proc/nowhere", ""),
 ]
@@ -99,7 +110,7 @@ def test_help_and_version(desk: Forge) -> None:
     assert desk.ok("--version").startswith("forgectl ")
     overview = desk.ok("--help")
     assert "…" not in overview and "..." not in overview.split("Commands:")[1], "a description was cut"
-    for command in ("launch", "run", "plan", "status", "logs", "call", "shutdown", "schema", "init"):
+    for command in ("launch", "run", "plan", "status", "logs", "attach", "wait", "restart", "call", "shutdown", "init"):
         assert command in overview
         assert "Usage: forgectl" in desk.ok(command, "--help") or "Usage:" in desk.ok(command, "-h")
     bare = desk.run()
@@ -157,7 +168,7 @@ def test_a_name_in_use_is_refused_and_the_way_on_is_said(forge: Forge) -> None:
         again = forge.run("launch", "spec.yaml", "-d", *options)
         assert again.returncode == 75
         assert f"the name spec is in use by run {run}" in again.stderr
-        assert f"forgectl shutdown --run {run}" in again.stderr
+        assert f"forgectl shutdown {run}" in again.stderr
         assert "--name OTHER" in again.stderr
     assert forge.runs() == [run]
 
@@ -183,10 +194,10 @@ def test_a_mesh_of_several_runs_needs_its_run(forge: Forge) -> None:
         result = forge.run("logs", name)
         assert result.returncode == 66
         assert near in result.stderr
-    wrong = forge.run("shutdown", "two")
-    assert wrong.returncode == 66
-    assert "use `--run two`" in wrong.stderr
-    assert forge.ok("shutdown", "two/stay").startswith(f"{two}/stay stopped: 2 × SIGTERM")
+    assert forge.ok("logs", "two/stay/1", "--no-prefix") == "here: rank 1 of 2, generation 0\n"
+    rank = forge.run("shutdown", "two/stay/1")
+    assert (rank.returncode, "live and end together" in rank.stderr) == (64, True)
+    assert forge.ok("shutdown", "two").startswith(f"{two}/stay stopped: 2 × SIGTERM")
     assert [r["run"] for r in forge.status()] == [one]
 
 
@@ -326,10 +337,15 @@ def test_status_for_people(forge: Forge) -> None:
 def test_logs_of_some_ranks_and_lines(forge: Forge) -> None:
     forge.write("talk.py", "import os\nfor i in range(5): print(os.environ['RANK'], 'says', i)")
     assert forge.run("launch", forge.spec("scripts: {talk: {run: talk.py, procs: 4, preload: []}}")).returncode == 0
-    assert forge.ok("logs", "talk", "--ranks", "1,3", "-n", "2") == (
-        "talk/1@local │ 1 says 3\ntalk/1@local │ 1 says 4\ntalk/3@local │ 3 says 3\ntalk/3@local │ 3 says 4\n"
-    )
-    assert forge.ok("logs", "talk", "--ranks", "0-1", "-n", "1", "--no-prefix") == "0 says 4\n1 says 4\n"
+    lines = forge.ok("logs", "talk", "--ranks", "1,3", "-n", "2").splitlines()
+    for rank in (1, 3):
+        own = [line for line in lines if line.startswith(f"talk/{rank}")]
+        assert own == [f"talk/{rank}@local │ {rank} says 3", f"talk/{rank}@local │ {rank} says 4"]
+    assert len(lines) == 4
+    assert sorted(forge.ok("logs", "talk", "--ranks", "0-1", "-n", "1", "--no-prefix").splitlines()) == [
+        "0 says 4",
+        "1 says 4",
+    ]
     assert forge.ok("logs", "talk", "-n", "0") == ""
     missing = forge.run("logs", "talk", "--ranks", "2-9")
     assert missing.returncode == 66
@@ -354,7 +370,8 @@ def test_followed_logs_show_the_next_generation_and_end_with_the_run(forge: Forg
     assert following.stdout.readline() == "generation 1\n"
     forge.write("go-1", "")
     out, err = following.communicate(timeout=30)
-    assert (out, err, following.returncode) == ("", "", 0)
+    how = "forgectl: twice succeeded: restarted: rank 0 on local exited with code 1\n"
+    assert (out, err, following.returncode) == ("", how, 0)
     assert forge.until_ended(run)["state"] == "succeeded"
 
 

@@ -61,6 +61,12 @@ def test_logs_come_home_live_and_at_the_end(far: Far) -> None:
     assert len(whole) > len(before) / 2
     [log] = far.forge.run_dir(run).glob("logs/tick/0/rank-1.log")
     assert log.read_text().startswith("tick 0\n")
+    stamped = [line.split(" ") for line in far.forge.ok("logs", run, "-t").splitlines()]
+    times = [words[2] for words in stamped]
+    assert times == sorted(times)
+    quarters = times[:: max(1, len(times) // 4)]
+    assert len(set(quarters)) == len(quarters), "each host noted when its ranks wrote"
+    assert {words[0].partition("@")[2] for words in stamped[: len(stamped) // 2]} == {"host1", "host2"}
 
 
 def test_a_failure_there_is_reported_here(far: Far) -> None:

@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 from forgectl.controller.changes import Changes
 from forgectl.controller.commands import HOST, Command, commands
 from forgectl.controller.host_claims import check_event
-from forgectl.controller.records import Added, AgentLost, AgentUp, Born, Happened, Moved, Record, StopAsked, Stranded
+from forgectl.controller.records import (
+    Added,
+    AgentLost,
+    AgentUp,
+    Born,
+    Happened,
+    Moved,
+    Record,
+    RestartAsked,
+    StopAsked,
+    Stranded,
+)
 from forgectl.controller.run_state import Run
 from forgectl.controller.state import MeshState
 from forgectl.model.plan import HostPlan, MeshPlan, Plan, RestartPolicy
@@ -169,8 +180,12 @@ def all_goes_well(draw: st.DrawFn, f: Followed) -> None:
 
 def of_the_user(draw: st.DrawFn, f: Followed) -> None:
     names = tuple(draw(st.lists(st.sampled_from(list(f.run.meshes)), max_size=2)))
+    grace = draw(st.sampled_from([0.0, 10.0]))
     if draw(st.booleans()):
-        f.record(StopAsked(names or None, draw(st.sampled_from([0.0, 10.0])), "the user"))
+        generations = {m.name: m.generation - draw(st.integers(0, 1)) for m in f.run.meshes.values()}
+        f.record(RestartAsked(generations, grace, "the user"))
+    elif draw(st.booleans()):
+        f.record(StopAsked(names or None, grace, "the user"))
     elif not f.run.ended and f.run.stop is None:
         ended = [m.name for m in f.run.meshes.values() if m.ended]
         f.record(Added(planned(draw, draw(st.sampled_from(["added", *ended])))))

@@ -322,7 +322,7 @@ def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tup
     monkeypatch.setattr(run_dir, "all_runs", lambda: [folder])
     monkeypatch.setattr(run_dir, "refused_runs", dict)
     monkeypatch.setattr(client, "document", lambda run, *, stats=False: answer)
-    monkeypatch.setattr(find, "find_mesh", lambda name, *, ended: (folder, made.mesh))
+    monkeypatch.setattr(find, "find", lambda name, *, ended: find.Found(folder, name, made.mesh or ()))
     monkeypatch.setattr(driver_client, "ask_driver", ask_driver)
     monkeypatch.setattr(render, "age", lambda start, end=None: "5m" if start else "-")
     monkeypatch.setattr(render, "_now", lambda: render._time(status_document.timestamp(made.history.now)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import dataclasses
 import os
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from forgectl.agent import log_parts
+from forgectl.agent.log_clock import LogClock
 from forgectl.agent.log_parts import read_logs
 from forgectl.controller.log_fetcher import LogFetcher
 from forgectl.controller.records import AgentLost, Happened
@@ -20,6 +22,7 @@ from forgectl.controller.state import HostState
 from forgectl.model.plan import HostPlan
 from forgectl.protocol.supervision import LogAt, LogParts, MeshGone, RankStarted, ReadLogs
 from forgectl.system.log_cap import LogCap, leading_hole
+from forgectl.system.log_times import SAMPLE, append_samples, times_path
 from forgectl.wire.envelope import ProtocolError, decode, encode
 from tests.conftest import eventually
 
@@ -289,3 +292,79 @@ def test_a_round_that_fails_ends_no_other(case: Case, capsys: pytest.CaptureFixt
     asyncio.run(case.running(lambda: case.mirror.has_all("b")))
     assert case.at_home() == b"x" * 100
     assert "a fault of ours" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- when lines were written
+
+
+def note(case: Case, *writes: tuple[bytes, float], rank: int = 0) -> None:
+    """Write to the log on the host at some times, noted by its agent's clock."""
+    clock = LogClock()
+    clock.add(case.path(rank))
+    for data, when in writes:
+        with case.path(rank).open("ab") as log:
+            log.write(data)
+        os.utime(case.path(rank), ns=(0, int(when * 1e9)))
+        clock.note()
+
+
+def times_at_home(case: Case, rank: int = 0) -> list[tuple[int, float]]:
+    path = times_path(case.dir.log("m", 0, rank))
+    return [(size, when / 1e9) for size, when in SAMPLE.iter_unpack(path.read_bytes())] if path.exists() else []
+
+
+def test_times_come_with_the_lines(case: Case) -> None:
+    note(case, (b"one\n", 10), (b"two\n", 11.5))
+    case.start()
+    asyncio.run(case.mirror.bring({"m"}))
+    assert times_at_home(case) == [(4, 10), (8, 11.5)]
+    case.mirror = LogFetcher(case.dir, 1 << 30, lambda: None)  # that of a controller that took over
+    case.mirror.attach([case.link])  # type: ignore[list-item]
+    case.start()
+    note(case, (b"three\n", 12))
+    case.happen(MeshGone("m", 0))
+    asyncio.run(case.running(lambda: case.mirror.has_all("b")))
+    assert case.at_home() == b"one\ntwo\nthree\n"
+    assert times_at_home(case) == [(4, 10), (8, 11.5), (14, 12)]
+
+
+def test_every_time_comes_however_many_there_are(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_parts, "ANSWER_SAMPLES", 64)
+    path = case.path()
+    path.write_bytes(b"x\n" * 5000)
+    append_samples(path, b"".join(SAMPLE.pack(2 * n, n * 10**9) for n in range(1, 5001)))
+    case.start()
+    case.happen(MeshGone("m", 0))
+    asyncio.run(case.running(lambda: case.mirror.has_all("b")))
+    assert times_at_home(case) == [(2 * n, n) for n in range(1, 5001)]
+    assert case.at_home() == b"x\n" * 5000
+
+
+def test_the_clock_of_a_host_that_differs_is_corrected(case: Case) -> None:
+    case.link.distort = lambda answer: dataclasses.replace(answer, now=answer.now + 3600)
+    note(case, (b"one\n", 5000), (b"two\n", 5001))
+    case.start()
+    asyncio.run(case.mirror.bring({"m"}))
+    (_, first), (_, second) = times_at_home(case)
+    assert first == pytest.approx(1400, abs=60)
+    assert second - first == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        b"123",
+        SAMPLE.pack(4, 2) + SAMPLE.pack(4, 3),
+        SAMPLE.pack(3, 2) + SAMPLE.pack(2, 3),
+        SAMPLE.pack(3, 2) + SAMPLE.pack(4, 1),
+        SAMPLE.pack(5, 1),
+    ],
+)
+def test_times_that_cannot_be_are_told_of_and_not_written(case: Case, times: bytes) -> None:
+    note(case, (b"one\n", 10))
+    case.start()
+    text = base64.b64encode(times).decode()
+    case.link.distort = lambda answer: LogParts(tuple(dataclasses.replace(p, times=text) for p in answer.parts))
+    assert asyncio.run(case.mirror.bring({"m"})) == ("b",)
+    assert "times" in case.link.breach
+    assert times_at_home(case) == []

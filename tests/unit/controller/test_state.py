@@ -16,6 +16,7 @@ from forgectl.controller.records import (
     Happened,
     Moved,
     Record,
+    RestartAsked,
     StopAsked,
     TimeUp,
     Waited,
@@ -627,3 +628,122 @@ def test_a_lost_script_ends_its_run_too() -> None:
     assert (h.mesh("m").state, h.run.state) == ("lost", "stopping")
     h.gone("n")
     assert (h.run.state, h.run.exit_code) == ("lost", 69)
+
+
+# ---------------------------------------------------------------- restarts that somebody asks for
+
+
+def again(h: History, grace: float = 10.0, **generations: int) -> None:
+    h.record(RestartAsked(generations or {"m": h.mesh().generation}, grace, "forgectl restart"))
+
+
+def test_a_restart_on_demand_is_a_new_generation_and_no_failure() -> None:
+    h = History(mesh())
+    h.start()
+    again(h)
+    assert (h.mesh().state, reason(h.mesh())) == ("restarting", "restarted by forgectl restart")
+    [stop] = commands(h.run, "a")
+    assert stop == Stop("m", 0, 10.0, "forgectl restart")
+    h.exit(0, None, 15, asked=True)
+    h.exit(1, 3, asked=True, error="KeyboardInterrupt")
+    h.gone()
+    assert (h.mesh().state, h.mesh().generation, h.mesh().restarts) == ("starting", 1, [])
+    assert h.told() == [OpenStore]
+    h.start()
+    assert (h.mesh().state, reason(h.mesh()), h.run.state) == ("running", None, "running")
+
+
+def test_a_restart_on_demand_restarts_ranks_that_succeed_meanwhile() -> None:
+    h = History(mesh())
+    h.start()
+    again(h)
+    h.exit(0)
+    h.exit(1)
+    h.gone()
+    assert (h.mesh().state, h.mesh().generation) == ("starting", 1)
+
+
+def test_a_restart_is_for_one_generation_only() -> None:
+    h = History(mesh(restart=RestartPolicy(1)))
+    h.start()
+    h.exit(0, 1)
+    h.exit(1, None, 15, asked=True)
+    h.gone()
+    h.start()
+    again(h, m=0)
+    assert (h.mesh().state, h.mesh().generation) == ("running", 1)
+    again(h, m=1)
+    assert h.mesh().state == "restarting"
+    h.gone()
+    assert (h.mesh().generation, len(h.mesh().restarts)) == (2, 1), "only the failure counts"
+
+
+def test_a_second_request_hurries_the_first() -> None:
+    h = History(mesh())
+    h.start()
+    again(h)
+    assert h.mesh().state == "restarting"
+    again(h, grace=0.0)
+    assert [c.grace for c in commands(h.run, "a") if isinstance(c, Stop)] == [0.0]
+
+
+def test_a_shutdown_comes_before_a_restart() -> None:
+    h = History(mesh(), mesh("n"))
+    h.start()
+    h.start("n")
+    again(h)
+    h.record(StopAsked(("m",), 3.0, "forgectl shutdown"))
+    assert (h.mesh().state, h.mesh().grace) == ("stopping", 3.0)
+    h.gone()
+    assert h.mesh().state == "stopped"
+    again(h)
+    assert h.mesh().state == "stopped"
+
+
+def test_what_ends_waits_or_drives_is_not_restarted() -> None:
+    h = History(mesh(), mesh("driver", 1, kind="driver"), mesh("waits"))
+    h.happen(Prepared("m"))
+    again(h, m=0, waits=0, driver=0, nobody=0)
+    assert [m.state for m in h.run.meshes.values()] == ["pending"] * 3
+    for name in ("driver", "waits"):
+        h.happen(Prepared(name))
+    h.start()
+    h.start("driver")
+    again(h, driver=0)
+    assert h.mesh("driver").state == "running"
+    h.exit(0)
+    h.exit(1)
+    assert h.mesh().state == "stopping"
+    again(h)
+    h.gone()
+    assert h.mesh().state == "succeeded"
+
+
+def test_a_restart_on_demand_whose_host_is_lost_moves() -> None:
+    h = History(mesh(procs=2, hosts=("a", "b")), hosts=("a", "b", "c"))
+    h.start()
+    again(h)
+    h.record(AgentLost("b", "host b was rebooted", final=True))
+    h.happen(MeshGone("m", 0), "a")
+    assert (h.mesh().state, h.mesh().generation, h.mesh().needs_hosts) == ("restarting", 1, True)
+
+
+def test_a_restart_on_demand_ends_a_wait() -> None:
+    h = waiting()
+    again(h)
+    assert (h.mesh().state, h.mesh().generation, h.told(), h.run.alarms()) == ("starting", 3, [OpenStore], {})
+    h.start()
+    assert (h.mesh().state, len(h.mesh().restarts)) == ("running", 3)
+
+
+def test_a_restart_on_demand_waits_for_nothing_however_often_it_failed_before() -> None:
+    h = History(mesh(restart=RestartPolicy(9)))
+    for _ in range(2):
+        h.start()
+        h.fail()
+    h.ring()
+    h.start()
+    again(h)
+    h.exit(0, None, 15, asked=True)
+    h.gone()
+    assert (h.mesh().state, h.told(), h.run.alarms()) == ("starting", [OpenStore], {})

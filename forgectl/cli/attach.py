@@ -1,0 +1,30 @@
+"""`forgectl attach`: the view of a launch in the foreground, again."""
+
+from __future__ import annotations
+
+import click
+
+from forgectl.cli import parameters
+
+
+@parameters.command()
+@parameters.argument("name", required=False, metavar="[RUN]", help="A run's id or name; default: the one living run.")
+@click.option(
+    "-n",
+    "--tail",
+    "last",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="Begin with the last N lines of each rank.",
+)
+def attach(name: str | None, last: int) -> int:
+    """Follow a run as a launch in the foreground does.
+
+    It ends with the run, and with its exit code. Ctrl-C only leaves: the run goes on.
+    """
+    from forgectl.cli.find import find_run, only_living
+    from forgectl.cli.foreground import follow
+
+    return follow(only_living().run if name is None else find_run(name, ended=True), last)
