@@ -54,9 +54,7 @@ def of_the_same_prompts() -> list[Episode]:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_a_prompt_that_responses_share_is_computed_once(
-    temperature: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_prompt_that_responses_share_is_computed_once(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
     def measured() -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         module = tiny()
         counted: list[int] = []
@@ -78,8 +76,8 @@ def test_a_prompt_that_responses_share_is_computed_once(
 
 def test_prompts_are_not_shared_where_attention_would_cost_more() -> None:
     long = [episode(i, 1, 100, prompt_ids=torch.zeros(100, dtype=torch.long)) for i in range(4)]
-    for given in (long, [episode(0, 4, 4)], episodes()):
-        batch = Sequences.of(given)
+    for some in (long, [episode(0, 4, 4)], episodes()):
+        batch = Sequences.of(some)
         offsets = torch.arange(int((batch.lengths - batch.response_start).max()))
         inside = offsets < (batch.lengths - batch.response_start)[:, None]
         assert SharedPrompts.of(batch, inside) is None
