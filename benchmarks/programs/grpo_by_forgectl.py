@@ -97,8 +97,9 @@ class Loop:
             assert ticket is not None
             try:
                 await self.buffer.add.call_one(await self.group(), ticket)
-            finally:
+            except BaseException:
                 await self.buffer.release.call_one(ticket)
+                raise
 
     async def learn(self) -> None:
         ended = None
