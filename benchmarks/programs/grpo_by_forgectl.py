@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import json
 import sys
 import time
@@ -33,7 +34,7 @@ from actors import (
 )
 from actors.models import Model
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "characters": "0123456789+=",
     "hidden_size": 128,
     "intermediate_size": 384,
@@ -102,15 +103,14 @@ class Loop:
                 raise
 
     async def learn(self) -> None:
-        ended = None
+        ends = list[float]()
         for _ in range(self.job.steps):
             batch = await self.buffer.sample.call_one(self.version, timeout=None)
             assert batch is not None
             await self.step(batch)
             await self.publish()
-            before, ended = ended, time.perf_counter()
-            if before is not None:
-                self.record.seconds.append(ended - before)
+            ends.append(time.perf_counter())
+        self.record.seconds.extend(after - before for before, after in itertools.pairwise(ends))
 
     async def step(self, episodes: Any) -> None:
         result: StepResult = (await self.trainer.train_step.call(episodes)).get(0)
