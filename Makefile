@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo lint check test gpu bench docs clean
+.PHONY: demo lint check test gpu bench bench-trl docs clean
 
 demo: $(READY)
 	$(BIN)/forgectl launch sample_configs/story.yaml
@@ -41,6 +41,10 @@ bench: $(READY)
 docs: $(READY)
 	$(BIN)/mkdocs build --strict --quiet
 	@echo "the documentation is in site/index.html"
+
+# TRL comes from the package index, into an environment of its own in ~/.cache/forgectl-trl.
+bench-trl: $(READY)
+	$(BIN)/python benchmarks/beside_trl.py --json benchmarks/results/trl.json
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \

@@ -14,8 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from actors.losses import entropy, log_probs
+from actors.models import Decoder
 from actors.types import Episode
 
+SHORT = 256
+"""The most tokens of a row of SharedPrompts: with more, attention to what is masked costs more than what is saved."""
+PAYS = 0.8
+"""The most tokens that SharedPrompts may leave of a batch, padding included."""
 Shares = Sequence[Sequence[Episode]]
 """Episodes by rank."""
 
@@ -69,12 +74,13 @@ class Sequences:
 def check_episodes(episodes: Sequence[Episode]) -> None:
     """Raise ValueError for an episode without a prompt, or whose tensors have different lengths."""
     for episode in episodes:
-        if not len(episode.prompt_ids):
+        if not episode.prompt_ids.shape[0]:  # much faster than len(), of which a step would make thousands
             raise ValueError(f"episode {episode.episode_id} has an empty prompt; begin it with at least one token")
-        found = {name: getattr(episode, name) for name in ("loss_mask", "logprobs", "ref_logprobs")}
-        lengths = {name: len(tensor) for name, tensor in found.items() if tensor is not None}
-        if wrong := {name: length for name, length in lengths.items() if length != len(episode.token_ids)}:
-            raise ValueError(f"episode {episode.episode_id} has {len(episode.token_ids)} token_ids, but {wrong}")
+        length, mask, ref = episode.token_ids.shape[0], episode.loss_mask, episode.ref_logprobs
+        if mask.shape[0] != length or episode.logprobs.shape[0] != length or (ref is not None and len(ref) != length):
+            found = {name: getattr(episode, name) for name in ("loss_mask", "logprobs", "ref_logprobs")}
+            wrong = {n: len(tensor) for n, tensor in found.items() if tensor is not None and len(tensor) != length}
+            raise ValueError(f"episode {episode.episode_id} has {length} token_ids, but {wrong}")
 
 
 def split_by_tokens(lengths: Sequence[int], budget: int | None) -> list[list[int]]:
@@ -125,10 +131,8 @@ def demonstration(prompt_ids: Tensor, token_ids: Tensor, **fields: Any) -> Episo
 
 def padded(rows: Sequence[Tensor], width: int) -> Tensor:
     """[R] tensors of unequal lengths as [B, width], with zeros behind each."""
-    filled = rows[0].new_zeros(len(rows), width)
-    for i, row in enumerate(rows):
-        filled[i, : len(row)] = row
-    return filled
+    filled = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    return nn.functional.pad(filled, (0, width - filled.shape[1]))
 
 
 def response_logprobs(
@@ -141,13 +145,62 @@ def response_logprobs(
     """
     offsets = torch.arange(int((batch.lengths - batch.response_start).max()), device=batch.lengths.device)
     inside = offsets < (batch.lengths - batch.response_start)[:, None]  # [B, R]
-    rows, at = inside.nonzero(as_tuple=True)
-    at = at + batch.response_start[rows]
-    with _head_only_at(module, rows, at - 1):  # the logits of a token are at the position before it
-        logits = module(input_ids=batch.input_ids).logits[0]
-    found = log_probs(logits, batch.input_ids[rows, at], temperature)
+    sequences, at = inside.nonzero(as_tuple=True)
+    shared = SharedPrompts.of(batch, inside) if isinstance(module, Decoder) else None
+    if shared is None:  # the logits of a token are at the position before it
+        rows, columns, inputs = sequences, at + batch.response_start[sequences] - 1, {"input_ids": batch.input_ids}
+    else:
+        rows, columns, inputs = shared.rows, shared.columns, shared.inputs
+    with _head_only_at(module, rows, columns):
+        logits = module(**inputs).logits[0]
+    found = log_probs(logits, batch.input_ids[sequences, at + batch.response_start[sequences]], temperature)
     entropies = entropy(logits, temperature) if with_entropy else None
     return _spread(found, inside), None if entropies is None else _spread(entropies, inside)
+
+
+@dataclass(frozen=True, eq=False)
+class SharedPrompts:
+    """Responses to the same prompt in one row behind it, so that it is computed once. None sees another response.
+
+    G is the number of prompts, T the tokens of the longest row, N those of all responses.
+    """
+
+    inputs: dict[str, Tensor]
+    """input_ids and position_ids [G, T], attention_mask [G, 1, T, T]."""
+    rows: Tensor
+    """[N]: where each response token's logits are, in the order of the batch."""
+    columns: Tensor
+
+    @classmethod
+    def of(cls, batch: Sequences, inside: Tensor) -> SharedPrompts | None:
+        """Those of a batch, whose response tokens are where `inside` [B, R] is True; None where it would not pay."""
+        prompts, lengths = batch.response_start, batch.lengths - batch.response_start
+        count, longest = batch.input_ids.shape
+        places = torch.arange(longest, device=prompts.device)
+        text = batch.input_ids.where(places < prompts[:, None], -1)
+        _, group = text[:, : int(prompts.max())].unique(dim=0, return_inverse=True)
+        order = group.argsort(stable=True)
+        before = lengths[order].cumsum(0) - lengths[order]  # tokens of the responses before, in that order
+        sizes = group.bincount()
+        first = sizes.cumsum(0) - sizes  # the place in that order of each group's first
+        start = prompts.clone()  # the column at which a response begins
+        start[order] += before - before[first][group[order]]
+        width = int((start + lengths).max())
+        if width > SHORT or len(sizes) * width > PAYS * count * longest:
+            return None
+        owner = prompts.new_full((len(sizes), width), -1)  # the response of a token; -1: padding, -2: the prompt
+        ids, positions = torch.zeros_like(owner), torch.zeros_like(owner)
+        sequence, at = (text >= 0).nonzero(as_tuple=True)
+        ids[group[sequence], at] = batch.input_ids[sequence, at]
+        positions[group[sequence], at], owner[group[sequence], at] = at, -2
+        sequence, at = inside.nonzero(as_tuple=True)
+        row, column = group[sequence], start[sequence] + at
+        ids[row, column] = batch.input_ids[sequence, prompts[sequence] + at]
+        positions[row, column], owner[row, column] = prompts[sequence] + at, sequence
+        sees = (owner[:, None] == owner[:, :, None]) | (owner == -2)[:, None]
+        mask = sees & torch.ones(width, width, dtype=torch.bool, device=ids.device).tril()
+        inputs = {"input_ids": ids, "position_ids": positions, "attention_mask": mask[:, None]}
+        return cls(inputs, row, torch.where(at == 0, prompts[sequence], column) - 1)
 
 
 def _spread(values: Tensor, inside: Tensor) -> Tensor:

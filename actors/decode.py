@@ -169,17 +169,17 @@ class SlotCache:
                 layer[i] = old.new_zeros(self._rows, self._length, *old.shape[2:])
                 layer[i][: old.shape[0], : old.shape[1]] = old
 
-    def put(self, row: int, prompt: Sequence[tuple[torch.Tensor, torch.Tensor]], length: int) -> None:
-        """Set a row to the first `length` tokens of a prompt's keys and values, [K, T, D] for each layer."""
+    def put(self, rows: int | slice, prompt: Sequence[tuple[torch.Tensor, torch.Tensor]], length: int) -> None:
+        """Set rows to the first `length` tokens of a prompt's keys and values, [K, T, D] for each layer."""
         for layer, pair in enumerate(prompt):
             for mine, theirs in zip(self._layer(layer, *pair), pair, strict=True):
-                mine[row, :length] = theirs[:, :length].transpose(0, 1)
+                mine[rows, :length] = theirs[:, :length].transpose(0, 1)
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` tokens of a row to another row."""
+    def move(self, sources: list[int], targets: list[int], length: int) -> None:
+        """Copy the first `length` tokens of rows to as many others."""
         for layer in self._layers:
             for tensor in layer:
-                tensor[target, :length] = tensor[source, :length]
+                tensor[targets, :length] = tensor[sources, :length]
 
     def write_at(self, lengths: torch.Tensor, longest: int) -> None:
         """Have the next forward pass write one token into each row, at these positions: int64 [B], up to `longest`."""
@@ -215,6 +215,7 @@ class _Running:
 
     def __init__(self, request: Request, limit: int) -> None:
         self.request, self.limit = request, limit
+        self.prompt_ids = torch.tensor(request.prompt, dtype=torch.int64)
         self.started = 0  # how many of its completions are or were in the batch
         self.prefix: list[tuple[torch.Tensor, torch.Tensor]] | None = None  # of its prompt, while others are to start
         self.completions: dict[int, Completion] = {}
@@ -336,9 +337,7 @@ class DecodeLoop:
             return None
         self._queue = [entry for entry in self._queue if entry[2] is not running]
         heapq.heapify(self._queue)
-        for row in reversed(range(len(self._rows))):
-            if self._rows[row].of is running:
-                self._finish(row, "aborted")
+        self._leave({row: "aborted" for row, sequence in enumerate(self._rows) if sequence.of is running})
         for index in range(running.started, running.request.params.n):
             running.completions[index] = self._completion(self._sequence(running, index), "aborted")
         return [running.completions[index] for index in sorted(running.completions)]
@@ -411,15 +410,13 @@ class DecodeLoop:
             sequence.logprobs.append(logprob)
         self._recent.append((time.perf_counter() - began, len(tokens)))
         self._tokens += len(tokens)
-        done: dict[str, list[Completion]] = {}
-        for row in reversed(range(len(self._rows))):  # what fills a gap comes from behind, and is looked at already
-            running = self._rows[row].of
-            if reason := self._end_of(self._rows[row]):
-                self._finish(row, reason)
-                if len(running.completions) == running.request.params.n:
-                    del self._requests[running.request.request_id]
-                    done[running.request.request_id] = [running.completions[i] for i in sorted(running.completions)]
-        return done
+        reasons = {row: reason for row, sequence in enumerate(self._rows) if (reason := self._end_of(sequence))}
+        touched = {self._rows[row].of.request.request_id: self._rows[row].of for row in reasons}
+        self._leave(reasons)
+        done = {name: r for name, r in touched.items() if len(r.completions) == r.request.params.n}
+        for name in done:
+            del self._requests[name]
+        return {name: [r.completions[i] for i in sorted(r.completions)] for name, r in done.items()}
 
     def _sample(self) -> tuple[list[int], list[float]]:
         """Run the model for the newest token of each sequence, and sample the next."""
@@ -491,10 +488,10 @@ class DecodeLoop:
     def _start(self, running: _Running) -> None:
         """Give rows to completions of a request."""
         n, length = running.request.params.n, len(running.request.prompt) - 1
-        rows = range(len(self._rows), min(self.max_batch, len(self._rows) + n - running.started))
+        rows = slice(len(self._rows), min(self.max_batch, len(self._rows) + n - running.started))
         self._cache.reserve(rows.stop, length + 1)
-        for row in rows:
-            self._cache.put(row, running.prefix or (), length)
+        self._cache.put(rows, running.prefix or (), length)
+        while len(self._rows) < rows.stop:
             self._rows.append(self._sequence(running, running.started))
             running.started += 1
         if running.started == n:
@@ -546,14 +543,19 @@ class DecodeLoop:
                 return "stop"
         return "length" if len(sequence.tokens) >= sequence.of.limit else None
 
-    def _finish(self, row: int, reason: StopReason) -> None:
-        """Take a sequence out of the batch. The last row moves into its place."""
-        sequence = self._rows[row]
-        sequence.of.completions[sequence.index] = self._completion(sequence, reason)
-        last = self._rows.pop()
-        if last is not sequence:
-            self._cache.move(len(self._rows), row, last.cached)
-            self._rows[row] = last
+    def _leave(self, reasons: Mapping[int, StopReason]) -> None:
+        """Take rows out of the batch. The last of those that stay move into their places."""
+        if not reasons:
+            return
+        source = list(range(len(self._rows)))  # where the sequence of a row comes from
+        for row in sorted(reasons, reverse=True):
+            sequence = self._rows[row]
+            sequence.of.completions[sequence.index] = self._completion(sequence, reasons[row])
+            last, place = self._rows.pop(), source.pop()
+            if row < len(self._rows):
+                self._rows[row], source[row] = last, place
+        if moved := [row for row, place in enumerate(source) if place != row]:
+            self._cache.move([source[row] for row in moved], moved, max(self._rows[row].cached for row in moved))
         self._batch = None
 
     def _completion(self, sequence: _Sequence, reason: StopReason) -> Completion:
@@ -562,7 +564,7 @@ class DecodeLoop:
         cuts = [at for stop in request.params.stop if (at := text.find(stop)) >= 0]
         with torch.inference_mode(False):  # else they could have no part in a backward pass
             return Completion(
-                prompt_ids=torch.tensor(request.prompt, dtype=torch.int64),
+                prompt_ids=sequence.of.prompt_ids,
                 token_ids=torch.tensor(tokens, dtype=torch.int64),
                 logprobs=torch.tensor(sequence.logprobs, dtype=torch.float32),
                 text=text[: min(cuts, default=None)],

@@ -68,7 +68,7 @@ class Completion:
     """One sampled response to a prompt."""
 
     prompt_ids: torch.Tensor
-    """[P] int64."""
+    """[P] int64. All completions of a request have the same tensor."""
     token_ids: torch.Tensor
     """[R] int64: what was sampled, the end token included."""
     logprobs: torch.Tensor

@@ -108,6 +108,18 @@ def _of_tensors() -> dict[type, Any]:
 
 
 def _reduce_tensor(tensor: Any) -> Any:
+    """Most tensors by far are plain ones in memory, and many are small: for these, what is called here is the cost."""
+    try:
+        if tensor.is_cpu and not tensor.requires_grad and not tensor.__dict__ and tensor.is_contiguous():
+            memory = tensor.numpy()
+            if memory.nbytes:
+                return _tensor_of, (pickle.PickleBuffer(memory), tensor.dtype, tuple(tensor.shape), False)
+    except (RuntimeError, TypeError):  # numpy is missing, or cannot express it
+        pass
+    return _reduce_any_tensor(tensor)
+
+
+def _reduce_any_tensor(tensor: Any) -> Any:
     import torch
 
     plain = (
@@ -143,4 +155,7 @@ def _tensor_on(kind: str, tensor: Any, requires_grad: bool) -> Any:
 def _tensor_of(memory: Any, dtype: Any, shape: tuple[int, ...], requires_grad: bool) -> Any:
     import torch
 
-    return torch.frombuffer(memory, dtype=torch.uint8).view(dtype).reshape(shape).requires_grad_(requires_grad)
+    tensor = torch.frombuffer(memory, dtype=dtype)
+    if len(shape) != 1:
+        tensor = tensor.reshape(shape)
+    return tensor.requires_grad_() if requires_grad else tensor

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.batches import Sequences, demonstration, response_logprobs, shares_of, split_by_tokens
+from actors.batches import Sequences, SharedPrompts, demonstration, response_logprobs, shares_of, split_by_tokens
 from actors.types import Episode
 from tests.actors.episodes import VOCABULARY, episode, episodes, tiny
 
@@ -42,6 +42,45 @@ def test_tokens_with_the_id_of_padding_count() -> None:
     longer = episode(1, 4, 6)
     found, _ = response_logprobs(module, Sequences.of([zeros, longer]))
     torch.testing.assert_close(found[0, :3], alone(module, zeros, 1.0), atol=1e-12, rtol=0)
+
+
+def of_the_same_prompts() -> list[Episode]:
+    """Responses of unequal lengths to prompts of which one begins another; the responses are in no order."""
+    given = []
+    for i in range(12):
+        prompt = torch.tensor([5, 0, 7, 7, 0, 2][: 6 - i % 3])
+        given.append(episode(i, 1, 1 + (5 * i) % 4, prompt_ids=prompt))
+    return given
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_prompt_that_responses_share_is_computed_once(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured() -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        module = tiny()
+        counted: list[int] = []
+        module.model.register_forward_hook(lambda _, __, hidden: counted.append(hidden.shape[:2].numel()))
+        found, entropies = response_logprobs(module, Sequences.of(given), temperature, with_entropy=True)
+        assert entropies is not None
+        (found * torch.arange(found.numel()).reshape(found.shape) + entropies).sum().backward()
+        tokens.extend(counted)
+        return found.detach(), entropies.detach(), [p.grad for p in module.parameters() if p.grad is not None]
+
+    given, tokens = of_the_same_prompts(), list[int]()
+    shared = measured()
+    monkeypatch.setattr("actors.batches.SHORT", 0)
+    torch.testing.assert_close(shared, measured(), atol=1e-11, rtol=1e-11)
+    assert tokens[0] < 0.6 * tokens[1] == 0.6 * 12 * 10
+    for row, one in zip(shared[0], given, strict=True):
+        torch.testing.assert_close(row[: len(one.token_ids)], alone(tiny(), one, temperature), atol=1e-12, rtol=0)
+
+
+def test_prompts_are_not_shared_where_attention_would_cost_more() -> None:
+    long = [episode(i, 1, 100, prompt_ids=torch.zeros(100, dtype=torch.long)) for i in range(4)]
+    for some in (long, [episode(0, 4, 4)], episodes()):
+        batch = Sequences.of(some)
+        offsets = torch.arange(int((batch.lengths - batch.response_start).max()))
+        inside = offsets < (batch.lengths - batch.response_start)[:, None]
+        assert SharedPrompts.of(batch, inside) is None
 
 
 def test_models_of_transformers_give_the_same(tmp_path: Path) -> None:

@@ -115,6 +115,10 @@ class TestTensors:
         self.all_alike(plain.reshape(512, -1).t(), 1)
         self.all_alike(plain.clone().requires_grad_(), 2)
         assert isinstance(there(torch.nn.Parameter(plain.clone())), torch.nn.Parameter)
+        complex_numbers = torch.randn(4, dtype=torch.complex64)
+        for tensor in (complex_numbers.conj(), complex_numbers.conj().imag, torch.ones(3, dtype=torch.float8_e4m3fn)):
+            self.all_alike(tensor, 1)
+        assert torch.equal(there(plain[:3].to_sparse()).to_dense(), plain[:3])
         marked = plain.clone()
         marked.mark = "mine"
         assert there(marked).mark == "mine"
