@@ -20,6 +20,7 @@ from forgectl.cli.init import init
 from forgectl.cli.launch import launch
 from forgectl.cli.logs import logs
 from forgectl.cli.plan import plan
+from forgectl.cli.prune import prune
 from forgectl.cli.run import run as run_script
 from forgectl.cli.schema import schema
 from forgectl.cli.shutdown import shutdown
@@ -49,7 +50,7 @@ def app(ctx: click.Context, debug: bool) -> None:
         ctx.exit(64)
 
 
-for _command in (launch, run_script, plan, check, status, logs, call, shutdown, schema, init, completion):
+for _command in (launch, run_script, plan, check, status, logs, call, shutdown, prune, schema, init, completion):
     app.add_command(_command)
 
 

@@ -2,73 +2,119 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import click
 
 from forgectl.cli import parameters
-from forgectl.errors import ForgeError
+from forgectl.errors import ForgeError, UsageError
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from forgectl.controller.run_dir import RunDir
     from forgectl.model.status import RunStatus
 
 DRIVER_SECONDS = 1.0
 """How long a driver may take to send the metrics of its services."""
+RECENT_SECONDS = 3600.0
+"""How long people see a run that has failed without asking for runs that have ended."""
+FORMS = ("table", "wide", "name", "json")
 
 
 @parameters.command()
 @parameters.argument("mesh", required=False, metavar="[MESH]", help="One mesh (or RUN/MESH), with its ranks.")
 @click.option("-v", "--verbose", is_flag=True, help="Show ranks too.")
-@click.option("-w", "--watch", is_flag=True, help="Keep showing; with --json one document per line.")
-@click.option("-a", "--all", "everything", is_flag=True, help="Show runs that have ended too.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON document.")
-def status(mesh: str | None, verbose: bool, watch: bool, everything: bool, as_json: bool) -> None:
+@click.option("-w", "--watch", is_flag=True, help="Keep showing; with a MESH until its run ends, with its exit code.")
+@click.option("-a", "--all", "everything", is_flag=True, help="Show all runs that have ended too.")
+@click.option("-o", "--output", "form", type=click.Choice(FORMS), help="wide: all columns, uncut; name: ids of runs.")
+@click.option("-q", "--quiet", is_flag=True, help="Print names alone, as -o name.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON document, as -o json; with -w one per line.")
+def status(
+    mesh: str | None, verbose: bool, watch: bool, everything: bool, form: str | None, quiet: bool, as_json: bool
+) -> int:
     """Show meshes and their states.
 
-    With -v or a MESH also ranks: their hosts, GPUs, processor and memory.
+    Runs that failed in the last hour are shown, too; JSON and names are of living runs alone. With -v or a MESH also
+    ranks: their hosts, GPUs, processor and memory.
     """
-    import json
     import sys
 
-    if watch:
-        from forgectl.cli.status_watch import keep_showing
+    from forgectl.cli.views import render
 
-        keep_showing(lambda: collect(mesh, everything, stats=True)[0], as_json=as_json, ranks=verbose or bool(mesh))
-        return
-    runs, troubles = collect(mesh, everything, stats=verbose or bool(mesh) or as_json)
-    if as_json:
+    form = _form(form, quiet, as_json)
+    ranks = verbose or bool(mesh)
+    if watch:
+        if form in ("wide", "name"):
+            raise UsageError(f"-w keeps showing a table or JSON, not -o {form}")
+        from forgectl.cli import status_watch
+
+        if mesh is not None:
+            return status_watch.follow(*_find(mesh), as_json=form == "json")
+        return status_watch.keep_showing(everything, as_json=form == "json", ranks=ranks)
+    troubles: list[ForgeError] = []
+    if mesh is not None:
+        run, names = _find(mesh)
+        runs = [look(run, names, stats=form != "name")]
+    else:
+        stats = form == "json" or (verbose and form != "name")
+        runs, troubles = collect(everything, recent=form in ("table", "wide"), stats=stats)
+    if form == "json":
+        import json
+
         from forgectl.cli.views.status_json import status_json
 
         sys.stdout.write(json.dumps(status_json(runs), indent=2) + "\n")
+    elif form == "name":
+        names_of = (f"{r.run}/{m.mesh}" for r in runs for m in r.meshes) if mesh else (r.run for r in runs)
+        sys.stdout.write("".join(f"{name}\n" for name in names_of))
     else:
-        from forgectl.cli.views import render
+        from forgectl.cli.views import status_view
 
-        render.show(render.status_view(runs, ranks=verbose or bool(mesh)))
+        view = status_view.status_view(runs, ranks=ranks, wide=form == "wide") if runs else nothing()
+        render.show(view, width=render.WIDE if form == "wide" else None)
     if troubles:
         sys.stdout.flush()
         raise troubles[0]
+    return 0
 
 
-def collect(mesh: str | None, everything: bool, *, stats: bool) -> tuple[list[RunStatus], list[ForgeError]]:
+def _form(form: str | None, quiet: bool, as_json: bool) -> str:
+    """The one form that the options ask for; raises UsageError if they ask for several."""
+    asked = {*([form] if form else []), *(["name"] if quiet else []), *(["json"] if as_json else [])}
+    if len(asked) > 1:
+        raise UsageError("say one of -o, -q and --json: each is another form of the output")
+    return asked.pop() if asked else "table"
+
+
+def _find(mesh: str) -> tuple[RunDir, Collection[str]]:
+    from forgectl.cli.find import find_mesh
+
+    return find_mesh(mesh, ended=True)
+
+
+def collect(
+    everything: bool, *, recent: bool, stats: bool, also: Collection[str] = ()
+) -> tuple[list[RunStatus], list[ForgeError]]:
     """The runs to show, and the errors of runs that cannot be shown.
 
-    With `mesh` that is one run, with that mesh alone. `everything` includes runs that have ended; `stats` adds what
-    ranks use.
+    `everything` includes runs that have ended, `recent` those that have failed lately, and of those that ended lately
+    `also` names more; `stats` adds what ranks use.
     """
-    import dataclasses
+    import time
 
-    from forgectl.cli.find import find_mesh
     from forgectl.controller import run_dir
 
-    if mesh is not None:
-        run, names = find_mesh(mesh, ended=True)
-        found = _status(run, stats=stats)
-        return [dataclasses.replace(found, meshes=tuple(m for m in found.meshes if m.mesh in names))], []
     runs: list[RunStatus] = []
     troubles: list[ForgeError] = [*run_dir.refused_runs().values()]
+    now = time.time()
     for run in run_dir.all_runs():
-        if not everything and run.has_ended:
+        if run.has_ended and not everything:
+            if recent and now - (run.end_time() or 0.0) < RECENT_SECONDS:
+                final = run.read_final()
+                if final is not None and (final.state in ("failed", "lost") or run.run in also):
+                    runs.append(final)
             continue
         try:
             found = _status(run, stats=stats)
@@ -76,9 +122,26 @@ def collect(mesh: str | None, everything: bool, *, stats: bool) -> tuple[list[Ru
             if isinstance(e, ForgeError) and run.plan_file.exists():
                 troubles.append(e)
             continue  # a run without a plan is a launch that has just been discarded
-        if everything or not found.ended or found.state == "lost":
+        if everything or not found.ended or found.state == "lost" or (recent and found.state == "failed"):
             runs.append(found)
     return runs, troubles
+
+
+def look(run: RunDir, meshes: Collection[str], *, stats: bool) -> RunStatus:
+    """The state of a run, with these meshes alone."""
+    import dataclasses
+
+    found = _status(run, stats=stats)
+    return dataclasses.replace(found, meshes=tuple(m for m in found.meshes if m.mesh in meshes))
+
+
+def nothing() -> Text:
+    """What people see if there is no run to show: the run that ended last."""
+    from forgectl.cli.views import status_view
+    from forgectl.controller import run_dir
+
+    last = max(run_dir.all_runs(), key=lambda run: run.end_time() or 0.0, default=None)
+    return status_view.nothing_runs(last.read_final() if last else None)
 
 
 def _status(run: RunDir, *, stats: bool) -> RunStatus:
