@@ -25,8 +25,8 @@ RESERVE = 64 * 1024
 RESERVE_PER_RANK = 1024
 """Bytes that a run keeps free for its final state: without one, later commands would take the run for a crashed one."""
 CHECKED_SECONDS = 600.0
-"""How long commands read a final state to see that it is whole: reading those of thousands of runs would take long. What
-damages one later, such as a crash of the machine, has ended the run's processes, too."""
+"""How long commands read a final state to see that it is whole: to read those of thousands of runs would take long.
+What damages one later, such as a crash of the machine, has ended the run's processes, too."""
 _TAKEN = ".pruned-"
 """Prefix of the folders of runs that are being removed. No run has such a name."""
 _OURS_HINT = (
@@ -257,7 +257,8 @@ def all_runs() -> list[RunDir]:
         with contextlib.suppress(OSError):  # not a run, or one that is being discarded, or not ours
             if not _is_ours_alone(path):
                 RunDir.existing(Path(path))
-            found.append((Path(path, "plan.json").stat().st_mtime_ns, path))
+            plan = os.stat(f"{path}/plan.json")  # noqa: PTH116  (a Path takes four times as long, for each run)
+            found.append((plan.st_mtime_ns, path))
     return [RunDir(Path(path)) for _, path in sorted(found)]
 
 

@@ -56,7 +56,9 @@ class Table:
                 if row[count].plain != NOTHING:
                     name = Text("/").join(row[: self._names])
                     below = Text.assemble(name, ": ", row[count]).wrap(console, max(1, options.max_width - 4))
-                    yield from (Text.assemble("    " if i else "  ", part) for i, part in enumerate(below))
+                    for i, part in enumerate(below):
+                        part.rstrip()
+                        yield Text.assemble("    " if i else "  ", part)
 
     def _line(self, row: Sequence[Text], layout: dict[int, int], width: int, *, for_remark: int = 0) -> Text:
         """A row's cells. A cell that is too long moves those after it if the row has room, else it is shortened."""
