@@ -11,15 +11,8 @@ from forgectl.cli import parameters
 from forgectl.errors import ForgeError, UsageError
 
 if TYPE_CHECKING:
-    from rich.text import Text
-
     from forgectl.controller.run_dir import RunDir
-    from forgectl.model.status import RunStatus
 
-DRIVER_SECONDS = 1.0
-"""How long a driver may take to send the metrics of its services."""
-RECENT_SECONDS = 3600.0
-"""How long people see a run that has failed without asking for runs that have ended."""
 FORMS = ("table", "wide", "name", "json")
 
 
@@ -41,6 +34,7 @@ def status(
     """
     import sys
 
+    from forgectl.cli.shown_runs import collect, look, nothing
     from forgectl.cli.views import render
 
     form = _form(form, quiet, as_json)
@@ -92,72 +86,3 @@ def _find(mesh: str) -> tuple[RunDir, Collection[str]]:
     from forgectl.cli.find import find_mesh
 
     return find_mesh(mesh, ended=True)
-
-
-def collect(
-    everything: bool, *, recent: bool, stats: bool, also: Collection[str] = ()
-) -> tuple[list[RunStatus], list[ForgeError]]:
-    """The runs to show, and the errors of runs that cannot be shown.
-
-    `everything` includes runs that have ended, `recent` those that have failed lately, and of those that ended lately
-    `also` names more; `stats` adds what ranks use.
-    """
-    import time
-
-    from forgectl.controller import run_dir
-
-    runs: list[RunStatus] = []
-    troubles: list[ForgeError] = [*run_dir.refused_runs().values()]
-    now = time.time()
-    for run in run_dir.all_runs():
-        if run.has_ended and not everything:
-            if recent and now - (run.end_time() or 0.0) < RECENT_SECONDS:
-                final = run.read_final()
-                if final is not None and (final.state in ("failed", "lost") or run.run in also):
-                    runs.append(final)
-            continue
-        try:
-            found = _status(run, stats=stats)
-        except (ForgeError, FileNotFoundError) as e:  # the other runs must still be shown
-            if isinstance(e, ForgeError) and run.plan_file.exists():
-                troubles.append(e)
-            continue  # a run without a plan is a launch that has just been discarded
-        if everything or not found.ended or found.state == "lost" or (recent and found.state == "failed"):
-            runs.append(found)
-    return runs, troubles
-
-
-def look(run: RunDir, meshes: Collection[str], *, stats: bool) -> RunStatus:
-    """The state of a run, with these meshes alone."""
-    import dataclasses
-
-    found = _status(run, stats=stats)
-    return dataclasses.replace(found, meshes=tuple(m for m in found.meshes if m.mesh in meshes))
-
-
-def nothing() -> Text:
-    """What people see if there is no run to show: the run that ended last."""
-    from forgectl.cli.views import status_view
-    from forgectl.controller import run_dir
-
-    last = max(run_dir.all_runs(), key=lambda run: run.end_time() or 0.0, default=None)
-    return status_view.nothing_runs(last.read_final() if last else None)
-
-
-def _status(run: RunDir, *, stats: bool) -> RunStatus:
-    """A run's state; with `stats` also what its ranks use, and the metrics of its services."""
-    import dataclasses
-
-    from forgectl.controller import client
-
-    found = client.document(run, stats=stats)
-    if stats and not found.ended and any(m.kind == "service" for m in found.meshes):
-        from forgectl.cli.driver_client import ask_driver
-        from forgectl.protocol.endpoint_calls import GetMetrics, Metrics
-
-        try:
-            services = ask_driver(run, GetMetrics(), Metrics, DRIVER_SECONDS).services
-        except ForgeError:  # the driver is starting, ending or busy: show the rest
-            services = {}
-        return dataclasses.replace(found, services=services)
-    return found

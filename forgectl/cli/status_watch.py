@@ -8,11 +8,13 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NoReturn
 
+from click.exceptions import Exit
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from forgectl.cli.status import collect, look, nothing
+from forgectl.cli.shown_runs import collect, look, nothing
 from forgectl.cli.views import render, status_view
 from forgectl.cli.views.host_news import HostNews
 from forgectl.cli.views.status_json import status_json
@@ -62,14 +64,14 @@ def follow(run: RunDir, meshes: Collection[str], *, as_json: bool) -> int:
 
 @contextlib.contextmanager
 def _display(*, as_json: bool, ranks: bool) -> Iterator[_Display]:
-    """A display of the kind that fits the output. SIGTERM ends it as Ctrl-C does, so that the terminal is restored."""
+    """A display of the kind that fits the output. SIGTERM restores a terminal, too."""
     console = render.stdout()
     if as_json:
         yield _Lines()
     elif not console.is_terminal or console.is_dumb_terminal:
         yield _News(ranks)
     else:
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        before = signal.signal(signal.SIGTERM, _end)
         screen = _Screen(console, ranks)
         try:
             with screen.live:
@@ -78,6 +80,10 @@ def _display(*, as_json: bool, ranks: bool) -> Iterator[_Display]:
             signal.signal(signal.SIGTERM, before)
             if screen.is_over:
                 console.print(screen.view)
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    raise Exit(128 + number)
 
 
 class _Display:

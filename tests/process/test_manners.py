@@ -99,7 +99,7 @@ def test_help_and_version(desk: Forge) -> None:
     assert desk.ok("--version").startswith("forgectl ")
     overview = desk.ok("--help")
     assert "…" not in overview and "..." not in overview.split("Commands:")[1], "a description was cut"
-    for command in ("launch", "run", "plan", "status", "logs", "call", "shutdown", "schema", "init"):
+    for command in ("launch", "run", "plan", "status", "logs", "call", "shutdown", "prune", "schema", "init"):
         assert command in overview
         assert "Usage: forgectl" in desk.ok(command, "--help") or "Usage:" in desk.ok(command, "-h")
     bare = desk.run()
@@ -295,28 +295,19 @@ def test_status_watched_as_json_is_a_document_a_line_until_interrupted(forge: Fo
     assert (watching.returncode, err) == (0, "")
 
 
-def test_status_watched_through_a_pipe_keeps_printing(forge: Forge) -> None:
-    forge.launch(STAY)
-    watching = forge.start("status", "-w")
-    assert watching.stdout is not None
-    heads = [line for _ in range(4) if (line := watching.stdout.readline()).startswith("MESH")]
-    assert len(heads) == 2
-    watching.send_signal(signal.SIGINT)
-    watching.communicate(timeout=30)
-
-
 def test_status_for_people(forge: Forge) -> None:
     assert "no runs" in forge.ok("status")
     assert forge.ok("shutdown", "--all") == "nothing is running\n"
-    forge.launch(STAY)
+    run = forge.launch(STAY)
     head, row = forge.ok("status").splitlines()
-    assert head.split() == ["MESH", "KIND", "STATE", "READY", "HOSTS", "GPUS", "RESTARTS", "AGE", "REASON"]
-    assert row.split()[:8] == ["stay", "script", "running", "2/2", "local", "-", "-", row.split()[7]]
+    headings = "RUN MESH KIND STATE READY HOSTS GPUS RESTARTS STARTED ELAPSED REASON"
+    assert head.split() == headings.split()
+    assert row.split()[:8] == [run, "stay", "script", "running", "2/2", "local", "-", "-"]
     assert [line.rstrip() for line in (head, row)] == [head, row]
     ranks = [line for line in forge.ok("status", "stay").splitlines() if line.startswith("stay/")]
     assert len(ranks) == 2
     forge.ok("shutdown", "--all")
-    assert "no runs" in forge.ok("status")
+    assert f"no runs; the last one, {run}, stopped " in forge.ok("status")
     assert "stopped by forgectl shutdown" in forge.ok("status", "-a")
 
 
