@@ -12,9 +12,9 @@ from forgectl.cli import parameters
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON document.")
 def prune(keep: str | None, dry_run: bool, as_json: bool) -> None:
-    """Remove ended runs, with their logs, beyond the limits of what is kept.
+    """Remove ended runs beyond what is kept.
 
-    The limits are those of --keep, else of the variable FORGECTL_KEEP, else 30d, 100 runs, 10 GiB: days since a run's
+    Their logs go, too. The limits are those of --keep, else of the variable FORGECTL_KEEP, else 30d, 100 runs, 10 GiB: days since a run's
     end, ended runs, and what they take on disk. "everything" keeps all, "0 runs" nothing. Runs that live are never
     touched. The same is done by itself, at most hourly, when a run ends; then the last hour's runs stay in any case.
     """

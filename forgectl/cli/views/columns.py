@@ -11,7 +11,7 @@ from forgectl.frozen import dataclass
 GAP = 2
 ALIGNED = 48
 """The widest cell that widens its column: one longer name must not push all other rows apart."""
-COMFORTABLE = 20
+COMFORTABLE = 30
 """The width of names for whose sake other columns go."""
 NOTHING = "-"
 
@@ -29,7 +29,8 @@ class Column:
 def fit(width: int, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> dict[int, int]:
     """The columns that a table of `width` has, by their index, and how wide each is.
 
-    Columns without a single value are left out before others. Only after that are names shortened further.
+    First, columns without a single value go, then names are shortened to a comfortable width, then other columns go, and
+    then names become as short as they must.
     """
     cells = [[cell_len(row[i]) for row in rows] for i in range(len(columns))]
     wanted = {i: max(len(c.heading), min(ALIGNED, max(cells[i], default=0))) for i, c in enumerate(columns)}
@@ -38,7 +39,7 @@ def fit(width: int, columns: Sequence[Column], rows: Sequence[Sequence[str]]) ->
     }
     said = [any(row[i] != NOTHING for row in rows) for i in range(len(columns))]
     for i in sorted((i for i, c in enumerate(columns) if c.drop), key=lambda i: (said[i], -columns[i].drop)):
-        if total(modest) > width:
+        if total(modest if said[i] else wanted) > width:
             del modest[i], wanted[i]
     chosen = {
         i: min(w, max(columns[i].least, len(columns[i].heading))) if columns[i].least else w for i, w in wanted.items()
