@@ -14,9 +14,10 @@ from forgectl.cli import parameters
 def prune(keep: str | None, dry_run: bool, as_json: bool) -> None:
     """Remove ended runs beyond what is kept.
 
-    Their logs go, too. The limits are those of --keep, else of the variable FORGECTL_KEEP, else 30d, 100 runs, 10 GiB: days since a run's
-    end, ended runs, and what they take on disk. "everything" keeps all, "0 runs" nothing. Runs that live are never
-    touched. The same is done by itself, at most hourly, when a run ends; then the last hour's runs stay in any case.
+    Their logs go, too. The limits are those of --keep, else of the variable FORGECTL_KEEP, else 30d, 100 runs, 10 GiB:
+    days since a run's end, ended runs, and what they take on disk. "everything" keeps all, "0 runs" nothing. Runs that
+    live are never touched. The same is done by itself, at most hourly, when a run ends; then the last hour's runs stay
+    in any case.
     """
     import json
     import sys

@@ -44,7 +44,7 @@ def test_a_failed_run_stays_visible_for_people(forge: Forge) -> None:
     assert "ENDED" in head.split()
     assert row.split()[:4] == [run, "wait", "script", "failed"]
     assert row.endswith("rank 1 on local exited with code 3")
-    assert "exit 3, the cause" in forge.ok("status", "wait")
+    assert "exit 3 (root cause)" in forge.ok("status", "wait")
     assert [line.split()[0] for line in forge.ok("status", "-o", "wide").splitlines()] == ["RUN", run]
 
 
@@ -172,8 +172,8 @@ def test_a_capable_terminal_is_drawn_in_place_and_restored(forge: Forge) -> None
     shown = on_a_terminal(forge, "xterm", "status", "-w", "wait", until_seen="\0", code=3)
     drawn, _, after = shown.partition("\x1b[?1049l")
     assert drawn.count("\x1b[?1049h") == 1
-    assert "exit 3, the cause" in drawn
-    assert "exit 3, the cause" in after
+    assert "exit 3 (root cause)" in drawn
+    assert "exit 3 (root cause)" in after
 
 
 def test_a_terminal_is_restored_after_a_sigterm(forge: Forge) -> None:

@@ -29,8 +29,8 @@ class Column:
 def fit(width: int, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> dict[int, int]:
     """The columns that a table of `width` has, by their index, and how wide each is.
 
-    First, columns without a single value go, then names are shortened to a comfortable width, then other columns go, and
-    then names become as short as they must.
+    First, columns without a single value go, then names are shortened to a comfortable width, then other columns go,
+    and then names become as short as they must.
     """
     cells = [[cell_len(row[i]) for row in rows] for i in range(len(columns))]
     wanted = {i: max(len(c.heading), min(ALIGNED, max(cells[i], default=0))) for i, c in enumerate(columns)}

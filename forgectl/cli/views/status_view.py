@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -40,6 +42,7 @@ SERVICE = (
 )  # fmt: skip
 
 Row = tuple[Text, ...]
+_ROLE_STYLE = {"cause": "bold red", "victim": "dim", None: ""}
 
 
 @dataclass
@@ -77,7 +80,7 @@ def nothing_runs(last: RunStatus | None) -> Text:
 
 def news(runs: Sequence[RunStatus], changed: ChangedRows, *, ranks: bool) -> Iterator[RenderableType]:
     """The rows that are new or have changed in more than what they use and how long they have lasted."""
-    rows = _mesh_rows(runs, MESH, wide=False, ranks=ranks)
+    rows = _mesh_rows(runs, MESH, wide=False, ranks=ranks, counting=False)
     fresh, is_new = changed.of("meshes", rows, lambda row: (*row[:_ELAPSED], *row[_ELAPSED + 1 :]))
     if fresh:
         yield Table(MESH, fresh, remark="REASON", names=NAMES, head=is_new, widest=rows)
@@ -111,13 +114,26 @@ def _columns(runs: Sequence[RunStatus], *, wide: bool) -> tuple[Column, ...]:
     return tuple(c for c in MESH if ended or c.heading != "ENDED")
 
 
-def _mesh_rows(runs: Sequence[RunStatus], columns: Sequence[Column], *, wide: bool, ranks: bool) -> list[Row]:
+def _mesh_rows(
+    runs: Sequence[RunStatus], columns: Sequence[Column], *, wide: bool, ranks: bool, counting: bool = True
+) -> list[Row]:
+    """The cells of each mesh, and its reason; `counting`: with the seconds that are left to its restart."""
     rows = []
     for run in runs:
         for mesh in run.meshes if wide or ranks else shown(run):
             cells = {c.heading: cell for c, cell in zip(WIDE, _mesh_cells(run, mesh, wide), strict=True)}
-            rows.append((*(cells[c.heading] for c in columns), plain(mesh.reason or "-")))
+            rows.append(
+                (*(cells[c.heading] for c in columns), plain(_reason(mesh) if counting else mesh.reason or "-"))
+            )
     return rows
+
+
+def _reason(mesh: MeshStatus) -> str:
+    """Why the mesh is in its state; if it waits for its restart, first for how long."""
+    reason = mesh.reason or "-"
+    if mesh.restarting is None or mesh.restarting.at is None:
+        return reason
+    return f"restarting in {math.ceil(render.seconds_until(mesh.restarting.at))} s: {reason}"
 
 
 def shown(run: RunStatus) -> list[MeshStatus]:
@@ -164,24 +180,26 @@ def _run_details(run: RunStatus) -> Iterator[RenderableType]:
 def _rank_rows(run: RunStatus) -> Iterator[Row]:
     for mesh in run.meshes:
         for rank in mesh.ranks:
-            is_cause = mesh.failure is not None and mesh.failure.rank == rank.rank
+            role = _role(rank, mesh)
             end = how_ended(rank)
             used = not rank.ended  # the last figures of a process that is gone say nothing
             yield (
                 plain(f"{mesh.mesh}/{rank.rank}"),
                 plain(rank.host),
                 Text(str(rank.pid or "-")),
-                Text(rank.state, "bold red") if is_cause else _victim(rank) if mesh.failure else state_text(rank.state),
+                Text(rank.state, _ROLE_STYLE[role]) if role else state_text(rank.state),
                 Text(",".join(rank.gpus) or "-"),
                 Text(f"{rank.cpu_percent:.0f}" if used and rank.cpu_percent is not None else "-"),
                 Text(show_bytes(rank.rss_bytes) if used and rank.rss_bytes is not None else "-"),
-                Text(f"{end}, the cause".removeprefix("-, "), "bold red") if is_cause else Text(end),
+                Text(f"{end} (root cause)".removeprefix("- ") if role == "cause" else end, _ROLE_STYLE[role]),
             )
 
 
-def _victim(rank: RankStatus) -> Text:
-    """The state of a rank that another one's failure ended: not what to look at."""
-    return Text(rank.state, "dim") if rank.ended else state_text(rank.state)
+def _role(rank: RankStatus, mesh: MeshStatus) -> Literal["cause", "victim"] | None:
+    """What an ended rank has to do with the failure of its mesh; None if its mesh has not failed."""
+    if mesh.failure is None or not rank.ended:
+        return None
+    return "cause" if rank.rank == mesh.failure.rank else "victim"
 
 
 def _host_cells(run: RunStatus, index: int) -> Row:

@@ -71,7 +71,7 @@ def test_a_long_name_moves_its_own_row_alone() -> None:
 
 def test_the_rank_that_is_the_cause_is_marked() -> None:
     rows = printed(status_view([status_of(cases.failed())], ranks=True)).splitlines()
-    assert [row.split()[0] for row in rows if row.rstrip().endswith("the cause")] == ["m/1"]
+    assert [row.split()[0] for row in rows if row.rstrip().endswith("(root cause)")] == ["m/1"]
 
 
 def test_ranks_that_have_ended_use_nothing() -> None:
@@ -125,9 +125,11 @@ def test_news_are_the_rows_that_changed() -> None:
 
 def test_time_that_passes_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
     changed = ChangedRows()
-    run = status_of(cases.running())
+    run = status_of(cases.waiting())
+    assert "restarting in " in printed(status_view([run], ranks=False), 200)
     for elapsed in ("5s", "6s"):
         monkeypatch.setattr(render, "age", lambda *_, now=elapsed: now)
+        monkeypatch.setattr(render, "seconds_until", lambda _, left=float(elapsed[0]): left)
         lines = seen([run], changed, ranks=False)
     assert lines == []
 
