@@ -21,6 +21,7 @@ ROLES = {
     "rank": "forgectl.rank.script",
     "messenger": "forgectl.messages.messenger",
     "tunnel": "forgectl.transport.tunnel",
+    "prune": "forgectl.controller.prune",
 }
 
 

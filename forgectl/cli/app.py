@@ -21,6 +21,7 @@ from forgectl.cli.init import init
 from forgectl.cli.launch import launch
 from forgectl.cli.logs import logs
 from forgectl.cli.plan import plan
+from forgectl.cli.prune import prune
 from forgectl.cli.restart import restart
 from forgectl.cli.run import run as run_script
 from forgectl.cli.schema import schema
@@ -53,7 +54,7 @@ def app(ctx: click.Context, debug: bool) -> None:
 
 
 _COMMANDS = (
-    *(launch, run_script, plan, check, status, logs, attach, wait, call, restart, shutdown),
+    *(launch, run_script, plan, check, status, logs, attach, wait, call, restart, shutdown, prune),
     *(schema, init, completion),
 )
 for _command in _COMMANDS:

@@ -42,7 +42,8 @@ def planned(spec: Spec) -> Iterator[tuple[Plan, Hosts]]:
         _refuse_actors_without_messages(plan)
         _refuse_hosts_without_what_they_need(plan, hosts)
         plan = verified(plan, hosts, {h.name: h.address for h in spec.hosts if h.address})
-        yield dataclasses.replace(plan, spec=str(Path(spec.source).absolute()) if spec.source else ""), hosts
+        file = Path(spec.source).absolute()
+        yield dataclasses.replace(plan, spec=str(file) if file.is_file() else ""), hosts
 
 
 def _refuse_what_cannot_be_launched(spec: Spec) -> None:

@@ -1,19 +1,27 @@
-"""`forgectl status -w`: shows the status at every change and at least once a second, in place on a terminal."""
+"""`forgectl status -w`: shows what changes, in place on a terminal, line after line elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import select
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
+from click.exceptions import Exit
+from rich.console import Console, RenderableType
 from rich.live import Live
 
-from forgectl.cli.views import render
+from forgectl.cli.find import Found
+from forgectl.cli.shown_runs import collect, look, nothing
+from forgectl.cli.views import render, status_view
+from forgectl.cli.views.host_news import HostNews
 from forgectl.cli.views.status_json import status_json
 from forgectl.controller import client, run_dir
-from forgectl.errors import ForgeError
+from forgectl.controller.run_dir import RunDir
+from forgectl.errors import ForgeError, NotFoundError
 from forgectl.model.status import RunStatus
 from forgectl.protocol.control import Attach
 from forgectl.wire.envelope import ProtocolError
@@ -22,29 +30,130 @@ from forgectl.wire.unix_sockets import Connection
 EVERY = 1.0
 
 
-def keep_showing(collect: Callable[[], list[RunStatus]], *, as_json: bool, ranks: bool) -> None:
-    """Show what `collect` returns, again and again, until Ctrl-C."""
-    changes = ChangeWatch()
-    console = render.stdout()
-    in_place = console.is_terminal and not as_json
-    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
-        live = stack.enter_context(Live(console=console, auto_refresh=False, screen=True)) if in_place else None
+def keep_showing(everything: bool, *, as_json: bool, ranks: bool) -> int:
+    """Show all runs until Ctrl-C; those that end meanwhile stay for a while. Returns the exit code."""
+    seen: set[str] = set()
+    changes = ChangeWatch(run_dir.all_runs)
+    with _display(as_json=as_json, ranks=ranks) as display, contextlib.suppress(KeyboardInterrupt):
         while True:
-            runs = collect()
-            if live is not None:
-                live.update(render.status_view(runs, ranks=ranks), refresh=True)
-            elif as_json:
-                sys.stdout.write(json.dumps(status_json(runs)) + "\n")
-            else:
-                render.show(render.status_view(runs, ranks=ranks))
-            sys.stdout.flush()
+            runs, _ = collect(everything, recent=not as_json, stats=display.shows_use, also=seen)
+            seen |= {run.run for run in runs}
+            display.show(runs)
+            changes.wait(EVERY)
+    return 0
+
+
+def follow(named: Found, *, as_json: bool) -> int:
+    """Show what was named until its run has ended, and return its exit code; 130 after a Ctrl-C.
+
+    Raises NotFoundError if the run's folder is removed meanwhile, and what `client.document` raises.
+    """
+    changes = ChangeWatch(lambda: [named.run])
+    with _display(as_json=as_json, ranks=True) as display:
+        while True:
+            try:
+                found = look(named, stats=display.shows_use)
+            except (ForgeError, FileNotFoundError):
+                if named.run.plan_file.exists():
+                    raise
+                raise NotFoundError(f"run {named.run.run} was removed") from None
+            display.show([found])
+            if found.ended:
+                return found.exit_code or 0
             changes.wait(EVERY)
 
 
-class ChangeWatch:
-    """Waits until a living run changes: each controller sends reports, and only their arrival counts."""
+@contextlib.contextmanager
+def _display(*, as_json: bool, ranks: bool) -> Iterator[_Display]:
+    """A display of the kind that fits the output. SIGTERM restores a terminal, too."""
+    console = render.stdout()
+    if as_json:
+        yield _Lines()
+    elif not console.is_terminal or console.is_dumb_terminal:
+        yield _News(ranks)
+    else:
+        before = signal.signal(signal.SIGTERM, _end)
+        screen = _Screen(console, ranks)
+        try:
+            with screen.live:
+                yield screen
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            if screen.is_over:
+                console.print(screen.view)
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    raise Exit(128 + number)
+
+
+class _Display:
+    """Shows the state of runs, time and again."""
+
+    shows_use = True
+
+    def show(self, runs: Sequence[RunStatus]) -> None:
+        raise NotImplementedError
+
+
+class _Screen(_Display):
+    """The whole status in place, on a terminal. The last state of a run that has ended stays when the screen goes."""
+
+    def __init__(self, console: Console, ranks: bool) -> None:
+        self.live = Live(console=console, auto_refresh=False, screen=True)
+        self.view: RenderableType = ""
+        self.is_over = False
+        self._ranks = ranks
+        self.shows_use = ranks
+
+    def show(self, runs: Sequence[RunStatus]) -> None:
+        self.view = status_view.status_view(runs, ranks=self._ranks) if runs else nothing()
+        self.is_over = bool(runs) and all(run.ended for run in runs)
+        self.live.update(self.view, refresh=True)
+
+
+class _News(_Display):
+    """The rows that have changed, for a file, a pipe, or a terminal that can only append."""
+
+    shows_use = False
+
+    def __init__(self, ranks: bool) -> None:
+        self._ranks = ranks
+        self._rows = status_view.ChangedRows()
+        self._hosts: dict[str, HostNews] = {}
+        self._had_runs = True
+
+    def show(self, runs: Sequence[RunStatus]) -> None:
+        for view in status_view.news(runs, self._rows, ranks=self._ranks):
+            render.show(view)
+        for run in runs:
+            for sentence in self._hosts.setdefault(run.run, HostNews()).of(run):
+                render.show(render.plain(f"run {run.run}: {sentence}"))
+        if not runs and self._had_runs:
+            render.show(nothing())
+        self._had_runs = bool(runs)
+        sys.stdout.flush()
+
+
+class _Lines(_Display):
+    """A JSON document per line, when anything in it has changed."""
 
     def __init__(self) -> None:
+        self._last = ""
+
+    def show(self, runs: Sequence[RunStatus]) -> None:
+        line = json.dumps(status_json(runs)) + "\n"
+        if line != self._last:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+        self._last = line
+
+
+class ChangeWatch:
+    """Waits until one of some runs changes: each controller sends reports, and only their arrival counts."""
+
+    def __init__(self, runs: Callable[[], Sequence[RunDir]]) -> None:
+        self._runs = runs
         self._lines: dict[str, Connection] = {}
 
     def wait(self, seconds: float) -> None:
@@ -59,7 +168,7 @@ class ChangeWatch:
     def _attach(self) -> bool:
         """Connect to runs that are new to us; whether there were any."""
         before = len(self._lines)
-        for run in run_dir.all_runs():
+        for run in self._runs():
             if run.run not in self._lines and not run.has_ended:
                 with contextlib.suppress(ForgeError, OSError):
                     line = client.connect(run)

@@ -24,6 +24,7 @@ from forgectl.controller.control_socket import ControlServer
 from forgectl.controller.host_claims import check_event, own_use
 from forgectl.controller.log_fetcher import LogFetcher
 from forgectl.controller.message_keys import MessageKeys
+from forgectl.controller.prune import begin_pruning
 from forgectl.controller.records import (
     Added,
     AgentLost,
@@ -391,6 +392,8 @@ def main(arguments: list[str]) -> None:
     if run_dir.read_final() is None:
         private_folder(sockets)  # not before: nobody would remove it again for a run that has ended
         asyncio.run(_run(run_dir, secrets, "--adopt" in arguments, owner, handed))
+        with contextlib.suppress(ForgeError, OSError):  # `forgectl prune` says what is wrong
+            begin_pruning()  # now, as the runs of a user take more room when one has ended
     else:
         os.write(1, b"ready\n")
 

@@ -7,6 +7,8 @@ import errno
 import fcntl
 import json
 import os
+import stat
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +24,11 @@ from forgectl.wire.unix_sockets import check_private, private_folder
 RESERVE = 64 * 1024
 RESERVE_PER_RANK = 1024
 """Bytes that a run keeps free for its final state: without one, later commands would take the run for a crashed one."""
+CHECKED_SECONDS = 600.0
+"""How long commands read a final state to see that it is whole: to read those of thousands of runs would take long.
+What damages one later, such as a crash of the machine, has ended the run's processes, too."""
+_TAKEN = ".pruned-"
+"""Prefix of the folders of runs that are being removed. No run has such a name."""
 _OURS_HINT = (
     "a user who can put files there can run programs as you: remove it, or make it private (chmod 700); "
     "or set FORGECTL_HOME to a folder of your own"
@@ -127,6 +134,11 @@ class RunDir:
         return self.path / "owned"
 
     @property
+    def spec_file(self) -> Path:
+        """The spec as given, or as `forgectl run` made it."""
+        return self.path / "spec.yaml"
+
+    @property
     def plan_file(self) -> Path:
         return self.path / "plan.json"
 
@@ -172,13 +184,22 @@ class RunDir:
     def has_ended(self) -> bool:
         """Whether there is a whole final state. The check is cheap: every command makes it for every run."""
         try:
-            unseal(self.final_file.read_bytes())
+            found = self.final_file.stat()
+            if found.st_size == 0 or time.time() - found.st_mtime < CHECKED_SECONDS:
+                unseal(self.final_file.read_bytes())
             return True
         except FileNotFoundError:
             return False
         except (OSError, ValueError):
             set_aside(self.final_file)
             return False
+
+    def end_time(self) -> float | None:
+        """When its final state was written, in Unix seconds; None before."""
+        try:
+            return self.final_file.stat().st_mtime
+        except OSError:
+            return None
 
     def read_final(self) -> RunStatus | None:
         """The state of an ended run; a corrupt one is set aside, and the run counts as not ended."""
@@ -195,17 +216,11 @@ class RunDir:
 
     def has_controller(self) -> bool:
         """Whether the run has a controller, even one that is starting or ending."""
-        try:
-            fd = open_to_read(self.path / "controller.lock")
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that such checks do not block each other
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(fd)
-        return False
+        return _is_locked(self.path / "controller.lock")
+
+    def has_agent(self) -> bool:
+        """Whether an agent of the run lives on this machine."""
+        return any(_is_locked(lock) for lock in (self.path / "agents").glob("*.lock"))
 
     def lock_controller(self) -> int | None:
         """A descriptor that makes its holder the run's only controller; None if there is one already."""
@@ -218,6 +233,20 @@ class RunDir:
         return fd
 
 
+def _is_locked(path: Path) -> bool:
+    try:
+        fd = open_to_read(path)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that such checks do not block each other
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 def all_runs() -> list[RunDir]:
     """Every run of this user, oldest first, without those that others may have touched (see `refused_runs`).
 
@@ -226,9 +255,11 @@ def all_runs() -> list[RunDir]:
     found = []
     for path in _run_folders():
         with contextlib.suppress(OSError):  # not a run, or one that is being discarded, or not ours
-            run = RunDir.existing(path)
-            found.append((run.plan_file.stat().st_mtime_ns, path))
-    return [RunDir(path) for _, path in sorted(found)]
+            if not _is_ours_alone(path):
+                RunDir.existing(Path(path))
+            plan = os.stat(f"{path}/plan.json")  # noqa: PTH116  (a Path takes four times as long, for each run)
+            found.append((plan.st_mtime_ns, path))
+    return [RunDir(Path(path)) for _, path in sorted(found)]
 
 
 def refused_runs() -> dict[str, NotOursError]:
@@ -236,21 +267,29 @@ def refused_runs() -> dict[str, NotOursError]:
     found = {}
     for path in _run_folders():
         try:
-            RunDir.existing(path)
+            if not _is_ours_alone(path):
+                RunDir.existing(Path(path))
         except NotOursError as e:
-            if path.is_dir():
-                found[path.name] = e
+            if Path(path).is_dir():
+                found[Path(path).name] = e
         except OSError:
             continue
     return found
 
 
-def _run_folders() -> list[Path]:
-    """All paths in the folder of runs; raises NotOursError if that folder is not ours alone."""
+def _run_folders() -> list[str]:
+    """The paths of what may be runs; raises NotOursError if the folder that holds them is not ours alone."""
     try:
-        return list(_ours(runs_folder()).iterdir())
+        with os.scandir(_ours(runs_folder())) as entries:
+            return [entry.path for entry in entries if not entry.name.startswith(".")]
     except FileNotFoundError:
         return []
+
+
+def _is_ours_alone(path: str) -> bool:
+    """Whether a path in the folder of runs, which has been checked, is a private folder of ours."""
+    found = os.lstat(path)
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
 
 
 def _ours(path: Path) -> Path:
@@ -290,7 +329,7 @@ def create(plan: Plan, spec_text: bytes, *, own: bool) -> tuple[RunDir, int]:
         (run.path / "sockets").symlink_to(sockets / run.run)
         for part in ("agents", "logs"):
             (run.path / part).mkdir(mode=0o700)
-        write_whole(run.path / "spec.yaml", spec_text)
+        write_whole(run.spec_file, spec_text)
         if own:
             run.owned_file.touch()
         ranks = sum(m.procs for m in plan.meshes)
@@ -313,6 +352,48 @@ def discard(run: RunDir) -> None:
 
     shutil.rmtree(sockets_folder() / run.run, ignore_errors=True)
     shutil.rmtree(run.path, ignore_errors=True)
+
+
+def take_away(run: RunDir) -> bool:
+    """Take an ended run out of all commands' sight, for `remove_taken`; False if something of it lives, or it is gone.
+
+    Raises OSError if its folder cannot be renamed.
+    """
+    try:
+        lock = run.lock_controller()  # a controller holds it until its last step
+    except FileNotFoundError:
+        return False
+    if lock is None:
+        return False
+    try:
+        if run.has_agent() or run.read_final() is None:
+            return False
+        run.path.rename(run.path.with_name(f"{_TAKEN}{run.run}-{os.urandom(2).hex()}"))
+        return True
+    except FileNotFoundError:  # another command was faster
+        return False
+    finally:
+        os.close(lock)
+
+
+def remove_taken() -> list[OSError]:
+    """Remove the runs that were taken away, also by commands that did not get so far; returns what resists."""
+    import shutil
+    import sys
+
+    errors: list[OSError] = []
+
+    def note(why: BaseException) -> None:
+        if isinstance(why, OSError) and not isinstance(why, FileNotFoundError):  # another command may remove it, too
+            errors.append(why)
+
+    with contextlib.suppress(FileNotFoundError):
+        for path in [entry.path for entry in os.scandir(_ours(runs_folder())) if entry.name.startswith(_TAKEN)]:
+            if sys.version_info >= (3, 12):
+                shutil.rmtree(path, onexc=lambda _, __, why: note(why))
+            else:
+                shutil.rmtree(path, onerror=lambda _, __, info: note(info[1]))
+    return errors
 
 
 def set_aside(path: Path) -> None:

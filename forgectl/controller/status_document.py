@@ -35,7 +35,7 @@ def run_document(run: Run, run_dir: RunDir, *, alive: bool = True, use: Use | No
         run=run.id,
         name=run.plan.name,
         state=run.state,
-        spec=run.plan.spec,
+        spec=run.plan.spec or ("" if run.plan.open else str(run_dir.spec_file)),
         started_at=timestamp(run.started_at),
         ended_at=None if run.ended_at is None else timestamp(run.ended_at),
         exit_code=run.exit_code if run.ended else None,
@@ -126,6 +126,7 @@ def _mesh(mesh: MeshState, hosts: dict[str, HostState], run_dir: RunDir, use: di
         unkillable=tuple(mesh.unkillable),
         ranks=tuple(_rank(r, mesh, run_dir, use.get(r.plan.rank)) for r in mesh.ranks.values()),
         restarting=_restarting(mesh),
+        implicit=mesh.plan.program.kind == "resident",
     )
 
 

@@ -118,6 +118,7 @@ class MeshStatus:
     unkillable: tuple[str, ...]
     ranks: tuple[RankStatus, ...]
     restarting: RestartStatus | None = field(default=None, metadata=UNLESS_DEFAULT)
+    implicit: bool = field(default=False, metadata=UNLESS_DEFAULT)  # a driver that the spec does not have
 
     @classmethod
     def lost(cls, name: str, reason: str) -> MeshStatus:

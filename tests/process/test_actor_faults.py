@@ -117,7 +117,7 @@ def test_a_script_that_is_ended_leaves_nothing(forge: Forge, number: signal.Sign
     [mesh] = document["meshes"]
     assert (mesh["mesh"], mesh["kind"], mesh["state"], mesh["ready"]) == ("pair", "actor", "ready", 2)
     row = forge.ok("status").splitlines()[1]
-    assert row.split()[:4] == ["pair", "actor", "ready", "2/2"]
+    assert row.split()[:5] == [run, "pair", "actor", "ready", "2/2"]
     script.send_signal(number)
     script.communicate(timeout=60)
     assert script.returncode in (-number, 1, 130)

@@ -48,7 +48,7 @@ def test_a_service_in_a_spec_without_a_driver_script(forge: Forge) -> None:
     assert "add(k: int = 1) -> int" in result.stderr
 
     rows = forge.ok("status", "work").splitlines()
-    assert [row.split()[0] for row in rows if " service " in row] == ["work.0", "work.1"]
+    assert [row.split()[1] for row in rows if " service " in row] == ["work.0", "work.1"]
     assert "driver" not in "\n".join(rows)
     verbose = forge.ok("status", "work", "-v")
     assert all(str(w["pid"]) in verbose for w in called)

@@ -1,4 +1,4 @@
-"""All Rich output: tables and reports, with respect for NO_COLOR, the width, and output that is no terminal.
+"""What all Rich output shares: consoles and styles that heed NO_COLOR, the width, and output that is no terminal.
 
 All output passes through `_HarmlessConsole`, so text from a host, a rank or a spec cannot act on the terminal.
 """
@@ -6,24 +6,19 @@ All output passes through `_HarmlessConsole`, so text from a host, a rank or a s
 from __future__ import annotations
 
 import datetime
-import math
 import os
 import re
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.measure import Measurement
-from rich.padding import Padding
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.segment import Segment
-from rich.table import Table
 from rich.text import Text
 
 from forgectl.log_output.terminal_text import harmless, wants_color
-from forgectl.model.status import CollateralStatus, MeshStatus, RankStatus, ReplicaStatus, RunStatus, ServiceStatus
-from forgectl.system.sizes import show_bytes
+from forgectl.model.status import CollateralStatus, MeshStatus, RankStatus
 
 STATE_STYLE = {
     "running": "green", "ready": "green", "succeeded": "green", "up": "green",
@@ -31,9 +26,6 @@ STATE_STYLE = {
     "starting": "yellow", "restarting": "yellow", "stopping": "yellow", "degraded": "yellow", "pending": "yellow",
     "reconnecting": "yellow", "stopped": "dim", "exited": "dim",
 }  # fmt: skip
-_ROLE_STYLE = {"cause": "bold red", "victim": "dim", None: ""}
-NARROWEST_REASON = 30
-"""Columns that long reasons need inside a table; with fewer they are printed below it."""
 _RAISED = re.compile(r"rank \d+ on \S+ (?:raised |exited with code \d+: )(.+)", re.DOTALL)
 _COMPARED = 100  # characters of two errors that must be equal
 _SEEN_LINES = 5  # of a log's end that are shown again
@@ -69,12 +61,13 @@ def _console(stream: Any) -> Console:
     return _HarmlessConsole(file=stream, width=width, highlight=False, no_color=no_color, markup=False, emoji=False)
 
 
-def show(what: RenderableType) -> None:
-    """Print data; if stdout is no terminal, without the trailing blanks of tables."""
+def show(what: RenderableType, *, width: int | None = None) -> None:
+    """Print data; `width` in place of the terminal's. If stdout is no terminal, without trailing blanks."""
     console = stdout()
-    if console.is_terminal:
+    if console.is_terminal and width is None:
         console.print(what)
         return
+    console.width = width or console.width
     with console.capture() as capture:
         console.print(what)
     sys.stdout.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
@@ -90,158 +83,6 @@ def state_text(state: str) -> Text:
     return Text(state, style=STATE_STYLE.get(state, ""))
 
 
-# ---------------------------------------------------------------- status
-
-
-def status_view(runs: list[RunStatus], *, ranks: bool) -> RenderableType:
-    """A row for each mesh, grouped by run; with `ranks`, also a row for each rank."""
-    if not runs:
-        return Text("no runs; `forgectl launch SPEC` starts one, `forgectl status -a` shows ended ones")
-    parts: list[RenderableType] = [_Meshes(runs), *_troubled_hosts(runs)]
-    if ranks:
-        for run in runs:
-            parts.append(Text())
-            parts.extend(_run_details(run))
-    return Group(*parts)
-
-
-def _troubled_hosts(runs: list[RunStatus]) -> Iterator[RenderableType]:
-    """A line for each host of a living run that is not reached."""
-    for run in runs:
-        for host in run.hosts:
-            if not run.ended and host.state in ("reconnecting", "lost"):
-                where = f" of run {run.run}" if len(runs) > 1 else ""
-                seen = f", last seen {age(host.last_seen)} ago" if host.last_seen else ""
-                yield Text.assemble("  host ", plain(host.name), f"{where}: ", state_text(host.state), seen)
-
-
-class _Meshes:
-    """A row for each mesh. If there is no room for the reasons in the rows, they follow below."""
-
-    def __init__(self, runs: list[RunStatus]) -> None:
-        several = len(runs) > 1
-        self._rows = [
-            [*_mesh_row(run, mesh, f"{run.run}/{mesh.mesh}" if several else mesh.mesh)]
-            for run in runs
-            for mesh in run.meshes
-        ]
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        reasons = [row[-1] for row in self._rows if isinstance(row[-1], Text)]
-        longest = max((reason.cell_len for reason in reasons), default=0)
-        headings = ("MESH", "KIND", "STATE", "READY", "HOSTS", "GPUS", "RESTARTS", "AGE")
-        bare = _table(*headings)
-        for row in self._rows:
-            bare.add_row(*row[:-1])
-        room = options.max_width - 2 - Measurement.get(console, options, bare).maximum
-        if room >= min(longest, NARROWEST_REASON) and room >= len("REASON"):
-            full = _table(*headings, "REASON")
-            for row in self._rows:
-                full.add_row(*row)
-            yield full
-            return
-        yield bare
-        for row in self._rows:
-            if isinstance(row[0], Text) and isinstance(row[-1], Text) and row[-1].plain != "-":
-                yield Padding(Text.assemble(row[0], ": ", row[-1]), (0, 0, 0, 2), expand=False)
-
-
-def _mesh_row(run: RunStatus, mesh: MeshStatus, name: str) -> Iterator[RenderableType]:
-    hosts = list(dict.fromkeys(r.host for r in mesh.ranks))
-    gpus = sum(len(r.gpus) for r in mesh.ranks)
-    yield plain(name)
-    yield Text(mesh.kind)
-    yield state_text(mesh.state)
-    yield Text(f"{mesh.ready}/{mesh.desired}")
-    yield plain(hosts[0] if len(hosts) == 1 else f"{hosts[0]} +{len(hosts) - 1}")
-    yield Text(str(gpus) if gpus else "-")
-    yield Text(f"{mesh.restarts}/{mesh.max_restarts}" if mesh.max_restarts else "-")
-    yield Text(age(run.started_at, run.ended_at))
-    yield plain(_reason(mesh))
-
-
-def _reason(mesh: MeshStatus) -> str:
-    """Why the mesh is in its state; if it waits for its restart, first for how long."""
-    reason = mesh.reason or "-"
-    if mesh.restarting is None or mesh.restarting.at is None:
-        return reason
-    left = max(0, math.ceil((_time(mesh.restarting.at) - _now()).total_seconds()))
-    return f"restarting in {left} s: {reason}"
-
-
-def _run_details(run: RunStatus) -> Iterator[RenderableType]:
-    alive = f"controller {run.controller.pid}" if run.controller.alive else "no controller"
-    yield Text.assemble("run ", (run.run, "bold"), ": ", state_text(run.state), f", {alive}, {run.run_dir}")
-    table = _table("RANK", "HOST", "PID", "STATE", "GPUS", "CPU %", "MEMORY", "END")
-    for mesh in run.meshes:
-        for rank in mesh.ranks:
-            role = _role(rank, mesh)
-            table.add_row(
-                plain(f"{mesh.mesh}/{rank.rank}"),
-                plain(rank.host),
-                Text(str(rank.pid or "-")),
-                state_text(rank.state) if role is None else Text(rank.state),
-                Text(",".join(rank.gpus) or "-"),
-                Text("-" if rank.cpu_percent is None else f"{rank.cpu_percent:.0f}", justify="right"),
-                Text("-" if rank.rss_bytes is None else show_bytes(rank.rss_bytes), justify="right"),
-                Text(how_ended(rank) if role != "cause" else f"{how_ended(rank)} (root cause)".removeprefix("- ")),
-                style=_ROLE_STYLE[role],
-            )
-    yield table
-    if len(run.hosts) > 1 or run.hosts[0].state not in ("up", "gone"):
-        yield Text()
-        yield _hosts(run)
-    names = {m.mesh.rpartition(".")[0] for m in run.meshes if m.kind == "service"}
-    services = [service for name, service in (run.services or {}).items() if name in names]
-    if services:
-        yield Text()
-        yield _services(services)
-
-
-def _role(rank: RankStatus, mesh: MeshStatus) -> Literal["cause", "victim"] | None:
-    """What an ended rank has to do with the failure of its mesh; None if its mesh has not failed."""
-    if mesh.failure is None or not rank.ended:
-        return None
-    return "cause" if rank.rank == mesh.failure.rank else "victim"
-
-
-def _hosts(run: RunStatus) -> Table:
-    table = _table("HOST", "STATE", "ADDRESS", "AGENT", "LAST SEEN")
-    for host in run.hosts:
-        table.add_row(
-            plain(host.name),
-            state_text(host.state),
-            plain(host.address or "-"),
-            Text(str(host.agent_pid or "-")),
-            Text(f"{age(host.last_seen)} ago" if host.last_seen and not run.ended else "-"),
-        )
-    return table
-
-
-def _services(services: list[ServiceStatus]) -> Table:
-    """A row for each service, and for each of its replicas."""
-    table = _table(
-        "SERVICE", "HEALTHY", "REQUESTS", "FAILED", "PER S", "MEAN", "P50", "P99", "ACTIVE", "QUEUED", "SESSIONS"
-    )
-    for service in services:
-        healthy = Text(f"{sum(r.healthy for r in service.replicas)}/{len(service.replicas)}")
-        table.add_row(plain(service.service), healthy, *_requests(service))
-        for replica in service.replicas:
-            healthy = Text("yes", "green") if replica.healthy else Text("no", "bold red")
-            table.add_row(plain(f"  {replica.mesh}"), healthy, *_requests(replica))
-    return table
-
-
-def _requests(counts: ServiceStatus | ReplicaStatus) -> Iterator[Text]:
-    for count in (counts.total, counts.failures):
-        yield Text(str(count), justify="right")
-    yield Text(f"{counts.requests_per_second:.1f}", justify="right")
-    for latency in (counts.latency_mean, counts.latency_p50, counts.latency_p99):
-        yield Text("-" if latency is None else f"{1000 * latency:.1f} ms", justify="right")
-    for count in (counts.active, counts.queued, counts.sessions):
-        yield Text(str(count), justify="right")
-
-
 def how_ended(rank: RankStatus) -> str:
     """`exit 0`, `SIGTERM`, or `-` for a rank that has not ended."""
     if rank.signal is not None:
@@ -250,20 +91,6 @@ def how_ended(rank: RankStatus) -> str:
         except ValueError:
             return f"signal {rank.signal}"
     return "-" if rank.exit_code is None else f"exit {rank.exit_code}"
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for column in columns:
-        flexible = column in (
-            "MESH",
-            "RANK",
-            "REASON",
-            "END",
-            "SERVICE",
-        )  # these are folded if there is no room for all
-        table.add_column(column, no_wrap=not flexible, overflow="fold", min_width=len(column))
-    return table
 
 
 def age(start: str | None, end: str | None = None) -> str:
@@ -276,6 +103,23 @@ def age(start: str | None, end: str | None = None) -> str:
         if seconds >= 2 * length:
             return f"{seconds // length}{unit}"
     return f"{seconds}s"
+
+
+def clock(text: str | None, *, whole: bool = False) -> str:
+    """A time in the viewer's zone: `14:03:22` today, else `Nov 22 14:03` or `2025-11-22`; `whole`: all of it."""
+    if text is None:
+        return "-"
+    then, now = _time(text).astimezone(), _now().astimezone()
+    if whole:
+        return then.isoformat()
+    if then.date() == now.date():
+        return f"{then:%H:%M:%S}"
+    return f"{then:%b %d %H:%M}" if abs(now - then).days < 180 else f"{then:%Y-%m-%d}"
+
+
+def seconds_until(text: str) -> float:
+    """The seconds that are left until a time; 0 once it has passed."""
+    return max(0.0, (_time(text) - _now()).total_seconds())
 
 
 def _now() -> datetime.datetime:

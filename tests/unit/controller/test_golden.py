@@ -326,6 +326,7 @@ def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tup
     monkeypatch.setattr(driver_client, "ask_driver", ask_driver)
     monkeypatch.setattr(render, "age", lambda start, end=None: "5m" if start else "-")
     monkeypatch.setattr(render, "_now", lambda: render._time(status_document.timestamp(made.history.now)))
+    monkeypatch.setattr(render, "clock", lambda time, *, whole=False: "14:03:22" if time else "-")
     monkeypatch.setenv("COLUMNS", "200")
     return request.param.__name__, made
 
@@ -339,8 +340,9 @@ def check(name: str, text: str) -> None:
 
 def ask(made: Case, *, as_json: bool) -> None:
     name = made.mesh[0] if made.mesh else None
-    assert status.status.callback is not None
-    status.status.callback(name, verbose=True, watch=False, everything=True, as_json=as_json)
+    command = status.status.callback
+    assert command is not None
+    command(name, verbose=True, watch=False, everything=True, form=None, quiet=False, as_json=as_json)
 
 
 def test_the_json_of_a_run(case: tuple[str, Case], capsys: pytest.CaptureFixture[str]) -> None:
