@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from forgectl.errors import NotInstalledError, SpecError
+from forgectl.errors import NotInstalledError, SpecError, UsageError
 from forgectl.model.plan import MeshPlan, Plan
 
 if TYPE_CHECKING:
@@ -23,6 +23,14 @@ PACKAGES = {"torch": "torch", "zmq": "pyzmq", "cloudpickle": "cloudpickle"}
 """Module → the name of its pip package."""
 MESSAGES = {"zmq", "cloudpickle"}
 """Modules that actors need for messages."""
+
+
+def here() -> Path:
+    """The current folder; raises UsageError if it was removed, since nothing can be started in it."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise UsageError("the current folder was removed", hint="cd to one that exists") from None
 
 
 @contextlib.contextmanager

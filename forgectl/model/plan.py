@@ -88,9 +88,9 @@ class HostPlan:
 class Program:
     """What each rank of a mesh runs.
 
-    file: a Python file, `target` is its path; module: as `python -m target`; command: any program, `target` is looked
-    up in PATH; actor: `target` is module:Class (the driver has its constructor arguments); resident: a driver without
-    a script, which serves `forgectl call`.
+    file: a Python file, `target` is its path from workdir; module: as `python -m target`; command: any program,
+    `target` is looked up in PATH; actor: `target` is module:Class (the driver has its constructor arguments);
+    resident: a driver without a script, which serves `forgectl call`.
     """
 
     kind: Literal["file", "module", "command", "actor", "resident"]

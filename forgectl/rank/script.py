@@ -85,8 +85,9 @@ def run(kind: str, target: str, args: list[str], workdir: str) -> None:
         elif kind == "module":
             runpy._run_module_as_main(target, alter_argv=True)  # type: ignore[attr-defined]
         else:
-            _put_first(os.path.dirname(os.path.realpath(target)))  # noqa: PTH120 (as python does)
-            _run_file(target, main_module)
+            path = os.path.join(workdir, target)  # noqa: PTH118 (without its cost: each rank pays it)
+            _put_first(os.path.dirname(os.path.realpath(path)))  # noqa: PTH120 (as python does)
+            _run_file(path, main_module)
     except SystemExit:
         raise
     except BaseException as e:

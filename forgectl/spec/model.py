@@ -125,7 +125,7 @@ class Runnable(Model):
 
     @property
     def program(self) -> Program:
-        """What each rank runs; a file's path is absolute once the spec is loaded."""
+        """What each rank runs; a file's path is as written, from workdir."""
         for kind, words in (("file", self.run), ("module", self.module), ("command", self.command)):
             if words:
                 return Program(kind, words[0], words[1:])  # type: ignore[arg-type]
