@@ -162,7 +162,7 @@ class _Launch:
         for mesh in status.meshes:
             seen = self._with_logs and _one_place(self._output, sys.stderr)
             report = render.failure_report(mesh, seen=seen) if mesh.state in ("failed", "lost") else None
-            if report is not None:
+            if report is not None and not _is_the_error(mesh, status):
                 self._stderr.print(report)
         if self._json:
             _print_json(status)
@@ -248,6 +248,12 @@ def _one_place(*streams: TextIO) -> bool:
     """Whether what is written to the streams is read in one place, as in a terminal."""
     places = {(found.st_dev, found.st_ino) for found in (os.fstat(stream.fileno()) for stream in streams)}
     return len(places) == 1
+
+
+def _is_the_error(mesh: MeshStatus, status: RunStatus) -> bool:
+    """Whether a mesh's failure is no more than the error with which the launch ends."""
+    why = mesh.failure
+    return bool(why and status.error and not (why.traceback or why.log_tail) and why.message in status.error.message)
 
 
 def _print_json(status: RunStatus) -> None:

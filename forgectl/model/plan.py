@@ -22,6 +22,8 @@ LEASE = 30.0
 """Seconds that agents live on without a controller, by default."""
 LOG_LIMIT = 2 << 30
 """Bytes that one rank's log may take on disk, by default."""
+PRELOAD = ("torch?",)
+"""What fork servers import once, by default; a module with `?` only where it is installed."""
 SYNC_LIMIT = 1 << 30
 """Bytes of workdir that may be copied to ssh hosts, by default."""
 BACKOFF = 1.0

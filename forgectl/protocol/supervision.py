@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import TypeAlias
 
-from forgectl.frozen import dataclass
+from forgectl.frozen import UNLESS_DEFAULT, dataclass
 from forgectl.model.mesh_share import MeshShare
 from forgectl.model.plan import ForkServerPlan, Gpu
 from forgectl.model.status import FailureStatus, MeshStateName
@@ -288,12 +288,17 @@ class StoreOpened:
 
 @dataclass(frozen=True)
 class StartFailed:
-    """A generation could not be started here; `detail` is a traceback or output, if any."""
+    """A generation could not be started here; `detail` is a traceback or output, if any.
+
+    `code` is the exit code of a launch that fails by it, `hint` says what to do.
+    """
 
     mesh: str
     generation: int
     message: str
     detail: str = ""
+    code: int = field(default=1, metadata=UNLESS_DEFAULT)
+    hint: str | None = field(default=None, metadata=UNLESS_DEFAULT)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import signal
 import sys
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from forgectl import redaction
 from forgectl.boot import BOOT
@@ -92,11 +92,26 @@ def run(kind: str, target: str, args: list[str], workdir: str) -> None:
         raise
     except BaseException as e:
         e.__traceback__ = error_file.without_our_frames(e.__traceback__)
+        if isinstance(e, ModuleNotFoundError) and e.name == "torch":
+            _end_without_torch(target)
         interrupted = isinstance(e, KeyboardInterrupt)
         if not interrupted and os.getpid() == rank and (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):
             error_file.write_error_file(path, e)
         _hide_our_frames(e.__traceback__)
         raise
+
+
+def _end_without_torch(target: str) -> NoReturn:
+    """End this rank, whose program imports torch where it is not installed, with one line that says what to do."""
+    from forgectl.errors import NotInstalledError
+    from forgectl.hosts.installation import install_command
+
+    cure = install_command(sys.executable, "torch", ["torch", "numpy"])
+    error = NotInstalledError(f"{target} imports torch, which {sys.executable} does not have; install it: {cure}")
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        error_file.write_error_file(path, error)
+    print(f"forgectl: {error}", file=sys.stderr)  # noqa: T201
+    sys.exit(error.exit_code)
 
 
 def _hide_our_frames(trace: types.TracebackType | None) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import Forge
@@ -135,3 +137,35 @@ def test_a_mesh_has_the_name_of_its_program(forge: Forge) -> None:
     _executable(forge, "go.sh", "#!/bin/sh\n")
     for typed, mesh in {"my scrípt 你好.py": "my-script", "./go.sh": "go", str(shutil.which("true")): "true"}.items():
         assert f"forgectl: {mesh} succeeded" in forge.run("run", *NO_TORCH, typed).stderr
+
+
+# ------------------------------------------------------------ where torch is not installed
+
+
+@pytest.fixture
+def bare(forge: Forge) -> Path:
+    """An interpreter that has psutil, which agents need, and no torch."""
+    folder = forge.folder / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (site,) = folder.glob("lib/python3*/site-packages")
+    (site / "psutil").symlink_to(Path(psutil.__file__).parent)
+    return folder / "bin" / "python"
+
+
+def test_without_torch_a_program_runs_that_does_not_need_it(forge: Forge, bare: Path) -> None:
+    forge.write("say.py", "import sys; print(sys.argv, 'torch' in sys.modules)\n")
+    out = forge.ok("run", "-n", 2, "--python", bare, "say.py")
+    assert sorted(line.partition(" │ ")[2] for line in out.splitlines()) == ["['say.py'] False"] * 2
+
+
+def test_without_torch_one_line_says_how_to_install_it(forge: Forge, bare: Path) -> None:
+    forge.write("learn.py", "def learn():\n    import torch\n\nlearn()\n")
+    cure = f"{bare} -m pip install torch numpy"
+    imported = forge.run("run", "--python", bare, "learn.py")
+    assert (imported.returncode, imported.stdout.count("\n")) == (69, 1)
+    assert f"learn.py imports torch, which {bare} does not have; install it: {cure}" in imported.stdout
+    assert "Traceback" not in imported.stdout
+    preloaded = forge.run("run", "--python", bare, "--preload", "torch", "learn.py")
+    assert (preloaded.returncode, preloaded.stdout) == (69, "")
+    assert f"{bare} has no torch, which `preload` names\n  hint: {cure}\n" in preloaded.stderr
+    assert preloaded.stderr.count("has no torch") == 1

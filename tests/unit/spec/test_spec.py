@@ -89,7 +89,7 @@ def test_the_defaults(tmp_path: Path) -> None:
     sft = spec.scripts["sft"]
     assert (sft.procs, sft.hosts, sft.with_gpus, sft.env) == (1, None, False, {})
     assert (sft.restart.max, sft.restart.within, sft.start_method) == (0, None, "fork")
-    assert (sft.python, sft.preload) == (None, ("torch",))
+    assert (sft.python, sft.preload) == (None, ("torch?",))
 
 
 def test_a_spec_cannot_be_changed(tmp_path: Path) -> None:
