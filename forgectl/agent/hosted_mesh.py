@@ -84,6 +84,7 @@ class HostMesh:
         shared: SharedFolders,
         place: str,
         agent: str,
+        input: str,
         emit: Callable[[Happening], None],
         fork_server: Callable[[MeshShare], ForkServer],
         leases: RunLeases,
@@ -98,6 +99,7 @@ class HostMesh:
         self._shared = shared
         self._place = place
         self._agent = agent  # this agent's own socket
+        self._input = input  # the socket that lends the one rank of the run its standard input, or ""
         self._logs = run_dir / "logs" / share.mesh
         self._emit = emit
         self._fork_server = fork_server
@@ -296,6 +298,7 @@ class HostMesh:
                 "cgroup": str(generation.enclosure.cgroup_procs_path or ""),
                 "workdir": self.share.workdir,
                 "start_method": self.share.start_method,
+                "input": self._input if self.share.kind == "script" else "",
                 "program": {
                     "kind": self.share.program.kind,
                     "target": self.share.program.target,

@@ -11,14 +11,14 @@ from forgectl.cli import parameters, torchrun_options
 COUNTED = ("auto", "gpu", "cpu")
 
 
-class _Count(click.ParamType):
+class _Count(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic in some versions
     """A number of processes, or what to count on this machine."""
 
     name = "count"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        if value in COUNTED or isinstance(value, int):
-            return value
+        if value in COUNTED:
+            return str(value)
         try:
             number = int(value)
         except ValueError:
@@ -137,7 +137,9 @@ def run(
     try:
         spec = parse(text, source="forgectl run", folder=folder, environ=os.environ)
         with planned(spec) as (plan, reached):
-            how = LaunchOptions(detach=detach, timeout=timeout, as_json=as_json)
+            how = LaunchOptions(
+                detach, timeout, as_json, lends_input=count == 1 and all(host.local for host in plan.hosts)
+            )
             return launch_plan(plan, reached, text, how, name_is_given=name is not None)
     except SpecError as e:
         hint = "leave out --gpus to run on CPUs" if e.hint and not hosts else e.hint

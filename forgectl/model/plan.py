@@ -340,6 +340,7 @@ class Plan:
     sync: SyncKind = "content"  # how ssh hosts get workdir
     sync_limit: int = SYNC_LIMIT  # bytes of workdir that may be copied
     on_failure: OnFailure | None = field(default=None, metadata=UNLESS_DEFAULT)
+    lends_input: bool = field(default=False, metadata=UNLESS_DEFAULT)  # to its one rank, see cli/lent_input.py
 
     @property
     def may_grow(self) -> bool:

@@ -47,6 +47,7 @@ class AgentConfig:
     place: str = ""  # of this machine in the run: "" is the launching machine
     messages: str = ""  # the folder of the sockets of actors' ranks; "": the agent finds one
     membership: Membership | None = None  # if actors of the run may be on several machines
+    input: str = field(default="", metadata=UNLESS_DEFAULT)  # the socket that has the standard input of the one rank
     leaves: bool = False  # remove the run directory when the controller sends Quit: on ssh hosts it is temporary
 
 

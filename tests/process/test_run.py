@@ -169,3 +169,36 @@ def test_without_torch_one_line_says_how_to_install_it(forge: Forge, bare: Path)
     assert (preloaded.returncode, preloaded.stdout) == (69, "")
     assert f"{bare} has no torch, which `preload` names\n  hint: {cure}\n" in preloaded.stderr
     assert preloaded.stderr.count("has no torch") == 1
+
+
+# ------------------------------------------------------------ variables that torch reads as it is imported
+
+
+def test_what_a_script_sets_before_it_imports_torch_has_its_effect(forge: Forge) -> None:
+    forge.write(
+        "set.py",
+        "import os, sys\nfresh = 'torch' not in sys.modules\n"
+        "os.environ.update(OMP_NUM_THREADS='2', TORCH_LOGS='+inductor')\n"
+        "import importlib.util, logging\nspec = importlib.util.find_spec('torch')\n"
+        "from torch.nn import Linear\nimport torch, torch.nn.functional as F, pickle\n"
+        "same = sys.modules['torch'] is torch and torch.__spec__.origin == spec.origin\n"
+        "same = same and torch.nn.Linear is Linear and pickle.loads(pickle.dumps(torch.ones(2))).sum() == 2\n"
+        "print(fresh, bool(same), torch.get_num_threads(), logging.getLogger('torch._inductor').level)\n",
+    )
+    said = [
+        forge.ok("run", "-n", 2, *more, "set.py").splitlines()[-1].partition(" │ ")[2]
+        for more in ((), ("--start-method", "spawn"))
+    ]
+    assert said == ["True True 2 10"] * 2  # without: 1 thread, as two ranks share this machine's cores
+
+
+def test_what_comes_too_late_for_torch_is_named_once_with_what_to_do(forge: Forge) -> None:
+    late = "import os\nos.environ['KMP_BLOCKTIME'] = '7'\nimport torch\nimport torch.nn\nprint('done')\n"
+    forge.write("late.py", late)
+    out = forge.ok("run", "late.py")
+    assert out.count("KMP_BLOCKTIME had no effect") == 1
+    assert "`forgectl run -e KMP_BLOCKTIME=7 …`" in out
+    assert "no effect" not in forge.ok("run", "-e", "KMP_BLOCKTIME=7", "late.py")
+    assert "no effect" not in forge.ok("run", "--start-method", "spawn", "late.py")
+    forge.write("after.py", "import os, torch\nos.environ['KMP_BLOCKTIME'] = '7'\nimport torch.nn\n")
+    assert "no effect" not in forge.ok("run", "after.py"), "under torchrun it has none, either"

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from typing import Any
 
 from forgectl import redaction
-from forgectl.rank import error_file
+from forgectl.rank import error_file, late_variables
 from forgectl.system.processes import become_subreaper, collect_children, die_with_parent, identify
 
 PACKET = 160 * 1024
@@ -43,11 +43,14 @@ def main(arguments: list[str]) -> Child | None:
     setup = json.loads(agent.recv(PACKET))
     redaction.of_process()
     gc.disable()  # imports make many objects and drop few: without the collector they are an eighth faster
+    late_variables.note()
     try:
         _preload(setup["workdir"], setup["preload"])
     except BaseException as e:
         agent.send(json.dumps(_why_cold(e)).encode())
         return None
+    finally:
+        late_variables.noted()
     gc.freeze()  # the collector must not touch, and so copy, the memory that the children share
     gc.enable()
     agent.send(json.dumps({"warm": True, "torch": "torch" in sys.modules}).encode())
@@ -86,7 +89,11 @@ class _CannotPreloadError(Exception):
 def _why_cold(error: BaseException) -> dict[str, Any]:
     cause, why = error, "cannot get warm: "
     if isinstance(error, _CannotPreloadError) and error.absent:
-        return {"cold": f"{sys.executable} has no {error}, which `preload` names", "traceback": "", "absent": str(error)}
+        return {
+            "cold": f"{sys.executable} has no {error}, which `preload` names",
+            "traceback": "",
+            "absent": str(error),
+        }
     if isinstance(error, _CannotPreloadError) and error.__cause__ is not None:
         cause, why = error.__cause__, f"cannot preload {error}: "
     lines = error_file.describe(cause).splitlines()
