@@ -170,7 +170,7 @@ def test_sizes(tmp_path: Path, written: str, size: int) -> None:
 def test_programs(tmp_path: Path, written: str, program: Program) -> None:
     script = read(tmp_path, f"scripts:\n  a:\n    {written}\n").scripts["a"]
     assert script.program == program
-    assert script.preload == (() if program.kind == "command" else ("torch",))
+    assert script.preload == (() if program.kind == "command" else ("torch?",))
 
 
 def test_a_command_may_preload(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_keys_left_empty_are_as_if_absent(tmp_path: Path) -> None:
     assert problems(tmp_path, "driver: null\nscripts: ~\n") == [
         "spec.yaml:1:1: nothing to launch: name a mesh under scripts, actors or services, or a driver"
     ]
-    assert read(tmp_path, SFT + "    command: null\n").scripts["sft"].preload == ("torch",)
+    assert read(tmp_path, SFT + "    command: null\n").scripts["sft"].preload == ("torch?",)
 
 
 def test_gpu_order_may_be_named_as_it_is_anyway(tmp_path: Path) -> None:
