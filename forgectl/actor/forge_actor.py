@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import inspect
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, overload
 
@@ -15,7 +16,8 @@ from forgectl.actor.options import Settings, check_shape, mesh_name_of, settings
 from forgectl.actor.origin import own_origin
 from forgectl.actor.value_mesh import rank_and_size
 from forgectl.errors import NotInstalledError
-from forgectl.model.plan import Program, Unit
+from forgectl.hosts.installation import install_command
+from forgectl.model.plan import PRELOAD, Program, Unit
 from forgectl.system.futures import Future
 from forgectl.system.loops import loop_of_calls
 
@@ -49,7 +51,8 @@ T = TypeVar("T")
 C = TypeVar("C", bound=Callable[..., Any])
 
 if missing := [p for m, p in (("zmq", "pyzmq"), ("cloudpickle", "cloudpickle")) if not importlib.util.find_spec(m)]:
-    raise NotInstalledError(f"actors and services need {' and '.join(missing)}: pip install {' '.join(missing)}")
+    cure = install_command(sys.executable, "actors", missing)
+    raise NotInstalledError(f"actors and services need {' and '.join(missing)}: {cure}")
 
 
 class ForgeActor(InHandles):
@@ -261,9 +264,7 @@ class ForgeActor(InHandles):
         settings, origin = cls._settings(), _origin(cls)
         _check_concrete(cls)
         procs = check_shape("procs", cls.procs)
-        preload = settings.preload
-        if preload is None:
-            preload = ["torch"] if importlib.util.find_spec("torch") else []
+        preload = PRELOAD if settings.preload is None else settings.preload
         if cls.with_gpus and settings.share_gpus_with is not None:
             raise ValueError("with_gpus and share_gpus_with exclude each other; keep one")
         return Unit(

@@ -291,6 +291,7 @@ class Agent:
                 shared=self._shared,
                 place=self.config.place,
                 agent=self.config.socket,
+                input=self.config.input,
                 emit=self.events.emit,
                 fork_server=self._servers.of,
                 leases=self._leases,

@@ -13,7 +13,7 @@ from forgectl.wire.envelope import Refusal
 TEXT_FIELDS: dict[type, tuple[str, ...]] = {
     Refused: ("error",),
     Refusal: ("message", "hint"),
-    StartFailed: ("message", "detail"),
+    StartFailed: ("message", "detail", "hint"),
     RankExited: ("oom", "error", "traceback", "log_tail"),
     Notice: ("message",),
     MessengerGone: ("why",),

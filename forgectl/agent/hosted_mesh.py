@@ -22,6 +22,7 @@ from forgectl.agent.log_clock import LogClock
 from forgectl.agent.reports import exit_report
 from forgectl.agent.run_leases import RunLeases
 from forgectl.hosts import gpu_leases, interface
+from forgectl.hosts.installation import install_command
 from forgectl.model.environment import launch_environment
 from forgectl.model.mesh_share import MeshShare
 from forgectl.names import STOP_FILE
@@ -83,6 +84,7 @@ class HostMesh:
         shared: SharedFolders,
         place: str,
         agent: str,
+        input: str,
         emit: Callable[[Happening], None],
         fork_server: Callable[[MeshShare], ForkServer],
         leases: RunLeases,
@@ -97,6 +99,7 @@ class HostMesh:
         self._shared = shared
         self._place = place
         self._agent = agent  # this agent's own socket
+        self._input = input  # the socket that lends the one rank of the run its standard input, or ""
         self._logs = run_dir / "logs" / share.mesh
         self._emit = emit
         self._fork_server = fork_server
@@ -193,17 +196,25 @@ class HostMesh:
                 return
             if generation.listener is not None:
                 await self._serve_store(server, generation, order.master_addr)
-            elif self.share.hosts > 1 and self._store_is_served_at_once:
+            elif self.share.hosts > 1 and self._serves_at_once(server):
                 await interface.check_reachable(order.master_addr, order.master_port)
             await asyncio.gather(*(self._start_rank(server, generation, order, n) for n in self.share.ranks))
         except ForkServerError as e:
             if generation.stopping.is_set():
                 return
             what = f"could not start on host {self.host}: {e}"
-            self._emit(StartFailed(self.share.mesh, generation.number, what, e.detail))
+            self._emit(StartFailed(self.share.mesh, generation.number, what, e.detail, *self._lacking(e.absent)))
         except OSError as e:
             what = f"could not start on host {self.host}: {e}"
             self._emit(StartFailed(self.share.mesh, generation.number, what))
+
+    def _lacking(self, module: str) -> tuple[int, str | None]:
+        """The exit code and the hint for a module that cannot be preloaded as it is not installed; "": for all else."""
+        if not module:
+            return 1, None
+        if module != "torch":
+            return 69, f"install it for {self.share.python}, or correct `preload`"
+        return 69, install_command(self.share.python, "torch", ["torch", "numpy"])
 
     @staticmethod
     async def _warm(server: ForkServer, generation: Generation) -> bool:
@@ -219,7 +230,7 @@ class HostMesh:
 
     async def _serve_store(self, server: ForkServer, generation: Generation, address: str) -> None:
         """Serve the store: now if ranks will need it at once, else when somebody first dials it."""
-        if self._store_is_served_at_once:
+        if self._serves_at_once(server):
             await self._fork_store(server, generation, address)
             return
         assert generation.listener is not None
@@ -233,11 +244,10 @@ class HostMesh:
         generation.listener.setblocking(False)
         loop.add_reader(generation.listener, on_dial)
 
-    @property
-    def _store_is_served_at_once(self) -> bool:
+    def _serves_at_once(self, server: ForkServer) -> bool:
         """Whether to fork the store now: ranks will dial it soon, and other hosts' agents dial it before they start."""
         wanted = not self.share.stays or self.share.hosts > 1
-        return wanted and "torch" in self.share.preload and self.share.start_method == "fork"
+        return wanted and server.has_torch
 
     async def _fork_store(self, server: ForkServer, generation: Generation, address: str) -> None:
         listener = generation.listener
@@ -288,6 +298,7 @@ class HostMesh:
                 "cgroup": str(generation.enclosure.cgroup_procs_path or ""),
                 "workdir": self.share.workdir,
                 "start_method": self.share.start_method,
+                "input": self._input if self.share.kind == "script" else "",
                 "program": {
                     "kind": self.share.program.kind,
                     "target": self.share.program.target,

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from forgectl.errors import NotInstalledError, SpecError
+from forgectl.errors import NotInstalledError, SpecError, UsageError
+from forgectl.hosts.installation import install_command
 from forgectl.model.plan import MeshPlan, Plan
 
 if TYPE_CHECKING:
@@ -23,6 +24,14 @@ PACKAGES = {"torch": "torch", "zmq": "pyzmq", "cloudpickle": "cloudpickle"}
 """Module → the name of its pip package."""
 MESSAGES = {"zmq", "cloudpickle"}
 """Modules that actors need for messages."""
+
+
+def here() -> Path:
+    """The current folder; raises UsageError if it was removed, since nothing can be started in it."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise UsageError("the current folder was removed", hint="cd to one that exists") from None
 
 
 @contextlib.contextmanager
@@ -61,7 +70,7 @@ def _refuse_actors_without_messages(plan: Plan) -> None:
     missing = [PACKAGES[module] for module in sorted(MESSAGES) if not importlib.util.find_spec(module)]
     if missing and any(sys.executable in m.python.values() for m in meshes):
         message = f"actors and services need {' and '.join(missing)}, which {sys.executable} does not have"
-        raise NotInstalledError(message, hint=f"{shlex.quote(sys.executable)} -m pip install {' '.join(missing)}")
+        raise NotInstalledError(message, hint=install_command(sys.executable, "actors", missing))
 
 
 def _refuse_hosts_without_what_they_need(plan: Plan, hosts: Hosts) -> None:

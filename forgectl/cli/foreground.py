@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -9,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from forgectl.cli.views import render
 from forgectl.cli.views.host_news import HostNews, only_waits_for
@@ -27,6 +29,9 @@ from forgectl.model.status import MeshStatus, RunStatus
 from forgectl.protocol.control import FollowLogs
 from forgectl.transport.survey import Hosts
 
+if TYPE_CHECKING:
+    from forgectl.cli.lent_input import LentInput
+
 
 @dataclass(frozen=True)
 class LaunchOptions:
@@ -35,6 +40,7 @@ class LaunchOptions:
     detach: bool
     timeout: float | None
     as_json: bool
+    lends_input: bool = False  # to the one rank of the plan, if this command can
 
 
 def launch_plan(plan: Plan, hosts: Hosts, spec_text: bytes, how: LaunchOptions, *, name_is_given: bool) -> int:
@@ -44,12 +50,19 @@ def launch_plan(plan: Plan, hosts: Hosts, spec_text: bytes, how: LaunchOptions, 
         from forgectl.cli.syncing import sync_workdir
 
         sync_workdir(plan, hosts, deadline)
-    with Signals().noted() as signals:
+    lent = None
+    if how.lends_input and not how.detach:
+        from forgectl.cli.lent_input import lent_input
+
+        lent = lent_input(as_json=how.as_json, restarts=any(m.restart.max for m in plan.meshes))
+        plan = dataclasses.replace(plan, lends_input=lent is not None)
+    with Signals().noted() as signals, lent.signals() if lent else contextlib.nullcontext():
+        opened: dict[str, Any] = {"made": lent.open} if lent else {}
         handed = hosts.descriptors({h.name for h in plan.hosts})
-        run = begin_run(plan, spec_text, name_is_given=name_is_given, own=not how.detach, handed=handed)
+        run = begin_run(plan, spec_text, name_is_given=name_is_given, own=not how.detach, handed=handed, **opened)
         hosts.hand_over()
         watch = RunWatch(run, signals, owner=not how.detach, logs=None if how.detach else FollowLogs())
-        launch = _Launch(run, watch, as_json=how.as_json, deadline=deadline, with_logs=not how.detach)
+        launch = _Launch(run, watch, as_json=how.as_json, deadline=deadline, with_logs=not how.detach, lent=lent)
         try:
             return launch.until_up() if how.detach else launch.until_ended()
         except BrokenPipeError:  # `forgectl launch … | head`: the reader has ended
@@ -57,6 +70,9 @@ def launch_plan(plan: Plan, hosts: Hosts, spec_text: bytes, how: LaunchOptions, 
             for _ in watch.steps():
                 pass
             raise
+        finally:
+            if lent:
+                lent.close()
 
 
 def follow(run: RunDir, last: int) -> int:
@@ -97,6 +113,7 @@ class _Launch:
         deadline: float | None,
         with_logs: bool,
         last: int | None = None,
+        lent: LentInput | None = None,
     ) -> None:
         self._run = run
         self._watch = watch
@@ -105,7 +122,8 @@ class _Launch:
         self._with_logs = with_logs
         self._last = last  # of logs that exist already, only so many lines
         self._deadline = deadline
-        self._stderr = render.stderr()
+        self._lent = lent
+        self._stderr = render.stderr(lent.stderr if lent else None)
         self._shown: dict[str, tuple[str, int]] = {}  # mesh → the state and generation that were last printed
         self._restarts: dict[str, int] = {}  # mesh → the number of the restart that was last printed
         self._interrupts = 0  # signals that were printed
@@ -143,6 +161,10 @@ class _Launch:
             self._take(status)
             self._show_logs()
             self._leave_if_hurried()
+            if self._lent and self._lent.unanswered():
+                self._print("the program got Ctrl-C; again to end the run")
+        if self._lent:
+            self._lent.close()
         self._logs.end()
         while not self._logs.done:
             self._show_logs()
@@ -162,7 +184,7 @@ class _Launch:
         for mesh in status.meshes:
             seen = self._with_logs and _one_place(self._output, sys.stderr)
             report = render.failure_report(mesh, seen=seen) if mesh.state in ("failed", "lost") else None
-            if report is not None:
+            if report is not None and not _is_the_error(mesh, status) and not self._was_interrupted(mesh):
                 self._stderr.print(report)
         if self._json:
             _print_json(status)
@@ -176,6 +198,11 @@ class _Launch:
             )
         return status.exit_code or 0
 
+    def _was_interrupted(self, mesh: MeshStatus) -> bool:
+        """Whether the program ended by the Ctrl-C that it got from its terminal."""
+        by = [rank.signal or rank.exit_code for rank in mesh.ranks]
+        return bool(self._lent and self._lent.interrupts) and by in ([signal.SIGINT], [128 + signal.SIGINT])
+
     # ------------------------------------------------------------ one step
 
     def _next_deadline(self) -> float | None:
@@ -188,7 +215,9 @@ class _Launch:
             self._print_changes(status)
             for mesh in status.meshes:
                 for rank in mesh.ranks:
-                    if rank.log and self._with_logs:
+                    if rank.log and self._lent and self._lent.terminal:
+                        self._lent.write_log(Path(rank.log))
+                    elif rank.log and self._with_logs:
                         self._logs.add(LogSource(f"{mesh.mesh}/{rank.rank}@{rank.host}", Path(rank.log)), self._last)
             self._last = None
         late = self._next_deadline()
@@ -233,9 +262,9 @@ class _Launch:
                 self._print_state(mesh, status)
 
     def _print_state(self, mesh: MeshStatus, status: RunStatus) -> None:
-        if status.ended and mesh.failure and mesh.state in ("failed", "lost"):
-            return  # its report follows, after the logs
-        if mesh.state == "stopping" and (not mesh.reason or self._watch.signals):
+        if mesh.failure and ((status.ended and mesh.state in ("failed", "lost")) or _is_the_error(mesh, status)):
+            return  # its report follows, after the logs, or the error of the launch
+        if mesh.state == "stopping" and (not mesh.reason or self._watch.signals or self._was_interrupted(mesh)):
             return  # it is done, or ends as was just printed; its end follows
         if mesh.up:
             ranks = f"{mesh.desired} {'rank' if mesh.desired == 1 else 'ranks'}"
@@ -248,6 +277,12 @@ def _one_place(*streams: TextIO) -> bool:
     """Whether what is written to the streams is read in one place, as in a terminal."""
     places = {(found.st_dev, found.st_ino) for found in (os.fstat(stream.fileno()) for stream in streams)}
     return len(places) == 1
+
+
+def _is_the_error(mesh: MeshStatus, status: RunStatus) -> bool:
+    """Whether a mesh's failure is no more than the error with which the launch ends."""
+    why = mesh.failure
+    return bool(why and status.error and not (why.traceback or why.log_tail) and why.message in status.error.message)
 
 
 def _print_json(status: RunStatus) -> None:

@@ -31,11 +31,12 @@ def launch(
     """
     import os
 
-    from forgectl.cli.begin import planned
+    from forgectl.cli.begin import here, planned
     from forgectl.cli.foreground import LaunchOptions, launch_plan
     from forgectl.cli.interpreters import modules_of
     from forgectl.spec.load import load
 
+    here()
     loaded = load(spec, overrides=overrides, environ=os.environ, name=name, interpreters=modules_of)
     if replace:
         from forgectl.cli.foreground import end_living

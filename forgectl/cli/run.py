@@ -1,112 +1,206 @@
-"""`forgectl run`: runs one script as torchrun does; it makes the spec from its options."""
+"""`forgectl run`: runs one program as torchrun does; it makes the spec from its options."""
 
 from __future__ import annotations
 
-import contextlib
-from pathlib import Path
 from typing import Any
 
 import click
 
-from forgectl.cli import parameters
+from forgectl.cli import parameters, torchrun_options
+
+COUNTED = ("auto", "gpu", "cpu")
 
 
-@parameters.command(context_settings={"allow_interspersed_args": False})
-@parameters.argument("script", nargs=-1, metavar="[SCRIPT [ARGS]...]", help="A Python file and its arguments.")
-@click.option(
-    "-n",
-    "--nproc",
-    "procs",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Processes, over all hosts together.",
+class _Count(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic in some versions
+    """A number of processes, or what to count on this machine."""
+
+    name = "count"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value in COUNTED:
+            return str(value)
+        try:
+            number = int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor one of {', '.join(COUNTED)}.", param, ctx)
+        if number < 1:
+            self.fail(f"{number} is not in the range x>=1.", param, ctx)
+        return number
+
+
+@parameters.command(
+    context_settings={"allow_interspersed_args": False, "token_normalize_func": torchrun_options.hyphens},
+    epilog="Exit codes: that of the program; 64 for wrong usage, 66 for a missing file, 69 where a host lacks what "
+    "ranks need, 75 for what may work later, 130 after Ctrl-C. FORGECTL_HOME is where runs are kept.",
 )
+@parameters.argument(
+    "words", nargs=-1, metavar="PROGRAM [ARGS]...", help="A Python file, or any other program, and its arguments."
+)
+@click.option(
+    "-n", "--nproc", "procs", type=_Count(), metavar="N", help="Processes, over all hosts together; default: 1."
+    " gpu: one per GPU of this machine, cpu: one per core, auto: gpu where there are GPUs, else cpu."
+)  # fmt: skip
+@click.option("--nproc-per-node", "per_host", type=_Count(), metavar="N", help="Processes per host, as for torchrun.")
 @click.option("--gpus", is_flag=True, help="One GPU per process.")
 @click.option(
     "--host", "hosts", multiple=True, metavar="H", help="A host; ranks are spread evenly over all that are named."
 )
-@click.option("-m", "--module", metavar="MODULE", help="A module instead of a file.")
+@click.option("-m", "--module", is_flag=True, help="PROGRAM is a module, as after python -m.")
+@click.option("--no-python", is_flag=True, help="PROGRAM is no Python file, whatever it looks like.")
 @click.option("--env", "-e", multiple=True, metavar="K=V", help="An environment variable of the ranks.")
+@click.option("--workdir", metavar="DIR", help="Where ranks start and import from; default: this folder.")
+@click.option("--python", metavar="PATH", help="The interpreter of the ranks; default: forgectl's own.")
 @click.option(
-    "--max-restarts",
-    "restarts",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Restart the mesh at most N times.",
+    "--preload", multiple=True, metavar="MODULE",
+    help="A module that is imported once, before ranks are forked; default: torch, where it is installed. '': none.",
+)  # fmt: skip
+@click.option(
+    "--start-method",
+    type=click.Choice(["fork", "spawn"]),
+    help="spawn: each rank is a fresh interpreter, as torchrun's; default: fork, which starts sooner.",
 )
+@click.option(
+    "--max-restarts", "restarts", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
+    help="Restart the mesh at most N times.",
+)  # fmt: skip
 @click.option(
     "--time-limit",
     "limit",
     metavar="TIME",
     help="How long it may run, such as 2h, restarts included; then it has failed, with exit code 124.",
 )
+@click.option("--standalone", is_flag=True, hidden=True, expose_value=False)  # torchrun's for what we do anyway
+@click.option("--nnodes", hidden=True)
+@torchrun_options.refused
 @parameters.detach
-@parameters.run_name
+@click.option("--name", metavar="NAME", help="Name of the run; default: that of the program.")
 @parameters.timeout
 @parameters.run_as_json
+@click.pass_context
 def run(
-    script: tuple[str, ...],
-    procs: int,
+    ctx: click.Context,
+    words: tuple[str, ...],
+    procs: int | str | None,
+    per_host: int | str | None,
     gpus: bool,
     hosts: tuple[str, ...],
-    module: str | None,
+    module: bool,
+    no_python: bool,
     env: tuple[str, ...],
+    workdir: str | None,
+    python: str | None,
+    preload: tuple[str, ...],
+    start_method: str | None,
     restarts: int,
     limit: str | None,
+    nnodes: str | None,
     detach: bool,
     name: str | None,
     timeout: float | None,
     as_json: bool,
 ) -> int:
-    """Run SCRIPT on N processes, as torchrun would.
+    """Run a program on N processes, as torchrun would.
 
-    Options of forgectl come before SCRIPT, its own arguments after it.
-    """
+    Options of forgectl come before PROGRAM, its own arguments after it. torchrun's spellings are known, too.
+
+    \b
+    forgectl run train.py --lr 3
+    forgectl run -n 4 --gpus -m package.train
+    forgectl run -n 8 --host a --host b train.py
+    """  # noqa: D301 (\b is click's mark for lines that stay as they are)
     import os
 
-    from forgectl.cli.begin import planned
+    from forgectl.cli.begin import here, planned
     from forgectl.cli.foreground import LaunchOptions, launch_plan
+    from forgectl.cli.program import mesh_name, program_of
     from forgectl.errors import SpecError, UsageError
     from forgectl.spec.load import parse
 
-    kind, words = _program(list(script), module)
-    mesh = _mesh_name(words[0])
-    ranks: dict[str, Any] = {"procs": procs, "with_gpus": gpus, "env": _environment(env), "restart": {"max": restarts}}
-    if limit is not None:
-        ranks["time_limit"] = limit
-    text = _spec(name or mesh, mesh, {kind: words, **ranks}, hosts)
+    folder = here()
+    _refuse_what_cannot_be_had(ctx, nnodes, hosts)
+    start = (folder / workdir).absolute() if workdir is not None else folder
+    kind, program = program_of(
+        list(words), module=module, command=no_python, workdir=None if start == folder else start
+    )
+    mesh = mesh_name(kind, program[0])
+    count, with_gpus = _count(procs, per_host, gpus, hosts)
+    ranks: dict[str, Any] = {"procs": count, "with_gpus": with_gpus, "env": _environment(env)}
+    ranks |= {"restart": {"max": restarts}}
+    ranks |= {
+        key: value
+        for key, value in (("python", python), ("start_method", start_method), ("time_limit", limit))
+        if value is not None
+    }
+    if preload:
+        ranks["preload"] = [module for module in preload if module]
+    text = _spec({"name": name or mesh, "workdir": str(start)}, mesh, {kind: program, **ranks}, hosts)
     try:
-        spec = parse(text, source="forgectl run", folder=Path.cwd(), environ=os.environ)
+        spec = parse(text, source="forgectl run", folder=folder, environ=os.environ)
         with planned(spec) as (plan, reached):
-            how = LaunchOptions(detach=detach, timeout=timeout, as_json=as_json)
+            how = LaunchOptions(
+                detach, timeout, as_json, lends_input=count == 1 and all(host.local for host in plan.hosts)
+            )
             return launch_plan(plan, reached, text, how, name_is_given=name is not None)
     except SpecError as e:
-        raise UsageError("\n".join(f"{_option(p.where, mesh)}: {p.message}" for p in e.problems), hint=e.hint) from None
+        hint = "leave out --gpus to run on CPUs" if e.hint and not hosts else e.hint
+        raise UsageError("\n".join(f"{_option(p.where, mesh)}: {p.message}" for p in e.problems), hint=hint) from None
 
 
-def _program(words: list[str], module: str | None) -> tuple[str, list[str]]:
-    """What ranks run, as a key of a spec and its value; raises UsageError, and NotFoundError for a missing file."""
-    from forgectl.errors import NotFoundError, UsageError
+def _refuse_what_cannot_be_had(ctx: click.Context, nnodes: str | None, hosts: tuple[str, ...]) -> None:
+    from forgectl.errors import UsageError
 
-    if module is not None:
-        return "module", [module, *words]
-    if not words:
-        raise UsageError("nothing to run: name a SCRIPT, or a module with -m", hint="forgectl run -n 2 train.py")
-    path = Path(words[0]).expanduser()
-    if not path.is_file():
-        raise NotFoundError(f"no script {words[0]}; looked in {Path.cwd()}", hint=_near(words[0]))
-    return "run", [str(path), *words[1:]]
+    problems = torchrun_options.complaints(ctx)
+    machines = max(1, len(hosts))
+    if nnodes is not None and nnodes not in (str(machines), f"{machines}:{machines}"):
+        problems.append(
+            f"--nnodes {nnodes}: leave it out; a mesh has as many machines as --host names, here {machines}"
+        )
+    if problems:
+        raise UsageError("\n".join(problems))
 
 
-def _spec(name: str, mesh: str, body: dict[str, Any], hosts: tuple[str, ...]) -> bytes:
+def _count(procs: int | str | None, per_host: int | str | None, gpus: bool, hosts: tuple[str, ...]) -> tuple[int, bool]:
+    """The number of processes over all hosts, and whether each gets a GPU."""
+    from forgectl.errors import UsageError
+
+    if procs is not None and per_host is not None:
+        raise UsageError("-n counts the processes of all hosts, --nproc-per-node those of each; keep one")
+    wanted = procs if per_host is None else per_host
+    if wanted is None:
+        return 1, gpus
+    number = wanted
+    if isinstance(number, str):
+        if set(hosts) - {"local"}:
+            option = "-n" if per_host is None else "--nproc-per-node"
+            raise UsageError(f"{option} {wanted}: it counts what this machine has; give a number for other hosts")
+        number, with_gpus = _counted(number, gpus)
+        gpus = gpus or with_gpus
+    return number * (len(hosts) or 1) if per_host is not None else number, gpus
+
+
+def _counted(what: str, gpus: bool) -> tuple[int, bool]:
+    """How many of them this machine has, and whether they are GPUs."""
+    import os
+
+    from forgectl.errors import UsageError
+    from forgectl.hosts.gpus import discover
+
+    cores = len(os.sched_getaffinity(0))
+    if what == "cpu":
+        return cores, False
+    found = len(discover("auto", host="local", environ=os.environ).gpus)
+    if found:
+        return found, True
+    if what == "gpu" or gpus:
+        raise UsageError(f"-n {what}: this machine has no GPU", hint="use -n cpu, without --gpus, to run on CPUs")
+    return cores, False
+
+
+def _spec(top: dict[str, Any], mesh: str, body: dict[str, Any], hosts: tuple[str, ...]) -> bytes:
     """A spec of one mesh, spread over all `hosts`, as YAML."""
     import yaml
 
-    spec: dict[str, Any] = {"name": name, "scripts": {mesh: body}}
+    spec: dict[str, Any] = {**top, "scripts": {mesh: body}}
     if hosts:
         spec |= {"hosts": list(hosts), "scripts": {mesh: body | {"hosts": len(hosts)}}}
     return yaml.safe_dump(_literal(spec), sort_keys=False, allow_unicode=True).encode()
@@ -114,29 +208,15 @@ def _spec(name: str, mesh: str, body: dict[str, Any], hosts: tuple[str, ...]) ->
 
 def _option(where: str, mesh: str) -> str:
     """The option for a place in the spec: the user did not write that spec, so its places would not help them."""
-    options = {"name": "--name", "hosts": "--host"}
-    options |= {f"scripts.{mesh}.{key}": f"--{key}" for key in ("env", "module")}
-    options[f"scripts.{mesh}.time_limit"] = "--time-limit"
-    options |= {f"scripts.{mesh}.procs": "-n", f"scripts.{mesh}.with_gpus": "--gpus", f"scripts.{mesh}.run": "SCRIPT"}
+    if where.startswith(variable := f"scripts.{mesh}.env."):
+        return f"--env {where.removeprefix(variable)}"
+    options = {"name": "--name", "hosts": "--host", "workdir": "--workdir"}
+    own = {"procs": "-n", "with_gpus": "--gpus", "module": "-m", "run": "PROGRAM", "command": "PROGRAM"}
+    own |= {"python": "--python", "preload": "--preload", "start_method": "--start-method", "restart": "--max-restarts"}
+    own |= {"time_limit": "--time-limit"}
+    options |= {f"scripts.{mesh}.{key}": option for key, option in own.items()}
     near = [option for key, option in options.items() if where == key or where.startswith((f"{key}.", f"{key}["))]
     return near[0] if near else where or "forgectl run"
-
-
-def _near(target: str) -> str | None:
-    from forgectl.names import nearest
-
-    with contextlib.suppress(OSError):
-        names = [p.name for p in Path(target).expanduser().absolute().parent.iterdir()]
-        near = nearest(Path(target).name, names[:1000])
-        return f"did you mean {near!r}?" if near else None
-    return None
-
-
-def _mesh_name(target: str) -> str:
-    from forgectl.names import name_of
-
-    stem = Path(target).stem if target.endswith(".py") else target.rpartition(".")[2]
-    return name_of(stem, "script")
 
 
 def _environment(pairs: tuple[str, ...]) -> dict[str, str]:

@@ -44,6 +44,7 @@ def agent_config(
         place=host.place,
         messages=str(run.messages) if host.local else "",
         membership=membership,
+        input=str(run.sockets / "input") if plan.lends_input and host.local else "",
         leaves=not host.local,
     )
 

@@ -152,7 +152,7 @@ def _check_gone(mesh: MeshState, host: str, what: MeshGone) -> None:
 
 _CHECKS: dict[type, Any] = {
     StoreOpened: _check_store,
-    StartFailed: lambda mesh, host, what: None,
+    StartFailed: lambda mesh, host, what: _number("code", what.code, 1, 255),
     RankStarted: _check_started,
     RankExited: _check_exited,
     MeshGone: _check_gone,

@@ -295,8 +295,8 @@ class Run:
             mesh.report_counts[host] = mesh.report_counts.get(host, 0) + 1
             if mesh.stop is not None:
                 return
-            why = what.message[:MOST_TEXT]
-            self._cannot_start(now, mesh, why, what.detail, Refusal(1, f"mesh {mesh.name} {why}"))
+            why, hint = what.message[:MOST_TEXT], (what.hint or "")[:MOST_TEXT] or None
+            self._cannot_start(now, mesh, why, what.detail, Refusal(what.code, f"mesh {mesh.name} {why}", hint))
 
     def _roll_back(self, now: float, error: Refusal) -> None:
         """End all that was started, as the launch cannot succeed."""

@@ -36,12 +36,13 @@ def begin_run(
     handed: Mapping[str, Sequence[int]] = MappingProxyType({}),
     coming: Unit | None = None,
     meanwhile: Callable[[], None] = _nothing,
+    made: Callable[[RunDir], None] = lambda run: None,
 ) -> RunDir:
     """Make the run's directory and start its controller; returns once the controller listens.
 
     With `own` the run ends when this process does. `handed`: the descriptors of ssh hosts, as in
     `client.start_controller`. `coming`: the mesh that will be added first; its fork server starts now. `meanwhile` is
-    called once all processes are started.
+    called once all processes are started, `made` with the run's directory before any is.
 
     If a living run has the name, that is a BusyError if the user chose it, else the name gets a number. Raises
     ForgeError.
@@ -52,6 +53,7 @@ def begin_run(
         run, lock = run_dir.create(plan, spec_text, own=own)
     agent, later = None, _nothing
     try:
+        made(run)
         host, agent = _begin_agent(run, plan, secrets, coming)
         early = {host: (agent.pipe,)} if agent else {}
         if agent and agent.preloads and len(os.sched_getaffinity(0)) < ENOUGH_CORES:

@@ -22,6 +22,8 @@ LEASE = 30.0
 """Seconds that agents live on without a controller, by default."""
 LOG_LIMIT = 2 << 30
 """Bytes that one rank's log may take on disk, by default."""
+PRELOAD = ("torch?",)
+"""What fork servers import once, by default; a module with `?` only where it is installed."""
 SYNC_LIMIT = 1 << 30
 """Bytes of workdir that may be copied to ssh hosts, by default."""
 BACKOFF = 1.0
@@ -88,9 +90,9 @@ class HostPlan:
 class Program:
     """What each rank of a mesh runs.
 
-    file: a Python file, `target` is its path; module: as `python -m target`; command: any program, `target` is looked
-    up in PATH; actor: `target` is module:Class (the driver has its constructor arguments); resident: a driver without
-    a script, which serves `forgectl call`.
+    file: a Python file, `target` is its path from workdir; module: as `python -m target`; command: any program,
+    `target` is looked up in PATH; actor: `target` is module:Class (the driver has its constructor arguments);
+    resident: a driver without a script, which serves `forgectl call`.
     """
 
     kind: Literal["file", "module", "command", "actor", "resident"]
@@ -338,6 +340,7 @@ class Plan:
     sync: SyncKind = "content"  # how ssh hosts get workdir
     sync_limit: int = SYNC_LIMIT  # bytes of workdir that may be copied
     on_failure: OnFailure | None = field(default=None, metadata=UNLESS_DEFAULT)
+    lends_input: bool = field(default=False, metadata=UNLESS_DEFAULT)  # to its one rank, see cli/lent_input.py
 
     @property
     def may_grow(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from forgectl.model.plan import Declaration, MeshKind, Program, RestartPolicy, Unit
+from forgectl.model.plan import PRELOAD, Declaration, MeshKind, Program, RestartPolicy, Unit
 from forgectl.names import DRIVER
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _driver(program: Program, env: dict[str, str], python: str | None, time_limi
         with_gpus=False,
         env=env,
         python=python,
-        preload=() if program.kind == "command" else ("torch",),
+        preload=() if program.kind == "command" else PRELOAD,
         start_method="fork",
         restart=RestartPolicy(),
         time_limit=time_limit,

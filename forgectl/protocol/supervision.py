@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import TypeAlias
 
-from forgectl.frozen import dataclass
+from forgectl.frozen import UNLESS_DEFAULT, dataclass
 from forgectl.model.mesh_share import MeshShare
 from forgectl.model.plan import ForkServerPlan, Gpu
 from forgectl.model.status import FailureStatus, MeshStateName
@@ -47,6 +47,7 @@ class AgentConfig:
     place: str = ""  # of this machine in the run: "" is the launching machine
     messages: str = ""  # the folder of the sockets of actors' ranks; "": the agent finds one
     membership: Membership | None = None  # if actors of the run may be on several machines
+    input: str = field(default="", metadata=UNLESS_DEFAULT)  # the socket that has the standard input of the one rank
     leaves: bool = False  # remove the run directory when the controller sends Quit: on ssh hosts it is temporary
 
 
@@ -288,12 +289,17 @@ class StoreOpened:
 
 @dataclass(frozen=True)
 class StartFailed:
-    """A generation could not be started here; `detail` is a traceback or output, if any."""
+    """A generation could not be started here; `detail` is a traceback or output, if any.
+
+    `code` is the exit code of a launch that fails by it, `hint` says what to do.
+    """
 
     mesh: str
     generation: int
     message: str
     detail: str = ""
+    code: int = field(default=1, metadata=UNLESS_DEFAULT)
+    hint: str | None = field(default=None, metadata=UNLESS_DEFAULT)
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import faulthandler
+import fcntl
 import functools
 import importlib
 import os
 import runpy
 import signal
+import socket
 import sys
+import termios
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from forgectl import redaction
 from forgectl.boot import BOOT
 from forgectl.names import DRIVER
-from forgectl.rank import driver, error_file, proctitle
+from forgectl.rank import driver, error_file, late_variables, proctitle
 from forgectl.system.processes import die_with_parent
 
+LENT_SECONDS = 5.0
+"""Seconds in which the launching command must answer a rank that asks for its standard input."""
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 """Exit codes of a rank whose program cannot be run; the same as a shell's."""
 
@@ -34,12 +39,7 @@ def begin(parent: int, request: dict[str, Any], fds: list[int]) -> Callable[[], 
             file.write("0")
     die_with_parent(parent)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.dup2(fds[0], 1)
-    os.dup2(fds[0], 2)
-    os.close(null)
-    os.close(fds[0])
+    _open_streams(request["input"], fds[0])
     for lease in fds[1:]:
         os.set_inheritable(lease, True)
     os.environ.pop("FORGE_ROLE", None)
@@ -50,6 +50,29 @@ def begin(parent: int, request: dict[str, Any], fds: list[int]) -> Callable[[], 
     proctitle.set_title(f"forgectl rank {os.environ['FORGE_MESH']}/{os.environ['RANK']}: {program['target']}")
     _reseed()
     return functools.partial(run, program["kind"], program["target"], program["args"], request["workdir"])
+
+
+def _open_streams(lender: str, log: int) -> None:
+    """Give this process its standard streams: no input and the log, or what the launching command lends."""
+    kind, given = _borrowed(lender) if lender else (b"", os.open(os.devnull, os.O_RDONLY))
+    if kind == b"terminal":
+        fcntl.ioctl(given, termios.TIOCSCTTY, 0)
+    os.dup2(given, 0)
+    for stream in (1, 2):
+        os.dup2(given if kind == b"terminal" else log, stream)
+    os.close(given)
+    os.close(log)
+
+
+def _borrowed(lender: str) -> tuple[bytes, int]:
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(LENT_SECONDS)
+            connection.connect(lender)
+            kind, (given, *_), _, _ = socket.recv_fds(connection, 100, 1)
+            return kind, given
+    except (OSError, ValueError):  # the command has ended, and so will the run
+        return b"", os.open(os.devnull, os.O_RDONLY)
 
 
 def main(arguments: list[str]) -> None:
@@ -70,6 +93,8 @@ def run(kind: str, target: str, args: list[str], workdir: str) -> None:
     os.chdir(workdir)
     stdio.install()
     faulthandler.enable()
+    if "PYTHONBREAKPOINT" not in os.environ and _has_no_input():
+        sys.breakpointhook = _no_breakpoint
     sys.argv = [target, *args]
     main_module = types.ModuleType("__main__")
     main_module.__dict__.update(__builtins__=__builtins__, __annotations__={})
@@ -80,22 +105,60 @@ def run(kind: str, target: str, args: list[str], workdir: str) -> None:
         _put_first(workdir)
         if os.environ["FORGE_MESH"] == DRIVER and not driver.begin(kind):
             return
+        if kind in ("file", "module") and os.environ["FORGE_MESH"] != DRIVER:
+            late_variables.hide_torch()
         if kind == "actor":
             importlib.import_module("forgectl.rank.actor").run()
         elif kind == "module":
             runpy._run_module_as_main(target, alter_argv=True)  # type: ignore[attr-defined]
         else:
-            _put_first(os.path.dirname(os.path.realpath(target)))  # noqa: PTH120 (as python does)
-            _run_file(target, main_module)
+            file = os.path.join(workdir, target)  # noqa: PTH118
+            _put_first(os.path.dirname(os.path.realpath(file)))  # noqa: PTH120 (as python does)
+            _run_file(file, main_module)
     except SystemExit:
         raise
     except BaseException as e:
         e.__traceback__ = error_file.without_our_frames(e.__traceback__)
+        if isinstance(e, ModuleNotFoundError) and e.name == "torch":
+            _end_without_torch(target)
+        if type(e).__module__ == "bdb" and _has_no_input():  # BdbQuit, at the end of input
+            _no_breakpoint()
         interrupted = isinstance(e, KeyboardInterrupt)
         if not interrupted and os.getpid() == rank and (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):
             error_file.write_error_file(path, e)
         _hide_our_frames(e.__traceback__)
         raise
+
+
+def _has_no_input() -> bool:
+    """Whether standard input is /dev/null."""
+    try:
+        return os.fstat(0).st_rdev == os.stat(os.devnull).st_rdev  # noqa: PTH116
+    except OSError:
+        return True
+
+
+def _no_breakpoint(*_: object, **__: object) -> NoReturn:
+    """End this rank at its breakpoint, with one line that says how to have a debugger."""
+    print(  # noqa: T201
+        "forgectl: this rank has no terminal for its breakpoint: run it alone in the foreground, by "
+        "`forgectl run -n 1` on this machine, or set PYTHONBREAKPOINT (0 skips breakpoints)",
+        file=sys.stderr,
+    )
+    sys.exit(1)
+
+
+def _end_without_torch(target: str) -> NoReturn:
+    """End this rank, whose program imports torch where it is not installed, with one line that says what to do."""
+    from forgectl.errors import NotInstalledError
+    from forgectl.hosts.installation import install_command
+
+    cure = install_command(sys.executable, "torch", ["torch", "numpy"])
+    error = NotInstalledError(f"{target} imports torch, which {sys.executable} does not have; install it: {cure}")
+    if place := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        error_file.write_error_file(place, error)
+    print(f"forgectl: {error}", file=sys.stderr)  # noqa: T201
+    sys.exit(error.exit_code)
 
 
 def _hide_our_frames(trace: types.TracebackType | None) -> None:

@@ -161,6 +161,9 @@ def install() -> None:
     stdout_errors = getattr(sys.stdout, "errors", None) or "strict"  # what CPython chose for this locale
     sys.stdout = sys.__stdout__ = _replace(sys.stdout, 1, "<stdout>", stdout_errors)  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = _replace(sys.stderr, 2, "<stderr>", "backslashreplace")  # type: ignore[misc]
+    if sys.stdin is not None:  # made for another descriptor: it may have looked at what that one can do
+        encoding, errors = sys.stdin.encoding, sys.stdin.errors
+        sys.stdin = sys.__stdin__ = open(0, encoding=encoding, errors=errors, closefd=False)  # type: ignore[misc]  # noqa: SIM115
     os.register_at_fork(after_in_child=_forget_losses)
     atexit.register(_mark_losses)
 

@@ -8,7 +8,17 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from forgectl.errors import SpecProblem
-from forgectl.model.plan import BACKOFF, LEASE, LOG_LIMIT, SERVICE_RESTART, SYNC_LIMIT, OnFailure, Program, SyncKind
+from forgectl.model.plan import (
+    BACKOFF,
+    LEASE,
+    LOG_LIMIT,
+    PRELOAD,
+    SERVICE_RESTART,
+    SYNC_LIMIT,
+    OnFailure,
+    Program,
+    SyncKind,
+)
 from forgectl.spec.hosts import DRIVERS_HOST, LOCAL, Env, Hosts, Model
 from forgectl.spec.hosts import Host as Host  # noqa: PLC0414  (re-exported)
 from forgectl.spec.problems import Place, find, problem
@@ -19,8 +29,8 @@ from forgectl.spec.scalars import (
     Count,
     Interpreter,
     Lease,
-    Module,
     Name,
+    Preloaded,
     Procs,
     Size,
     SomeText,
@@ -90,7 +100,9 @@ class Mesh(Model):
     )
     start_method: StartMethod = Field(default="fork", description="fork: from a warm fork server; spawn: afresh")
     python: Interpreter | None = Field(default=None, description="Another interpreter than the host's")
-    preload: tuple[Module, ...] = Field(default=("torch",), description="Modules that its fork server imports once")
+    preload: tuple[Preloaded, ...] = Field(
+        default=PRELOAD, description="Modules that its fork server imports once; `NAME?`: where it is installed"
+    )
 
 
 class Actor(Mesh):
@@ -125,7 +137,7 @@ class Runnable(Model):
 
     @property
     def program(self) -> Program:
-        """What each rank runs; a file's path is absolute once the spec is loaded."""
+        """What each rank runs; a file's path is as written, from workdir."""
         for kind, words in (("file", self.run), ("module", self.module), ("command", self.command)):
             if words:
                 return Program(kind, words[0], words[1:])  # type: ignore[arg-type]

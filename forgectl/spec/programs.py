@@ -23,15 +23,19 @@ def find_workdir(document: Document, folder: Path, problems: Problems) -> Path |
 
 
 def find_files(document: Document, workdir: Path, problems: Problems) -> Document:
-    """The document with the file of each `run:` as an absolute path."""
+    """The document, after a look for the file of each `run:`; relative ones begin at `workdir`.
+
+    Paths stay as written, as ranks get them as sys.argv[0], unless they would lead elsewhere in a copy of workdir.
+    """
     files = _Files(workdir, problems)
     copied_to = {host.name for host in document.hosts if not host.local and document.sync == "content"}
     scripts = {}
     for name, script in document.scripts.items():
         copied = bool(copied_to) if not isinstance(script.hosts, tuple) else not copied_to.isdisjoint(script.hosts)
         scripts[name] = files.found(script, step("scripts", name), copied=copied)
-    driver = document.driver and files.found(document.driver, "driver")
-    return document.model_copy(update={"scripts": scripts, "driver": driver})
+    if document.driver:
+        files.found(document.driver, "driver")
+    return document.model_copy(update={"scripts": scripts})
 
 
 @dataclass
@@ -41,7 +45,7 @@ class _Files:
     listings: dict[Path, list[str]] = field(default_factory=dict)
 
     def found(self, script: R, where: str, *, copied: bool = False) -> R:
-        """`script` with its file as an absolute path; a missing file is added to the problems.
+        """`script`, after a look for its file; a missing one is added to the problems.
 
         `copied`: it may run on hosts that get only a copy of workdir, so its file must be in workdir.
         """
@@ -52,11 +56,13 @@ class _Files:
         if not _is("file", path):
             self.problems.add(f"{where}.run", self.missing(target, path))
         elif copied:
-            path = path.parent.resolve() / path.name
-            if not path.is_relative_to(self.workdir):
+            real = path.parent.resolve() / path.name
+            if not real.is_relative_to(self.workdir):
                 message = f"{show(target)} is outside of workdir, and only workdir is copied to ssh hosts"
                 self.problems.add(f"{where}.run", f"{message}; move it there, or set sync: none if they have it")
-        return script.model_copy(update={"run": (str(path), *arguments)})
+            elif real != path or Path(target).is_absolute():
+                return script.model_copy(update={"run": (str(real), *arguments)})
+        return script
 
     def missing(self, target: str, path: Path) -> str:
         if _is("dir", path):

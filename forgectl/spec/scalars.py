@@ -151,8 +151,8 @@ def class_path(value: Any) -> str:
     return str(value)
 
 
-def module(value: Any) -> str:
-    if not _MODULE.fullmatch(text(value)):
+def preloaded(value: Any) -> str:
+    if not _MODULE.fullmatch(text(value).removesuffix("?")):
         raise wrong(f"expected the name of a module, got {show(value)}")
     return str(value)
 
@@ -262,7 +262,7 @@ Words = Annotated[
     WithJsonSchema({"anyOf": [_STRING, {**_TEXTS, "items": {"type": ["string", "number"]}, "minItems": 1}]}),
 ]
 ClassPath = Annotated[str, BeforeValidator(class_path), or_variable({"type": "string", "pattern": ":"})]
-Module = Annotated[str, BeforeValidator(module)]
+Preloaded = Annotated[str, BeforeValidator(preloaded)]
 Bare = Annotated[str, BeforeValidator(bare)]
 Folder = Annotated[str, BeforeValidator(folder)]
 Interpreter = Annotated[str, BeforeValidator(program)]

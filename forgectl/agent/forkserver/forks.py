@@ -22,11 +22,15 @@ from forgectl.system.processes import Identity, boot_id
 
 
 class ForkServerError(Exception):
-    """The fork server cannot serve; `detail` is a traceback or its output, or empty."""
+    """The fork server cannot serve; `detail` is a traceback or its output, or empty.
 
-    def __init__(self, message: str, detail: str = "") -> None:
+    `absent` is the module that it was to preload and that its interpreter does not have.
+    """
+
+    def __init__(self, message: str, detail: str = "", absent: str = "") -> None:
         super().__init__(message)
         self.detail = detail
+        self.absent = absent
 
 
 @dataclass
@@ -56,6 +60,7 @@ class ForkServer:
         self._asked: dict[int, asyncio.Future[ForkedProcess]] = {}
         self._children: dict[int, ForkedProcess] = {}
         self._outbox: list[tuple[bytes, list[int]]] = []
+        self.has_torch = False  # once it is warm
         self._was_checked = False  # whether somebody has read why it did not get warm, if it did not
         self.warm: asyncio.Future[None] = self._loop.create_future()
         self.warm.add_done_callback(lambda f: f.cancelled() or f.exception())  # so asyncio never logs it as unread
@@ -123,9 +128,10 @@ class ForkServer:
             return False
         message = json.loads(data)
         if "warm" in message:
+            self.has_torch = bool(message["torch"])
             self.warm.set_result(None)
         elif "cold" in message:
-            self.warm.set_exception(ForkServerError(message["cold"], message["traceback"]))
+            self.warm.set_exception(ForkServerError(message["cold"], message["traceback"], message.get("absent", "")))
         elif "forked" in message:
             identity = Identity(message["pid"], message["start_time"], boot_id())
             self._on_forked(message["forked"], identity, fds[0])

@@ -4,7 +4,7 @@ It has one thread and one loop, no CUDA and no monarch, so a child inherits only
 parent, the agent, talk over a SOCK_SEQPACKET pair. A request is one JSON object, with descriptors beside it.
 
     agent → server   {"fork": TOKEN, "what": "rank"|"store", …} + descriptors
-    server → agent   {"warm": true} | {"cold": WHY, "traceback": TEXT}
+    server → agent   {"warm": true, "torch": BOOL} | {"cold": WHY, "traceback": TEXT, "absent": MODULE or not}
                      {"forked": TOKEN, "pid": PID, "start_time": TICKS} + pidfd | {"refused": TOKEN, "why": TEXT}
                      {"exited": PID, "status": WAIT_STATUS, "time": UNIX_TIME}
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.util
 import json
 import os
 import select
@@ -24,7 +25,7 @@ from collections.abc import Callable
 from typing import Any
 
 from forgectl import redaction
-from forgectl.rank import error_file
+from forgectl.rank import error_file, late_variables
 from forgectl.system.processes import become_subreaper, collect_children, die_with_parent, identify
 
 PACKET = 160 * 1024
@@ -42,14 +43,17 @@ def main(arguments: list[str]) -> Child | None:
     setup = json.loads(agent.recv(PACKET))
     redaction.of_process()
     gc.disable()  # imports make many objects and drop few: without the collector they are an eighth faster
+    late_variables.note()
     try:
         _preload(setup["workdir"], setup["preload"])
     except BaseException as e:
         agent.send(json.dumps(_why_cold(e)).encode())
         return None
+    finally:
+        late_variables.noted()
     gc.freeze()  # the collector must not touch, and so copy, the memory that the children share
     gc.enable()
-    agent.send(b'{"warm": true}')
+    agent.send(json.dumps({"warm": True, "torch": "torch" in sys.modules}).encode())
     return _Server(agent).serve()
 
 
@@ -60,22 +64,36 @@ def _preload(workdir: str, modules: list[str]) -> None:
     os.chdir(workdir)
     sys.path.insert(0, workdir)
     # Our own modules, which every rank needs, come last. `__import__` keeps importlib's frames out of tracebacks.
-    for name in (*modules, "forgectl.rank.script", "forgectl.rank.stdio"):
+    for wanted in (*modules, "forgectl.rank.script", "forgectl.rank.stdio"):
+        name = wanted.removesuffix("?")
+        if name != wanted and importlib.util.find_spec(name.partition(".")[0]) is None:
+            continue
         try:
             __import__(name)
         except BaseException as e:
             e.__traceback__ = error_file.without_our_frames(e.__traceback__)
-            raise _CannotPreloadError(name) from e
+            absent = isinstance(e, ModuleNotFoundError) and e.name == name
+            raise _CannotPreloadError(name, absent) from e
         if "monarch" in sys.modules:
-            raise _CannotPreloadError(name) from ImportError(_NO_MONARCH)
+            raise _CannotPreloadError(name, False) from ImportError(_NO_MONARCH)
 
 
 class _CannotPreloadError(Exception):
-    """A module of `preload:` cannot be imported; its `__cause__` is the reason."""
+    """A module of `preload:` cannot be imported, or is `absent`; its `__cause__` is the reason."""
+
+    def __init__(self, name: str, absent: bool) -> None:
+        super().__init__(name)
+        self.absent = absent
 
 
 def _why_cold(error: BaseException) -> dict[str, Any]:
     cause, why = error, "cannot get warm: "
+    if isinstance(error, _CannotPreloadError) and error.absent:
+        return {
+            "cold": f"{sys.executable} has no {error}, which `preload` names",
+            "traceback": "",
+            "absent": str(error),
+        }
     if isinstance(error, _CannotPreloadError) and error.__cause__ is not None:
         cause, why = error.__cause__, f"cannot preload {error}: "
     lines = error_file.describe(cause).splitlines()

@@ -38,9 +38,9 @@ def stdout() -> Console:
     return _console(sys.stdout)
 
 
-def stderr() -> Console:
-    """The console for everything else."""
-    return _console(sys.stderr)
+def stderr(stream: Any = None) -> Console:
+    """The console for everything else; `stream` writes to standard error in its own way."""
+    return _console(stream or sys.stderr)
 
 
 class _HarmlessConsole(Console):

@@ -272,16 +272,16 @@ def test_clocks_are_compared_whatever_the_way_takes(ahead: float, way: float, ba
 WANTED = """
 hosts: [local, gpu01, {name: gpu02, gpus: none}, {name: gpu03, slots: 0}]
 scripts:
-  sft: {module: x, with_gpus: true, python: /opt/py}
+  sft: {module: x, with_gpus: true, python: /opt/py, preload: [torch]}
   tidy: {command: "true", hosts: [gpu03]}
-actors: {a: {class: m:C, hosts: [gpu02]}}
+actors: {a: {class: m:C, hosts: [gpu02], preload: [torch]}}
 """
 
 
 def test_what_a_spec_wants_of_each_host() -> None:
     wants = wants_of(spec_of(WANTED))
-    actors = {"torch", "pyzmq", "cloudpickle"}
-    driver = actors  # of the actors that it holds
+    driver = {"pyzmq", "cloudpickle"}  # of the actors that it holds
+    actors = {"torch", *driver}
     assert wants["local"] == Wants({OWN: {"psutil"} | driver, "/opt/py": {"torch"}}, True, True, True)
     assert wants["gpu01"] == Wants({OWN: {"psutil"}, "/opt/py": {"torch"}}, True, True, False)
     assert wants["gpu02"] == Wants({OWN: {"psutil"} | actors}, False, True, True)

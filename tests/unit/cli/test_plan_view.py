@@ -34,7 +34,7 @@ def test_each_mesh_has_a_line_and_each_rank_has_one() -> None:
     assert "MESH KIND PROCS HOSTS GPUS RESTARTS RUNS" in lines
     assert "trainer actor 4 a, b 4 3 in 10m actors.trainer:Trainer" in lines
     assert "tidy script 1 b - never sh -c 'echo hi there'" in lines
-    assert "trainer on b: 2 of 4 ranks, fork from /usr/bin/python3, preload torch" in lines
+    assert "trainer on b: 2 of 4 ranks, fork from /usr/bin/python3, preload torch?" in lines
     assert "tidy on b: 1 rank, fork from /usr/bin/python3" in lines
     assert "3 1 H200 RANK=3 LOCAL_RANK=1 ROLE_RANK=3" in lines
     assert "0 - RANK=0 LOCAL_RANK=0 ROLE_RANK=0" in lines

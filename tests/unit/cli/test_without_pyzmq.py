@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from forgectl.hosts.installation import install_command
+
 WITHOUT = "import sys; sys.modules['zmq'] = None; "
 ACTORS = {
     "actor": "actors: {one: {class: mine:Mine}}",
@@ -37,7 +39,7 @@ def test_a_spec_with_actors_is_refused_before_anything_is_started(tmp_path: Path
     result = _forgectl(tmp_path, command, "spec.yaml")
     assert (result.returncode, result.stdout) == (69, "")
     assert f"actors and services need pyzmq, which {sys.executable} does not have" in result.stderr
-    assert f"hint: {sys.executable} -m pip install pyzmq" in result.stderr
+    assert f"hint: {install_command(sys.executable, 'actors', ['pyzmq'])}\n" in result.stderr
     assert not (tmp_path / "home").exists()
 
 
@@ -55,7 +57,8 @@ def test_the_class_says_how_to_install_it(tmp_path: Path) -> None:
     result = _python("from forgectl import ForgeError, endpoint; from forgectl import ForgeActor", tmp_path)
     assert result.returncode == 1
     *_, last = result.stderr.splitlines()
-    assert last.endswith("NotInstalledError: actors and services need pyzmq: pip install pyzmq")
+    cure = install_command(sys.executable, "actors", ["pyzmq"])
+    assert last.endswith(f"NotInstalledError: actors and services need pyzmq: {cure}")
 
 
 def test_it_is_an_import_error_and_one_of_ours(tmp_path: Path) -> None:

@@ -251,9 +251,12 @@ def test_a_file_for_ssh_hosts_lies_in_what_is_copied(tmp_path: Path) -> None:
     (tmp_path / "pkg" / "link").symlink_to(tmp_path / "away")
     far = "hosts: [gpu01]\nworkdir: pkg\n"
     (tmp_path / "pkg" / "x.py").touch()
-    for inside in ("x.py", "../pkg/./x.py", f"{tmp_path}/pkg/x.py", f"{tmp_path}/alias/pkg/x.py"):
+    (tmp_path / "pkg" / "inner").symlink_to(tmp_path / "pkg")
+    for inside in ("../pkg/./x.py", "inner/x.py", f"{tmp_path}/pkg/x.py", f"{tmp_path}/alias/pkg/x.py"):
         spec = read(tmp_path, f"{far}scripts: {{a: {{run: {inside}}}}}")
         assert spec.scripts["a"].program.target == str(tmp_path / "pkg" / "x.py")
+    for typed in ("x.py", "./x.py"):
+        assert read(tmp_path, f"{far}scripts: {{a: {{run: {typed}}}}}").scripts["a"].program.target == typed
     for outside in ("../train.py", f"{tmp_path}/train.py", "link/x.py"):
         (line,) = problems(tmp_path, f"{far}scripts: {{a: {{run: {outside}}}}}")
         assert line.startswith("spec.yaml:3:20: scripts.a.run: ") and "is outside of workdir" in line
