@@ -193,7 +193,7 @@ class _Launch:
                 self._print_state(mesh, status)
 
     def _print_state(self, mesh: MeshStatus, status: RunStatus) -> None:
-        if status.ended and mesh.failure and mesh.state in ("failed", "lost"):
+        if status.state not in ("starting", "running") and mesh.failure and mesh.state in ("failed", "lost"):
             return  # its report follows, after the logs
         if mesh.state == "stopping" and (not mesh.reason or self._watch.signals):
             return  # it is done, or ends as was just printed; its end follows

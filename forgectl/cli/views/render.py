@@ -176,11 +176,12 @@ def _run_details(run: RunStatus) -> Iterator[RenderableType]:
     for mesh in run.meshes:
         for rank in mesh.ranks:
             role = _role(rank, mesh)
+            state = "waiting" if mesh.restarting and mesh.restarting.at else rank.state
             table.add_row(
                 plain(f"{mesh.mesh}/{rank.rank}"),
                 plain(rank.host),
                 Text(str(rank.pid or "-")),
-                state_text(rank.state) if role is None else Text(rank.state),
+                state_text(state) if role is None else Text(state),
                 Text(",".join(rank.gpus) or "-"),
                 Text("-" if rank.cpu_percent is None else f"{rank.cpu_percent:.0f}", justify="right"),
                 Text("-" if rank.rss_bytes is None else show_bytes(rank.rss_bytes), justify="right"),
@@ -199,10 +200,10 @@ def _run_details(run: RunStatus) -> Iterator[RenderableType]:
 
 
 def _role(rank: RankStatus, mesh: MeshStatus) -> Literal["cause", "victim"] | None:
-    """What an ended rank has to do with the failure of its mesh; None if its mesh has not failed."""
-    if mesh.failure is None or not rank.ended:
+    """Whether an ended rank caused the end of its mesh, or was ended by it; None if its mesh goes on, or is done."""
+    if not rank.ended or (mesh.failure is None and mesh.state not in ("stopping", "stopped")):
         return None
-    return "cause" if rank.rank == mesh.failure.rank else "victim"
+    return "cause" if mesh.failure and rank.rank == mesh.failure.rank else "victim"
 
 
 def _hosts(run: RunStatus) -> Table:
