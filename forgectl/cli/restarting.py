@@ -25,8 +25,8 @@ def restart_meshes(run: RunDir, named: tuple[str, ...] | None, grace: float) -> 
     for wave in waves(_chosen(run.read_plan(), status, named)):
         meshes = [m for m in status.meshes if m.mesh in wave]
         watch.restart(Restart({m.mesh: m.generation for m in meshes if m.state != "pending"}, grace, BY))
-        # One that has not begun yet is as good as restarted once it is up.
-        began = {m.mesh: m.generation - (m.state == "pending") for m in meshes}
+        # One that has not begun yet, or waits for a restart, is as good as restarted once it is up.
+        began = {m.mesh: m.generation - (m.state in ("pending", "restarting")) for m in meshes}
         status = _until_up(steps, began)
         if code := _print_ends(status, began):
             return code

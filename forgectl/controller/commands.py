@@ -96,7 +96,7 @@ def _for_mesh(run: Run, mesh: MeshState, host: str) -> Command | None:
 def key(command: Command) -> tuple[object, ...]:
     """Equal for commands that are the same, so that none is sent twice over one connection."""
     if isinstance(command, MeshNews):
-        return (MeshNews, id(command))  # each state of a mesh has one object: see mesh_news.py
+        return (MeshNews, command.mesh, command.generation, command.state)  # each has one text: see mesh_news.py
     if isinstance(command, Links):
         return (Links, command.generation, *command.dialled.items(), *command.tunnels.items())
     generation = getattr(command, "generation", None)

@@ -274,6 +274,16 @@ def test_a_restart_that_fails_says_so(talk: Forge) -> None:
     assert talk.ok("restart", run) == f"{run}/b running: generation 1\n", "of a run, what lives"
 
 
+def test_a_restart_ends_the_wait_before_one(talk: Forge) -> None:
+    talk.write("fails.py", "import os, sys, time\n"
+               "if os.environ['TORCHELASTIC_RESTART_COUNT'] in '01': sys.exit(6)\n"
+               "time.sleep(1000)")  # fmt: skip
+    run = talk.launch("scripts: {f: {run: fails.py, preload: [], restart: {max: 9, backoff: 1h}}}")
+    talk.until_mesh(run, "f", lambda m: m["state"] == "restarting" and m["restarting"]["at"])
+    assert talk.ok("restart", "f") == f"{run}/f running: generation 2\n"
+    assert talk.mesh(run, "f")["restarts"] == 2
+
+
 def test_actors_and_services_restart_replica_by_replica(forge: Forge) -> None:
     bring(forge)
     run = forge.launch(
@@ -343,7 +353,6 @@ def test_a_reader_that_leaves_harms_no_run(talk: Forge) -> None:
             assert reader.stdout is not None
             assert "hello" in reader.stdout.readline()
             Speaker(talk, run).say("a", rank, "more")
-            out, _ = reader.communicate(timeout=60)
-        assert out.strip() in ("141", "0")
+            assert reader.stdout.read().strip() in ("141", "0")
     assert talk.mesh(run, "a")["state"] == "running"
     assert Path(talk.run_dir(run)).exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from forgectl.controller import backoff
-from forgectl.controller.commands import commands
+from forgectl.controller.commands import commands, key
 from forgectl.controller.records import (
     AgentLost,
     AgentUp,
@@ -29,9 +29,11 @@ from forgectl.controller.state import MESH_TRANSITIONS, MeshState, describe
 from forgectl.controller.status_document import reason, run_document
 from forgectl.model.plan import BACKOFF, HostPlan, MeshPlan, OnFailure, Plan, Program, RankPlan, RestartPolicy, Unit
 from forgectl.model.status import OVER
+from forgectl.protocol.control import Report
 from forgectl.protocol.supervision import (
     Happening,
     MeshGone,
+    MeshNews,
     OpenStore,
     Prepare,
     Prepared,
@@ -676,6 +678,30 @@ def test_a_restart_is_for_one_generation_only() -> None:
     assert h.mesh().state == "restarting"
     h.gone()
     assert (h.mesh().generation, len(h.mesh().restarts)) == (2, 1), "only the failure counts"
+
+
+def test_every_state_of_an_actors_mesh_is_news_once() -> None:
+    """By its own name: the memory of news that is gone may soon be that of other news."""
+    h = History(mesh(kind="actor"))
+    states, sent = [], set()
+
+    def look() -> None:
+        [news] = [c for c in commands(h.run, "a") if isinstance(c, MeshNews)]
+        states.append((news.generation, news.state))
+        sent.add(key(news))
+        h.records.clear()  # as a controller, which keeps none in memory
+
+    look()
+    for generation in range(50):
+        h.start()
+        look()
+        h.record(Report("m", generation))
+        look()
+        again(h)
+        look()
+        h.gone()
+        look()
+    assert len(sent) == len(set(states)) == 2 + 3 * 50
 
 
 def test_a_second_request_hurries_the_first() -> None:
