@@ -31,7 +31,7 @@ def test_the_rate_falls_along_a_line_or_a_cosine_and_stays_at_the_end() -> None:
         ({"kind": "linear"}, "needs total_steps above warmup_steps"),
         ({"kind": "cosine", "warmup_steps": 5, "total_steps": 5}, r"above warmup_steps \(5\), not 5"),
         ({"min_ratio": 2}, "min_ratio"),
-        ({"warmup": 3}, "has no warmup; there are kind, warmup_steps"),
+        ({"warmup": 3}, "has no warmup; its keys are kind, warmup_steps"),
     ],
 )
 def test_mistakes_are_named(keys: dict[str, Any], message: str) -> None:

@@ -71,8 +71,7 @@ def test_hosts_that_cannot_be_reached_are_told_together_and_the_others_examined(
 
 
 def test_what_an_interpreter_lacks_is_told_with_the_cure(far: Far) -> None:
-    body = "scripts: {x: {module: x, procs: 2, hosts: 2, python: /no/such}}\nactors: {a: {class: mine:Mine}}"
-    far.forge.write("mine.py", "from forgectl import ForgeActor\nclass Mine(ForgeActor): ...\n")
+    body = "scripts: {x: {module: x, procs: 2, hosts: 2, python: /no/such}}\nactors: {a: {class: players:Counter}}"
     document = check(far, body, "host1", "host2", code=69)
     assert ("host1,host2", "cannot run /no/such: No such file or directory") in said(document, "error")
 
