@@ -181,13 +181,14 @@ def _rank_rows(run: RunStatus) -> Iterator[Row]:
     for mesh in run.meshes:
         for rank in mesh.ranks:
             role = _role(rank, mesh)
+            state = "waiting" if mesh.restarting and mesh.restarting.at else rank.state
             end = how_ended(rank)
             used = not rank.ended  # the last figures of a process that is gone say nothing
             yield (
                 plain(f"{mesh.mesh}/{rank.rank}"),
                 plain(rank.host),
                 Text(str(rank.pid or "-")),
-                Text(rank.state, _ROLE_STYLE[role]) if role else state_text(rank.state),
+                Text(state, _ROLE_STYLE[role]) if role else state_text(state),
                 Text(",".join(rank.gpus) or "-"),
                 Text(f"{rank.cpu_percent:.0f}" if used and rank.cpu_percent is not None else "-"),
                 Text(show_bytes(rank.rss_bytes) if used and rank.rss_bytes is not None else "-"),
@@ -196,10 +197,10 @@ def _rank_rows(run: RunStatus) -> Iterator[Row]:
 
 
 def _role(rank: RankStatus, mesh: MeshStatus) -> Literal["cause", "victim"] | None:
-    """What an ended rank has to do with the failure of its mesh; None if its mesh has not failed."""
-    if mesh.failure is None or not rank.ended:
+    """Whether an ended rank caused the end of its mesh, or was ended by it; None if its mesh goes on, or is done."""
+    if not rank.ended or (mesh.failure is None and mesh.state not in ("stopping", "stopped")):
         return None
-    return "cause" if rank.rank == mesh.failure.rank else "victim"
+    return "cause" if mesh.failure and rank.rank == mesh.failure.rank else "victim"
 
 
 def _host_cells(run: RunStatus, index: int) -> Row:
