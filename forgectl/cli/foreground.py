@@ -262,7 +262,7 @@ class _Launch:
                 self._print_state(mesh, status)
 
     def _print_state(self, mesh: MeshStatus, status: RunStatus) -> None:
-        ends = status.state not in ("starting", "running")
+        ends = status.ended or status.state == "stopping"
         if mesh.failure and ((ends and mesh.state in ("failed", "lost")) or _is_the_error(mesh, status)):
             return  # its report follows, after the logs, or the error of the launch
         if mesh.state == "stopping" and (not mesh.reason or self._watch.signals or self._was_interrupted(mesh)):

@@ -66,7 +66,7 @@ async def launch_meshes_with_gpus() -> None:
 async def use_a_service() -> None:
     s = forgectl.get("work")
     error = refused(NotFoundError, lambda: forgectl.get("wrk"))
-    assert "there is work" in str(error), error
+    assert "it declares work" in str(error), error
     for f in await s.who.fanout():
         print("has", f["mesh"], f["size"], f["start"])
     print("doubled", await asyncio.gather(*(s.double.route(n) for n in range(4))))
