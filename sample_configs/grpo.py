@@ -63,11 +63,7 @@ async def roll_out(policy: Policy) -> None:
             columns = {"answer": [row["answer"]] * GROUP}
             scored = await rewards.reward.call_one([row["prompt"]] * GROUP, [a.text for a in answers], **columns)
             policy.rewards.extend(scored.total)
-            episodes = group_episodes(answers, scored.total, group)
-            known = await reference.logprobs.call_one(episodes)
-            await buffer.add.call_one(
-                [replace(e, ref_logprobs=k) for e, k in zip(episodes, known, strict=True)], ticket
-            )
+            await buffer.add.call_one(group_episodes(answers, scored.total, group), ticket)
         finally:
             await buffer.release.call_one(ticket)
 
@@ -92,7 +88,7 @@ async def learn(policy: Policy) -> None:
     batch = await buffer.sample.call_one(policy.version, timeout=None)
     known = await asyncio.gather(*(reference.logprobs.call_one(part) for part in batch))
     batch = [
-        [replace(e, ref_logprobs=k) for e, k in zip(*part, strict=True)] for part in zip(batch, known, strict=True)
+        [e.replaced(ref_logprobs=k) for e, k in zip(*part, strict=True)] for part in zip(batch, known, strict=True)
     ]
     result = (await trainer.train_step.call(batch)).get(0)
     await policy.publish()
