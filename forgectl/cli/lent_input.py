@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from forgectl.controller.run_dir import RunDir
-from forgectl.wire.unix_sockets import private_folder
+from forgectl.wire.unix_sockets import private_folder, short_path
 
 AGAIN_SECONDS = 10.0
 """A Ctrl-C that comes so soon after another one is for the run; a single one is for the rank's program."""
@@ -61,7 +61,8 @@ class LentInput:
     def open(self, run: RunDir) -> None:
         """Listen in the run's folder of sockets, before any rank can ask."""
         path = private_folder(run.sockets) / "input"
-        self._listener.bind(str(path))
+        with short_path(path) as name:
+            self._listener.bind(name)
         self._listener.listen()
         self._thread.start()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import fcntl
 import functools
@@ -65,10 +66,13 @@ def _open_streams(lender: str, log: int) -> None:
 
 
 def _borrowed(lender: str) -> tuple[bytes, int]:
+    folder, name = os.path.split(lender)
     try:
-        with socket.socket(socket.AF_UNIX) as connection:
+        with socket.socket(socket.AF_UNIX) as connection, contextlib.ExitStack() as stack:
+            there = os.open(folder, os.O_PATH)
+            stack.callback(os.close, there)
             connection.settimeout(LENT_SECONDS)
-            connection.connect(lender)
+            connection.connect(f"/proc/self/fd/{there}/{name}")  # whatever the length of the folder's name
             kind, (given, *_), _, _ = socket.recv_fds(connection, 100, 1)
             return kind, given
     except (OSError, ValueError):  # the command has ended, and so will the run

@@ -21,7 +21,7 @@ def test_launch_status_logs_shutdown(forge: Forge) -> None:
     assert (mesh["state"], mesh["ready"], mesh["desired"]) == ("running", 2, 2)
     assert all(r["cpu_percent"] is not None and r["rss_bytes"] > 0 for r in mesh["ranks"])
     lines = until(lambda: len(out := forge.ok("logs", "stay").splitlines()) == 2 and out, "both ranks' lines")
-    assert lines[1] == "stay/1@local │ here: rank 1 of 2, generation 0"
+    assert sorted(lines)[1] == "stay/1@local │ here: rank 1 of 2, generation 0"
     assert "2 × SIGTERM" in forge.ok("shutdown", "stay")
     assert forge.document(run)["state"] == "stopped"
 

@@ -116,6 +116,7 @@ hosts: [{name: local, local: true, gpus: 2}]
 actors: {trainer: {class: "players:Counter", procs: 2, with_gpus: true}}
 services: {judges: {class: "players:Counter", num_replicas: 3, share_gpus_with: trainer}}
 """
+    bring(forge)
     plan = json.loads(forge.ok("plan", forge.spec(spec), "--json"))
     pinned = [m for m in plan["meshes"] if m["mesh"] != "driver"]
     seen = {m["mesh"]: [r["env"]["CUDA_VISIBLE_DEVICES"] for r in m["ranks"]] for m in pinned}
