@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import signal
 from collections.abc import Callable, Iterable, Sequence
 
@@ -64,7 +65,7 @@ class Enclosure:
         self._roots = Roots()
         self._leaders: dict[int, Identity] = {}
         self._wakeup = asyncio.Event()
-        self._deadline = 0.0
+        self._deadline = math.inf
         self._ending: asyncio.Task[EndReport] | None = None
 
     @classmethod
@@ -143,12 +144,13 @@ class Enclosure:
         if self._ending is not None and not self._ending.done():
             self.hurry(grace)
         else:
-            self._deadline = self._now() + grace
+            hurried = self._deadline if self._ending is None else math.inf  # by an order that overtook this one
+            self._deadline = min(hurried, self._now() + grace)
             self._ending = asyncio.ensure_future(self._end(grace > 0, unkillable_after))
         return await asyncio.shield(self._ending)
 
     def hurry(self, grace: float = 0.0) -> None:
-        """Shorten the grace of a running `end` to `grace` seconds from now; never lengthen it."""
+        """Shorten the grace of an `end`, running or about to begin, to `grace` seconds from now; never lengthen it."""
         self._deadline = min(self._deadline, self._now() + grace)
         self._wakeup.set()
 

@@ -81,6 +81,20 @@ def test_term_then_continue_parents_first() -> None:
     assert table.signals[:4] == expected
 
 
+def test_an_order_to_hurry_may_come_before_the_end_has_begun() -> None:
+    """Both Ctrl-Cs may reach an agent at once."""
+    table = FakeTable()
+    table.add(50, OURS)
+
+    async def main() -> None:
+        hurried = enclosure(table)
+        hurried.hurry()
+        await asyncio.wait_for(hurried.end(3600), 60)
+
+    asyncio.run(main())
+    assert [number for pid, number in table.signals if pid == 50][-1] == signal.SIGKILL
+
+
 def test_without_pidfds_the_end_is_still_seen() -> None:
     table = FakeTable()
     table.no_pidfds = OSError(errno.ENOSYS, "")
