@@ -6,8 +6,8 @@ import datetime
 import re
 
 from forgectl.errors import UsageError
+from forgectl.system.times import SECONDS
 
-_UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _AGO = re.compile(r"(?:\d+(?:\.\d+)?(?:d|h|ms|m|s))+")
 _PART = re.compile(r"(\d+(?:\.\d+)?)(d|h|ms|m|s)")
 _CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?")
@@ -20,7 +20,7 @@ def moment(option: str, text: str, now: float) -> float:
     """
     text = text.strip()
     if _AGO.fullmatch(text):
-        return now - sum(float(amount) * _UNITS[unit] for amount, unit in _PART.findall(text))
+        return now - sum(float(amount) * SECONDS[unit] for amount, unit in _PART.findall(text))
     try:
         if _CLOCK.fullmatch(text):
             today = datetime.datetime.fromtimestamp(now)

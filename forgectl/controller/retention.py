@@ -7,21 +7,16 @@ from collections.abc import Iterable
 
 from forgectl.errors import UsageError
 from forgectl.frozen import dataclass
-from forgectl.system.sizes import show_bytes
+from forgectl.system.sizes import BYTES, show_bytes
+from forgectl.system.times import SECONDS, show_duration
 
 VARIABLE = "FORGECTL_KEEP"
 """The environment variable that has the policy."""
 EVERYTHING = "everything"
 """The policy by which no run ever goes."""
 _PART = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([A-Za-z]+)")
-_DAY = 86400.0
-_AGES = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": _DAY, "w": 7 * _DAY}
-_SIZES = {
-    f"{letter}{unit}": base**power
-    for power, letter in enumerate("kmgt", start=1)
-    for unit, base in (("b", 1000), ("ib", 1024), ("", 1024))
-    if letter != "m" or unit  # `m` are minutes
-} | {"b": 1}
+_AGES = {unit: SECONDS[unit] for unit in "smhd"} | {"w": 7 * SECONDS["d"]}
+_SIZES = BYTES | {letter: BYTES[f"{letter}ib"] for letter in "kgt"}  # `m` are minutes
 
 
 @dataclass(frozen=True)
@@ -113,7 +108,4 @@ def _why(run: EndedRun, keep: Keep, now: float, kept: int, size: int) -> str | N
 
 
 def _show_age(seconds: float) -> str:
-    for unit in ("d", "h", "m"):
-        if seconds >= _AGES[unit] and seconds % _AGES[unit] == 0:
-            return f"{seconds / _AGES[unit]:g}{unit}"
-    return f"{seconds:g}s"
+    return show_duration(seconds, ("d", "h", "m"))

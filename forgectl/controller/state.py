@@ -19,7 +19,7 @@ from forgectl.controller.records import RestartAsked, StopAsked
 from forgectl.model.plan import HostPlan, MeshPlan, RankPlan
 from forgectl.model.status import OVER, HostStateName, MeshStateName, RankStateName
 from forgectl.protocol.supervision import MeshNews, MessengerOpened, RankExited, RankStarted
-from forgectl.system.sizes import show_duration
+from forgectl.system.times import show_duration
 from forgectl.wire.envelope import Refusal
 
 MESH_TRANSITIONS: dict[MeshStateName, tuple[MeshStateName, ...]] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 from typing import Any
 
 from forgectl.controller.run_dir import RunDir
@@ -20,6 +19,7 @@ from forgectl.model.status import (
     RunStatus,
 )
 from forgectl.protocol.supervision import RankStats
+from forgectl.system.times import timestamp
 from forgectl.wire.envelope import MAX_LINE
 
 Use = dict[str, dict[int, RankStats]]
@@ -211,8 +211,3 @@ def _rank(rank: RankState, mesh: MeshState, run_dir: RunDir, use: RankStats | No
         rss_bytes=use.rss_bytes if use else None,
         log=_log(rank, mesh, mesh.generation, run_dir),
     )
-
-
-def timestamp(unix: float) -> str:
-    """Unix seconds as `2026-11-22T20:00:00Z`."""
-    return datetime.datetime.fromtimestamp(unix, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
 from typing import Protocol
 
 from forgectl.log_output.log_stream import Chunk, LogSource
 from forgectl.log_output.terminal_text import RESET, harmless
+from forgectl.system.times import timestamp
 
 WIDEST_LABEL = 32
 """Columns up to which shorter labels are padded on a terminal."""
 
 PALETTE = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
 """SGR colors of the meshes, in order of appearance: without red, which is for errors, and black and white."""
-
-
-def timestamp(unix: float) -> str:
-    """A unix time as `2026-11-22T20:00:00.123Z`."""
-    text = datetime.datetime.fromtimestamp(unix, datetime.timezone.utc).isoformat(timespec="milliseconds")
-    return text.replace("+00:00", "Z")
 
 
 class ByteStream(Protocol):
@@ -68,7 +62,7 @@ class LogWriter:
         return "".join(f"{start}{harmless(line, color=self._color)}\n" for line in lines).encode()
 
     def _time(self, chunk: Chunk) -> str:
-        return f"{timestamp(chunk.when)} " if self._times else ""
+        return timestamp(chunk.when, "milliseconds") + " " if self._times else ""
 
     def _terminal_prefix(self, label: str) -> str:
         label = harmless(label, color=False)

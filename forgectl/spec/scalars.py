@@ -13,18 +13,16 @@ from pydantic_core import PydanticCustomError
 from forgectl.model.plan import MAX_RANKS
 from forgectl.names import NAME
 from forgectl.spec.problems import did_you_mean, show
+from forgectl.system.sizes import BYTES
+from forgectl.system.times import SECONDS
 
 NAME_RULE = "at most 63 letters, digits, '.', '_' or '-', the first a letter or digit"
 _LINE = 20_000  # characters; splitting takes microseconds for each
 
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _AMOUNT = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([A-Za-z]*)")
-_SECONDS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_BYTES = {"": 1, "b": 1} | {
-    unit: base**power
-    for power, letter in enumerate("kmgt", start=1)
-    for unit, base in ((f"{letter}b", 1000), (f"{letter}ib", 1024))
-}
+_SECONDS = {"": 1.0} | SECONDS
+_BYTES = {"": 1} | BYTES
 _BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _VARIABLE = {"type": "string", "pattern": r"\$\{"}
 _OPTION = re.compile(r"(^|@|://)(-|%2d)", re.IGNORECASE)

@@ -1,6 +1,13 @@
-"""Byte counts and durations as text for people."""
+"""Byte counts as text: the units that users write, and what people are shown."""
 
 from __future__ import annotations
+
+BYTES = {"b": 1} | {
+    unit: base**power
+    for power, letter in enumerate("kmgt", start=1)
+    for unit, base in ((f"{letter}b", 1000), (f"{letter}ib", 1024))
+}
+"""Unit of a size, in small letters → its bytes."""
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -12,11 +19,3 @@ def show_bytes(count: float) -> str:
             break
         count /= 1024
     return f"{count:.3g} {unit}" if count < 999.5 else f"{count:.0f} {unit}"
-
-
-def show_duration(seconds: float) -> str:
-    """The duration as a spec writes it: `10m`."""
-    for size, unit in ((3600, "h"), (60, "m")):
-        if seconds >= size and seconds % size == 0:
-            return f"{seconds / size:g}{unit}"
-    return f"{seconds:g}s"

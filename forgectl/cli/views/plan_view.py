@@ -13,7 +13,7 @@ from rich.text import Text
 
 from forgectl.model.environment import AT_LAUNCH, PER_RANK
 from forgectl.model.plan import BACKOFF, Gpu, MeshPlan, OnFailure, Plan, RankPlan
-from forgectl.system.sizes import show_duration
+from forgectl.system.times import show_duration
 from forgectl.wire.codec import to_json
 
 SECRET = "***"

@@ -12,8 +12,8 @@ from forgectl.cli.views import render
 from forgectl.cli.views.columns import Column
 from forgectl.cli.views.table import Table
 from forgectl.controller.retention import Keep, Superfluous, show_keep
-from forgectl.controller.status_document import timestamp
 from forgectl.system.sizes import show_bytes
+from forgectl.system.times import timestamp
 
 COLUMNS = (
     Column("RUN", least=10),

@@ -46,6 +46,7 @@ from forgectl.protocol.supervision import (
     Refused,
     StartFailed,
 )
+from forgectl.system.times import timestamp
 from forgectl.wire.envelope import Refusal, decode, encode
 from tests.unit.controller.test_state import History, mesh
 
@@ -325,7 +326,7 @@ def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tup
     monkeypatch.setattr(find, "find", lambda name, *, ended: find.Found(folder, name, made.mesh or ()))
     monkeypatch.setattr(driver_client, "ask_driver", ask_driver)
     monkeypatch.setattr(render, "age", lambda start, end=None: "5m" if start else "-")
-    monkeypatch.setattr(render, "_now", lambda: render._time(status_document.timestamp(made.history.now)))
+    monkeypatch.setattr(render, "_now", lambda: render._time(timestamp(made.history.now)))
     monkeypatch.setattr(render, "clock", lambda time, *, whole=False: "14:03:22" if time else "-")
     monkeypatch.setenv("COLUMNS", "200")
     return request.param.__name__, made
