@@ -13,13 +13,12 @@ import random
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from actors.types import Episode
 from actors.waiting import TooSlow, within
 from forgectl import ForgeActor, endpoint
 
-T = TypeVar("T")
 Collate = Callable[[list[Episode]], Any]
 REMEMBERED = 100_000
 """Ids of episodes that are known after they have left the buffer."""

@@ -21,6 +21,7 @@ from forgectl.agent.forkserver.forks import ForkedProcess, ForkServer, ForkServe
 from forgectl.agent.log_clock import LogClock
 from forgectl.agent.reports import exit_report
 from forgectl.agent.run_leases import RunLeases
+from forgectl.errors import NotInstalledError
 from forgectl.hosts import gpu_leases, interface
 from forgectl.hosts.installation import install_command
 from forgectl.model.environment import launch_environment
@@ -213,8 +214,8 @@ class HostMesh:
         if not module:
             return 1, None
         if module != "torch":
-            return 69, f"install it for {self.share.python}, or correct `preload`"
-        return 69, install_command(self.share.python, "torch", ["torch", "numpy"])
+            return NotInstalledError.exit_code, f"install it for {self.share.python}, or correct `preload`"
+        return NotInstalledError.exit_code, install_command(self.share.python, "torch", ["torch", "numpy"])
 
     @staticmethod
     async def _warm(server: ForkServer, generation: Generation) -> bool:

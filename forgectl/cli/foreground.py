@@ -11,13 +11,14 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
+from forgectl.cli.find import all_living
 from forgectl.cli.views import render
 from forgectl.cli.views.host_news import HostNews, only_waits_for
 from forgectl.cli.views.status_json import status_json
 from forgectl.cli.watch import RunWatch, Signals, name_of
-from forgectl.controller import client, run_dir
+from forgectl.controller import client
 from forgectl.controller.run_dir import RunDir
 from forgectl.controller.start_run import begin_run
 from forgectl.errors import TimedOutError, error_of
@@ -57,18 +58,22 @@ def launch_plan(plan: Plan, hosts: Hosts, spec_text: bytes, how: LaunchOptions, 
         lent = lent_input(as_json=how.as_json, restarts=any(m.restart.max for m in plan.meshes))
         plan = dataclasses.replace(plan, lends_input=lent is not None)
     with Signals().noted() as signals, lent.signals() if lent else contextlib.nullcontext():
-        opened: dict[str, Any] = {"made": lent.open} if lent else {}
         handed = hosts.descriptors({h.name for h in plan.hosts})
-        run = begin_run(plan, spec_text, name_is_given=name_is_given, own=not how.detach, handed=handed, **opened)
+        run = begin_run(
+            plan,
+            spec_text,
+            name_is_given=name_is_given,
+            own=not how.detach,
+            handed=handed,
+            made=lent.open if lent else None,
+        )
         hosts.hand_over()
         watch = RunWatch(run, signals, owner=not how.detach, logs=None if how.detach else FollowLogs())
         launch = _Launch(run, watch, as_json=how.as_json, deadline=deadline, with_logs=not how.detach, lent=lent)
         try:
             return launch.until_up() if how.detach else launch.until_ended()
         except BrokenPipeError:  # `forgectl launch … | head`: the reader has ended
-            watch.stop("the end of its reader", 141)
-            for _ in watch.steps():
-                pass
+            watch.end("the end of its reader", 141)
             raise
         finally:
             if lent:
@@ -90,12 +95,10 @@ def follow(run: RunDir, last: int) -> int:
 
 def end_living(name: str) -> None:
     """End the living run of that name, if there is one; returns when nothing of it is left."""
-    for run in run_dir.all_runs():
-        if run.name == name and not run.has_ended:
+    for run in all_living():
+        if run.name == name:
             watch = RunWatch(run)
-            watch.stop("forgectl launch --replace", 0)
-            for _ in watch.steps():
-                pass
+            watch.end("forgectl launch --replace", 0)
             if watch.status is not None:
                 client.wait_gone(watch.status)
             render.stderr().print(

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from forgectl.controller.run_dir import RunDir
-from forgectl.wire.unix_sockets import private_folder, short_path
+from forgectl.system.files import short_path
+from forgectl.wire.unix_sockets import private_folder
 
 AGAIN_SECONDS = 10.0
 """A Ctrl-C that comes so soon after another one is for the run; a single one is for the rank's program."""

@@ -117,6 +117,12 @@ class RunWatch:
         self._shutdown = Shutdown(None, wait, by, exit_code)
         self._send_shutdown()
 
+    def end(self, by: str, exit_code: int) -> None:
+        """Ask for the run's end, and return when `status` is the final one."""
+        self.stop(by, exit_code)
+        for _ in self.steps():
+            pass
+
     def restart(self, request: Restart) -> None:
         """Ask for new generations, and ask every new controller again; it replaces an earlier request."""
         self._request = request

@@ -86,7 +86,6 @@ def _is_due(stamp: Path) -> bool:
     if all(now - ended < SPARED_SECONDS for ended in oldest):
         return False
     stamp.touch(0o600)
-    os.utime(stamp)
     return True
 
 

@@ -36,7 +36,7 @@ def begin_run(
     handed: Mapping[str, Sequence[int]] = MappingProxyType({}),
     coming: Unit | None = None,
     meanwhile: Callable[[], None] = _nothing,
-    made: Callable[[RunDir], None] = lambda run: None,
+    made: Callable[[RunDir], None] | None = None,
 ) -> RunDir:
     """Make the run's directory and start its controller; returns once the controller listens.
 
@@ -53,7 +53,8 @@ def begin_run(
         run, lock = run_dir.create(plan, spec_text, own=own)
     agent, later = None, _nothing
     try:
-        made(run)
+        if made is not None:
+            made(run)
         host, agent = _begin_agent(run, plan, secrets, coming)
         early = {host: (agent.pipe,)} if agent else {}
         if agent and agent.preloads and len(os.sched_getaffinity(0)) < ENOUGH_CORES:

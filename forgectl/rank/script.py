@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import fcntl
 import functools
@@ -15,12 +14,14 @@ import sys
 import termios
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from forgectl import redaction
 from forgectl.boot import BOOT
 from forgectl.names import DRIVER
 from forgectl.rank import driver, error_file, late_variables, proctitle
+from forgectl.system.files import short_path
 from forgectl.system.processes import die_with_parent
 
 LENT_SECONDS = 5.0
@@ -66,13 +67,10 @@ def _open_streams(lender: str, log: int) -> None:
 
 
 def _borrowed(lender: str) -> tuple[bytes, int]:
-    folder, name = os.path.split(lender)
     try:
-        with socket.socket(socket.AF_UNIX) as connection, contextlib.ExitStack() as stack:
-            there = os.open(folder, os.O_PATH)
-            stack.callback(os.close, there)
+        with socket.socket(socket.AF_UNIX) as connection, short_path(Path(lender)) as name:
             connection.settimeout(LENT_SECONDS)
-            connection.connect(f"/proc/self/fd/{there}/{name}")  # whatever the length of the folder's name
+            connection.connect(name)
             kind, (given, *_), _, _ = socket.recv_fds(connection, 100, 1)
             return kind, given
     except (OSError, ValueError):  # the command has ended, and so will the run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import os
 import struct
@@ -58,14 +59,8 @@ class LogTimes:
 
     def packed(self, offset: int, end: int, most: int) -> bytes:
         """The samples of sizes from `offset` to `end`, at most `most`, as they are stored."""
-        low, high = 0, self._count()
-        while low < high:  # the first sample of at least `offset`
-            middle = (low + high) // 2
-            if self._read(middle, 1)[0][0] >= offset:
-                high = middle
-            else:
-                low = middle + 1
-        found = self._bytes(low, most)
+        first = bisect.bisect_left(range(self._count()), offset, key=lambda i: self._sample(i)[0])
+        found = self._bytes(first, most)
         sizes = (size for size, _ in SAMPLE.iter_unpack(found))
         return found[: SAMPLE.size * sum(1 for _ in itertools.takewhile(lambda size: size <= end, sizes))]
 
@@ -73,20 +68,17 @@ class LogTimes:
         """How much of a log of `size`, last written at `newest`, had been written at a time; holds for samples only."""
         if when >= newest:
             return size
-        low, high = 0, self._count()
-        while low < high:  # the first sample that is later
-            middle = (low + high) // 2
-            if self._read(middle, 1)[0][1] > when:
-                high = middle
-            else:
-                low = middle + 1
-        return self._read(low - 1, 1)[0][0] if low else 0
+        later = bisect.bisect_right(range(self._count()), when, key=lambda i: self._sample(i)[1])
+        return self._sample(later - 1)[0] if later else 0
 
     def _count(self) -> int:
         try:
             return self._path.stat().st_size // SAMPLE.size
         except OSError:
             return 0
+
+    def _sample(self, index: int) -> tuple[int, float]:
+        return self._read(index, 1)[0]
 
     def _read(self, index: int, most: int) -> list[tuple[int, float]]:
         return [(size, when / 1e9) for size, when in SAMPLE.iter_unpack(self._bytes(index, most))]

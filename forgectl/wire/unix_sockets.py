@@ -7,29 +7,16 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from forgectl.errors import NotOursError
 from forgectl.system import private
+from forgectl.system.files import short_path
 from forgectl.version import __version__
 from forgectl.wire.envelope import MAX_LINE, ProtocolError, Refusal, decode, encode
 
 HANDSHAKE_SECONDS = 5.0
-
-
-@contextlib.contextmanager
-def short_path(path: Path) -> Iterator[str]:
-    """A name for `path` that fits a socket address (107 bytes), whatever the length of its folder."""
-    if len(os.fsencode(path)) <= 100:
-        yield str(path)
-        return
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{folder}/{path.name}"
-    finally:
-        os.close(folder)
 
 
 def private_folder(path: Path) -> Path:
