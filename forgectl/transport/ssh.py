@@ -33,7 +33,9 @@ DIAL_SECONDS = 30.0
 ANSWER_SECONDS = 60.0
 AT_ONCE = 8
 """Dials to one destination at a time. By default sshd drops some connections if over ten have not logged in yet."""
-TRIES = 4
+TRIES = 8
+"""Dials until a busy sshd counts as one that does not let us in: 10 to 15 s, a few logins of a loaded machine."""
+LONGEST_PAUSE = 4
 
 COMMAND = (
     'exec sh -c \'IFS= read -r p && IFS= read -r c && case $p in "~/"*) p=$HOME/${p#??};; esac && exec "$p" -c "$c"\''
@@ -201,7 +203,7 @@ def dial(
             except ssh_errors.TryAgain as e:
                 if not left:
                     raise e.error from None
-        time.sleep(random.uniform(0.2, 1.0) * (tries - left))
+        time.sleep(random.uniform(0.2, 1.0) * min(tries - left, LONGEST_PAUSE))
     raise AssertionError("the last try raises or returns")
 
 
