@@ -42,7 +42,8 @@ NAMES = {"torchrun": "torchrun", "monarch": "Monarch", "forgectl": "forgectl"}
 
 def results() -> dict[str, dict[str, Any]]:
     """All results, by the name of their file."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    results = (path for path in sorted(RESULTS.glob("*.json")) if not path.stem.endswith("-curves"))
+    return {path.stem: json.loads(path.read_text()) for path in results}
 
 
 def rows(document: Mapping[str, Any]) -> list[str]:

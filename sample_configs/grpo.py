@@ -79,7 +79,7 @@ async def train(policy: Policy) -> None:
             if e.mesh != "trainer":
                 raise
             print(e, flush=True)
-            await resume(policy)  # once the ranks are up again; it raises where they may not restart any more
+            await begin(policy)  # once the ranks are up again; it raises where they may not restart any more
 
 
 async def learn(policy: Policy) -> None:
@@ -109,6 +109,14 @@ async def save() -> None:
     await trainer.save.call({"data": await data.state_dict.call_one()})
 
 
+async def begin(policy: Policy) -> None:
+    """Go on from the last checkpoint, or begin where there is none yet."""
+    if not await resume(policy):
+        policy.step = 0
+        await metrics.resume.call_one(0)
+        await warm_up(policy)
+
+
 async def resume(policy: Policy) -> bool:
     """Go on from the trainer's checkpoint; False if there is none."""
     leader = trainer.slice(procs=0)
@@ -123,8 +131,7 @@ async def resume(policy: Policy) -> bool:
 
 async def main() -> None:
     policy = Policy()
-    if not await resume(policy):
-        await warm_up(policy)
+    await begin(policy)
     await reference.load.call("grpo-run/reference")
     rollouts = asyncio.gather(*(roll_out(policy) for _ in range(64)))
     training = asyncio.ensure_future(train(policy))
