@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from forgectl.spec.scalars import duration_text, size_text
+
 Schema = dict[str, Any]
 
 TITLES = {
@@ -69,9 +71,9 @@ def _default(value: Schema) -> str:
         return ""
     default = value["default"]
     if _is_duration(value):
-        return f"`{duration(default)}`"
+        return f"`{duration_text(default)}`"
     if _is_size(value):
-        return f"`{size(default)}`"
+        return f"`{size_text(default)}`"
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
@@ -108,22 +110,6 @@ def _is_duration(value: Schema) -> bool:
 
 def _is_size(value: Schema) -> bool:
     return any("kKMGT" in part.get("pattern", "") for part in value.get("anyOf", ()))
-
-
-def duration(seconds: float) -> str:
-    """As a spec would say it: `30s`, `10m`."""
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= length and seconds % length == 0:
-            return f"{seconds / length:g}{unit}"
-    return f"{seconds:g}s"
-
-
-def size(number: int) -> str:
-    """As a spec would say it: `2GiB`."""
-    for unit, power in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if number >= 1 << power and number % (1 << power) == 0:
-            return f"{number >> power}{unit}"
-    return f"{number}"
 
 
 # ---------------------------------------------------------------- commands

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @parameters.spec
 @parameters.overrides
 @click.option("--json", "as_json", is_flag=True, help="Print everything that was found as JSON.")
-def check(spec: Path, overrides: tuple[str, ...], as_json: bool) -> int:
+def check(spec: Path | None, overrides: tuple[str, ...], as_json: bool) -> int:
     """Examine all hosts of SPEC, and start nothing.
 
     It shows whether they can be reached, also by each other; their Python, torch, CUDA, NCCL and pyzmq; their GPUs
@@ -37,13 +37,14 @@ def check(spec: Path, overrides: tuple[str, ...], as_json: bool) -> int:
     import os
     import sys
 
+    from forgectl.cli.begin import spec_file
     from forgectl.cli.host_check.findings import exit_code
     from forgectl.cli.interpreters import modules_of
     from forgectl.cli.views.check_view import check_json, check_table
     from forgectl.cli.views.render import show
     from forgectl.spec.load import load
 
-    loaded = load(spec, overrides=overrides, environ=os.environ, interpreters=modules_of)
+    loaded = load(spec_file(spec, "check"), overrides=overrides, environ=os.environ, interpreters=modules_of)
     examined, reach, findings = look_at(loaded)
     names = [host.name for host in loaded.all_hosts]
     if as_json:

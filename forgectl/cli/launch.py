@@ -16,7 +16,7 @@ from forgectl.cli import parameters
 @parameters.timeout
 @parameters.run_as_json
 def launch(
-    spec: Path,
+    spec: Path | None,
     detach: bool,
     overrides: tuple[str, ...],
     name: str | None,
@@ -31,13 +31,14 @@ def launch(
     """
     import os
 
-    from forgectl.cli.begin import here, planned
+    from forgectl.cli.begin import here, planned, spec_file
     from forgectl.cli.foreground import LaunchOptions, launch_plan
     from forgectl.cli.interpreters import modules_of
     from forgectl.spec.load import load
 
     here()
-    loaded = load(spec, overrides=overrides, environ=os.environ, name=name, interpreters=modules_of)
+    file = spec_file(spec, "launch")
+    loaded = load(file, overrides=overrides, environ=os.environ, name=name, interpreters=modules_of)
     if replace:
         from forgectl.cli.foreground import end_living
 

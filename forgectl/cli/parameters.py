@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from forgectl.cli.manual import CODES, OF_PROGRAM, VARIABLES, Page
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+DEBUG = "forgectl.debug"
+"""The key of a context's `meta` that says whether tracebacks are wanted."""
+EXAMPLE = 46
+"""Most columns of an example beside what it does."""
 
 
 class _Argument(click.Argument):
@@ -17,20 +24,80 @@ class _Argument(click.Argument):
         self.explained = f"{explained}  [required]" if self.required else explained
 
 
+class Context(click.Context):
+    """click's, but for pages of help that fit narrow terminals."""
+
+    formatter_class = Page
+
+
 class Command(click.Command):
-    """A command whose help has a section of arguments beside that of options, with every version of click."""
+    """A command whose help also has its other names, arguments, examples, exit codes and environment variables."""
+
+    context_class = Context
+
+    def __init__(
+        self,
+        *args: Any,
+        aliases: Sequence[str] = (),
+        examples: Mapping[str, str] | None = None,
+        codes: Sequence[int] = (),
+        runs_programs: bool = False,
+        variables: Sequence[str] = (),
+        **settings: Any,
+    ) -> None:
+        super().__init__(*args, **settings)
+        self.aliases = tuple(aliases)
+        self.examples = examples or {}
+        self.codes = tuple(sorted({0, 64, *codes}))
+        self.runs_programs = runs_programs
+        self.variables = tuple(variables)
+        self.params.append(debug_option(hidden=True))
+
+    def shown_codes(self) -> list[tuple[str, str]]:
+        """Its exit codes, and when it ends with them; not those that any command may end with."""
+        shown = [(str(code), CODES[code]) for code in self.codes]
+        return [*shown, ("other", OF_PROGRAM)] if self.runs_programs else shown
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what it does, and by which other names it goes."""
+        super().format_help_text(ctx, formatter)
+        if self.aliases:
+            formatter.write_paragraph()
+            with formatter.indentation():
+                formatter.write_text(f"Aliases: {', '.join(sorted({str(self.name), *self.aliases}))}")
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        arguments = [(str(a.metavar), a.explained) for a in self.params if isinstance(a, _Argument)]
-        if arguments:
-            with formatter.section("Arguments"):
-                formatter.write_dl(arguments)
+        """Write its arguments, its options, and what its author gave beside them."""
+        sections = [("Arguments", [(str(a.metavar), a.explained) for a in self.params if isinstance(a, _Argument)])]
+        _write(formatter, sections)
         super().format_options(ctx, formatter)
+        variables = [(name, VARIABLES[name].replace("`", "")) for name in self.variables]
+        _write(formatter, [("Examples", [*self.examples.items()])], col_max=EXAMPLE)
+        _write(formatter, [("Exit codes", self.shown_codes()), ("Variables", variables)])
+
+
+def _write(
+    formatter: click.HelpFormatter, sections: Iterable[tuple[str, Sequence[tuple[str, str]]]], col_max: int = 30
+) -> None:
+    for title, rows in sections:
+        if rows:
+            with formatter.section(title):
+                formatter.write_dl(rows, col_max)
 
 
 def command(**settings: Any) -> Callable[[Callable[..., Any]], Command]:
-    """Make a command of a function, which returns its exit code or None for 0."""
+    """Make a command of a function, which returns its exit code or None for 0; `settings` are those of `Command`."""
     return click.command(cls=Command, **settings)
+
+
+def debug_option(*, hidden: bool = False) -> click.Option:
+    """`--debug`, which is taken before and after a command's name."""
+    about = "Show tracebacks of forgectl's own faults."
+    return click.Option(["--debug"], is_flag=True, expose_value=False, hidden=hidden, callback=_note, help=about)
+
+
+def _note(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    ctx.meta[DEBUG] = value or ctx.meta.get(DEBUG, False)
 
 
 def argument(name: str, *, help: str, metavar: str, **settings: Any) -> Callable[[F], F]:
@@ -50,7 +117,13 @@ grace = click.option(
 )
 force = click.option("--force", is_flag=True, help="SIGKILL at once.")
 replace = click.option("--replace", is_flag=True, help="End the living run of that name first, and take its place.")
-spec = argument("spec", metavar="SPEC", help="A YAML spec.", type=click.Path(path_type=Path))
+spec = argument(
+    "spec",
+    required=False,
+    metavar="[SPEC]",
+    help="A YAML spec; default: forge.yaml, else forge.yml, of this folder.",
+    type=click.Path(path_type=Path),
+)
 overrides = click.option(
     "--set", "overrides", multiple=True, metavar="K=V", help="Override a value of the spec, as in scripts.sft.procs=4."
 )

@@ -14,7 +14,7 @@ from forgectl.cli import parameters
 @parameters.overrides
 @parameters.run_name
 @click.option("--json", "as_json", is_flag=True, help="Print the whole plan as JSON.")
-def plan(spec: Path, overrides: tuple[str, ...], name: str | None, as_json: bool) -> None:
+def plan(spec: Path | None, overrides: tuple[str, ...], name: str | None, as_json: bool) -> None:
     """Show what `launch SPEC` would run, and start nothing.
 
     It prints every rank with its host, GPUs and environment.
@@ -23,16 +23,15 @@ def plan(spec: Path, overrides: tuple[str, ...], name: str | None, as_json: bool
     import os
     import sys
 
-    from forgectl.cli.begin import planned
+    from forgectl.cli.begin import planned, spec_file
     from forgectl.cli.interpreters import modules_here
     from forgectl.cli.views.plan_view import plan_json, plan_table
     from forgectl.cli.views.render import show
     from forgectl.spec.load import load
 
-    with planned(load(spec, overrides=overrides, environ=os.environ, name=name, interpreters=modules_here)) as (
-        made,
-        _,
-    ):
+    file = spec_file(spec, "plan")
+    loaded = load(file, overrides=overrides, environ=os.environ, name=name, interpreters=modules_here)
+    with planned(loaded) as (made, _):
         if as_json:
             sys.stdout.write(json.dumps(plan_json(made), indent=2) + "\n")
         else:
