@@ -24,7 +24,7 @@ from forgectl.cli.help import aliases, no_such_command, show_help
 from forgectl.cli.init import init
 from forgectl.cli.launch import launch
 from forgectl.cli.logs import logs
-from forgectl.cli.manual import CODES, VARIABLES
+from forgectl.cli.manual import CODES, VARIABLES, shown_variables
 from forgectl.cli.plan import plan
 from forgectl.cli.prune import prune
 from forgectl.cli.restart import restart
@@ -67,10 +67,8 @@ class _Commands(click.Group):
             if not command.hidden
         ]
         codes = [(str(code), about) for code, about in CODES.items()]
-        variables = [(name, about.replace("`", "")) for name, about in VARIABLES.items()]
-        for title, table in (("Commands", rows), ("Exit codes", codes), ("Variables", variables)):
-            with formatter.section(title):
-                formatter.write_dl(table)
+        variables = shown_variables(VARIABLES, whole=True)
+        parameters.write_tables(formatter, {"Commands": rows, "Exit codes": codes, "Variables": variables})
 
 
 @click.group(

@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from forgectl.transport.survey import Hosts
 
 
-@parameters.command()
+@parameters.command(
+    codes=(65, 66, 69, 75, 77),
+    variables=("FORGECTL_SSH", "FORGECTL_GPU_LOCK_DIR"),
+    examples={
+        "forgectl check": "the hosts of this folder's forge.yaml",
+        "forgectl check sft.yaml --json": "all that was found",
+    },
+)
 @parameters.spec
 @parameters.overrides
 @click.option("--json", "as_json", is_flag=True, help="Print everything that was found as JSON.")
@@ -33,7 +40,6 @@ def check(spec: Path | None, overrides: tuple[str, ...], as_json: bool) -> int:
     its hosts: do not check a spec whose programs you would not run. It exits with 0 if nothing prevents a launch, else
     with the code of the worst problem.
     """
-    import json
     import os
     import sys
 
@@ -41,6 +47,7 @@ def check(spec: Path | None, overrides: tuple[str, ...], as_json: bool) -> int:
     from forgectl.cli.host_check.findings import exit_code
     from forgectl.cli.interpreters import modules_of
     from forgectl.cli.views.check_view import check_json, check_table
+    from forgectl.cli.views.json_text import json_text
     from forgectl.cli.views.render import show
     from forgectl.spec.load import load
 
@@ -49,7 +56,7 @@ def check(spec: Path | None, overrides: tuple[str, ...], as_json: bool) -> int:
     names = [host.name for host in loaded.all_hosts]
     if as_json:
         document = check_json(loaded.source, names, examined, reach, findings)
-        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+        sys.stdout.write(json_text(document))
     else:
         show(check_table(names, examined, findings))
     return exit_code(findings)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
 
 CODES = {
     0: "Done.",
+    1: "What was called raised an exception, or its actor died.",
     64: "Wrong usage, such as an unknown option.",
     65: "The spec has problems; each is printed with its line and column.",
     66: "No such file, run, mesh or rank.",
@@ -38,6 +38,13 @@ VARIABLES = {
 }
 """Environment variable → what it means."""
 
+
+def shown_variables(names: Iterable[str], *, whole: bool) -> list[tuple[str, str]]:
+    """The variables as rows of a page; unless `whole` without their defaults."""
+    about = {name: VARIABLES[name].replace("`", "") for name in names}
+    return [(name, text if whole else text.partition(" Default:")[0]) for name, text in about.items()]
+
+
 WIDEST = 100
 """Columns of the widest page: longer lines are hard to read."""
 _LEAST = 28  # columns of the right one of two
@@ -47,6 +54,8 @@ class Page(click.HelpFormatter):
     """A page of help as wide as its terminal. Where two columns do not fit, each text stands below its term."""
 
     def __init__(self, **_: Any) -> None:
+        import shutil  # slow, and only helps need it
+
         super().__init__(width=max(20, min(shutil.get_terminal_size().columns, WIDEST) - 2))
 
     def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
@@ -56,6 +65,17 @@ class Page(click.HelpFormatter):
         if self.width - self.current_indent - longest - col_spacing >= _LEAST:
             super().write_dl(rows, col_max, col_spacing)
             return
+        self._write_below(rows)
+
+    def write_examples(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Write command lines, and what each does, side by side if no line must be broken for that."""
+        longest = max(len(line) for line, _ in rows)
+        if self.current_indent + longest + 2 + max(len(text) for _, text in rows) <= self.width:
+            super().write_dl(rows, col_max=longest)
+        else:
+            self._write_below(rows)
+
+    def _write_below(self, rows: Iterable[tuple[str, str]]) -> None:
         for term, text in rows:
             self.write_text(term)
             with self.indentation(), self.indentation():

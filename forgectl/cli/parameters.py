@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from forgectl.cli.manual import CODES, OF_PROGRAM, VARIABLES, Page
+from forgectl.cli.manual import CODES, OF_PROGRAM, Page, shown_variables
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEBUG = "forgectl.debug"
 """The key of a context's `meta` that says whether tracebacks are wanted."""
-EXAMPLE = 46
-"""Most columns of an example beside what it does."""
 
 
 class _Argument(click.Argument):
@@ -68,21 +66,23 @@ class Command(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write its arguments, its options, and what its author gave beside them."""
-        sections = [("Arguments", [(str(a.metavar), a.explained) for a in self.params if isinstance(a, _Argument)])]
-        _write(formatter, sections)
+        arguments = [(str(a.metavar), a.explained) for a in self.params if isinstance(a, _Argument)]
+        write_tables(formatter, {"Arguments": arguments})
         super().format_options(ctx, formatter)
-        variables = [(name, VARIABLES[name].replace("`", "")) for name in self.variables]
-        _write(formatter, [("Examples", [*self.examples.items()])], col_max=EXAMPLE)
-        _write(formatter, [("Exit codes", self.shown_codes()), ("Variables", variables)])
+        if self.examples:
+            with formatter.section("Examples"):
+                assert isinstance(formatter, Page)
+                formatter.write_examples([*self.examples.items()])
+        variables = shown_variables(self.variables, whole=False)
+        write_tables(formatter, {"Exit codes": self.shown_codes(), "Variables": variables})
 
 
-def _write(
-    formatter: click.HelpFormatter, sections: Iterable[tuple[str, Sequence[tuple[str, str]]]], col_max: int = 30
-) -> None:
-    for title, rows in sections:
+def write_tables(formatter: click.HelpFormatter, tables: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+    """Write a section a table, but for empty ones."""
+    for title, rows in tables.items():
         if rows:
             with formatter.section(title):
-                formatter.write_dl(rows, col_max)
+                formatter.write_dl(rows)
 
 
 def command(**settings: Any) -> Callable[[Callable[..., Any]], Command]:
@@ -127,9 +127,17 @@ spec = argument(
 overrides = click.option(
     "--set", "overrides", multiple=True, metavar="K=V", help="Override a value of the spec, as in scripts.sft.procs=4."
 )
+ranks = click.option("--ranks", metavar="0,2-5", help="Only these ranks' output.")
+no_prefix = click.option("--no-prefix", is_flag=True, help="The lines alone, without rank and host.")
+quiet = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors, and why it failed.")
 run_name = click.option("--name", metavar="NAME", help="Name of the run; default: the spec's.")
 detach = click.option("--detach", "-d", is_flag=True, help="Return as soon as all meshes are up.")
 timeout = click.option("--timeout", type=SECONDS, metavar="S", help="Give up unless all is up in S seconds.")
 run_as_json = click.option(
     "--json", "as_json", is_flag=True, help="Print the run as JSON when it is up (-d) or has ended; logs go to stderr."
 )
+
+
+def output(function: F) -> F:
+    """Give a command the options about the ranks' output: `ranks`, `no_prefix` and `quiet`."""
+    return ranks(no_prefix(quiet(function)))
