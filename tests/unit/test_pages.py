@@ -26,7 +26,7 @@ from forgectl.spec.load import parse
 from tests.pages import LANGUAGES, PAGES, TOP, Block, blocks_of, commands_in
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
-OTHER_PROGRAMS = {"cat", "cd", "echo", "git", "kill", "py-spy", "source", "ssh", "touch", "torchrun"}
+OTHER_PROGRAMS = {"cat", "cd", "echo", "git", "jq", "kill", "py-spy", "source", "ssh", "touch", "torchrun"}
 """Programs of others that a page may show."""
 ENVIRON = {"HF_TOKEN": "secret", "SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "gpu[01-02]", "SLURM_JOB_NUM_NODES": "2"}
 
