@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from forgectl.cli.manual import CODES, VARIABLES
+from forgectl.cli.parameters import Command
 from forgectl.spec.scalars import duration_text, size_text
 
 Schema = dict[str, Any]
@@ -146,7 +148,21 @@ def _command(path: str, command: click.Command, top: click.Context) -> str:
     if options:
         lines += ["", "| option | meaning |", "|---|---|"]
         lines += [f"| `{_cell(name)}` | {_cell(_prose(about))} |" for name, about in options]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_declared(command)])
+
+
+def _declared(command: click.Command) -> Iterator[str]:
+    """What a command of ours says of itself beside click's: other names, examples, exit codes, variables."""
+    if not isinstance(command, Command):
+        return
+    if command.aliases:
+        yield f"\nAlso: {', '.join(f'`forgectl {alias}`' for alias in command.aliases)}."
+    yield "\n| example | does |\n|---|---|"
+    yield from (f"| `{_cell(line)}` | {_cell(about)} |" for line, about in command.examples.items())
+    codes = ", ".join([*map(str, command.codes), *(["that of the program"] if command.runs_programs else [])])
+    yield f"\nExit codes: {codes}."
+    if command.variables:
+        yield f"\nVariables: {', '.join(f'`{name}`' for name in command.variables)}."
 
 
 def _arguments(command: click.Command) -> Iterable[click.Parameter]:
@@ -186,25 +202,16 @@ def settings_reference() -> str:
     return "\n".join(lines)
 
 
-# ---------------------------------------------------------------- exit codes
-
-
-OF_ACTORS = ("Actor", "Mesh", "Service")
-"""How errors begin that programs with actors meet, rather than commands."""
+# ---------------------------------------------------------------- exit codes and variables
 
 
 def exit_codes() -> str:
-    """A row an exit code: the errors that have it, with what their classes say of themselves."""
-    import forgectl.errors
+    """A row an exit code."""
+    rows = [f"| {code} | {_cell(about)} |" for code, about in CODES.items()]
+    return "\n".join(["| code | when |", "|---|---|", *rows])
 
-    found: dict[int, list[str]] = {0: ["Done."]}
-    for error in vars(forgectl.errors).values():
-        if isinstance(error, type) and issubclass(error, forgectl.errors.ForgeError):
-            code, about = error.exit_code, (error.__doc__ or "").partition("\n")[0]
-            if error is not forgectl.errors.ForgeError and not error.__name__.startswith(OF_ACTORS):
-                found.setdefault(code, []).append(about)
-    found[130] = ["Ctrl-C."]
-    found[141] = ["The reader of a pipe has gone."]
-    lines = ["| code | when |", "|---|---|"]
-    lines += [f"| {code} | {_cell(' '.join(dict.fromkeys(about)))} |" for code, about in sorted(found.items())]
-    return "\n".join(lines)
+
+def variables() -> str:
+    """A row an environment variable."""
+    rows = [f"| `{name}` | {_cell(about)} |" for name, about in VARIABLES.items()]
+    return "\n".join(["| variable | means |", "|---|---|", *rows])

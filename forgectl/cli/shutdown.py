@@ -46,8 +46,8 @@ def shutdown(names: tuple[str, ...], runs: tuple[str, ...], everything: bool, ti
             before = targets.get(found.run.run, ())
             whole = found.target is None or before is None
             targets[found.run.run] = None if whole else tuple(dict.fromkeys((*(before or ()), *found.meshes)))
-    else:
-        targets = _of_folder()
+    elif not (targets := _of_folder()):
+        return 0
     code = end_all(targets, 0.0 if force else timeout)
     if everything:
         sys.stdout.flush()
