@@ -176,6 +176,7 @@ class _Launch:
         self._logs.end()
         while not self._logs.done:
             self._show_logs()
+        self._writer.end()
         return self._finish()
 
     def _leave_if_hurried(self) -> None:
