@@ -10,7 +10,7 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-from references import command_reference, exit_codes, settings_reference, spec_reference
+from references import command_reference, exit_codes, settings_reference, spec_reference, variables
 
 TOP = Path(__file__).parents[2]
 FROM_TOP = {
@@ -53,6 +53,7 @@ def generated(what: str) -> str:
         "spec reference": lambda: spec_reference(json_schema()),
         "command reference": lambda: command_reference(app),
         "exit codes": exit_codes,
+        "variables": variables,
         "settings of actors": settings_reference,
     }
     return str(makers[what]())

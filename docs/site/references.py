@@ -10,6 +10,10 @@ from typing import Any
 
 import click
 
+from forgectl.cli.manual import CODES, VARIABLES
+from forgectl.cli.parameters import Command
+from forgectl.spec.scalars import duration_text, size_text
+
 Schema = dict[str, Any]
 
 TITLES = {
@@ -69,9 +73,9 @@ def _default(value: Schema) -> str:
         return ""
     default = value["default"]
     if _is_duration(value):
-        return f"`{duration(default)}`"
+        return f"`{duration_text(default)}`"
     if _is_size(value):
-        return f"`{size(default)}`"
+        return f"`{size_text(default)}`"
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
@@ -110,22 +114,6 @@ def _is_size(value: Schema) -> bool:
     return any("kKMGT" in part.get("pattern", "") for part in value.get("anyOf", ()))
 
 
-def duration(seconds: float) -> str:
-    """As a spec would say it: `30s`, `10m`."""
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= length and seconds % length == 0:
-            return f"{seconds / length:g}{unit}"
-    return f"{seconds:g}s"
-
-
-def size(number: int) -> str:
-    """As a spec would say it: `2GiB`."""
-    for unit, power in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if number >= 1 << power and number % (1 << power) == 0:
-            return f"{number >> power}{unit}"
-    return f"{number}"
-
-
 # ---------------------------------------------------------------- commands
 
 
@@ -160,7 +148,21 @@ def _command(path: str, command: click.Command, top: click.Context) -> str:
     if options:
         lines += ["", "| option | meaning |", "|---|---|"]
         lines += [f"| `{_cell(name)}` | {_cell(_prose(about))} |" for name, about in options]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_declared(command)])
+
+
+def _declared(command: click.Command) -> Iterator[str]:
+    """What a command of ours says of itself beside click's: other names, examples, exit codes, variables."""
+    if not isinstance(command, Command):
+        return
+    if command.aliases:
+        yield f"\nAlso: {', '.join(f'`forgectl {alias}`' for alias in command.aliases)}."
+    yield "\n| example | does |\n|---|---|"
+    yield from (f"| `{_cell(line)}` | {_cell(about)} |" for line, about in command.examples.items())
+    codes = ", ".join([*map(str, command.codes), *(["that of the program"] if command.runs_programs else [])])
+    yield f"\nExit codes: {codes}."
+    if command.variables:
+        yield f"\nVariables: {', '.join(f'`{name}`' for name in command.variables)}."
 
 
 def _arguments(command: click.Command) -> Iterable[click.Parameter]:
@@ -200,25 +202,16 @@ def settings_reference() -> str:
     return "\n".join(lines)
 
 
-# ---------------------------------------------------------------- exit codes
-
-
-OF_ACTORS = ("Actor", "Mesh", "Service")
-"""How errors begin that programs with actors meet, rather than commands."""
+# ---------------------------------------------------------------- exit codes and variables
 
 
 def exit_codes() -> str:
-    """A row an exit code: the errors that have it, with what their classes say of themselves."""
-    import forgectl.errors
+    """A row an exit code."""
+    rows = [f"| {code} | {_cell(about)} |" for code, about in CODES.items()]
+    return "\n".join(["| code | when |", "|---|---|", *rows])
 
-    found: dict[int, list[str]] = {0: ["Done."]}
-    for error in vars(forgectl.errors).values():
-        if isinstance(error, type) and issubclass(error, forgectl.errors.ForgeError):
-            code, about = error.exit_code, (error.__doc__ or "").partition("\n")[0]
-            if error is not forgectl.errors.ForgeError and not error.__name__.startswith(OF_ACTORS):
-                found.setdefault(code, []).append(about)
-    found[130] = ["Ctrl-C."]
-    found[141] = ["The reader of a pipe has gone."]
-    lines = ["| code | when |", "|---|---|"]
-    lines += [f"| {code} | {_cell(' '.join(dict.fromkeys(about)))} |" for code, about in sorted(found.items())]
-    return "\n".join(lines)
+
+def variables() -> str:
+    """A row an environment variable."""
+    rows = [f"| `{name}` | {_cell(about)} |" for name, about in VARIABLES.items()]
+    return "\n".join(["| variable | means |", "|---|---|", *rows])

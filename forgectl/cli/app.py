@@ -8,18 +8,23 @@ import os
 import signal
 import sys
 import traceback
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import click
 from click.shell_completion import shell_complete
 
+from forgectl.cli import parameters
 from forgectl.cli.attach import attach
 from forgectl.cli.call import call
 from forgectl.cli.check import check
 from forgectl.cli.completion import COMPLETE, completion
+from forgectl.cli.config import config
+from forgectl.cli.help import aliases, no_such_command, show_help
 from forgectl.cli.init import init
 from forgectl.cli.launch import launch
 from forgectl.cli.logs import logs
+from forgectl.cli.manual import CODES, VARIABLES, shown_variables
 from forgectl.cli.plan import plan
 from forgectl.cli.prune import prune
 from forgectl.cli.restart import restart
@@ -27,35 +32,66 @@ from forgectl.cli.run import run as run_script
 from forgectl.cli.schema import schema
 from forgectl.cli.shutdown import shutdown
 from forgectl.cli.status import status
+from forgectl.cli.version import VERSION, version
 from forgectl.cli.wait import wait
 from forgectl.errors import ForgeError, SpecError
 from forgectl.version import __version__
 
 
-class _InThisOrder(click.Group):
+class _Commands(click.Group):
+    """The commands in their order, also by their other names."""
+
+    context_class = parameters.Context
+
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names, without aliases."""
         return list(self.commands)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """The command of that name or alias."""
+        return self.commands.get(name) or aliases(self).get(name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the first word names. Raises UsageError."""
+        if not ctx.resilient_parsing and self.get_command(ctx, args[0]) is None:
+            raise no_such_command(self, args[0])
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands with their aliases, then what holds for all of them."""
+        rows = [
+            (", ".join((name, *getattr(command, "aliases", ()))), command.get_short_help_str(100))
+            for name, command in self.commands.items()
+            if not command.hidden
+        ]
+        codes = [(str(code), about) for code, about in CODES.items()]
+        variables = shown_variables(VARIABLES, whole=True)
+        parameters.write_tables(formatter, {"Commands": rows, "Exit codes": codes, "Variables": variables})
 
 
 @click.group(
     name="forgectl",
-    cls=_InThisOrder,
+    cls=_Commands,
     invoke_without_command=True,
+    subcommand_metavar="COMMAND",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.version_option(__version__, prog_name="forgectl", message="%(prog)s %(version)s")
-@click.option("--debug", is_flag=True, help="Show tracebacks of forgectl's own faults.")
+@click.version_option(__version__, "-V", "--version", prog_name="forgectl", message=VERSION)
 @click.pass_context
-def app(ctx: click.Context, debug: bool) -> None:
+def app(ctx: click.Context) -> None:
     """Launch, watch and shut down process groups for PyTorch, here or on machines reached by ssh."""
     if ctx.invoked_subcommand is None:
         sys.stdout.write(ctx.get_help() + "\n")
         ctx.exit(64)
 
 
+app.params.append(parameters.debug_option())
+
 _COMMANDS = (
-    *(launch, run_script, plan, check, status, logs, attach, wait, call, restart, shutdown, prune),
-    *(schema, init, completion),
+    *(launch, run_script, plan, check, config, status, logs, attach, wait, call, restart, shutdown, prune),
+    *(schema, init, completion, show_help, version),
 )
 for _command in _COMMANDS:
     app.add_command(_command)
@@ -92,10 +128,12 @@ def run() -> NoReturn:
 
 def _run() -> int:
     # Not app.main(), which makes other exceptions of a Ctrl-C and of a broken pipe, and prints a line break.
+    meta: dict[str, Any] = {}
     try:
         if instruction := os.environ.get(COMPLETE):
             return shell_complete(app, {}, "forgectl", COMPLETE, instruction)
         with app.make_context("forgectl", sys.argv[1:]) as ctx:
+            meta = ctx.meta
             code = int(app.invoke(ctx) or 0)
         sys.stdout.flush()
         return code
@@ -114,17 +152,17 @@ def _run() -> int:
         return 141
     except OSError as e:
         if e.errno != errno.ENOSPC:
-            return _fault(e)
+            return _fault(e, meta)
         _print_error(f"cannot write: {e.strerror}", "free some space where the output goes")
         return 75
     except Exception as e:
-        return _fault(e)
+        return _fault(e, meta)
 
 
-def _fault(error: Exception) -> int:
+def _fault(error: Exception, meta: Mapping[str, Any]) -> int:
     if _interrupted:  # caused by a Ctrl-C; CPython itself wraps one that comes in __set_name__
         return 130
-    if "--debug" in sys.argv:
+    if meta.get(parameters.DEBUG):
         traceback.print_exception(error)
     else:
         hint = "run it again with `forgectl --debug …` and report it"

@@ -7,7 +7,16 @@ import click
 from forgectl.cli import parameters
 
 
-@parameters.command()
+@parameters.command(
+    codes=(66, 77, 130),
+    runs_programs=True,
+    variables=("FORGECTL_HOME",),
+    examples={
+        "forgectl attach": "the one living run",
+        "forgectl attach sft -n 0 --ranks 0": "from now on, rank 0 alone",
+        "forgectl attach -q sft && echo done": "wait for its end, and see why it failed",
+    },
+)
 @parameters.argument("name", required=False, metavar="[RUN]", help="A run's id or name; default: the one living run.")
 @click.option(
     "-n",
@@ -19,12 +28,15 @@ from forgectl.cli import parameters
     metavar="N",
     help="Begin with the last N lines of each rank.",
 )
-def attach(name: str | None, last: int) -> int:
+@parameters.output
+def attach(name: str | None, last: int, ranks: str | None, no_prefix: bool, quiet: bool) -> int:
     """Follow a run as a launch in the foreground does.
 
     It ends with the run, and with its exit code. Ctrl-C only leaves: the run goes on.
     """
     from forgectl.cli.find import find_run, only_living
     from forgectl.cli.foreground import follow
+    from forgectl.cli.output import output_of
 
-    return follow(only_living().run if name is None else find_run(name, ended=True), last)
+    output = output_of(ranks, no_prefix, quiet)
+    return follow(only_living().run if name is None else find_run(name, ended=True), last, output)

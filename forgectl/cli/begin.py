@@ -34,6 +34,31 @@ def here() -> Path:
         raise UsageError("the current folder was removed", hint="cd to one that exists") from None
 
 
+DEFAULT_SPECS = ("forge.yaml", "forge.yml")
+
+
+def default_spec() -> Path | None:
+    """The spec of the current folder that no command line has to name."""
+    return next((Path(name) for name in DEFAULT_SPECS if Path(name).is_file()), None)
+
+
+def spec_file(named: Path | None, command: str) -> Path:
+    """The spec that was named, else that of the current folder. Raises UsageError if there is none for `command`."""
+    if named is None:
+        if found := default_spec():
+            return found
+        others = [shlex.quote(path.name) for path in sorted(here().glob("*.y*ml"))[:3]]
+        name = f"name one, such as {', '.join(others)}" if others else f"forgectl {command} SPEC"
+        raise UsageError(
+            f"no SPEC was named, and {here()} has no {DEFAULT_SPECS[0]}",
+            hint=f"{name}; or `forgectl init` writes a first one",
+        )
+    if named.suffix == ".py" and named.is_file():
+        hint = f"forgectl run {shlex.quote(str(named))}"
+        raise UsageError(f"{named} is a Python program, not a spec", hint=hint)
+    return named
+
+
 @contextlib.contextmanager
 def planned(spec: Spec) -> Iterator[tuple[Plan, Hosts]]:
     """Place the spec on its hosts as they are now. Connections to them stay open until the context ends.

@@ -15,13 +15,28 @@ CALLED = ("actor", "service")
 """Kinds of meshes that have endpoints."""
 
 
-@parameters.command(context_settings={"ignore_unknown_options": True})  # an argument may be -4
+@parameters.command(
+    codes=(1, 66, 69, 75, 77, 124, 130),
+    variables=("FORGECTL_HOME",),
+    examples={
+        "forgectl call counter value": "on all ranks",
+        "forgectl call counter/0 add 2": "on one rank, with an argument",
+        "forgectl call policy generate hello --kw n=4": "a service, with a keyword",
+        "forgectl call counter value --json | jq add": "for programs",
+    },
+    context_settings={"ignore_unknown_options": True},  # an argument may be -4
+)
 @parameters.argument("mesh", metavar="MESH", help="An actor or a service, a RUN with only one, or [RUN/]MESH/RANK.")
 @parameters.argument("endpoint", metavar="ENDPOINT", help="One of its endpoints.")
 @parameters.argument("args", nargs=-1, metavar="[JSON]...", help="Arguments; one that is not JSON is taken as text.")
 @click.option("--kw", "keywords", multiple=True, metavar="NAME=JSON", help="A keyword argument.")
 @click.option("--timeout", type=parameters.SECONDS, metavar="S", help="Give up after S seconds.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list, in the order of ranks.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print a JSON list, in the order of ranks; of NaN and Infinity the names, as texts.",
+)
 def call(
     mesh: str,
     endpoint: str,
@@ -35,16 +50,16 @@ def call(
     An actor's endpoint is called on all ranks, or on the one that is named, and their values are printed by rank. A
     service's endpoint is called on one replica.
     """
-    import json
     import sys
 
     from forgectl.cli.views import render
+    from forgectl.cli.views.json_text import json_text
 
     positional = [_value(a) for a in args]
     named = dict(_keyword(k) for k in keywords)
     values = _values(mesh, endpoint, positional, named, timeout)
     if as_json:
-        sys.stdout.write(json.dumps(values) + "\n")
+        sys.stdout.write(json_text(values, indent=None))
     elif len(values) == 1:
         render.stdout().print(render.plain(_text(values[0])), soft_wrap=True)
     else:

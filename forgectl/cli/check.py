@@ -21,11 +21,18 @@ if TYPE_CHECKING:
     from forgectl.transport.survey import Hosts
 
 
-@parameters.command()
+@parameters.command(
+    codes=(65, 66, 69, 75, 77),
+    variables=("FORGECTL_SSH", "FORGECTL_GPU_LOCK_DIR"),
+    examples={
+        "forgectl check": "the hosts of this folder's forge.yaml",
+        "forgectl check sft.yaml --json": "all that was found",
+    },
+)
 @parameters.spec
 @parameters.overrides
 @click.option("--json", "as_json", is_flag=True, help="Print everything that was found as JSON.")
-def check(spec: Path, overrides: tuple[str, ...], as_json: bool) -> int:
+def check(spec: Path | None, overrides: tuple[str, ...], as_json: bool) -> int:
     """Examine all hosts of SPEC, and start nothing.
 
     It shows whether they can be reached, also by each other; their Python, torch, CUDA, NCCL and pyzmq; their GPUs
@@ -33,22 +40,23 @@ def check(spec: Path, overrides: tuple[str, ...], as_json: bool) -> int:
     its hosts: do not check a spec whose programs you would not run. It exits with 0 if nothing prevents a launch, else
     with the code of the worst problem.
     """
-    import json
     import os
     import sys
 
+    from forgectl.cli.begin import spec_file
     from forgectl.cli.host_check.findings import exit_code
     from forgectl.cli.interpreters import modules_of
     from forgectl.cli.views.check_view import check_json, check_table
+    from forgectl.cli.views.json_text import json_text
     from forgectl.cli.views.render import show
     from forgectl.spec.load import load
 
-    loaded = load(spec, overrides=overrides, environ=os.environ, interpreters=modules_of)
+    loaded = load(spec_file(spec, "check"), overrides=overrides, environ=os.environ, interpreters=modules_of)
     examined, reach, findings = look_at(loaded)
     names = [host.name for host in loaded.all_hosts]
     if as_json:
         document = check_json(loaded.source, names, examined, reach, findings)
-        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+        sys.stdout.write(json_text(document))
     else:
         show(check_table(names, examined, findings))
     return exit_code(findings)

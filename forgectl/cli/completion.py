@@ -10,7 +10,9 @@ COMPLETE = "_FORGECTL_COMPLETE"
 """The variable by which a shell asks for completions."""
 
 
-@parameters.command()
+@parameters.command(
+    examples={"source <(forgectl completion bash)": "in ~/.bashrc"},
+)
 @parameters.argument("shell", metavar="SHELL", help="bash, zsh or fish.", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:

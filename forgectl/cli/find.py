@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from forgectl.cli.address import Address, KnownMesh, KnownRun, resolve
 from forgectl.controller import client, run_dir
@@ -39,6 +41,17 @@ class Found:
 def all_living() -> list[RunDir]:
     """Runs that have not ended, oldest first."""
     return [run for run in run_dir.all_runs() if not run.has_ended]
+
+
+def living_of(spec: Path) -> list[RunDir]:
+    """The runs that were launched from this file and have not ended. One whose plan cannot be read is none."""
+    file, found = spec.resolve(), []
+    for run in all_living():
+        with contextlib.suppress(ForgeError):
+            launched = run.read_plan().spec
+            if launched and Path(launched).resolve() == file:
+                found.append(run)
+    return found
 
 
 def raise_refused() -> None:

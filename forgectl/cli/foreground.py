@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import signal
 import sys
@@ -14,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from forgectl.cli.find import all_living
+from forgectl.cli.output import Output, check_ranks
 from forgectl.cli.views import render
 from forgectl.cli.views.host_news import HostNews, only_waits_for
+from forgectl.cli.views.json_text import json_text
 from forgectl.cli.views.status_json import status_json
 from forgectl.cli.watch import RunWatch, Signals, name_of
 from forgectl.controller import client
@@ -36,11 +37,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """Options of a launch: `detach`, `timeout` in seconds until all meshes must be up, and `as_json`."""
+    """Options of a launch: `detach`, `timeout` in seconds until all meshes must be up, `as_json`, and what is shown."""
 
     detach: bool
     timeout: float | None
     as_json: bool
+    output: Output
     lends_input: bool = False  # to the one rank of the plan, if this command can
 
 
@@ -50,12 +52,13 @@ def launch_plan(plan: Plan, hosts: Hosts, spec_text: bytes, how: LaunchOptions, 
     if not all(host.local for host in plan.hosts):
         from forgectl.cli.syncing import sync_workdir
 
-        sync_workdir(plan, hosts, deadline)
+        sync_workdir(plan, hosts, deadline, quiet=how.output.quiet)
     lent = None
     if how.lends_input and not how.detach:
         from forgectl.cli.lent_input import lent_input
 
-        lent = lent_input(as_json=how.as_json, restarts=any(m.restart.max for m in plan.meshes))
+        hidden = how.as_json or how.output.quiet
+        lent = lent_input(hidden=hidden, restarts=any(m.restart.max for m in plan.meshes))
         plan = dataclasses.replace(plan, lends_input=lent is not None)
     with Signals().noted() as signals, lent.signals() if lent else contextlib.nullcontext():
         handed = hosts.descriptors({h.name for h in plan.hosts})
@@ -68,8 +71,8 @@ def launch_plan(plan: Plan, hosts: Hosts, spec_text: bytes, how: LaunchOptions, 
             made=lent.open if lent else None,
         )
         hosts.hand_over()
-        watch = RunWatch(run, signals, owner=not how.detach, logs=None if how.detach else FollowLogs())
-        launch = _Launch(run, watch, as_json=how.as_json, deadline=deadline, with_logs=not how.detach, lent=lent)
+        watch = RunWatch(run, signals, owner=not how.detach, logs=FollowLogs() if how.output.logs else None)
+        launch = _Launch(run, watch, how.output, as_json=how.as_json, deadline=deadline, lent=lent)
         try:
             return launch.until_up() if how.detach else launch.until_ended()
         except BrokenPipeError:  # `forgectl launch … | head`: the reader has ended
@@ -80,30 +83,32 @@ def launch_plan(plan: Plan, hosts: Hosts, spec_text: bytes, how: LaunchOptions, 
                 lent.close()
 
 
-def follow(run: RunDir, last: int) -> int:
+def follow(run: RunDir, last: int, output: Output) -> int:
     """Show a run from the `last` lines of its ranks on, until it has ended; returns its exit code."""
     stderr = render.stderr()
-    if not run.has_ended:
+    plan = run.read_plan()
+    check_ranks(output, [len(mesh.ranks) for mesh in plan.meshes], grows=plan.may_grow)
+    if not run.has_ended and not output.quiet:
         stderr.print(render.plain(f"forgectl: attached to run {run.run}; Ctrl-C leaves it running"), style="dim")
-    watch = RunWatch(run, logs=FollowLogs())
+    watch = RunWatch(run, logs=FollowLogs() if output.logs else None)
     try:
-        return _Launch(run, watch, as_json=False, deadline=None, with_logs=True, last=last).until_ended()
+        return _Launch(run, watch, output, as_json=False, deadline=None, last=last).until_ended()
     except KeyboardInterrupt:
         stderr.print(render.plain(f"forgectl: left; run {run.run} goes on"), style="dim")
         raise
 
 
-def end_living(name: str) -> None:
-    """End the living run of that name, if there is one; returns when nothing of it is left."""
+def end_living(name: str, by: str, *, quiet: bool) -> None:
+    """End the living run of that name, if there is one; returns when nothing of it is left. `by`: what ends it."""
     for run in all_living():
         if run.name == name:
             watch = RunWatch(run)
-            watch.end("forgectl launch --replace", 0)
+            watch.end(by, 0)
             if watch.status is not None:
                 client.wait_gone(watch.status)
-            render.stderr().print(
-                render.plain(f"forgectl: run {run.run} ended; a new one takes its place"), style="dim"
-            )
+            if not quiet:
+                news = f"forgectl: run {run.run} ended; a new one takes its place"
+                render.stderr().print(render.plain(news), style="dim")
 
 
 class _Launch:
@@ -111,10 +116,10 @@ class _Launch:
         self,
         run: RunDir,
         watch: RunWatch,
+        output: Output,
         *,
         as_json: bool,
         deadline: float | None,
-        with_logs: bool,
         last: int | None = None,
         lent: LentInput | None = None,
     ) -> None:
@@ -122,7 +127,7 @@ class _Launch:
         self._watch = watch
         self._news = HostNews()
         self._json = as_json
-        self._with_logs = with_logs
+        self._shows = output
         self._last = last  # of logs that exist already, only so many lines
         self._deadline = deadline
         self._lent = lent
@@ -135,7 +140,7 @@ class _Launch:
         self._output = stream = sys.stderr if as_json else sys.stdout
         terminal = stream.isatty()
         self._logs = LogStream(terminal=terminal, merged=last is not None)
-        self._writer = LogWriter(stream.buffer, terminal=terminal, color=wants_color(stream))
+        self._writer = LogWriter(stream.buffer, terminal=terminal, color=wants_color(stream), prefix=output.prefix)
 
     # ------------------------------------------------------------ the two ways
 
@@ -171,6 +176,7 @@ class _Launch:
         self._logs.end()
         while not self._logs.done:
             self._show_logs()
+        self._writer.end()
         return self._finish()
 
     def _leave_if_hurried(self) -> None:
@@ -185,7 +191,8 @@ class _Launch:
         assert status is not None, "a run that has ended has left its state"
         client.wait_gone(status)
         for mesh in status.meshes:
-            seen = self._with_logs and _one_place(self._output, sys.stderr)
+            shown = mesh.failure is not None and self._shows.rank(mesh.failure.rank)
+            seen = shown and _one_place(self._output, sys.stderr)
             report = render.failure_report(mesh, seen=seen) if mesh.state in ("failed", "lost") else None
             if report is not None and not _is_the_error(mesh, status) and not self._was_interrupted(mesh):
                 self._stderr.print(report)
@@ -220,7 +227,7 @@ class _Launch:
                 for rank in mesh.ranks:
                     if rank.log and self._lent and self._lent.terminal:
                         self._lent.write_log(Path(rank.log))
-                    elif rank.log and self._with_logs:
+                    elif rank.log and self._shows.rank(rank.rank):
                         self._logs.add(LogSource(f"{mesh.mesh}/{rank.rank}@{rank.host}", Path(rank.log)), self._last)
             self._last = None
         late = self._next_deadline()
@@ -233,6 +240,11 @@ class _Launch:
     def _show_logs(self) -> None:
         for chunk in self._logs.poll():
             self._writer.write(chunk)
+
+    def _tell(self, sentence: str, style: str = "dim") -> None:
+        """Print news, which --quiet leaves out."""
+        if not self._shows.quiet:
+            self._print(sentence, style)
 
     def _print(self, sentence: str, style: str = "dim") -> None:
         self._stderr.print(render.plain(f"forgectl: {sentence}"), style=style)
@@ -258,7 +270,7 @@ class _Launch:
             if restarts or changed:
                 self._show_logs()
             for sentence in restarts:
-                self._print(sentence)
+                self._tell(sentence)
             self._restarts[mesh.mesh] = render.last_restart(mesh)
             if changed:
                 self._shown[mesh.mesh] = state
@@ -272,9 +284,9 @@ class _Launch:
             return  # it is done, or ends as was just printed; its end follows
         if mesh.up:
             ranks = f"{mesh.desired} {'rank' if mesh.desired == 1 else 'ranks'}"
-            self._print(f"{mesh.mesh} {mesh.state} ({ranks}, run {status.run})")
+            self._tell(f"{mesh.mesh} {mesh.state} ({ranks}, run {status.run})")
         else:
-            self._print(render.state_sentence(mesh), style="dim" if mesh.state != "failed" else "")
+            self._tell(render.state_sentence(mesh), style="dim" if mesh.state != "failed" else "")
 
 
 def _one_place(*streams: TextIO) -> bool:
@@ -290,7 +302,7 @@ def _is_the_error(mesh: MeshStatus, status: RunStatus) -> bool:
 
 
 def _print_json(status: RunStatus) -> None:
-    sys.stdout.write(json.dumps(status_json([status]), indent=2) + "\n")
+    sys.stdout.write(json_text(status_json([status])))
     sys.stdout.flush()
 
 

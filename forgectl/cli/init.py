@@ -12,7 +12,13 @@ TEMPLATES = Path(__file__).parent / "templates"
 """A folder a template. Most files there are links into sample_configs/, which a built package has as files."""
 
 
-@parameters.command()
+@parameters.command(
+    codes=(66,),
+    examples={
+        "forgectl init first": "into the folder first",
+        "forgectl init --template grpo": "reinforcement learning, here",
+    },
+)
 @parameters.argument(
     "folder",
     metavar="[DIR]",

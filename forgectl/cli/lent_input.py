@@ -263,12 +263,15 @@ class _Stderr:
         return getattr(sys.stderr, name)
 
 
-def lent_input(*, as_json: bool, restarts: bool) -> LentInput | None:
-    """What this command can lend to the one rank of a run; None in the background, where a terminal is not ours."""
+def lent_input(*, hidden: bool, restarts: bool) -> LentInput | None:
+    """What this command can lend to the one rank of a run; None in the background, where a terminal is not ours.
+
+    `hidden`: what the rank prints is not for the terminal, so it gets only its input.
+    """
     if os.isatty(0):
         with contextlib.suppress(OSError):
             if os.tcgetpgrp(0) == os.getpgrp():
-                return LentInput(terminal=os.isatty(1) and not as_json, restarts=restarts)
+                return LentInput(terminal=os.isatty(1) and not hidden, restarts=restarts)
         return None
     return LentInput(terminal=False, restarts=restarts)
 

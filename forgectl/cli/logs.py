@@ -12,7 +12,18 @@ if TYPE_CHECKING:
     import re
 
 
-@parameters.command()
+@parameters.command(
+    codes=(66, 77, 124, 130),
+    runs_programs=True,
+    variables=("FORGECTL_HOME",),
+    examples={
+        "forgectl logs": "of the one living run",
+        "forgectl logs -f -n 20 train": "the last lines, then what comes",
+        "forgectl logs train/3 -t --since 10m": "one rank, with times",
+        "forgectl logs sft --ranks 0,2-5 --grep loss": "lines with a word",
+        "forgectl logs train --previous": "before the last restart",
+    },
+)
 @parameters.argument(
     "names", nargs=-1, metavar="[NAME]...", help="RUN, MESH, RUN/MESH or [RUN/]MESH/RANK; default: the one living run."
 )
@@ -26,8 +37,8 @@ if TYPE_CHECKING:
 @click.option("-p", "--previous", is_flag=True, help="The generation before the last restart.")
 @click.option("--generation", type=click.IntRange(min=0), metavar="G", help="That generation, counted from 0.")
 @click.option("--grep", metavar="REGEX", help="Only lines in which it is found.")
-@click.option("--ranks", metavar="0,2-5", help="Only these ranks.")
-@click.option("--no-prefix", is_flag=True, help="The lines alone, without rank and host.")
+@parameters.ranks
+@parameters.no_prefix
 @click.option("--exit-code", "exit_code", is_flag=True, help="Follow, and end with the exit code of what was followed.")
 def logs(
     names: tuple[str, ...],
@@ -52,6 +63,7 @@ def logs(
 
     from forgectl.cli.find import find, in_one_run, only_living
     from forgectl.cli.moments import moment
+    from forgectl.cli.output import parse_ranks
     from forgectl.cli.views.log_view import LogView, show_logs
     from forgectl.errors import UsageError
 
@@ -74,21 +86,6 @@ def logs(
     found = [find(name, ended=True) for name in names] or [only_living()]
     code = show_logs(in_one_run(found), found, wanted, view, follow=follow)
     return code if exit_code else 0
-
-
-def parse_ranks(text: str | None) -> frozenset[int] | None:
-    """`0,2-5` as a set of ranks; None for all. Raises UsageError."""
-    from forgectl.errors import UsageError
-
-    if text is None:
-        return None
-    found: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()) or int(last or first) - int(first) > 100_000:
-            raise UsageError(f"--ranks {text!r}: expected ranks such as 0,2-5")
-        found.update(range(int(first), int(last or first) + 1))
-    return frozenset(found)
 
 
 def _pattern(text: str | None) -> re.Pattern[bytes] | None:

@@ -7,7 +7,14 @@ import click
 from forgectl.cli import parameters
 
 
-@parameters.command()
+@parameters.command(
+    codes=(75, 77),
+    variables=("FORGECTL_HOME", "FORGECTL_KEEP"),
+    examples={
+        "forgectl prune": "what FORGECTL_KEEP does not keep",
+        'forgectl prune --keep "7d, 20 runs" --dry-run': "see what would go",
+    },
+)
 @click.option("--keep", metavar="LIMITS", help='What to keep, such as "7d, 20 runs, 5 GiB", each of them optional.')
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON document.")
@@ -19,12 +26,12 @@ def prune(keep: str | None, dry_run: bool, as_json: bool) -> None:
     live are never touched. The same is done by itself, at most hourly, when a run ends; then the last hour's runs stay
     in any case.
     """
-    import json
     import sys
     import time
 
     from forgectl.cli.find import raise_refused
     from forgectl.cli.views import prune_view, render
+    from forgectl.cli.views.json_text import json_text
     from forgectl.controller import prune as pruning
     from forgectl.controller.retention import superfluous
     from forgectl.errors import BusyError
@@ -35,7 +42,7 @@ def prune(keep: str | None, dry_run: bool, as_json: bool) -> None:
     else:
         done = pruning.prune(limits, spared=0.0)
     if as_json:
-        sys.stdout.write(json.dumps(prune_view.prune_json(done.runs, limits, dry_run=dry_run), indent=2) + "\n")
+        sys.stdout.write(json_text(prune_view.prune_json(done.runs, limits, dry_run=dry_run)))
     else:
         render.show(prune_view.prune_view(done.runs, limits, dry_run=dry_run))
     sys.stdout.flush()

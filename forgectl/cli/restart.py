@@ -5,7 +5,15 @@ from __future__ import annotations
 from forgectl.cli import parameters
 
 
-@parameters.command()
+@parameters.command(
+    codes=(66, 77, 130),
+    runs_programs=True,
+    variables=("FORGECTL_HOME",),
+    examples={
+        "forgectl restart trainer": "one mesh",
+        "forgectl restart sft --timeout 60": "all of a run, with time to save",
+    },
+)
 @parameters.argument("names", nargs=-1, required=True, metavar="NAME...", help="RUN, MESH or RUN/MESH, of one run.")
 @parameters.grace
 @parameters.force

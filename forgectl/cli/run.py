@@ -30,8 +30,17 @@ class _Count(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generi
 
 @parameters.command(
     context_settings={"allow_interspersed_args": False, "token_normalize_func": torchrun_options.hyphens},
-    epilog="Exit codes: that of the program; 64 for wrong usage, 66 for a missing file, 69 where a host lacks what "
-    "ranks need, 75 for what may work later, 130 after Ctrl-C. FORGECTL_HOME is where runs are kept.",
+    codes=(66, 69, 75, 77, 124, 130),
+    runs_programs=True,
+    variables=("FORGECTL_HOME", "FORGECTL_SSH", "FORGECTL_KEEP", "FORGECTL_GPU_LOCK_DIR"),
+    examples={
+        "forgectl run train.py --lr 3": "one process, with this terminal",
+        "forgectl run -n 4 --gpus -m package.train": "a module on four GPUs",
+        "forgectl run -n 8 --host a --host b train.py": "on other machines, by ssh",
+        "forgectl run -n 8 --ranks 0 train.py": "rank 0's output alone",
+        "forgectl run -n 2 nvidia-smi -L": "any other program",
+        "forgectl run -d --name sft --replace train.py": "anew, in the background",
+    },
 )
 @parameters.argument(
     "words", nargs=-1, metavar="PROGRAM [ARGS]...", help="A Python file, or any other program, and its arguments."
@@ -74,7 +83,9 @@ class _Count(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generi
 @torchrun_options.refused
 @parameters.detach
 @click.option("--name", metavar="NAME", help="Name of the run; default: that of the program.")
+@parameters.replace
 @parameters.timeout
+@parameters.output
 @parameters.run_as_json
 @click.pass_context
 def run(
@@ -96,51 +107,54 @@ def run(
     nnodes: str | None,
     detach: bool,
     name: str | None,
+    replace: bool,
     timeout: float | None,
+    ranks: str | None,
+    no_prefix: bool,
+    quiet: bool,
     as_json: bool,
 ) -> int:
     """Run a program on N processes, as torchrun would.
 
     Options of forgectl come before PROGRAM, its own arguments after it. torchrun's spellings are known, too.
-
-    \b
-    forgectl run train.py --lr 3
-    forgectl run -n 4 --gpus -m package.train
-    forgectl run -n 8 --host a --host b train.py
-    """  # noqa: D301 (\b is click's mark for lines that stay as they are)
+    """
     import os
 
     from forgectl.cli.begin import here, planned
-    from forgectl.cli.foreground import LaunchOptions, launch_plan
+    from forgectl.cli.foreground import LaunchOptions, end_living, launch_plan
+    from forgectl.cli.output import check_ranks, output_of
     from forgectl.cli.program import mesh_name, program_of
     from forgectl.errors import SpecError, UsageError
     from forgectl.spec.load import parse
 
     folder = here()
     _refuse_what_cannot_be_had(ctx, nnodes, hosts)
+    output = output_of(ranks, no_prefix, quiet, detach=detach)
     start = (folder / workdir).absolute() if workdir is not None else folder
     kind, program = program_of(
         list(words), module=module, command=no_python, workdir=None if start == folder else start
     )
     mesh = mesh_name(kind, program[0])
     count, with_gpus = _count(procs, per_host, gpus, hosts)
-    ranks: dict[str, Any] = {"procs": count, "with_gpus": with_gpus, "env": _environment(env)}
-    ranks |= {"restart": {"max": restarts}}
-    ranks |= {
+    body: dict[str, Any] = {"procs": count, "with_gpus": with_gpus, "env": _environment(env)}
+    body |= {"restart": {"max": restarts}}
+    body |= {
         key: value
         for key, value in (("python", python), ("start_method", start_method), ("time_limit", limit))
         if value is not None
     }
     if preload:
-        ranks["preload"] = [module for module in preload if module]
-    text = _spec({"name": name or mesh, "workdir": str(start)}, mesh, {kind: program, **ranks}, hosts)
+        body["preload"] = [module for module in preload if module]
+    text = _spec({"name": name or mesh, "workdir": str(start)}, mesh, {kind: program, **body}, hosts)
     try:
         spec = parse(text, source="forgectl run", folder=folder, environ=os.environ)
+        check_ranks(output, [count], grows=False)
+        if replace:
+            end_living(spec.name, "forgectl run --replace", quiet=quiet)
         with planned(spec) as (plan, reached):
-            how = LaunchOptions(
-                detach, timeout, as_json, lends_input=count == 1 and all(host.local for host in plan.hosts)
-            )
-            return launch_plan(plan, reached, text, how, name_is_given=name is not None)
+            lends = count == 1 and all(host.local for host in plan.hosts)
+            how = LaunchOptions(detach, timeout, as_json, output, lends_input=lends)
+            return launch_plan(plan, reached, text, how, name_is_given=replace or name is not None)
     except SpecError as e:
         hint = "leave out --gpus to run on CPUs" if e.hint and not hosts else e.hint
         raise UsageError("\n".join(f"{_option(p.where, mesh)}: {p.message}" for p in e.problems), hint=hint) from None

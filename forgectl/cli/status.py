@@ -10,7 +10,19 @@ from forgectl.errors import ForgeError, UsageError
 FORMS = ("table", "wide", "name", "json")
 
 
-@parameters.command()
+@parameters.command(
+    aliases=("ps",),
+    codes=(66, 77, 124, 130),
+    runs_programs=True,
+    variables=("FORGECTL_HOME",),
+    examples={
+        "forgectl status": "what lives, and what failed in the last hour",
+        "forgectl status sft": "with its ranks",
+        "forgectl status -w sft": "until its run ends, with its exit code",
+        "forgectl ps -aq": "the ids of all runs",
+        "forgectl status --json | jq .runs[].state": "for programs",
+    },
+)
 @parameters.argument("mesh", required=False, metavar="[NAME]", help="RUN, MESH or RUN/MESH[/RANK], with its ranks.")
 @click.option("-v", "--verbose", is_flag=True, help="Show ranks too.")
 @click.option("-w", "--watch", is_flag=True, help="Keep showing; with a NAME until its run ends, with its exit code.")
@@ -49,11 +61,10 @@ def status(
         stats = form == "json" or (verbose and form != "name")
         runs, troubles = collect(everything, recent=form in ("table", "wide"), stats=stats)
     if form == "json":
-        import json
-
+        from forgectl.cli.views.json_text import json_text
         from forgectl.cli.views.status_json import status_json
 
-        sys.stdout.write(json.dumps(status_json(runs), indent=2) + "\n")
+        sys.stdout.write(json_text(status_json(runs)))
     elif form == "name":
         names_of = (f"{r.run}/{m.mesh}" for r in runs for m in r.meshes) if mesh else (r.run for r in runs)
         sys.stdout.write("".join(f"{name}\n" for name in names_of))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import select
 import signal
 import sys
@@ -18,6 +17,7 @@ from forgectl.cli.find import Found
 from forgectl.cli.shown_runs import collect, look, nothing
 from forgectl.cli.views import render, status_view
 from forgectl.cli.views.host_news import HostNews
+from forgectl.cli.views.json_text import json_text
 from forgectl.cli.views.status_json import status_json
 from forgectl.controller import client, run_dir
 from forgectl.controller.run_dir import RunDir
@@ -142,7 +142,7 @@ class _Lines(_Display):
         self._last = ""
 
     def show(self, runs: Sequence[RunStatus]) -> None:
-        line = json.dumps(status_json(runs)) + "\n"
+        line = json_text(status_json(runs), indent=None)
         if line != self._last:
             sys.stdout.write(line)
             sys.stdout.flush()

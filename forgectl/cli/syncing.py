@@ -23,10 +23,10 @@ SHOWN = 5
 """Notices about a workdir that are printed; others are only counted."""
 
 
-def sync_workdir(plan: Plan, hosts: Hosts, deadline: float | None = None) -> None:
+def sync_workdir(plan: Plan, hosts: Hosts, deadline: float | None = None, *, quiet: bool = False) -> None:
     """Send every ssh host of the plan what it lacks of workdir; raises one ForgeError for all hosts that failed.
 
-    `deadline`: when to give up, by the monotonic clock.
+    `deadline`: when to give up, by the monotonic clock. `quiet`: without the bar; notices come all the same.
     """
     remote = [h.name for h in plan.hosts if not h.local]
     if plan.sync == "none" or not remote:
@@ -41,7 +41,7 @@ def sync_workdir(plan: Plan, hosts: Hosts, deadline: float | None = None) -> Non
         _print_notice(notice)
     if len(tree.notices) > SHOWN:
         _print_notice(f"and {len(tree.notices) - SHOWN} more files of workdir are not synced")
-    with _shown(remote) as bars:
+    with _shown(remote, quiet=quiet) as bars:
         key = workdir_key(Path(plan.workdir))
 
         def sync(name: str) -> Pushed:
@@ -95,9 +95,9 @@ class _Bars:
 
 
 @contextlib.contextmanager
-def _shown(hosts: list[str]) -> Iterator[_Bars]:
+def _shown(hosts: list[str], *, quiet: bool) -> Iterator[_Bars]:
     """A bar while something is sent, on a terminal; gone when it is done."""
     console = render.stderr()
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
         yield _Bars(progress, len(hosts))

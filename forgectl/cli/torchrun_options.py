@@ -25,7 +25,7 @@ _INSTEAD = {
     ("--log-dir",): _LOGS,
     ("-r", "--redirects"): _LOGS,
     ("-t", "--tee"): _LOGS,
-    ("--local-ranks-filter",): "use `forgectl logs MESH --ranks 0`",
+    ("--local-ranks-filter",): "use --ranks 0,2-5, which counts over all machines",
     ("--role",): "leave it out: ROLE_NAME is the name of the mesh",
     ("--monitor-interval",): "leave it out: forgectl notices at once when a rank ends",
     ("--event-log-handler",): _NOTHING,

@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from forgectl.model.status import RunStatus
 
 
-@parameters.command()
+@parameters.command(
+    codes=(66, 77, 124, 130),
+    runs_programs=True,
+    variables=("FORGECTL_HOME",),
+    examples={
+        "forgectl wait sft": "for its end",
+        "forgectl wait --for ready policy --timeout 60": "until a service answers",
+    },
+)
 @parameters.argument("name", required=False, metavar="[NAME]", help="RUN, MESH or RUN/MESH; default: the one run.")
 @click.option(
     "--for",

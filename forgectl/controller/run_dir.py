@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from forgectl.errors import BusyError, ForgeError, InternalError, NotOursError
+from forgectl.errors import BusyError, ForgeError, InternalError, NotOursError, UsageError
 from forgectl.frozen import dataclass
 from forgectl.model.plan import HostPlan, Plan
 from forgectl.model.status import RunStatus
@@ -35,10 +35,19 @@ _OURS_HINT = (
 )
 
 
+def _home() -> Path | None:
+    """$FORGECTL_HOME; None if it is not set. Raises UsageError for a relative path."""
+    home = os.environ.get("FORGECTL_HOME")
+    if home and not Path(home).is_absolute():
+        what = f"FORGECTL_HOME={home} is a relative path, so that each folder would have runs of its own"
+        raise UsageError(what, hint=f'export FORGECTL_HOME="{Path(home).absolute()}"')
+    return Path(home) if home else None
+
+
 def runs_folder() -> Path:
     """The folder of all runs of this user: $FORGECTL_HOME or $XDG_STATE_HOME/forgectl, then `runs`."""
-    if home := os.environ.get("FORGECTL_HOME"):
-        return Path(home).absolute() / "runs"
+    if home := _home():
+        return home / "runs"
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "forgectl" / "runs"
 
@@ -50,8 +59,8 @@ def cache_folder() -> Path:
 
 def sockets_folder() -> Path:
     """The folder of all sockets of this user, private to them."""
-    if home := os.environ.get("FORGECTL_HOME"):
-        return Path(home).absolute() / "sockets"
+    if home := _home():
+        return home / "sockets"
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         return Path(runtime) / "forgectl"
     return Path("/tmp") / f"forgectl-{os.getuid()}"  # not $TMPDIR: every shell must find the same

@@ -55,6 +55,13 @@ class LogWriter:
             self._stream.write(self._for_terminal(chunk) if self._terminal else self._for_pipe(chunk))
             self._stream.flush()
 
+    def end(self) -> None:
+        """Note that nothing follows: with prefixes, a last line that is unfinished gets its end."""
+        if self._prefix and self._open is not None:
+            self._open = None
+            self._stream.write(b"\n")
+            self._stream.flush()
+
     def _for_terminal(self, chunk: Chunk) -> bytes:
         start = self._terminal_prefix(chunk.source.label) if self._prefix else ""
         start += self._time(chunk)

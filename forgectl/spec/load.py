@@ -154,14 +154,12 @@ def _not_found(path: Path, error: Exception) -> NotFoundError:
             near, message = [], f"cannot read {shown}: {getattr(error, 'strerror', None) or error}"
     except (OSError, ValueError):
         near, message = [], f"cannot read {shown}: {getattr(error, 'strerror', None) or error}"
-    return NotFoundError(message, hint=_spec_hint(path, [one_line(name) for name in near]))
+    return NotFoundError(message, hint=_spec_hint([one_line(name) for name in near]))
 
 
-def _spec_hint(path: Path, near: Sequence[str]) -> str | None:
+def _spec_hint(near: Sequence[str]) -> str | None:
     """What to do: of the names nearby only those of specs can be meant."""
     specs = [name for name in near if Path(name).suffix in (".yaml", ".yml")]
-    if path.suffix == ".py" and path.is_file():
-        return f"a Python file is run by `forgectl run {path}`"
     if not specs:
         return "`forgectl init DIR` writes a first spec" if not near else None
     return f"did you mean {specs[0]}?" if len(specs) == 1 else f"specs there: {', '.join(specs)}"

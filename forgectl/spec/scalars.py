@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from forgectl.model.plan import MAX_RANKS
@@ -112,6 +112,22 @@ def _amount(value: Any, units: dict[str, Any], what: str) -> float:
     if unit not in units:
         raise wrong(f"expected {what}, got {show(value)}: unknown unit {show(match[2])}")
     return float(match[1]) * float(units[unit])
+
+
+def duration_text(seconds: float) -> str:
+    """A duration as a spec has it: `30s`, `10m`."""
+    for unit in ("d", "h", "m"):
+        if seconds >= SECONDS[unit] and seconds % SECONDS[unit] == 0:
+            return f"{int(seconds / SECONDS[unit])}{unit}"
+    return f"{f'{seconds:.15f}'.rstrip('0').rstrip('.')}s"
+
+
+def size_text(count: int) -> str:
+    """A size as a spec has it: `2GiB`."""
+    for unit, letters in (("tib", "TiB"), ("gib", "GiB"), ("mib", "MiB"), ("kib", "KiB")):
+        if count >= BYTES[unit] and count % BYTES[unit] == 0:
+            return f"{count // BYTES[unit]}{letters}"
+    return str(count)
 
 
 def choice(*options: str) -> Callable[[Any], str]:
@@ -235,6 +251,8 @@ _TEXTS = {"type": "array", "items": _STRING}
 _NAMED = {"type": "string", "pattern": rf"^{NAME.pattern}$"}
 _DURATION = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?\s*(ms|s|m|h|d)?$"}
 _SIZE = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?\s*([kKMGT]i?)?[bB]?$"}
+_AS_DURATION = PlainSerializer(duration_text)
+_AS_SIZE = PlainSerializer(size_text)
 
 Text = Annotated[str, BeforeValidator(text)]
 SomeText = Annotated[str, BeforeValidator(some_text)]
@@ -248,12 +266,19 @@ Count = Annotated[int, BeforeValidator(whole(0, 10**9)), or_variable(_INTEGER | 
 Slots = Annotated[
     int, BeforeValidator(whole(0, MAX_RANKS)), or_variable(_INTEGER | {"minimum": 0, "maximum": MAX_RANKS})
 ]
-Lease = Annotated[float, BeforeValidator(seconds(1)), or_variable({"type": "number", "minimum": 1}, _DURATION)]
-Within = Annotated[
-    float, BeforeValidator(seconds(0.001)), or_variable({"type": "number", "exclusiveMinimum": 0}, _DURATION)
+Lease = Annotated[
+    float, BeforeValidator(seconds(1)), _AS_DURATION, or_variable({"type": "number", "minimum": 1}, _DURATION)
 ]
-Backoff = Annotated[float, BeforeValidator(seconds(0)), or_variable({"type": "number", "minimum": 0}, _DURATION)]
-Size = Annotated[int, BeforeValidator(size), or_variable({"type": "number", "minimum": 4096}, _SIZE)]
+Within = Annotated[
+    float,
+    BeforeValidator(seconds(0.001)),
+    _AS_DURATION,
+    or_variable({"type": "number", "exclusiveMinimum": 0}, _DURATION),
+]
+Backoff = Annotated[
+    float, BeforeValidator(seconds(0)), _AS_DURATION, or_variable({"type": "number", "minimum": 0}, _DURATION)
+]
+Size = Annotated[int, BeforeValidator(size), _AS_SIZE, or_variable({"type": "number", "minimum": 4096}, _SIZE)]
 Words = Annotated[
     tuple[Text, ...],
     BeforeValidator(words),

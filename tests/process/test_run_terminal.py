@@ -206,7 +206,7 @@ def test_without_a_terminal_the_one_rank_has_the_input_of_the_command(forge: For
     forge.write("none.py", "")
     assert forge.ok(*ALONE, "read.py", input="abc\n").endswith("False 'abc\\n'\n")
     assert forge.ok(*ALONE, "--start-method", "spawn", "first.py", input="one\ntwo\n").endswith("one\n")
-    assert forge.ok(*ALONE, "cat", input="x").endswith("x")
+    assert forge.ok(*ALONE, "cat", input="x").endswith("x\n")
     command = " ".join(forge.argv(*ALONE[:1], "--preload", "''"))
     loop = f"printf 'a\\nb\\n' | while read line; do {command} none.py >&2; echo $line; done"
     result = subprocess.run(["bash", "-c", loop], cwd=forge.folder, env=forge.env, capture_output=True, text=True)

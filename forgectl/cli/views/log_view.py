@@ -82,7 +82,7 @@ def show_logs(run: RunDir, found: Sequence[Found], ranks: frozenset[int] | None,
     printer = _Printer(writer.write, view.grep, view.last)
     selection = Selection(tuple(found), ranks)
     if follow:
-        return _follow(run, selection, view, printer, terminal=terminal)
+        return _follow(run, selection, view, printer, writer, terminal=terminal)
     absent = _fetch_logs(run, tuple(dict.fromkeys(m for f in found for m in f.meshes)))
     status = client.document(run)
     sources = _sources(run, status, selection, view.generation)
@@ -90,6 +90,7 @@ def show_logs(run: RunDir, found: Sequence[Found], ranks: frozenset[int] | None,
     for chunk in read_all(sources, printer.last, since=view.since, until=view.until, terminal=terminal):
         printer.write(chunk)
     printer.caught_up()
+    writer.end()
     return 0
 
 
@@ -203,7 +204,9 @@ def _sources_of(run: RunDir, mesh: MeshStatus, selection: Selection, generation:
             yield LogSource(f"{mesh.mesh}/{rank.rank}#{number}", path)  # it may have been on another host
 
 
-def _follow(run: RunDir, selection: Selection, view: LogView, printer: _Printer, *, terminal: bool) -> int:
+def _follow(
+    run: RunDir, selection: Selection, view: LogView, printer: _Printer, writer: LogWriter, *, terminal: bool
+) -> int:
     named = selection.meshes
     stream = LogStream(terminal=terminal, merged=True)
     watch = RunWatch(run, logs=FollowLogs(named))
@@ -222,6 +225,7 @@ def _follow(run: RunDir, selection: Selection, view: LogView, printer: _Printer,
     while not stream.done:
         _print_new(stream, printer)
     printer.caught_up()
+    writer.end()
     status = watch.status
     assert status is not None, "its end was seen"
     sys.stdout.flush()

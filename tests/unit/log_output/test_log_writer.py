@@ -21,6 +21,7 @@ def written(*chunks: tuple[LogSource, bytes], terminal: bool = False, color: boo
     writer = LogWriter(out, terminal=terminal, color=color, prefix=prefix)
     for source, data in chunks:
         writer.write(Chunk(source, data))
+    writer.end()
     return out.getvalue().decode("utf-8", "surrogateescape")
 
 
@@ -32,6 +33,12 @@ def test_in_a_pipe_each_line_has_its_source_before_it() -> None:
 def test_in_a_pipe_bytes_stay_as_they_are() -> None:
     raw = b"\x1b]52;c;xx\x07 \xff\xfe \r10%\r20%\n\x1b[31mred\n no newline"
     assert written((A, raw), prefix=False).encode("utf-8", "surrogateescape") == raw
+
+
+def test_in_a_pipe_the_last_line_ends_where_lines_have_a_source() -> None:
+    assert written((A, b"one\nend")) == "trainer/0@local │ one\ntrainer/0@local │ end\n"
+    assert written((A, b"one\nend"), prefix=False) == "one\nend"
+    assert written((A, b"end"), (B, b"")) == "trainer/0@local │ end\n"
 
 
 def test_in_a_pipe_a_line_goes_on_where_it_was_left() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from forgectl.errors import SpecError
 from forgectl.spec.load import parse
 from forgectl.spec.model import Spec
+from forgectl.spec.resolved import as_yaml, resolved
 from tests.unit.spec.spec_cases import ENVIRON, SOURCE, make_folder
 
 KEYS = [
@@ -80,6 +81,9 @@ def accepts_or_explains(folder: Path, text: bytes, *overrides: str) -> None:
         found = e.problems
     else:
         assert isinstance(spec, Spec)
+        printed = as_yaml(resolved(spec)).encode()
+        again = parse(printed, source=SOURCE, folder=Path("/"), environ=ENVIRON, name=spec.name)
+        assert repr(again.model_dump(exclude={"folder"})) == repr(spec.model_dump(exclude={"folder"}))
         assert spec.actors or spec.services or spec.scripts or spec.driver
         return
     assert found
