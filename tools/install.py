@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,9 +43,6 @@ class Place:
         """Whether the link is ours, also where the environment is gone."""
         return self.link.is_symlink() and os.path.realpath(self.link) == os.path.realpath(self.program)
 
-    def shown(self) -> str:
-        return str(self.link).replace(f"{Path.home()}/", "~/", 1)
-
 
 def place() -> Place:
     """Where forgectl is installed, or where it would be."""
@@ -61,24 +60,20 @@ def install(to: Place, extras: str) -> None:
     """Install this checkout, or install it again; raises Refusal before anything has changed."""
     _refuse_other_users_home()
     if os.path.lexists(to.link) and not to.links_here:
-        raise Refusal(f"{to.shown()} is another program, and stays as it is: rename it, or use that one")
+        raise Refusal(f"{_short(to.link)} is another program, and stays as it is: rename it, or use that one")
     _refuse_use(to)
     source = f"{TOP}[{extras}]" if extras else str(TOP)
     again = to.environment.exists()
-    folder_is_new = not to.link.parent.exists()
+    print(f"{'updating' if again else 'installing'} forgectl {'by pipx, ' if to.pipx else ''}in {to.environment} …")
     with _build_elsewhere():
         if to.pipx:
             _run([to.pipx, "install", "--force", "--python", sys.executable, source])
         else:
             _install_without_pipx(to, source)
-    by = "by pipx" if to.pipx else f"in {to.environment}"
-    print(f"forgectl is {'updated' if again else 'installed'} {by}; the command is {to.shown()}")
-    if folder_is_new:
-        print(f"{to.link.parent} is new")
-    print(_about_path(to))
+    print(f"the command is {_short(to.link)}; {_about_path(to)}")
     python = to.environment / "bin/python"
     lacks = "" if _has(python, "torch") else ", which has no torch"
-    print(f"ranks run under `python:` of the spec, or `forgectl run --python`; without it, under {python}{lacks}")
+    print(f"ranks run under `python:` of the spec or `forgectl run --python`, else under {_short(python)}{lacks}")
 
 
 def uninstall(to: Place) -> None:
@@ -92,10 +87,11 @@ def uninstall(to: Place) -> None:
     else:
         if to.links_here:
             to.link.unlink()
-        shutil.rmtree(to.environment, ignore_errors=False)
+        if to.environment.exists():
+            shutil.rmtree(to.environment)
         with contextlib.suppress(OSError):  # where others have something there
             to.environment.parent.rmdir()
-    print(f"forgectl is uninstalled; {to.shown()} is gone. Records of runs stay: `forgectl prune` removes those")
+    print(f"forgectl is uninstalled from {to.environment}; the records of runs stay in {_short(_state())}")
 
 
 def _install_without_pipx(to: Place, source: str) -> None:
@@ -148,12 +144,23 @@ def _about_path(to: Place) -> str:
 
 @contextlib.contextmanager
 def _build_elsewhere() -> Iterator[None]:
-    """Let setuptools build in a temporary folder. In the checkout it would leave files, which later wheels would get."""
+    """Let setuptools build in a temporary folder: what it leaves in a checkout gets into later wheels."""
     with tempfile.TemporaryDirectory(prefix="forgectl-build-") as folder:
         config = Path(folder, "setup.cfg")
         config.write_text(f"[build]\nbuild_base = {folder}/build\n[egg_info]\negg_base = {folder}\n")
         os.environ["DIST_EXTRA_CONFIG"] = str(config)
         yield
+
+
+def _short(path: Path) -> str:
+    """A path as users write it."""
+    return str(path).replace(f"{Path.home()}/", "~/", 1)
+
+
+def _state() -> Path:
+    """Where forgectl keeps runs."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+    return Path(os.environ.get("FORGECTL_HOME") or Path(state, "forgectl"))
 
 
 def _version(python: Path) -> tuple[int, ...] | None:
@@ -163,7 +170,9 @@ def _version(python: Path) -> tuple[int, ...] | None:
 
 
 def _has(python: Path, module: str) -> bool:
-    return bool(_output([python, "-c", f"from importlib.util import find_spec as f; print(f({module!r}) or '')"]).strip())
+    return bool(
+        _output([python, "-c", f"from importlib.util import find_spec as f; print(f({module!r}) or '')"]).strip()
+    )
 
 
 def _output(argv: list[str | Path]) -> str:
@@ -176,9 +185,10 @@ def _output(argv: list[str | Path]) -> str:
 
 
 def _run(argv: list[str | Path]) -> None:
-    done = subprocess.run(argv, check=False)
-    if done.returncode:
-        raise Refusal(f"`{' '.join(map(str, argv))}` failed")
+    """Run a command that says itself why it fails."""
+    sys.stdout.flush()
+    if subprocess.run(argv, check=False).returncode:
+        raise Refusal(f"`{shlex.join(map(str, argv))}` failed, for the reason above")
 
 
 def main() -> None:
@@ -186,13 +196,17 @@ def main() -> None:
     parser.add_argument("command", choices=["install", "uninstall"])
     parser.add_argument("--extras", default="", help="extras of pyproject.toml, such as actors,torch")
     options = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # what was begun is removed
     try:
         if options.command == "install":
             install(place(), options.extras)
         else:
             uninstall(place())
-    except (Refusal, OSError) as e:
+    except Refusal as e:
         sys.exit(f"{options.command}: {e}")
+    except OSError as e:
+        sys.exit(f"{options.command}: {e.filename2 or e.filename}: {e.strerror}")
 
 
 if __name__ == "__main__":

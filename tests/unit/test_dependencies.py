@@ -39,7 +39,7 @@ def test_each_python_that_is_claimed_can_have_the_pins() -> None:
 
 
 def test_users_are_given_no_upper_bounds() -> None:
-    """forgectl lives beside transformers, vLLM and others in one environment."""
+    """It lives beside transformers, vLLM and others in one environment."""
     ours = [Requirement(text) for text in metadata.requires("forgectl") or ()]
     theirs = [r for r in ours if not (r.marker and re.search("dev|docs", str(r.marker)))]
     assert len(theirs) > 8
