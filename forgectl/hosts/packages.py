@@ -13,7 +13,6 @@ from pathlib import Path
 
 MODULES = {"pyzmq": "zmq", "psutil": "psutil", "cloudpickle": "cloudpickle", "numpy": "numpy"}
 """Package (pip's name) → module."""
-NCCL = ("nvidia-nccl-cu13", "nvidia-nccl-cu12", "nvidia-nccl-cu11")
 
 
 def packages() -> dict[str, str | None]:
@@ -21,8 +20,8 @@ def packages() -> dict[str, str | None]:
     found: dict[str, str | None] = {"torch": version_of("torch", "torch"), "CUDA": None, "NCCL": None}
     if found["torch"]:
         found.update(of_torch())
-        if found["CUDA"]:
-            found["NCCL"] = next(filter(None, map(installed, NCCL)), None)
+        if cuda := found["CUDA"]:
+            found["NCCL"] = installed(f"nvidia-nccl-cu{cuda.partition('.')[0]}")
     found.update({name: version_of(name, module) for name, module in MODULES.items()})
     return found
 
