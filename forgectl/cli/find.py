@@ -57,12 +57,12 @@ def find(text: str, *, ended: bool = False) -> Found:
     over = [r for r in reversed(by_id.values()) if r.has_ended]
     ended_ids = {r.run for r in over}
     living = [_known(r) for r in by_id.values() if r.run not in ended_ids]
-    address = resolve(text, living, map(_known, over) if ended else ())
+    address = resolve(text, living, _meant(text, over) if ended else ())
     if address is None:
         if (refusal := run_dir.refused_runs().get(text.partition("/")[0])) is not None:
             raise refusal
         raise_refused()  # it may be a mesh of such a run
-        if not ended and (address := resolve(text, (), map(_known, over))):
+        if not ended and (address := resolve(text, (), _meant(text, over))):
             raise _has_ended(by_id[address.run], address)
         raise _not_found(text, living, over if ended else [])
     return Found(by_id[address.run], address.target, address.meshes, address.rank)
@@ -142,20 +142,26 @@ def _targets(run: KnownRun) -> Iterator[str]:
             yield name.rpartition(".")[0]
 
 
+def _meant(text: str, ended: Sequence[RunDir]) -> Iterator[KnownRun]:
+    """Those of the ended runs that a text may mean. To read all that of thousands of runs would take seconds."""
+    first = text.partition("/")[0]
+    named = [run for run in ended if run.run == first]
+    return (_known(run) for run in named or ended if first in (run.run, run.name) or run.may_have_had(first))
+
+
 def _known(run: RunDir) -> KnownRun:
-    """A run and its meshes. Only the controller or the final state has the meshes that code added."""
-    meshes: dict[str, KnownMesh] = {}
+    """A run and its meshes. Only the final state or the controller has the meshes that code added."""
     try:
-        plan = run.read_plan()
-        implicit = {m.mesh for m in plan.meshes if m.program.kind == "resident"}
-        if plan.may_grow:
-            document = client.document(run)
-            meshes = {m.mesh: KnownMesh(m.kind, m.desired, m.mesh in implicit) for m in document.meshes}
-        else:
-            meshes = {m.mesh: KnownMesh(m.kind, m.procs, m.mesh in implicit) for m in plan.meshes}
+        status = run.read_final()
+        if status is None:
+            plan = run.read_plan()
+            if not plan.may_grow:
+                meshes = {m.mesh: KnownMesh(m.kind, m.procs, m.program.kind == "resident") for m in plan.meshes}
+                return KnownRun(run.run, meshes)
+            status = client.document(run)
+        return KnownRun(run.run, {m.mesh: KnownMesh(m.kind, m.desired, m.implicit) for m in status.meshes})
     except ForgeError:  # meshes of other runs must still be found; `forgectl status` shows this error
-        pass
-    return KnownRun(run.run, meshes)
+        return KnownRun(run.run, {})
 
 
 def _nearest(name: str, known: list[str]) -> str:
