@@ -11,12 +11,11 @@ import traceback
 from typing import NoReturn
 
 import click
-from click.shell_completion import shell_complete
 
 from forgectl.cli.attach import attach
 from forgectl.cli.call import call
 from forgectl.cli.check import check
-from forgectl.cli.completion import COMPLETE, completion
+from forgectl.cli.completion import COMPLETE, answer, completion
 from forgectl.cli.init import init
 from forgectl.cli.launch import launch
 from forgectl.cli.logs import logs
@@ -93,8 +92,9 @@ def run() -> NoReturn:
 def _run() -> int:
     # Not app.main(), which makes other exceptions of a Ctrl-C and of a broken pipe, and prints a line break.
     try:
-        if instruction := os.environ.get(COMPLETE):
-            return shell_complete(app, {}, "forgectl", COMPLETE, instruction)
+        if os.environ.get(COMPLETE):
+            answer(app, os.environ)
+            return 0
         with app.make_context("forgectl", sys.argv[1:]) as ctx:
             code = int(app.invoke(ctx) or 0)
         sys.stdout.flush()

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import click
 
-from forgectl.cli import parameters
+from forgectl.cli import candidates, parameters
 
 
 @parameters.command()
-@parameters.argument("name", required=False, metavar="[RUN]", help="A run's id or name; default: the one living run.")
+@parameters.argument(
+    "name",
+    required=False,
+    metavar="[RUN]",
+    help="A run's id or name; default: the one living run.",
+    shell_complete=candidates.run_ids,
+)
 @click.option(
     "-n",
     "--tail",

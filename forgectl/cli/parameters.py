@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from forgectl.cli import candidates
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -19,6 +21,19 @@ class _Argument(click.Argument):
 
 class Command(click.Command):
     """A command whose help has a section of arguments beside that of options, with every version of click."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse arguments. In a completion the last may be an option without its value: click would read nothing."""
+        if ctx.resilient_parsing and args and args[-1].startswith("-"):
+            args = args[:-1]
+        return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        """Complete the command's options, but files after a program, which has options of its own."""
+        program = [p for p in self.params if isinstance(p, _Argument) and ctx.params.get(p.name or "")]
+        if program and not ctx.allow_interspersed_args:
+            return candidates.files(ctx, program[0], incomplete)
+        return super().shell_complete(ctx, incomplete)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         arguments = [(str(a.metavar), a.explained) for a in self.params if isinstance(a, _Argument)]
@@ -50,9 +65,16 @@ grace = click.option(
 )
 force = click.option("--force", is_flag=True, help="SIGKILL at once.")
 replace = click.option("--replace", is_flag=True, help="End the living run of that name first, and take its place.")
-spec = argument("spec", metavar="SPEC", help="A YAML spec.", type=click.Path(path_type=Path))
+spec = argument(
+    "spec", metavar="SPEC", help="A YAML spec.", type=click.Path(path_type=Path), shell_complete=candidates.specs
+)
 overrides = click.option(
-    "--set", "overrides", multiple=True, metavar="K=V", help="Override a value of the spec, as in scripts.sft.procs=4."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="K=V",
+    help="Override a value of the spec, as in scripts.sft.procs=4.",
+    shell_complete=candidates.overrides,
 )
 run_name = click.option("--name", metavar="NAME", help="Name of the run; default: the spec's.")
 detach = click.option("--detach", "-d", is_flag=True, help="Return as soon as all meshes are up.")

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from forgectl.cli import parameters
+from forgectl.cli import candidates, parameters
 
 
 @parameters.command()
-@parameters.argument("names", nargs=-1, required=True, metavar="NAME...", help="RUN, MESH or RUN/MESH, of one run.")
+@parameters.argument(
+    "names",
+    nargs=-1,
+    required=True,
+    metavar="NAME...",
+    help="RUN, MESH or RUN/MESH, of one run.",
+    shell_complete=candidates.names(kinds=("actor", "service", "script")),
+)
 @parameters.grace
 @parameters.force
 def restart(names: tuple[str, ...], timeout: float, force: bool) -> int:
