@@ -1,7 +1,6 @@
 # `make demo` trains actors on real text, `make check` runs the quick checks and `make test` runs all of them. Each sets up
 # .venv first; only Python is needed. `make gpu` checks on a machine with a GPU what others cannot.
 # `make docs` builds the documentation into site/. `make install` puts the command on PATH, with EXTRAS of pyproject.toml.
-# `make matrix` tries the oldest and the newest versions of what forgectl depends on.
 PYTHON ?= python3
 EXTRAS ?= actors
 BIN := .venv/bin
@@ -11,7 +10,7 @@ SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))
 IS_SUPPORTED = @$(PYTHON) -c '$(SUPPORTED)' || \
     { echo "forgectl is tested with Python 3.10 to 3.13; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 
-.PHONY: demo lint check test soak gpu bench bench-trl docs install uninstall matrix clean
+.PHONY: demo lint check test soak gpu bench bench-trl docs install uninstall clean
 
 demo: $(READY)
 	$(BIN)/forgectl launch sample_configs/story.yaml
@@ -63,9 +62,6 @@ install:
 
 uninstall:
 	@$(PYTHON) tools/install.py uninstall
-
-matrix: $(READY)
-	$(BIN)/python tools/matrix.py
 
 $(READY): pyproject.toml constraints.txt
 	$(IS_SUPPORTED)

@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import click
-from click.shell_completion import shell_complete
 
 from forgectl.cli import parameters
 from forgectl.cli.attach import attach
 from forgectl.cli.call import call
 from forgectl.cli.check import check
-from forgectl.cli.completion import COMPLETE, completion
+from forgectl.cli.completion import COMPLETE, answer, completion
 from forgectl.cli.config import config
 from forgectl.cli.help import aliases, no_such_command, show_help
 from forgectl.cli.init import init
@@ -130,8 +129,9 @@ def _run() -> int:
     # Not app.main(), which makes other exceptions of a Ctrl-C and of a broken pipe, and prints a line break.
     meta: dict[str, Any] = {}
     try:
-        if instruction := os.environ.get(COMPLETE):
-            return shell_complete(app, {}, "forgectl", COMPLETE, instruction)
+        if os.environ.get(COMPLETE):
+            answer(app, os.environ)
+            return 0
         with app.make_context("forgectl", sys.argv[1:]) as ctx:
             meta = ctx.meta
             code = int(app.invoke(ctx) or 0)

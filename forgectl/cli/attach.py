@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from forgectl.cli import parameters
+from forgectl.cli import candidates, parameters
 
 
 @parameters.command(
@@ -17,7 +17,13 @@ from forgectl.cli import parameters
         "forgectl attach -q sft && echo done": "wait for its end, and see why it failed",
     },
 )
-@parameters.argument("name", required=False, metavar="[RUN]", help="A run's id or name; default: the one living run.")
+@parameters.argument(
+    "name",
+    required=False,
+    metavar="[RUN]",
+    help="A run's id or name; default: the one living run.",
+    shell_complete=candidates.run_ids,
+)
 @click.option(
     "-n",
     "--tail",

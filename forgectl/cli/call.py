@@ -6,13 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from forgectl.cli import parameters
+from forgectl.cli import candidates, parameters
 
 if TYPE_CHECKING:
     from forgectl.cli.find import Found
-
-CALLED = ("actor", "service")
-"""Kinds of meshes that have endpoints."""
 
 
 @parameters.command(
@@ -26,10 +23,22 @@ CALLED = ("actor", "service")
     },
     context_settings={"ignore_unknown_options": True},  # an argument may be -4
 )
-@parameters.argument("mesh", metavar="MESH", help="An actor or a service, a RUN with only one, or [RUN/]MESH/RANK.")
-@parameters.argument("endpoint", metavar="ENDPOINT", help="One of its endpoints.")
+@parameters.argument(
+    "mesh",
+    metavar="MESH",
+    help="An actor or a service, a RUN with only one, or [RUN/]MESH/RANK.",
+    shell_complete=candidates.names(ranks=True, runs=False, kinds=candidates.CALLED),
+)
+@parameters.argument("endpoint", metavar="ENDPOINT", help="One of its endpoints.", shell_complete=candidates.endpoints)
 @parameters.argument("args", nargs=-1, metavar="[JSON]...", help="Arguments; one that is not JSON is taken as text.")
-@click.option("--kw", "keywords", multiple=True, metavar="NAME=JSON", help="A keyword argument.")
+@click.option(
+    "--kw",
+    "keywords",
+    multiple=True,
+    metavar="NAME=JSON",
+    help="A keyword argument.",
+    shell_complete=candidates.keywords,
+)
 @click.option("--timeout", type=parameters.SECONDS, metavar="S", help="Give up after S seconds.")
 @click.option(
     "--json",
@@ -85,8 +94,8 @@ def _values(name: str, endpoint: str, args: list[Any], kwargs: dict[str, Any], t
         return values
     found = client.document(named.run)
     mesh = found.mesh(target)
-    if mesh.kind not in CALLED:
-        there = ", ".join(m.mesh for m in found.meshes if m.kind in CALLED) or "none"
+    if mesh.kind not in candidates.CALLED:
+        there = ", ".join(m.mesh for m in found.meshes if m.kind in candidates.CALLED) or "none"
         message = f"mesh {target} is a {mesh.kind}; only actors and services have endpoints: here {there}"
         raise NotFoundError(message)
     from forgectl.actor.asking import ask
@@ -102,7 +111,7 @@ def _only_target(named: Found) -> str:
 
     meshes = client.document(named.run).meshes
     there = dict.fromkeys(
-        m.mesh if m.kind == "actor" else m.mesh.rpartition(".")[0] for m in meshes if m.kind in CALLED
+        m.mesh if m.kind == "actor" else m.mesh.rpartition(".")[0] for m in meshes if m.kind in candidates.CALLED
     )
     if len(there) == 1:
         return next(iter(there))

@@ -16,13 +16,17 @@ from forgectl.wire.unix_sockets import Connection, dial
 T = TypeVar("T")
 
 
-def ask_driver(run: RunDir, request: Any, answer: type[T], seconds: float | None) -> T:
+def ask_driver(
+    run: RunDir, request: Any, answer: type[T], seconds: float | None, *, greeting: float = client.ANSWER_SECONDS
+) -> T:
     """Send a request to the driver; returns its answer. `seconds` is how long to wait for it; None for ever.
+
+    `greeting` is how long, in seconds, the driver may take to accept the connection.
 
     Raises NotFoundError if the run has no driver that answers, TimedOutError, InternalError, or the driver's error.
     """
     try:
-        line = Connection(dial(run.driver_socket, client.ANSWER_SECONDS), DRIVER_TO_CLI)
+        line = Connection(dial(run.driver_socket, greeting), DRIVER_TO_CLI)
     except NotOursError:
         raise
     except OSError:
@@ -33,7 +37,7 @@ def ask_driver(run: RunDir, request: Any, answer: type[T], seconds: float | None
     with contextlib.closing(line):
         try:
             line.send(Hello(__version__, run.run))
-            received = line.receive(client.ANSWER_SECONDS)
+            received = line.receive(greeting)
             if isinstance(received, Hello):
                 line.send(request)
                 received = line.receive(seconds)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-import time
 
 from forgectl.cli.views import render
 from forgectl.cli.views.host_news import HostNews
+from forgectl.cli.watch import RunWatch
 from forgectl.controller import client, run_dir
 from forgectl.controller.run_dir import RunDir
-from forgectl.errors import ForgeError, InternalError
+from forgectl.errors import ForgeError
 from forgectl.model.status import RunStatus
-from forgectl.protocol.control import Attach, Shutdown, StatusReport
-from forgectl.wire.envelope import ProtocolError
-from forgectl.wire.unix_sockets import Connection
 
 
 def end_all(targets: dict[str, tuple[str, ...] | None], grace: float) -> int:
@@ -22,67 +18,44 @@ def end_all(targets: dict[str, tuple[str, ...] | None], grace: float) -> int:
 
     `targets`: run id → its meshes, None for all. Raises the first ForgeError, after the other runs were handled.
     """
-    runs = [RunDir.existing(run_dir.runs_folder() / name) for name in targets]
-    lines: dict[str, Connection | None] = {}
+    watches = {RunWatch(RunDir.existing(run_dir.runs_folder() / run)): meshes for run, meshes in targets.items()}
+    asked: list[RunWatch] = []
     trouble: ForgeError | None = None
-    for run in runs:  # ask all runs before waiting for any
+    for watch, meshes in watches.items():  # ask all runs before waiting for any
         try:
-            lines[run.run] = _ask(run, targets[run.run], grace)
+            watch.stop("forgectl shutdown", meshes=meshes, grace=grace)
+            asked.append(watch)
         except ForgeError as e:  # the other runs must end all the same
             trouble = trouble or e
     worst = 0
-    for run in runs:
-        if run.run not in lines:
-            continue
+    for watch in asked:
         try:
-            status = _wait(run, lines[run.run], targets[run.run], grace)
+            worst = max(worst, _print_ends(_wait(watch, watches[watch]), watches[watch]))
         except ForgeError as e:
             trouble = trouble or e
-        else:
-            worst = max(worst, _print_ends(status, targets[run.run]))
     if trouble is not None:
         sys.stdout.flush()
         raise trouble
-    if not runs:
+    if not targets:
         sys.stdout.write("nothing is running\n")
     return worst
 
 
-def _ask(run: RunDir, meshes: tuple[str, ...] | None, grace: float) -> Connection | None:
-    """Ask a run's controller to end the meshes; returns the connection, None if the run has ended."""
-    line = client.connect(run)
-    if line is not None:
-        with contextlib.suppress(ConnectionError):  # its controller died: the next read will show it
-            line.send(Attach())
-            line.send(Shutdown(meshes, grace, "forgectl shutdown"))
-    return line
-
-
-def _wait(run: RunDir, line: Connection | None, meshes: tuple[str, ...] | None, grace: float) -> RunStatus:
-    """Follow a run until its meshes have ended; returns its last state. If its controller dies, start another one."""
+def _wait(watch: RunWatch, meshes: tuple[str, ...] | None) -> RunStatus:
+    """Follow a run until its meshes have ended; returns its last state."""
     news = HostNews()
-    while line is not None:
-        try:
-            report = line.receive()
-        except OSError:
-            report = None
-        except ProtocolError as e:
-            hint = f"see {run.path / 'controller.log'}"
-            raise InternalError(f"the controller of run {run.run} broke the protocol: {e}", hint=hint) from None
-        if isinstance(report, StatusReport):
-            for sentence in news.of(report.run):
-                render.stderr().print(render.plain(f"forgectl: {sentence}"), style="dim")
-            over = meshes is not None and all(report.run.mesh(name).ended for name in meshes)
-            if report.ended or (over and not _ends(run, report.run)):
-                return report.run
+    for status in watch.steps():
+        if status is None:
             continue
-        line.close()
-        line = _ask(run, meshes, grace)
-    final = run.read_final()
-    while final is None:  # the controller is still writing it
-        time.sleep(0.01)
-        final = run.read_final()
-    return final
+        for sentence in news.of(status):
+            render.stderr().print(render.plain(f"forgectl: {sentence}"), style="dim")
+        if watch.ended or (meshes is not None and _are_over(meshes, status) and not _ends(watch.run, status)):
+            return status
+    raise AssertionError("the last step of a run has its final state")
+
+
+def _are_over(meshes: tuple[str, ...], status: RunStatus) -> bool:
+    return all(status.mesh(name).ended for name in meshes)
 
 
 def _ends(run: RunDir, status: RunStatus) -> bool:

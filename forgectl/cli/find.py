@@ -11,6 +11,7 @@ from forgectl.controller import client, run_dir
 from forgectl.controller.run_dir import RunDir
 from forgectl.errors import ForgeError, NotFoundError, UsageError
 from forgectl.frozen import dataclass
+from forgectl.model.status import RunStatus
 from forgectl.names import nearest
 
 SHOWN = 8
@@ -70,12 +71,12 @@ def find(text: str, *, ended: bool = False) -> Found:
     over = [r for r in reversed(by_id.values()) if r.has_ended]
     ended_ids = {r.run for r in over}
     living = [_known(r) for r in by_id.values() if r.run not in ended_ids]
-    address = resolve(text, living, map(_known, over) if ended else ())
+    address = resolve(text, living, map(known_ended, meant(text, over)) if ended else ())
     if address is None:
         if (refusal := run_dir.refused_runs().get(text.partition("/")[0])) is not None:
             raise refusal
         raise_refused()  # it may be a mesh of such a run
-        if not ended and (address := resolve(text, (), map(_known, over))):
+        if not ended and (address := resolve(text, (), map(known_ended, meant(text, over)))):
             raise _has_ended(by_id[address.run], address)
         raise _not_found(text, living, over if ended else [])
     return Found(by_id[address.run], address.target, address.meshes, address.rank)
@@ -135,7 +136,7 @@ def _has_ended(run: RunDir, address: Address) -> NotFoundError:
 
 def _not_found(text: str, living: list[KnownRun], over: list[RunDir]) -> NotFoundError:
     first, slash, rest = text.partition("/")
-    runs = [*living, *map(_known, over[:SHOWN])]
+    runs = [*living, *map(known_ended, over[:SHOWN])]
     if not slash:
         names = [n for r in runs for n in (r.run, r.name, *_targets(r))]
         return NotFoundError(f"no run or mesh {text!r}", hint=_nearest(text, names))
@@ -155,20 +156,39 @@ def _targets(run: KnownRun) -> Iterator[str]:
             yield name.rpartition(".")[0]
 
 
+def meant(text: str, ended: Sequence[RunDir]) -> Iterator[RunDir]:
+    """Those of the ended runs that a text may mean. To read all that of thousands of runs would take seconds."""
+    first = text.partition("/")[0]
+    named = [run for run in ended if run.run == first]
+    return (run for run in named or ended if first in (run.run, run.name) or run.may_have_had(first))
+
+
 def _known(run: RunDir) -> KnownRun:
-    """A run and its meshes. Only the controller or the final state has the meshes that code added."""
-    meshes: dict[str, KnownMesh] = {}
+    """A living run and its meshes. Only the controller knows of meshes that code added."""
     try:
-        plan = run.read_plan()
-        implicit = {m.mesh for m in plan.meshes if m.program.kind == "resident"}
-        if plan.may_grow:
-            document = client.document(run)
-            meshes = {m.mesh: KnownMesh(m.kind, m.desired, m.mesh in implicit) for m in document.meshes}
-        else:
-            meshes = {m.mesh: KnownMesh(m.kind, m.procs, m.mesh in implicit) for m in plan.meshes}
+        if run.read_plan().may_grow:
+            return known_by_status(client.document(run))
     except ForgeError:  # meshes of other runs must still be found; `forgectl status` shows this error
-        pass
-    return KnownRun(run.run, meshes)
+        return KnownRun(run.run, {})
+    return known_by_plan(run)
+
+
+def known_by_plan(run: RunDir) -> KnownRun:
+    """A run with the meshes that it began with. Raises InternalError if its plan cannot be read."""
+    meshes = run.read_plan().meshes
+    return KnownRun(run.run, {m.mesh: KnownMesh(m.kind, m.procs, m.program.kind == "resident") for m in meshes})
+
+
+def known_by_status(status: RunStatus, *, ended: bool = True) -> KnownRun:
+    """A run with its meshes in some state; without `ended` only those that live."""
+    meshes = [m for m in status.meshes if ended or not m.ended]
+    return KnownRun(status.run, {m.mesh: KnownMesh(m.kind, m.desired, m.implicit) for m in meshes})
+
+
+def known_ended(run: RunDir) -> KnownRun:
+    """An ended run with all meshes that it had."""
+    status = run.read_final()
+    return known_by_status(status) if status else KnownRun(run.run, {})
 
 
 def _nearest(name: str, known: list[str]) -> str:

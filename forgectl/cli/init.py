@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from forgectl.cli import parameters
+from forgectl.cli import candidates, parameters
 
 TEMPLATES = Path(__file__).parent / "templates"
 """A folder a template. Most files there are links into sample_configs/, which a built package has as files."""
@@ -25,12 +25,14 @@ TEMPLATES = Path(__file__).parent / "templates"
     help="The folder for them; made if missing.",
     default=".",
     type=click.Path(path_type=Path),
+    shell_complete=candidates.folders,
 )
 @click.option(
     "--template",
     default="script",
     show_default=True,
     metavar="NAME",
+    shell_complete=candidates.templates,
     help="script: data-parallel training. actor, service: a small one of either. sft, grpo: train a language "
     "model by examples, or by reinforcement.",
 )

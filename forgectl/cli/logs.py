@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from forgectl.cli import parameters
+from forgectl.cli import candidates, parameters
 
 if TYPE_CHECKING:
     import re
@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     },
 )
 @parameters.argument(
-    "names", nargs=-1, metavar="[NAME]...", help="RUN, MESH, RUN/MESH or [RUN/]MESH/RANK; default: the one living run."
+    "names",
+    nargs=-1,
+    metavar="[NAME]...",
+    help="RUN, MESH, RUN/MESH or [RUN/]MESH/RANK; default: the one living run.",
+    shell_complete=candidates.names(ended=True, ranks=True),
 )
 @click.option("-f", "--follow", is_flag=True, help="Go on until all of it has ended.")
 @click.option(
@@ -35,7 +39,13 @@ if TYPE_CHECKING:
 @click.option("--since", metavar="TIME", help="Only lines written since then: 10m (ago), 03:00, 2026-11-22T03:00:00Z.")
 @click.option("--until", metavar="TIME", help="Only lines written until then.")
 @click.option("-p", "--previous", is_flag=True, help="The generation before the last restart.")
-@click.option("--generation", type=click.IntRange(min=0), metavar="G", help="That generation, counted from 0.")
+@click.option(
+    "--generation",
+    type=click.IntRange(min=0),
+    metavar="G",
+    help="That generation, counted from 0.",
+    shell_complete=candidates.generations,
+)
 @click.option("--grep", metavar="REGEX", help="Only lines in which it is found.")
 @parameters.ranks
 @parameters.no_prefix

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from forgectl.cli import candidates
 from forgectl.cli.manual import CODES, OF_PROGRAM, Page, shown_variables
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -63,6 +64,19 @@ class Command(click.Command):
             formatter.write_paragraph()
             with formatter.indentation():
                 formatter.write_text(f"Aliases: {', '.join(sorted({str(self.name), *self.aliases}))}")
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse arguments. In a completion the last may be an option without its value: click would read nothing."""
+        if ctx.resilient_parsing and args and args[-1].startswith("-"):
+            args = args[:-1]
+        return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        """Complete the command's options, but files after a program, which has options of its own."""
+        program = [p for p in self.params if isinstance(p, _Argument) and ctx.params.get(p.name or "")]
+        if program and not ctx.allow_interspersed_args:
+            return candidates.files(ctx, program[0], incomplete)
+        return super().shell_complete(ctx, incomplete)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write its arguments, its options, and what its author gave beside them."""
@@ -123,9 +137,15 @@ spec = argument(
     metavar="[SPEC]",
     help="A YAML spec; default: forge.yaml, else forge.yml, of this folder.",
     type=click.Path(path_type=Path),
+    shell_complete=candidates.specs,
 )
 overrides = click.option(
-    "--set", "overrides", multiple=True, metavar="K=V", help="Override a value of the spec, as in scripts.sft.procs=4."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="K=V",
+    help="Override a value of the spec, as in scripts.sft.procs=4.",
+    shell_complete=candidates.overrides,
 )
 ranks = click.option("--ranks", metavar="0,2-5", help="Only these ranks' output.")
 no_prefix = click.option("--no-prefix", is_flag=True, help="The lines alone, without rank and host.")

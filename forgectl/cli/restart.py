@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from forgectl.cli import parameters
+from forgectl.cli import candidates, parameters
 
 
 @parameters.command(
@@ -14,7 +14,14 @@ from forgectl.cli import parameters
         "forgectl restart sft --timeout 60": "all of a run, with time to save",
     },
 )
-@parameters.argument("names", nargs=-1, required=True, metavar="NAME...", help="RUN, MESH or RUN/MESH, of one run.")
+@parameters.argument(
+    "names",
+    nargs=-1,
+    required=True,
+    metavar="NAME...",
+    help="RUN, MESH or RUN/MESH, of one run.",
+    shell_complete=candidates.names(kinds=("actor", "service", "script")),
+)
 @parameters.grace
 @parameters.force
 def restart(names: tuple[str, ...], timeout: float, force: bool) -> int:

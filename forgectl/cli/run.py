@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from forgectl.cli import parameters, torchrun_options
+from forgectl.cli import candidates, parameters, torchrun_options
 
 COUNTED = ("auto", "gpu", "cpu")
 
@@ -43,7 +43,11 @@ class _Count(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generi
     },
 )
 @parameters.argument(
-    "words", nargs=-1, metavar="PROGRAM [ARGS]...", help="A Python file, or any other program, and its arguments."
+    "words",
+    nargs=-1,
+    metavar="PROGRAM [ARGS]...",
+    help="A Python file, or any other program, and its arguments.",
+    shell_complete=candidates.files,
 )
 @click.option(
     "-n", "--nproc", "procs", type=_Count(), metavar="N", help="Processes, over all hosts together; default: 1."
@@ -52,13 +56,28 @@ class _Count(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generi
 @click.option("--nproc-per-node", "per_host", type=_Count(), metavar="N", help="Processes per host, as for torchrun.")
 @click.option("--gpus", is_flag=True, help="One GPU per process.")
 @click.option(
-    "--host", "hosts", multiple=True, metavar="H", help="A host; ranks are spread evenly over all that are named."
+    "--host",
+    "hosts",
+    multiple=True,
+    metavar="H",
+    help="A host; ranks are spread evenly over all that are named.",
+    shell_complete=candidates.hosts,
 )
 @click.option("-m", "--module", is_flag=True, help="PROGRAM is a module, as after python -m.")
 @click.option("--no-python", is_flag=True, help="PROGRAM is no Python file, whatever it looks like.")
 @click.option("--env", "-e", multiple=True, metavar="K=V", help="An environment variable of the ranks.")
-@click.option("--workdir", metavar="DIR", help="Where ranks start and import from; default: this folder.")
-@click.option("--python", metavar="PATH", help="The interpreter of the ranks; default: forgectl's own.")
+@click.option(
+    "--workdir",
+    metavar="DIR",
+    help="Where ranks start and import from; default: this folder.",
+    shell_complete=candidates.folders,
+)
+@click.option(
+    "--python",
+    metavar="PATH",
+    help="The interpreter of the ranks; default: forgectl's own.",
+    shell_complete=candidates.files,
+)
 @click.option(
     "--preload", multiple=True, metavar="MODULE",
     help="A module that is imported once, before ranks are forked; default: torch, where it is installed. '': none.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from forgectl.cli import parameters
+from forgectl.cli import candidates, parameters
 
 
 @parameters.command(
@@ -18,8 +18,21 @@ from forgectl.cli import parameters
         "forgectl down --all --force": "everything, at once",
     },
 )
-@parameters.argument("names", nargs=-1, metavar="[NAME]...", help="Runs or meshes to end: RUN, MESH or RUN/MESH.")
-@click.option("--run", "runs", multiple=True, metavar="RUN", help="End a whole run, even if a mesh has its name.")
+@parameters.argument(
+    "names",
+    nargs=-1,
+    metavar="[NAME]...",
+    help="Runs or meshes to end: RUN, MESH or RUN/MESH.",
+    shell_complete=candidates.names(),
+)
+@click.option(
+    "--run",
+    "runs",
+    multiple=True,
+    metavar="RUN",
+    help="End a whole run, even if a mesh has its name.",
+    shell_complete=candidates.run_ids,
+)
 @click.option("--all", "everything", is_flag=True, help="End all runs of this user.")
 @parameters.grace
 @parameters.force

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from forgectl.cli import parameters
+from forgectl.cli import candidates, parameters
 from forgectl.errors import ForgeError, UsageError
 
 FORMS = ("table", "wide", "name", "json")
@@ -23,7 +23,13 @@ FORMS = ("table", "wide", "name", "json")
         "forgectl status --json | jq .runs[].state": "for programs",
     },
 )
-@parameters.argument("mesh", required=False, metavar="[NAME]", help="RUN, MESH or RUN/MESH[/RANK], with its ranks.")
+@parameters.argument(
+    "mesh",
+    required=False,
+    metavar="[NAME]",
+    help="RUN, MESH or RUN/MESH[/RANK], with its ranks.",
+    shell_complete=candidates.names(ended=True, ranks=True),
+)
 @click.option("-v", "--verbose", is_flag=True, help="Show ranks too.")
 @click.option("-w", "--watch", is_flag=True, help="Keep showing; with a NAME until its run ends, with its exit code.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Show all runs that have ended too.")

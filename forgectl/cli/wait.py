@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from forgectl.cli import parameters
+from forgectl.cli import candidates, parameters
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -23,7 +23,13 @@ if TYPE_CHECKING:
         "forgectl wait --for ready policy --timeout 60": "until a service answers",
     },
 )
-@parameters.argument("name", required=False, metavar="[NAME]", help="RUN, MESH or RUN/MESH; default: the one run.")
+@parameters.argument(
+    "name",
+    required=False,
+    metavar="[NAME]",
+    help="RUN, MESH or RUN/MESH; default: the one run.",
+    shell_complete=candidates.names(ended=True),
+)
 @click.option(
     "--for",
     "event",

@@ -16,6 +16,7 @@ from forgectl.controller.run_dir import RunDir
 from forgectl.errors import InternalError
 from forgectl.model.status import RunStatus
 from forgectl.protocol.control import Attach, FollowLogs, Restart, Shutdown, StatusReport
+from forgectl.wire.envelope import ProtocolError
 from forgectl.wire.unix_sockets import Connection
 
 LOG_SECONDS = 0.05
@@ -93,7 +94,7 @@ class RunWatch:
 
     @property
     def stopping(self) -> bool:
-        """Whether this process has asked for the run's end."""
+        """Whether this process has asked for an end."""
         return self._shutdown is not None
 
     @property
@@ -111,11 +112,18 @@ class RunWatch:
         """The exit code with which this process asked for the run's end; 0 if it did not."""
         return self._shutdown.exit_code or 0 if self._shutdown else 0
 
-    def stop(self, by: str, exit_code: int, *, grace: float | None = None) -> None:
-        """Ask for the run's end, and ask every new controller again until it has ended. `grace` is in seconds."""
-        wait = self.grace if grace is None else grace
-        self._shutdown = Shutdown(None, wait, by, exit_code)
-        self._send_shutdown()
+    def stop(
+        self, by: str, exit_code: int = 0, *, meshes: tuple[str, ...] | None = None, grace: float | None = None
+    ) -> None:
+        """Ask for the run's end, or that of some `meshes`, and ask every new controller again. `grace` is in seconds.
+
+        Raises as `client.connect`.
+        """
+        self._shutdown = Shutdown(meshes, self.grace if grace is None else grace, by, exit_code)
+        if self._line is None:
+            self._connect()
+        else:
+            self._send(self._line, self._shutdown)
 
     def end(self, by: str, exit_code: int) -> None:
         """Ask for the run's end, and return when `status` is the final one."""
@@ -152,7 +160,8 @@ class RunWatch:
                 self._send(self._line, self._logs)
             if self._request is not None:
                 self._send(self._line, self._request)
-            self._send_shutdown()
+            if self._shutdown is not None:
+                self._send(self._line, self._shutdown)
         return self._line
 
     def _next(self, line: Connection, deadline: float | None) -> RunStatus | None:
@@ -166,6 +175,9 @@ class RunWatch:
             report = line.receive(client.ANSWER_SECONDS)
         except TimeoutError:
             return None  # half a message: the controller is stopped or starved
+        except ProtocolError as e:
+            hint = f"see {self.run.path / 'controller.log'}"
+            raise InternalError(f"the controller of run {self.run.run} broke the protocol: {e}", hint=hint) from None
         if not isinstance(report, StatusReport):
             self._line = None  # the controller died: the next step starts another
             line.close()
@@ -181,10 +193,6 @@ class RunWatch:
             number = self._signals.seen[self._answered]
             self._answered += 1
             self.stop(name_of(number), 128 + number, grace=self.grace if self._answered == 1 else 0.0)
-
-    def _send_shutdown(self) -> None:
-        if self._shutdown is not None and self._line is not None:
-            self._send(self._line, self._shutdown)
 
     @staticmethod
     def _send(line: Connection, message: Any) -> None:

@@ -147,6 +147,29 @@ def document(run: RunDir, *, stats: bool = False) -> RunStatus:
         # The controller ended or died while we asked: try again.
 
 
+def glance(runs: Sequence[RunDir], seconds: float) -> dict[str, RunStatus]:
+    """Run id → state of those runs whose controllers answer. It starts none, and takes `seconds` at most in all."""
+    end = time.monotonic() + seconds
+    asked: dict[str, Connection] = {}
+    for run in runs:  # ask all before waiting for any
+        with contextlib.suppress(OSError):
+            line = asked[run.run] = Connection(dial(run.control_socket, _left(end)), CONTROLLER_TO_CLI)
+            line.send(Hello(__version__, run.run))
+            line.send(GetStatus())
+    found: dict[str, RunStatus] = {}
+    for name, line in asked.items():
+        with contextlib.closing(line), contextlib.suppress(OSError, ProtocolError):
+            while (answer := line.receive(_left(end))) is not None:
+                if isinstance(answer, StatusReport):
+                    found[name] = answer.run
+                    break
+    return found
+
+
+def _left(end: float) -> float:
+    return max(0.001, end - time.monotonic())
+
+
 def ask(run: RunDir, line: Connection, *requests: Any) -> Any:
     """Send requests; returns the next message, or None if the controller has ended or died. Raises TimedOutError."""
     try:

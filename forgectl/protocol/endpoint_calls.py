@@ -1,4 +1,4 @@
-"""CLI and driver: calls that a service routes, and its metrics."""
+"""CLI and driver: calls that a service routes, its metrics, and the endpoints of all that was launched."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ class GetMetrics:
 
 
 @dataclass(frozen=True)
+class GetEndpoints:
+    """Ask for the endpoints of all actors and services."""
+
+
+@dataclass(frozen=True)
 class Values:
     """The result, a list of one value; a value that JSON cannot hold is sent as its repr."""
 
@@ -39,7 +44,14 @@ class Metrics:
     services: dict[str, ServiceStatus]
 
 
-CLI_TO_DRIVER = (Hello, CallEndpoint, GetMetrics)
+@dataclass(frozen=True)
+class Endpoints:
+    """Mesh or service → its endpoints that `forgectl call` can call → their signatures."""
+
+    targets: dict[str, dict[str, str]]
 
 
-DRIVER_TO_CLI = (Hello, Refusal, Values, Metrics)
+CLI_TO_DRIVER = (Hello, CallEndpoint, GetMetrics, GetEndpoints)
+
+
+DRIVER_TO_CLI = (Hello, Refusal, Values, Metrics, Endpoints)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 
-from forgectl.spec.document import Item, Mapping, Scalar, Sequence, compose
+from forgectl.spec.document import Item, Mapping, Node, Scalar, Sequence, compose
 from forgectl.spec.model import Document
 from forgectl.spec.problems import CannotGoOn, Place, Problems, did_you_mean, show, step
 from forgectl.spec.shape import Keyed, Shape, keys, under
@@ -39,6 +39,48 @@ def apply(root: Item, overrides: SequenceOf[str], problems: Problems) -> Item:
     return root
 
 
+def keys_under(root: Item, path: str) -> dict[str, bool]:
+    """The keys that an override may name under a path of the spec ("" for the spec itself) → whether more may follow."""
+    item: Item | None = root
+    shape: Shape = Document
+    parts = path.split(".") if path else []
+    while parts:
+        item, shape, parts = _step(item, shape, parts)
+    node = item.node if item else None
+    shape = _mapped(shape, node)
+    found: dict[str, bool] = {}
+    if isinstance(node, Sequence):
+        found = {str(i): _has_keys(child, None) for i, child in enumerate(node.items)}
+    elif isinstance(node, Mapping):
+        found = {key: _has_keys(child, under(shape, key)) for key, child in node.entries.items()}
+    known = keys(shape) if isinstance(shape, type) else {}
+    return found | {key: _has_keys(None, below) for key, below in known.items() if key not in found}
+
+
+def _step(item: Item | None, shape: Shape, parts: list[str]) -> tuple[Item | None, Shape, list[str]]:
+    """What is at the next key of a path, and the rest of the path."""
+    node = item.node if item else None
+    shape = _mapped(shape, node)
+    key, rest = _split(node, parts) if isinstance(node, Mapping) else (parts[0], parts[1:])
+    child = None
+    if isinstance(node, Mapping):
+        child = node.entries.get(key)
+    elif isinstance(node, Sequence) and key.isdecimal() and int(key[:_MAX_INDEX]) < len(node.items):
+        child = node.items[int(key[:_MAX_INDEX])]
+    return child, under(shape, key), rest
+
+
+def _mapped(shape: Shape, node: Node | None) -> Shape:
+    return shape.mapped if isinstance(shape, Keyed) and shape.mapped and isinstance(node, Mapping) else shape
+
+
+def _has_keys(item: Item | None, shape: Shape) -> bool:
+    """Whether a value is, or a missing one may be, a map or a list whose parts an override can name."""
+    if item and (isinstance(item.node, (Mapping, Sequence)) or item.node.text):
+        return not isinstance(item.node, Scalar)
+    return isinstance(shape, type) or (isinstance(shape, Keyed) and shape.free)
+
+
 def _value(path: str, text: str, problems: Problems) -> Item:
     data = text.encode(errors="surrogateescape")
     return compose(data, problems, override=path) or Item(Scalar("", plain=True), _SET)
@@ -57,8 +99,7 @@ def _assign(item: Item, parts: list[str], shape: Shape, value: Item, here: str) 
         return replace(item, node=_assign_index(node, parts, shape, value, here))
     if not isinstance(node, Mapping):
         raise _NamesNothing(f"{here} is {show(node.text)}, not a map")
-    if isinstance(shape, Keyed) and shape.mapped:
-        shape = shape.mapped
+    shape = _mapped(shape, node)
     key, rest = _split(node, parts)
     if key not in node.entries:
         _new_key(node, key, rest, shape, here)

@@ -1,14 +1,23 @@
-"""Answers the CLI in the driver: calls that a service routes, and the metrics of services."""
+"""Answers the CLI in the driver: calls that a service routes, the metrics of services, and what endpoints there are."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any, Protocol
 
+from forgectl.actor.endpoint import Interface
 from forgectl.actor.plain_calls import check, plain
 from forgectl.controller.run_dir import RunDir
 from forgectl.errors import ForgeError, NotFoundError, TimedOutError
-from forgectl.protocol.endpoint_calls import CLI_TO_DRIVER, CallEndpoint, GetMetrics, Metrics, Values
+from forgectl.protocol.endpoint_calls import (
+    CLI_TO_DRIVER,
+    CallEndpoint,
+    Endpoints,
+    GetEndpoints,
+    GetMetrics,
+    Metrics,
+    Values,
+)
 from forgectl.redaction import of_process
 from forgectl.system.tasks import within
 from forgectl.wire.envelope import ProtocolError, Refusal
@@ -17,9 +26,10 @@ from forgectl.wire.stream import Stream
 
 
 class Served(Protocol):
-    """What the server needs of the RunClient: the run that this process drives, and its services."""
+    """What the server needs of the RunClient: the run that this process drives, its meshes and services."""
 
     run: RunDir
+    meshes: dict[str, Any]
     services: dict[str, Any]
 
 
@@ -49,6 +59,8 @@ class CallServer:
     async def _answer(self, request: Any) -> Any:
         if isinstance(request, GetMetrics):
             return Metrics({name: service.core.metrics() for name, service in self._client.services.items()})
+        if isinstance(request, GetEndpoints):
+            return Endpoints({name: _endpoints(what) for name, what in self._interfaces().items()})
         try:
             return Values([plain(await self._call(request))])
         except ForgeError as e:
@@ -61,6 +73,10 @@ class CallServer:
             what = f"{request.target}.{request.endpoint} raised {type(e).__name__}: {e}{remote}"
             return Refusal(1, of_process()(what))
 
+    def _interfaces(self) -> dict[str, Interface]:
+        meshes = {name: mesh.interface for name, mesh in self._client.meshes.items()}
+        return meshes | {name: service.form.interface for name, service in self._client.services.items()}
+
     async def _call(self, call: CallEndpoint) -> Any:
         service = self._client.services.get(call.target)
         if service is None:
@@ -72,3 +88,8 @@ class CallServer:
             raise NotFoundError(service.form.interface.unknown(call.endpoint))
         routed = service.route(call.endpoint, tuple(call.args), call.kwargs, None)
         return await within(call.timeout, routed)
+
+
+def _endpoints(interface: Interface) -> dict[str, str]:
+    """Those that `forgectl call` can call, with their signatures."""
+    return {name: text for name, text in interface.endpoints.items() if name not in interface.streaming}
