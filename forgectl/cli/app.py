@@ -26,6 +26,7 @@ from forgectl.cli.restart import restart
 from forgectl.cli.run import run as run_script
 from forgectl.cli.schema import schema
 from forgectl.cli.shutdown import shutdown
+from forgectl.cli.stack import stack
 from forgectl.cli.status import status
 from forgectl.cli.wait import wait
 from forgectl.errors import ForgeError, SpecError
@@ -54,7 +55,7 @@ def app(ctx: click.Context, debug: bool) -> None:
 
 
 _COMMANDS = (
-    *(launch, run_script, plan, check, status, logs, attach, wait, call, restart, shutdown, prune),
+    *(launch, run_script, plan, check, status, logs, stack, attach, wait, call, restart, shutdown, prune),
     *(schema, init, completion),
 )
 for _command in _COMMANDS:
