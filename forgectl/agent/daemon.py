@@ -23,6 +23,7 @@ from forgectl.agent.log_parts import read_logs
 from forgectl.agent.messengers import Messengers
 from forgectl.agent.reaper import Reaper
 from forgectl.agent.run_leases import RunLeases
+from forgectl.agent.stacks import StackReader
 from forgectl.agent.usage import UseMeter
 from forgectl.errors import ForgeError
 from forgectl.hosts.gpus import NoSuchGpu, discover
@@ -36,6 +37,7 @@ from forgectl.protocol.supervision import (
     Event,
     Follow,
     GetGpus,
+    GetStacks,
     GetStats,
     HostGpus,
     Links,
@@ -52,6 +54,7 @@ from forgectl.protocol.supervision import (
     Quit,
     ReadLogs,
     Release,
+    Stacks,
     Start,
     Stats,
     Stop,
@@ -82,6 +85,7 @@ class Agent:
         self.meshes: dict[str, HostMesh] = {}
         self.reaper = Reaper(asyncio.get_running_loop())
         self.use = UseMeter()
+        self.stacks = StackReader()
         self.log_cap = LogCap(config.log_limit)
         self.lease_start = time.monotonic()  # when the last message was sent that the controller surely received
         self._last_sent = self.lease_start  # when the last Welcome or Pong was sent
@@ -197,6 +201,8 @@ class Agent:
         elif isinstance(command, GetStats):
             ranks = {name: mesh.rank_identities() for name, mesh in self.meshes.items()}
             self._answer(Stats(self.use.measure(ranks)))
+        elif isinstance(command, GetStacks):
+            self._tasks.begin(self._read_stacks(command))
         elif isinstance(command, ReadLogs):
             self._tasks.begin(self._read_logs(command))
         elif isinstance(command, GetGpus):
@@ -238,6 +244,12 @@ class Agent:
 
     async def _read_logs(self, request: ReadLogs) -> None:
         self._answer(await read_logs(self.run_dir / "logs", request))
+
+    async def _read_stacks(self, request: GetStacks) -> None:
+        wanted = {
+            name: self.meshes[name].live_ranks(ranks) for name, ranks in request.ranks.items() if name in self.meshes
+        }
+        self._answer(Stacks(await self.stacks.look(wanted, native=request.native)))
 
     async def _look_for_gpus(self, request: GetGpus) -> None:
         """Answer with the host's GPUs; with none if one that the spec names is gone."""
@@ -291,6 +303,7 @@ class Agent:
                 shared=self._shared,
                 place=self.config.place,
                 agent=self.config.socket,
+                stacks=Path(self.config.socket).parent / "stacks",
                 input=self.config.input,
                 emit=self.events.emit,
                 fork_server=self._servers.of,

@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from forgectl.agent.forkserver.forks import ForkedProcess, ForkServer, ForkServe
 from forgectl.agent.log_clock import LogClock
 from forgectl.agent.reports import exit_report
 from forgectl.agent.run_leases import RunLeases
+from forgectl.agent.stacks import LiveRank, place_of, remove
 from forgectl.errors import NotInstalledError
 from forgectl.hosts import gpu_leases, interface
 from forgectl.hosts.installation import install_command
@@ -65,6 +66,7 @@ class Generation:
         self.ending: asyncio.Task[None] | None = None
         self.stopping = asyncio.Event()
         self.ranks: dict[int, ForkedProcess] = {}
+        self.places: dict[int, str] = {}  # where each can be asked for its stacks
         self.watchers: list[asyncio.Task[None]] = []
         self.log_files: list[Path] = []
         self.log_clock = LogClock()
@@ -85,6 +87,7 @@ class HostMesh:
         shared: SharedFolders,
         place: str,
         agent: str,
+        stacks: Path,
         input: str,
         emit: Callable[[Happening], None],
         fork_server: Callable[[MeshShare], ForkServer],
@@ -100,6 +103,7 @@ class HostMesh:
         self._shared = shared
         self._place = place
         self._agent = agent  # this agent's own socket
+        self._stacks = stacks  # the folder in which ranks can be asked where they are
         self._input = input  # the socket that lends the one rank of the run its standard input, or ""
         self._logs = run_dir / "logs" / share.mesh
         self._emit = emit
@@ -192,6 +196,7 @@ class HostMesh:
 
     async def _start(self, generation: Generation, order: Start) -> None:
         try:
+            private_folder(self._stacks)
             server = generation.server = self._fork_server(self.share)
             if not await self._warm(server, generation):
                 return
@@ -278,6 +283,7 @@ class HostMesh:
         folder = self._logs / str(generation.number)
         log_path = folder / f"rank-{rank}.log"
         error_path = folder / f"rank-{rank}.error.json"
+        place = place_of(self._stacks, self.share.mesh, generation.number, rank)
         log = rank_logs.open_log(log_path)
         try:
             launch = launch_environment(
@@ -299,6 +305,7 @@ class HostMesh:
                 "cgroup": str(generation.enclosure.cgroup_procs_path or ""),
                 "workdir": self.share.workdir,
                 "start_method": self.share.start_method,
+                "stacks": place if self.share.program.kind != "command" else "",
                 "input": self._input if self.share.kind == "script" else "",
                 "program": {
                     "kind": self.share.program.kind,
@@ -312,6 +319,7 @@ class HostMesh:
         identity = child.identity
         generation.enclosure.add(identity)
         generation.ranks[rank] = child
+        generation.places[rank] = place
         generation.log_files.append(log_path)
         generation.log_clock.add(log_path)
         self._emit(
@@ -390,6 +398,7 @@ class HostMesh:
             await self._wait_for_server(generation, asyncio.gather(*generation.watchers, return_exceptions=True))
             generation.enclosure.close()
             generation.oom.close()
+            remove(generation.places.values())
         self._emit(MeshGone(self.share.mesh, generation.number, report.killed, unkillable))
 
     def _leave_reason(self, order: Stop) -> None:
@@ -427,6 +436,17 @@ class HostMesh:
         """Note when the logs of the current generation have grown."""
         if self.generation is not None:
             self.generation.log_clock.note()
+
+    def live_ranks(self, wanted: Collection[int]) -> list[LiveRank]:
+        """Those of the wanted ranks that run now."""
+        if self.generation is None:
+            return []
+        places, share = self.generation.places, self.share
+        return [
+            LiveRank(n, self.host, identity, places[n], share.workdir, share.python)
+            for n, identity in self.rank_identities().items()
+            if n in wanted and n in places
+        ]
 
     def rank_identities(self) -> dict[int, Identity]:
         """Rank → its process, for the ranks that run now."""

@@ -30,6 +30,7 @@ from forgectl.cli.restart import restart
 from forgectl.cli.run import run as run_script
 from forgectl.cli.schema import schema
 from forgectl.cli.shutdown import shutdown
+from forgectl.cli.stack import stack
 from forgectl.cli.status import status
 from forgectl.cli.version import VERSION, version
 from forgectl.cli.wait import wait
@@ -89,7 +90,7 @@ def app(ctx: click.Context) -> None:
 app.params.append(parameters.debug_option())
 
 _COMMANDS = (
-    *(launch, run_script, plan, check, config, status, logs, attach, wait, call, restart, shutdown, prune),
+    *(launch, run_script, plan, check, config, status, logs, stack, attach, wait, call, restart, shutdown, prune),
     *(schema, init, completion, show_help, version),
 )
 for _command in _COMMANDS:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +19,7 @@ from forgectl.boot import BOOT
 from forgectl.controller.run_dir import RunDir
 from forgectl.errors import InternalError, TimedOutError
 from forgectl.model.status import RunStatus
-from forgectl.protocol.control import CONTROLLER_TO_CLI, GetStatus, StatusReport
+from forgectl.protocol.control import CONTROLLER_TO_CLI, GetStatus, HostStacks, ShowStacks, StatusReport
 from forgectl.system.daemons import let_go
 from forgectl.system.files import open_to_append
 from forgectl.version import __version__
@@ -180,6 +180,22 @@ def ask(run: RunDir, line: Connection, *requests: Any) -> Any:
         return None
     except (TimeoutError, ProtocolError) as e:
         raise _no_answer(run, e) from None
+
+
+def stacks(run: RunDir, request: ShowStacks) -> Iterator[HostStacks]:
+    """Where ranks are, host by host; nothing if the run has ended. Raises as `connect`."""
+    line = connect(run)
+    if line is None:
+        return
+    with contextlib.closing(line):
+        try:
+            line.send(request)
+            while isinstance(part := line.receive(request.seconds + ANSWER_SECONDS), HostStacks):
+                yield part
+        except ConnectionError:
+            return
+        except (TimeoutError, ProtocolError) as e:
+            raise _no_answer(run, e) from None
 
 
 def _no_answer(run: RunDir, why: Exception) -> TimedOutError:

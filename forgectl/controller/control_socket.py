@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
 
@@ -19,11 +20,14 @@ from forgectl.protocol.control import (
     BringLogs,
     FollowLogs,
     GetStatus,
+    HostStacks,
     LogsHome,
     MeshAdded,
     Report,
     Restart,
+    ShowStacks,
     Shutdown,
+    StacksShown,
     StatusReport,
 )
 from forgectl.wire.envelope import ProtocolError, Refusal
@@ -40,6 +44,8 @@ class Subject(Protocol):
     def document(self, use: Use | None = None) -> RunStatus: ...
 
     async def use(self) -> Use: ...
+
+    def stacks(self, request: ShowStacks) -> AsyncIterator[HostStacks]: ...
 
     def ask_stop(self, meshes: tuple[str, ...] | None, grace: float, by: str, exit_code: int = 0) -> None: ...
 
@@ -123,6 +129,10 @@ class ControlServer:
             self._subject.log_fetcher.wake()
         elif isinstance(request, BringLogs):
             stream.send(LogsHome(await self._subject.log_fetcher.bring(request.meshes)))
+        elif isinstance(request, ShowStacks):
+            async for part in self._subject.stacks(request):
+                stream.send(part)
+            stream.send(StacksShown())
         elif isinstance(request, AddMesh):
             stream.send(await self._subject.add_mesh(request.unit, request.named))
         elif isinstance(request, Report):

@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from forgectl.controller.changes import Changes
 from forgectl.controller.commands import Command, commands, last_commands
 from forgectl.controller.configs import agent_config
 from forgectl.controller.control_socket import ControlServer
-from forgectl.controller.host_claims import check_event, own_use
+from forgectl.controller.host_claims import check_event, own_stacks, own_use
 from forgectl.controller.log_fetcher import LogFetcher
 from forgectl.controller.message_keys import MessageKeys
 from forgectl.controller.prune import begin_pruning
@@ -45,8 +45,8 @@ from forgectl.controller.status_document import run_document
 from forgectl.errors import ForgeError, NotOursError
 from forgectl.model.plan import Gpu, HostPlan, Unit
 from forgectl.model.status import RunStatus
-from forgectl.protocol.control import MeshAdded, Report
-from forgectl.protocol.supervision import AgentConfig, Event, GetGpus, HostGpus, Stop
+from forgectl.protocol.control import HostStacks, MeshAdded, Report, ShowStacks
+from forgectl.protocol.supervision import AgentConfig, Event, GetGpus, GetStacks, HostGpus, Stacks, Stop
 from forgectl.system.processes import Identity, boot_id, identify, open_pidfd
 from forgectl.system.shared_folders import shared_folders
 from forgectl.system.tasks import Background
@@ -262,6 +262,25 @@ class Controller:
         for host, part in zip(self.links, parts, strict=True):
             for mesh, ranks in own_use(self.run, host, part).items():
                 found.setdefault(mesh, {}).update(ranks)
+        return found
+
+    async def stacks(self, request: ShowStacks) -> AsyncIterator[HostStacks]:
+        """Where ranks are, host by host as they answer."""
+
+        async def ask(host: str, ranks: dict[str, tuple[int, ...]]) -> HostStacks:
+            answer = await self.links[host].ask(GetStacks(ranks, request.native), Stacks, request.seconds)
+            return HostStacks(host, own_stacks(self.run, host, answer.meshes) if answer else None)
+
+        for part in asyncio.as_completed([ask(*share) for share in self._by_host(request.ranks).items()]):
+            yield await part
+
+    def _by_host(self, wanted: dict[str, tuple[int, ...]]) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Host → mesh → those of the wanted ranks that run there."""
+        found: dict[str, dict[str, tuple[int, ...]]] = {}
+        for mesh in (self.run.meshes[m] for m in wanted if m in self.run.meshes):
+            for number in (n for n in wanted[mesh.name] if n in mesh.ranks and mesh.ranks[n].exit is None):
+                share = found.setdefault(mesh.ranks[number].plan.host, {})
+                share[mesh.name] = (*share.get(mesh.name, ()), number)
         return found
 
     def document(self, use: Use | None = None) -> RunStatus:

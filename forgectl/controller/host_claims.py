@@ -18,6 +18,7 @@ from forgectl.controller.state import HostState, MeshState
 from forgectl.model.plan import MAX_RANKS
 from forgectl.names import NAME
 from forgectl.plan.links import messengers
+from forgectl.protocol.control import HostStacks
 from forgectl.protocol.supervision import (
     Event,
     Happening,
@@ -36,8 +37,9 @@ from forgectl.protocol.supervision import (
     StoreOpened,
     Welcome,
 )
+from forgectl.stacks.evidence import RankEvidence
 from forgectl.system.log_times import SAMPLE
-from forgectl.wire.envelope import ProtocolError
+from forgectl.wire.envelope import MAX_LINE, ProtocolError, encode
 
 LARGEST = 1 << 53
 """Largest number that every JSON reader reads exactly."""
@@ -266,6 +268,18 @@ def own_use(run: Run, name: str, meshes: dict[str, dict[int, RankStats]]) -> dic
             if rank is not None and rank.plan.host == name and _is_use(use):
                 found.setdefault(mesh.name, {})[number] = use
     return found
+
+
+def own_stacks(
+    run: Run, name: str, meshes: dict[str, tuple[RankEvidence, ...]]
+) -> dict[str, tuple[RankEvidence, ...]] | None:
+    """Mesh → its ranks, from what a host reported of its own; None if that is too long to be sent on."""
+    found: dict[str, tuple[RankEvidence, ...]] = {}
+    for mesh in (run.meshes[m] for m in meshes if m in run.meshes):
+        own = {n for n, rank in mesh.ranks.items() if rank.plan.host == name}
+        seen = {r.rank: r for r in meshes[mesh.name] if r.rank in own and r.host == name}
+        found[mesh.name] = tuple(seen.values())
+    return found if len(encode(HostStacks(name, found))) < MAX_LINE else None
 
 
 def _is_use(use: RankStats) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from forgectl.frozen import dataclass
 from forgectl.model.plan import Unit
 from forgectl.model.status import RunStatus
+from forgectl.stacks.evidence import RankEvidence
 from forgectl.wire.envelope import Hello, Refusal
 
 
@@ -34,6 +35,22 @@ class BringLogs:
     """Fetch what ranks of these meshes have written on ssh hosts so far; answered by LogsHome."""
 
     meshes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ShowStacks:
+    """Ask where these ranks are, mesh → ranks: answered by a HostStacks for each of their hosts, then StacksShown.
+
+    `native`: with the frames of C code, by py-spy.
+    """
+
+    ranks: dict[str, tuple[int, ...]]
+    native: bool = False
+
+    @property
+    def seconds(self) -> float:
+        """What a host may take to answer."""
+        return 60.0 if self.native else 5.0
 
 
 BY_HANDLE = "its driver"
@@ -99,6 +116,19 @@ class LogsHome:
 
 
 @dataclass(frozen=True)
+class HostStacks:
+    """Where the ranks on a host are, by mesh; None if the host did not answer."""
+
+    host: str
+    meshes: dict[str, tuple[RankEvidence, ...]] | None
+
+
+@dataclass(frozen=True)
+class StacksShown:
+    """Every host has been asked."""
+
+
+@dataclass(frozen=True)
 class StatusReport:
     """The status of a run; `ended`: this is the last report."""
 
@@ -106,7 +136,7 @@ class StatusReport:
     ended: bool = False
 
 
-CLI_TO_CONTROLLER = (Hello, GetStatus, Attach, FollowLogs, BringLogs, Shutdown, Restart, AddMesh, Report)
+CLI_TO_CONTROLLER = (Hello, GetStatus, Attach, FollowLogs, BringLogs, ShowStacks, Shutdown, Restart, AddMesh, Report)
 
 
-CONTROLLER_TO_CLI = (Hello, Refusal, StatusReport, LogsHome, MeshAdded)
+CONTROLLER_TO_CLI = (Hello, Refusal, StatusReport, LogsHome, HostStacks, StacksShown, MeshAdded)

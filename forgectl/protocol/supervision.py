@@ -9,6 +9,7 @@ from forgectl.frozen import UNLESS_DEFAULT, dataclass
 from forgectl.model.mesh_share import MeshShare
 from forgectl.model.plan import ForkServerPlan, Gpu
 from forgectl.model.status import FailureStatus, MeshStateName
+from forgectl.stacks.evidence import RankEvidence
 from forgectl.wire.envelope import Hello, Refusal
 
 
@@ -177,6 +178,14 @@ class GetGpus:
 
 
 @dataclass(frozen=True)
+class GetStacks:
+    """Ask for Stacks: where these ranks are, mesh → ranks; `native`: with the frames of C code, by py-spy."""
+
+    ranks: dict[str, tuple[int, ...]]
+    native: bool = False
+
+
+@dataclass(frozen=True)
 class LogAt:
     """A position in a rank's log; `offset` in bytes from its beginning."""
 
@@ -239,6 +248,13 @@ class HostGpus:
     """The host's GPUs, in the order in which ranks should get them."""
 
     gpus: tuple[Gpu, ...]
+
+
+@dataclass(frozen=True)
+class Stacks:
+    """Mesh → where those of its ranks are that were asked for and have not ended."""
+
+    meshes: dict[str, tuple[RankEvidence, ...]]
 
 
 @dataclass(frozen=True)
@@ -405,11 +421,11 @@ class Follow:
 
 CONTROLLER_TO_AGENT = (
     *(Hello, Ping, Ack, Prepare, OpenStore, Start, Stop, Release, OpenMessenger, Links, MeshNews),
-    *(GetStats, GetGpus, ReadLogs, Quit),
+    *(GetStats, GetGpus, GetStacks, ReadLogs, Quit),
 )
 
 
-AGENT_TO_CONTROLLER = (Welcome, Refusal, Synced, Pong, Stats, HostGpus, LogParts, Event)
+AGENT_TO_CONTROLLER = (Welcome, Refusal, Synced, Pong, Stats, HostGpus, Stacks, LogParts, Event)
 
 
 FOLLOWER_TO_AGENT = (Follow,)

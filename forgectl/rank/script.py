@@ -20,12 +20,14 @@ from typing import Any, NoReturn
 from forgectl import redaction
 from forgectl.boot import BOOT
 from forgectl.names import DRIVER
-from forgectl.rank import driver, error_file, late_variables, proctitle
+from forgectl.rank import driver, error_file, late_variables, proctitle, stacks
 from forgectl.system.files import short_path
 from forgectl.system.processes import die_with_parent
 
 LENT_SECONDS = 5.0
 """Seconds in which the launching command must answer a rank that asks for its standard input."""
+STACKS = "FORGE_STACKS"
+"""The variable that says where the rank can be asked for its stacks, until it has begun."""
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 """Exit codes of a rank whose program cannot be run; the same as a shell's."""
 
@@ -46,6 +48,8 @@ def begin(parent: int, request: dict[str, Any], fds: list[int]) -> Callable[[], 
         os.set_inheritable(lease, True)
     os.environ.pop("FORGE_ROLE", None)
     os.environ.update(request["env"])
+    if request["stacks"]:
+        os.environ[STACKS] = request["stacks"]
     program = request["program"]
     if program["kind"] == "command" or request["start_method"] == "spawn":
         return functools.partial(_exec, program, request["workdir"])
@@ -95,6 +99,8 @@ def run(kind: str, target: str, args: list[str], workdir: str) -> None:
     os.chdir(workdir)
     stdio.install()
     faulthandler.enable()
+    if place := os.environ.pop(STACKS, ""):
+        stacks.show(place)
     if "PYTHONBREAKPOINT" not in os.environ and _has_no_input():
         sys.breakpointhook = _no_breakpoint
     sys.argv = [target, *args]

@@ -82,6 +82,8 @@ WRONG = [
     ("logs nobody --grep (", 64, "--grep '('", "regular expression"),
     ("logs nobody -f --until 1m", 64, "--until shows what is past", ""),
     ("logs nobody -p --generation 2", 64, "--previous is a generation", ""),
+    ("stack", 66, "nothing is running", ""),
+    ("stack nobody", 66, "no run or mesh 'nobody'", ""),
     ("attach", 66, "nothing is running", ""),
     ("attach nobody", 66, "no run 'nobody'", ""),
     ("wait", 66, "nothing is running", ""),

@@ -20,6 +20,7 @@ LAYERS = (
     "wire",
     "messages",
     "model",
+    "stacks",
     "protocol",
     "spec",
     "plan",
@@ -38,7 +39,7 @@ TABLE = "boot"
 """The one module that names others as text: what our processes run first."""
 HEAVY = {"torch", "monarch", "numpy"}
 MAY_BE_HEAVY = {"agent/forkserver/rendezvous.py", "rank/script.py", "messages/pickling.py"}
-SHIPPED = ("system", "wire", "model", "protocol", "hosts", "sync", "rank", "agent", "relay", *BELOW_ALL)
+SHIPPED = ("system", "wire", "model", "stacks", "protocol", "hosts", "sync", "rank", "agent", "relay", *BELOW_ALL)
 """What runs on hosts: standard library and psutil only (pynvml where there is one)."""
 
 FILES = sorted(p.relative_to(PACKAGE) for p in PACKAGE.rglob("*.py") if "templates" not in p.parts)

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from forgectl.log_output.terminal_text import harmless, wants_color
 from forgectl.model.status import CollateralStatus, MeshStatus, RankStatus
+from forgectl.stacks.places import ranges
 
 STATE_STYLE = {
     "running": "green", "ready": "green", "succeeded": "green", "up": "green",
@@ -195,7 +196,7 @@ def failure_report(mesh: MeshStatus, *, seen: bool = False) -> RenderableType | 
         lines.append(Text("  log: ", style="dim") + plain(failure.log))
     alike = [c for c in failure.collateral if _error(c.message) and _error(c.message) == _error(failure.message)]
     if alike and failure.rank is not None:
-        ranks = _ranges([failure.rank, *(c.rank for c in alike)])
+        ranks = ranges([failure.rank, *(c.rank for c in alike)])
         lines.append(Text(f"  ranks {ranks}: the same error", style="dim"))
     if others := [c for c in failure.collateral if c not in alike]:
         lines.append(Text(f"  fell with it: {_folded(others)}", style="dim"))
@@ -212,17 +213,6 @@ def _error(message: str) -> str:
     """What a rank raised, from the sentence about its end; "" if it did not say. Long ones come cut."""
     match = _RAISED.fullmatch(message)
     return match[1][:_COMPARED] if match else ""
-
-
-def _ranges(ranks: Iterable[int]) -> str:
-    """`0-2,5`."""
-    parts: list[list[int]] = []
-    for rank in sorted(set(ranks)):
-        if parts and rank == parts[-1][-1] + 1:
-            parts[-1] = [parts[-1][0], rank]
-        else:
-            parts.append([rank])
-    return ",".join("-".join(map(str, part)) for part in parts)
 
 
 def _folded(collateral: Sequence[CollateralStatus]) -> str:

@@ -1,0 +1,42 @@
+"""`forgectl stack`: prints where every rank is."""
+
+from __future__ import annotations
+
+import click
+
+from forgectl.cli import parameters
+
+
+@parameters.command()
+@parameters.argument(
+    "name",
+    required=False,
+    metavar="[NAME]",
+    help="RUN, MESH, RUN/MESH or [RUN/]MESH/RANK; default: the one living run.",
+)
+@click.option("--ranks", metavar="0,2-5", help="Only these ranks.")
+@click.option("-v", "--verbose", is_flag=True, help="Whole stacks, of all threads.")
+@click.option("--native", is_flag=True, help="With the frames of C and C++, by py-spy where that is installed.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON document.")
+def stack(name: str | None, ranks: str | None, verbose: bool, native: bool, as_json: bool) -> None:
+    """Show where ranks are, and who keeps whom waiting.
+
+    Ranks at the same line are shown together. Nothing is changed in your code, no port is opened, and no rank stops
+    for longer than a moment.
+    """
+    import sys
+
+    from forgectl.cli.find import find, only_living
+    from forgectl.cli.logs import parse_ranks
+    from forgectl.cli.shown_stacks import look
+    from forgectl.cli.views import render, stack_view
+
+    wanted = parse_ranks(ranks)
+    found = find(name) if name is not None else only_living()
+    meshes = look(found, wanted, native=native)
+    if as_json:
+        import json
+
+        sys.stdout.write(json.dumps(stack_view.document(found.run.run, meshes), indent=2) + "\n")
+    else:
+        render.show(stack_view.stack_view(meshes, whole=verbose or native))
