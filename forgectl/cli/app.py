@@ -17,6 +17,7 @@ from forgectl.cli.attach import attach
 from forgectl.cli.call import call
 from forgectl.cli.check import check
 from forgectl.cli.completion import COMPLETE, completion
+from forgectl.cli.events import events
 from forgectl.cli.init import init
 from forgectl.cli.launch import launch
 from forgectl.cli.logs import logs
@@ -28,6 +29,7 @@ from forgectl.cli.schema import schema
 from forgectl.cli.shutdown import shutdown
 from forgectl.cli.status import status
 from forgectl.cli.wait import wait
+from forgectl.cli.why import why
 from forgectl.errors import ForgeError, SpecError
 from forgectl.version import __version__
 
@@ -54,7 +56,7 @@ def app(ctx: click.Context, debug: bool) -> None:
 
 
 _COMMANDS = (
-    *(launch, run_script, plan, check, status, logs, attach, wait, call, restart, shutdown, prune),
+    *(launch, run_script, plan, check, status, logs, events, why, attach, wait, call, restart, shutdown, prune),
     *(schema, init, completion),
 )
 for _command in _COMMANDS:

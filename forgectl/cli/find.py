@@ -103,6 +103,25 @@ def only_living() -> Found:
     return Found(living[0], None, tuple(_known(living[0]).meshes))
 
 
+def latest() -> Found:
+    """The run that failed last, or the one living run, whichever is newer; else the run that ended last.
+
+    Raises NotFoundError if there is no run, UsageError if several live and none has failed since they began.
+    """
+    living = all_living()
+    began = max((run.begin_time() for run in living), default=0.0)
+    over = sorted((run for run in run_dir.all_runs() if run.has_ended), key=lambda run: run.end_time() or 0.0)
+    for run in reversed(over):
+        if (run.end_time() or 0.0) < began:
+            break
+        final = run.read_final()
+        if final is not None and final.state in ("failed", "lost"):
+            return Found(run, None, tuple(m.mesh for m in final.meshes))
+    if living or not over:
+        return only_living()
+    return Found(over[-1], None, tuple(_known(over[-1]).meshes))
+
+
 def in_one_run(found: Sequence[Found]) -> RunDir:
     """The run that several names are of. Raises UsageError if they are of several."""
     runs = list(dict.fromkeys(f.run for f in found))

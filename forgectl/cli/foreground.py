@@ -184,11 +184,15 @@ class _Launch:
         status = self._watch.status
         assert status is not None, "a run that has ended has left its state"
         client.wait_gone(status)
+        told = False
         for mesh in status.meshes:
             seen = self._with_logs and _one_place(self._output, sys.stderr)
             report = render.failure_report(mesh, seen=seen) if mesh.state in ("failed", "lost") else None
             if report is not None and not _is_the_error(mesh, status) and not self._was_interrupted(mesh):
                 self._stderr.print(report)
+                told = True
+        if told:
+            self._print(f"`forgectl why {status.run}` tells more")
         if self._json:
             _print_json(status)
         if status.error is not None:

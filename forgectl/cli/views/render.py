@@ -17,7 +17,9 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
+from forgectl.controller.hints import hint_for
 from forgectl.log_output.terminal_text import harmless, wants_color
+from forgectl.model.event import ranges
 from forgectl.model.status import CollateralStatus, MeshStatus, RankStatus
 
 STATE_STYLE = {
@@ -193,9 +195,11 @@ def failure_report(mesh: MeshStatus, *, seen: bool = False) -> RenderableType | 
         lines += [Text("  │ ", style="dim") + plain(line) for line in failure.log_tail[-_SEEN_LINES if seen else 0 :]]
     if failure.log:
         lines.append(Text("  log: ", style="dim") + plain(failure.log))
+    if hint := hint_for(failure):
+        lines.append(Text("  try: ", style="dim") + plain(hint))
     alike = [c for c in failure.collateral if _error(c.message) and _error(c.message) == _error(failure.message)]
     if alike and failure.rank is not None:
-        ranks = _ranges([failure.rank, *(c.rank for c in alike)])
+        ranks = ranges([failure.rank, *(c.rank for c in alike)])
         lines.append(Text(f"  ranks {ranks}: the same error", style="dim"))
     if others := [c for c in failure.collateral if c not in alike]:
         lines.append(Text(f"  fell with it: {_folded(others)}", style="dim"))
@@ -212,17 +216,6 @@ def _error(message: str) -> str:
     """What a rank raised, from the sentence about its end; "" if it did not say. Long ones come cut."""
     match = _RAISED.fullmatch(message)
     return match[1][:_COMPARED] if match else ""
-
-
-def _ranges(ranks: Iterable[int]) -> str:
-    """`0-2,5`."""
-    parts: list[list[int]] = []
-    for rank in sorted(set(ranks)):
-        if parts and rank == parts[-1][-1] + 1:
-            parts[-1] = [parts[-1][0], rank]
-        else:
-            parts.append([rank])
-    return ",".join("-".join(map(str, part)) for part in parts)
 
 
 def _folded(collateral: Sequence[CollateralStatus]) -> str:

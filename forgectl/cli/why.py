@@ -1,0 +1,39 @@
+"""`forgectl why`: what happened to a run, in order of cause."""
+
+from __future__ import annotations
+
+import click
+
+from forgectl.cli import parameters
+
+
+@parameters.command()
+@parameters.argument(
+    "name",
+    required=False,
+    metavar="[NAME]",
+    help="RUN, MESH, RUN/MESH or [RUN/]MESH/RANK; default: the run that failed last, or the one that lives.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def why(name: str | None, as_json: bool) -> None:
+    """Say why a run, a mesh or a rank ended, or what goes on in it.
+
+    The first failure comes first: which rank, on which host, and how; its traceback or last lines; which ranks fell
+    with it; what `restart:` did; and what to try. It works while the run lives, afterwards, and without a controller.
+    """
+    import json
+    import sys
+
+    from forgectl.cli.find import find, latest
+    from forgectl.cli.telling import account
+    from forgectl.cli.views import render
+    from forgectl.cli.views.why_view import why_view
+    from forgectl.controller.account import account_json
+    from forgectl.redaction import of_run
+
+    found = account(latest() if name is None else find(name, ended=True))
+    redact = of_run(())
+    if as_json:
+        sys.stdout.write(redact(json.dumps(account_json(found), indent=2)) + "\n")
+    else:
+        render.show(why_view(found, redact))
