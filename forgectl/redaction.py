@@ -52,7 +52,9 @@ def _forms(secret: str) -> Iterator[str]:
         yield json.dumps(part)[1:-1]
 
 
-_SECRET_NAME = re.compile(r"TOKEN(?!IZ)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"TOKEN(?!IZ)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE
+)
 _TOKEN = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|sk-[\w-]{20,}"
     r"|AKIA[0-9A-Z]{16}|xox[abprs]-[\w-]{10,}|AIza[\w-]{35}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,})"
@@ -63,7 +65,7 @@ LEAST_LIKELY = 8
 
 
 def likely_secrets(environ: Mapping[str, str]) -> Iterator[str]:
-    """The values of variables whose names say that they are secrets: HF_TOKEN, AWS_SECRET_ACCESS_KEY, …"""
+    """The values of variables whose names say that they are secrets, such as HF_TOKEN or AWS_SECRET_ACCESS_KEY."""
     for name, value in environ.items():
         if _SECRET_NAME.search(name) and len(value) >= LEAST_LIKELY and not value.startswith(("/", "~")):
             yield value

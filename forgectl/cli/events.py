@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @parameters.command()
 @parameters.argument(
-    "name", required=False, metavar="[NAME]", help="RUN, MESH, RUN/MESH or [RUN/]MESH/RANK; default: the one living run."
+    "name",
+    required=False,
+    metavar="[NAME]",
+    help="RUN, MESH, RUN/MESH or [RUN/]MESH/RANK; default: the one living run.",
 )
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run has ended.")
 @click.option("--since", metavar="TIME", help="Only events since then: 10m (ago), 03:00, 2026-11-22T03:00:00Z.")

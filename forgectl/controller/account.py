@@ -10,7 +10,7 @@ from forgectl.controller.causes import kind_of_cause
 from forgectl.controller.hints import hint_for
 from forgectl.frozen import dataclass
 from forgectl.model.event import SCHEMA, Failure, RunEvent, failure_json, ranges
-from forgectl.model.status import FailureKind, FailureStatus, MeshStatus, RunStatus
+from forgectl.model.status import FailureKind, MeshStatus, RunStatus
 from forgectl.wire.codec import to_json
 
 EndKind = Literal["goes_on", "succeeded", "user", "driver_end", "launcher_end", "not_started"]

@@ -387,7 +387,11 @@ class Controller:
 
 def _redaction(plan: Plan, secrets: dict[str, str]) -> Redaction:
     """The redaction of what leaves the run's own files: incidents, and events for commands."""
-    environments = [plan.env, *(host.env or {} for host in plan.hosts), *(e for m in plan.meshes for e in m.env.values())]
+    environments = [
+        plan.env,
+        *(host.env or {} for host in plan.hosts),
+        *(e for m in plan.meshes for e in m.env.values()),
+    ]
     return of_run(secrets.values(), os.environ, *environments)
 
 

@@ -1,4 +1,4 @@
-"""The events of a run, as its users see them: they follow from its records. Pure; the same records give the same events.
+"""The events of a run, as its users see them. Pure: they follow from its records, the same ones from the same records.
 
 So nothing is stored twice, and no event can be lost or doubled by the death of a controller.
 """

@@ -29,8 +29,8 @@ _TEXTS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"(?:ModuleNotFoundError: No module named|ImportError: No module named) '?(?P<module>[\w.]+)",
-        "install {module} for the interpreter of the ranks on {host} (`forgectl plan` shows it), or set `workdir` to the"
-        " folder that has it",
+        "install {module} for the interpreter of the ranks on {host} (`forgectl plan` shows it), or set `workdir` to"
+        " the folder that has it",
     ),
     (
         r"ImportError: |undefined symbol|GLIBC\w*_[\d.]+' not found",
@@ -47,7 +47,7 @@ _TEXTS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"device-side assert|illegal memory access|CUDA error: (?:misaligned|invalid)",
-        "CUDA reports such errors late: `env: {{CUDA_LAUNCH_BLOCKING: \"1\"}}` makes them appear where they happen",
+        'CUDA reports such errors late: `env: {{CUDA_LAUNCH_BLOCKING: "1"}}` makes them appear where they happen',
     ),
     (
         r"No CUDA GPUs are available|CUDA driver version is insufficient|Found no NVIDIA driver",

@@ -1,4 +1,4 @@
-"""Runs the commands of `on:` for events of the run: a few at once, each once at most, and never for longer than it may."""
+"""Runs the commands of `on:` for events of the run: a few at once, each once, and for no longer than it may take."""
 
 from __future__ import annotations
 
@@ -134,7 +134,12 @@ class Hooks:
 
     def _environment(self, hook: HookName) -> dict[str, str]:
         """That of the controller, but with no variable by which a process belongs to a mesh."""
-        ours = {"FORGE_RUN_ID": self._dir.run, "FORGE_ROLE": "hook", "FORGE_EVENT": hook, "FORGE_RUN_DIR": str(self._dir.path)}
+        ours = {
+            "FORGE_RUN_ID": self._dir.run,
+            "FORGE_ROLE": "hook",
+            "FORGE_EVENT": hook,
+            "FORGE_RUN_DIR": str(self._dir.path),
+        }
         return {name: v for name, v in os.environ.items() if not name.startswith("FORGE_")} | ours
 
     def _ended(self, seq: int) -> None:

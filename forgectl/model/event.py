@@ -1,6 +1,7 @@
 """Events of a run as `forgectl events --json` prints them, and what is known of a failure.
 
-Fields are named and ordered as in that JSON. Times are unix times here, and UTC such as `2026-11-22T20:00:00.123Z` there.
+Fields are named and ordered as in that JSON. Times are unix times here; there they are UTC, as in
+`2026-11-22T20:00:00.123Z`.
 """
 
 from __future__ import annotations

@@ -195,14 +195,14 @@ def failure_report(mesh: MeshStatus, *, seen: bool = False) -> RenderableType | 
         lines += [Text("  │ ", style="dim") + plain(line) for line in failure.log_tail[-_SEEN_LINES if seen else 0 :]]
     if failure.log:
         lines.append(Text("  log: ", style="dim") + plain(failure.log))
-    if hint := hint_for(failure):
-        lines.append(Text("  try: ", style="dim") + plain(hint))
     alike = [c for c in failure.collateral if _error(c.message) and _error(c.message) == _error(failure.message)]
     if alike and failure.rank is not None:
         ranks = ranges([failure.rank, *(c.rank for c in alike)])
         lines.append(Text(f"  ranks {ranks}: the same error", style="dim"))
     if others := [c for c in failure.collateral if c not in alike]:
         lines.append(Text(f"  fell with it: {_folded(others)}", style="dim"))
+    if hint := hint_for(failure):
+        lines.append(Text("  try: ", style="dim") + plain(hint))
     return Group(*lines)
 
 
