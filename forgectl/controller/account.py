@@ -11,6 +11,7 @@ from forgectl.controller.hints import hint_for
 from forgectl.frozen import dataclass
 from forgectl.model.event import SCHEMA, Failure, RunEvent, failure_json, ranges
 from forgectl.model.status import FailureKind, MeshStatus, RunStatus
+from forgectl.system.processes import signal_name
 from forgectl.wire.codec import to_json
 
 EndKind = Literal["goes_on", "succeeded", "user", "driver_end", "launcher_end", "not_started"]
@@ -156,7 +157,7 @@ def _rank(mesh: MeshStatus, number: int) -> str:
     name = f"{mesh.mesh}/{number} on {rank.host}"
     if not rank.ended:
         return f"{name} is {rank.state}"
-    how = f"ended by signal {rank.signal}" if rank.signal is not None else f"exited with code {rank.exit_code}"
+    how = f"was ended by {signal_name(rank.signal)}" if rank.signal else f"exited with code {rank.exit_code}"
     how = "was lost" if rank.state == "lost" else how
     if mesh.failure is None:
         return f"{name} {how}"

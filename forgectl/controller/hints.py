@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-import signal as signals
+import signal
 
 from forgectl.model.status import FailureStatus
+from forgectl.system.processes import signal_name
 
 _TEXTS: tuple[tuple[str, str], ...] = (
     (
@@ -108,8 +109,8 @@ def _template(failure: FailureStatus) -> str | None:
             "the memory of {host} ran out: fewer processes or DataLoader workers there, smaller batches, or a host with"
             " more; `forgectl status -v` shows what each rank uses"
         )
-    by_signal = None if failure.signal is None else _SIGNALS.get(_name(failure.signal))
-    if by_signal and failure.signal != signals.SIGABRT:
+    by_signal = None if failure.signal is None else _SIGNALS.get(signal_name(failure.signal))
+    if by_signal and failure.signal != signal.SIGABRT:
         return by_signal
     own = "\n".join((failure.message, failure.traceback or ""))
     for searched in (own, "\n".join(failure.log_tail)) if failure.kind != "exception" else (own,):
@@ -121,7 +122,3 @@ def _template(failure: FailureStatus) -> str | None:
     if failure.exit_code in (126, 127):
         return "a shell exits so when a program is not there or may not be executed: see the end of its log"
     return None
-
-
-def _name(number: int) -> str:
-    return signals.Signals(number).name if number in signals.valid_signals() and number < 32 else str(number)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from forgectl.frozen import dataclass
 from forgectl.system.files import open_to_append
-from forgectl.system.processes import REAL, become_subreaper, collect_children
+from forgectl.system.processes import REAL, become_subreaper, collect_children, signal_name
 from forgectl.system.times import timestamp
 
 MOST_OUTPUT = 32 * 1024
@@ -105,7 +105,7 @@ def _run(command: HookCommand, output: Output, stopped: Sequence[int], deadline:
                 process.wait(min(left, _TICK))  # its output is closed, or was handed to another process
     _read(process.stdout.fileno(), output, 0.0)
     if code < 0:
-        return f"was killed by {signal.Signals(-code).name}"
+        return f"was killed by {signal_name(-code)}"
     return f"exited with code {code}" if code else ""
 
 
@@ -126,21 +126,23 @@ def _end_children() -> int:
     ended: set[int] = set()
     deadline = time.monotonic() + CLEAN_SECONDS
     while time.monotonic() < deadline:
-        ended.update(pid for pid, _ in collect_children())
+        for _ in collect_children():
+            pass
         try:
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             break
         for pid in _children():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)  # our own child: its pid cannot be another's before we collect it
+            os.kill(pid, signal.SIGKILL)  # our own child: its pid cannot be another's before we collect it
+            ended.add(pid)
         time.sleep(0.005)
     return len(ended)
 
 
 def _children() -> list[int]:
+    """The living children of this process."""
     own = os.getpid()
-    return [pid for pid in REAL.pids() if (stat := REAL.stat(pid)) and stat.ppid == own]
+    return [pid for pid in REAL.pids() if (stat := REAL.stat(pid)) and stat.ppid == own and not stat.dead]
 
 
 def _log(command: HookCommand, output: Output, how: str, left: int, took: float) -> None:

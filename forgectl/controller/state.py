@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from signal import Signals
 
 from forgectl.controller import backoff
 from forgectl.controller.records import RestartAsked, StopAsked
 from forgectl.model.plan import HostPlan, MeshPlan, RankPlan
 from forgectl.model.status import OVER, HostStateName, MeshStateName, RankStateName
 from forgectl.protocol.supervision import MeshNews, MessengerOpened, RankExited, RankStarted
+from forgectl.system.processes import signal_name
 from forgectl.system.times import show_duration
 from forgectl.wire.envelope import Refusal
 
@@ -301,11 +301,7 @@ def describe(rank: RankState) -> str:
     if report.asked and report.error:  # we ended it, but it had failed before; its exit is our doing
         return f"{where} raised {_last_line(report.error)}"
     if report.signal is not None:
-        try:
-            name = Signals(report.signal).name
-        except ValueError:
-            name = f"signal {report.signal}"
-        cause = f"{where} was killed by {name}"
+        cause = f"{where} was killed by {signal_name(report.signal)}"
     elif report.exit_code is None:
         cause = f"{where} ended unseen"
     else:

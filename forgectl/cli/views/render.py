@@ -21,6 +21,7 @@ from forgectl.controller.hints import hint_for
 from forgectl.log_output.terminal_text import harmless, wants_color
 from forgectl.model.event import ranges
 from forgectl.model.status import CollateralStatus, MeshStatus, RankStatus
+from forgectl.system.processes import signal_name
 
 STATE_STYLE = {
     "running": "green", "ready": "green", "succeeded": "green", "up": "green",
@@ -88,10 +89,7 @@ def state_text(state: str) -> Text:
 def how_ended(rank: RankStatus) -> str:
     """`exit 0`, `SIGTERM`, or `-` for a rank that has not ended."""
     if rank.signal is not None:
-        try:
-            return signal.Signals(rank.signal).name
-        except ValueError:
-            return f"signal {rank.signal}"
+        return signal_name(rank.signal)
     return "-" if rank.exit_code is None else f"exit {rank.exit_code}"
 
 
