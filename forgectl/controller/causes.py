@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from forgectl.controller.hints import hint_for
 from forgectl.controller.state import MeshState, RankState, describe, first_failed
@@ -12,6 +12,7 @@ from forgectl.model.status import FailureKind, FailureStatus
 from forgectl.system.times import show_duration
 
 _MEMORY = re.compile(r"\b(?:\w*OutOfMemoryError|MemoryError)\b|CUDA out of memory")
+_NUMBER = re.compile(r"\d+")
 MOST_FELL = 8
 """Most ways to end that are told apart among the ranks that fell with the first."""
 ENDED = "ended by forgectl"
@@ -115,23 +116,20 @@ def failure_in(
     )
 
 
-def _fell(ranks: Iterable[RankState], root: RankState | None) -> Iterable[Fell]:
-    """The ranks that ended besides the first that failed, together where they ended alike."""
-    groups: dict[str, list[int]] = {}
+def _fell(ranks: Iterable[RankState], root: RankState | None) -> Iterator[Fell]:
+    """The ranks that ended besides the first that failed, together where they ended alike but for numbers."""
+    groups: dict[str, tuple[str, list[int]]] = {}
     for rank in ranks:
-        if rank is root or (rank.exit is None and rank.state != "lost"):
+        if rank is root or not (rank.failed or (rank.exit and rank.exit.asked)):
             continue
+        how = ENDED
         if rank.failed:
-            how = describe(rank).removeprefix(f"rank {rank.plan.rank} on {rank.plan.host} ").removeprefix("was ")[:200]
-        elif rank.exit and rank.exit.asked:
-            how = ENDED
-        else:
-            continue  # it was done
-        groups.setdefault(how, []).append(rank.plan.rank)
-    kept = dict(list(groups.items())[:MOST_FELL])
-    if more := [n for how, numbers in groups.items() if how not in kept for n in numbers]:
-        kept["ended in other ways"] = more
-    return (Fell(ranges(numbers), len(numbers), how) for how, numbers in kept.items())
+            how = describe(rank).removeprefix(f"rank {rank.plan.rank} on {rank.plan.host} ").removeprefix("was ")
+        key = _NUMBER.sub("", how)
+        if key not in groups and len(groups) == MOST_FELL:
+            key = how = "ended in other ways"
+        groups.setdefault(key, (how[:200], []))[1].append(rank.plan.rank)
+    return (Fell(ranges(numbers), len(numbers), how) for how, numbers in groups.values())
 
 
 def policy_of(mesh: MeshState, now: float) -> str:

@@ -30,6 +30,8 @@ KINDS = {
 }
 _LINES = 10
 """Most log lines that are shown; the log has them all."""
+_WORDS = 100
+"""Most characters that are shown of how ranks ended that are not the cause."""
 _EARLIER = 5
 """Most earlier failures that are shown."""
 
@@ -70,17 +72,17 @@ def _mesh(mesh: MeshAccount, run_dir: str, redact: Callable[[str], str]) -> Iter
     elif failure.log_tail:
         yield Text("  its last lines:", style="dim")
         yield from (Text("  │ ", style="dim") + plain(redact(line)) for line in failure.log_tail[-_LINES:])
-    facts = {
-        "kind": KINDS[failure.kind] + (f", generation {failure.generation}" if failure.generation else ""),
-        "when": _when(failure.failed_at),
-        "fell": "; ".join(map(_fell, failure.fell)),
-        "then": failure.policy,
-        "before": "; ".join(map(_earlier, mesh.earlier[-_EARLIER:])),
-        "try": failure.hint or "",
-        "log": str(Path(run_dir) / failure.log) if failure.log else "",
-        "incident": mesh.incident or "",
-    }
-    yield from (_pair(name, redact(text)) for name, text in facts.items() if text)
+    facts = [
+        ("kind", KINDS[failure.kind] + (f", generation {failure.generation}" if failure.generation else "")),
+        ("when", "" if failure.failed_at is None else timestamp(failure.failed_at, "milliseconds")),
+        *(("with it", _fell(fell)) for fell in failure.fell),
+        ("then", failure.policy),
+        *(("before", _earlier(earlier)) for earlier in mesh.earlier[-_EARLIER:]),
+        ("try", failure.hint or ""),
+        ("log", str(Path(run_dir) / failure.log) if failure.log else ""),
+        ("incident", mesh.incident or ""),
+    ]
+    yield from (_pair(name, redact(text)) for name, text in facts if text)
 
 
 def _pair(name: str, text: str) -> Padding:
@@ -91,13 +93,10 @@ def _pair(name: str, text: str) -> Padding:
     return Padding(table, (0, 0, 0, 2))
 
 
-def _when(at: float | None) -> str:
-    return "" if at is None else timestamp(at, "milliseconds")
-
-
 def _fell(fell: Fell) -> str:
     ranks = f"rank {fell.ranks}" if fell.count == 1 else f"ranks {fell.ranks}"
-    return f"{ranks} ended by forgectl" if fell.how == ENDED else f"{ranks} fell with it ({fell.how})"
+    how = fell.how if len(fell.how) <= _WORDS else f"{fell.how[:_WORDS]}…"
+    return f"{ranks} fell with it: {how}" if fell.how != ENDED else f"{ranks} {ENDED}"
 
 
 def _earlier(earlier: Earlier) -> str:
