@@ -33,7 +33,7 @@ def events(name: str | None, follow: bool, since: str | None, as_json: bool) -> 
     import contextlib
     import time
 
-    from forgectl.cli.find import find, only_living
+    from forgectl.cli.find import find_most, only_living
     from forgectl.cli.moments import moment
     from forgectl.cli.views.events_view import EventPrinter
     from forgectl.cli.watch import RunWatch
@@ -42,7 +42,7 @@ def events(name: str | None, follow: bool, since: str | None, as_json: bool) -> 
     from forgectl.errors import ForgeError
 
     begin = None if since is None else moment("--since", since, time.time())
-    found = only_living() if name is None else find(name, ended=True)
+    found = only_living() if name is None else find_most(name)
     history, printer = History(found.run), EventPrinter(as_json=as_json)
     wanted = _wanted(None if found.target is None else found.meshes, found.rank, begin)
     if not follow:

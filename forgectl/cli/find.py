@@ -68,6 +68,16 @@ def find(text: str, *, ended: bool = False) -> Found:
     return Found(by_id[address.run], address.target, address.meshes, address.rank)
 
 
+def find_most(text: str) -> Found:
+    """As `find`, also in runs that have ended; a name that a run shares with its only mesh means the run."""
+    found = find(text, ended=True)
+    if found.rank is None and found.target == found.run.name and "/" not in text:
+        known = _known(found.run).meshes
+        if {name for name, mesh in known.items() if not mesh.implicit} == {*found.meshes}:
+            return Found(found.run, None, tuple(known))
+    return found
+
+
 def find_whole(text: str, command: str, *, ended: bool = False) -> Found:
     """As `find`, for commands that act on whole meshes. Raises UsageError for a single rank."""
     found = find(text, ended=ended)

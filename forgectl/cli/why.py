@@ -24,14 +24,14 @@ def why(name: str | None, as_json: bool) -> None:
     import json
     import sys
 
-    from forgectl.cli.find import find, latest
+    from forgectl.cli.find import find_most, latest
     from forgectl.cli.telling import account
     from forgectl.cli.views import render
     from forgectl.cli.views.why_view import why_view
     from forgectl.controller.account import account_json
     from forgectl.redaction import of_run
 
-    found = account(latest() if name is None else find(name, ended=True))
+    found = account(latest() if name is None else find_most(name))
     redact = of_run(())
     if as_json:
         sys.stdout.write(redact(json.dumps(account_json(found), indent=2)) + "\n")

@@ -108,6 +108,7 @@ def test_a_launch_that_fails_names_the_command(forge: Forge) -> None:
     refused = forge.run("launch", forge.spec("scripts: {stay: {run: PROGRAMS/stay.py, preload: [not_there]}}"))
     assert refused.returncode
     found = why(forge)
+    assert found == why(forge, "spec"), "its name means the latest run of it"
     assert found["kind"] == "not_started"
     assert "has no not_there, which `preload` names" in found["summary"]
 
