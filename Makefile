@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo lint check test gpu bench bench-trl docs clean
+.PHONY: demo lint check test soak gpu bench bench-trl docs clean
 
 demo: $(READY)
 	$(BIN)/forgectl launch sample_configs/story.yaml
@@ -21,6 +21,11 @@ check: lint
 test: lint
 	@tests/lab/install.sh
 	$(BIN)/python -m pytest -q -n 4 --dist worksteal
+
+# Signals at eight times as many random moments as `make test` tries.
+soak: $(READY)
+	@tests/lab/install.sh
+	SOAK=8 $(BIN)/python -m pytest -q -n 4 tests/process/test_interrupts.py tests/ssh/test_ssh_interrupts.py
 
 gpu: $(READY)
 	$(BIN)/python tests/gpu/check.py

@@ -28,6 +28,8 @@ from tests.lab.fixtures import lab, make_lab, standing_lab  # noqa: F401  (fixtu
 from tests.warm_cli import warm_cli
 
 PROGRAMS = Path(__file__).parent / "programs"
+SOAK = int(os.environ.get("SOAK", "1"))
+"""How many times as many random moments the tests of signals try; `make soak` sets it."""
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:

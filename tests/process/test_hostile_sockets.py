@@ -196,7 +196,7 @@ def test_who_asks_but_never_reads_fills_nobodys_memory(forge: Forge, request_: s
 def test_names_with_paths_in_them_touch_nothing(forge: Forge) -> None:
     target = Target(forge, "control")
     run_dir = forge.run_dir(target.run)
-    before = set(forge.home.rglob("*"))
+    before = {p for p in forge.home.rglob("*") if p.suffix != ".times"}
     with target.greeted() as sock:
         for name in ("../../../tmp/evil", "/etc/passwd", "stay/../stay", "", "\0", "stay\n", "*"):
             sock.sendall(_line(type="Shutdown", meshes=[name], grace=0.0, by="../evil"))

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Forge, processes_of, until
+from tests.conftest import SOAK, Forge, processes_of, until
 
 SHORT = "scripts: {short: {run: short.py, procs: 2, preload: []}}"
 AT_ONCE = 2
-MOMENTS = 25
-SERIES = [(signal.SIGINT, seed) for seed in range(4)] + [(signal.SIGTERM, 0), (signal.SIGHUP, 0)]
-"""Of MOMENTS each: 100 of Ctrl-C in all."""
+MOMENTS = 12
+SERIES = [(number, seed) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) for seed in range(SOAK)]
+"""Of MOMENTS each, spread evenly over a launch."""
 
 
 def _life(forge: Forge) -> float:
@@ -62,7 +62,7 @@ def test_a_signal_at_any_moment_of_a_launch_leaves_nothing(forge: Forge, number:
     forge.spec(SHORT, "short.yaml")
     life = _life(forge)
     chance = random.Random(100 * number + seed)
-    moments = {f"r{i}": chance.uniform(0, 1.1 * life) for i in range(MOMENTS)}
+    moments = {f"r{i}": 1.1 * life * (i + chance.random()) / MOMENTS for i in range(MOMENTS)}
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         results = dict(zip(moments, pool.map(lambda m: _interrupted(forge, number, *m), moments.items()), strict=True))

@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from tests.conftest import PROGRAMS, until
+from tests.conftest import PROGRAMS, SOAK, until
 from tests.ssh.conftest import Far
 
 SHORT = "lease: 3s\nscripts: {short: {run: short.py, procs: 4, hosts: 2, preload: []}}"
-MOMENTS = 12
+MOMENTS = 5 * SOAK
 
 
 @pytest.mark.timeout(300)
@@ -28,7 +28,7 @@ def test_a_signal_at_any_moment_leaves_nothing_on_hosts(far: Far, number: signal
     for i in range(MOMENTS):
         far.forge.write("filler", f"{i}" * 3_000_000)
         launch = far.forge.start("launch", spec, "--name", f"run{i}")
-        time.sleep(chance.uniform(0.0, life))  # the moment is what is tested
+        time.sleep(life * (i + chance.random()) / MOMENTS)  # the moment is what is tested
         launch.send_signal(number)
         _, err = launch.communicate(timeout=60)
         if number != signal.SIGINT:  # which may come while the interpreter imports
