@@ -22,6 +22,7 @@ ROLES = {
     "messenger": "forgectl.messages.messenger",
     "tunnel": "forgectl.transport.tunnel",
     "prune": "forgectl.controller.prune",
+    "hook": "forgectl.controller.hook",
 }
 
 

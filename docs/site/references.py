@@ -24,6 +24,7 @@ TITLES = {
     "Host": "A host: an entry of `hosts`",
     "HostSource": "Hosts from elsewhere: `hosts: {…}`",
     "Restart": "Restarts: `restart`",
+    "Hooks": "Commands for events: `on`",
 }
 """The parts of a spec whose place its name does not show, in the order of the page; others follow."""
 WORDS = {"string": "text", "integer": "a whole number", "number": "a number", "boolean": "`true` or `false`"}

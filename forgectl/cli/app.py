@@ -19,6 +19,7 @@ from forgectl.cli.call import call
 from forgectl.cli.check import check
 from forgectl.cli.completion import COMPLETE, answer, completion
 from forgectl.cli.config import config
+from forgectl.cli.events import events
 from forgectl.cli.help import aliases, no_such_command, show_help
 from forgectl.cli.init import init
 from forgectl.cli.launch import launch
@@ -34,6 +35,7 @@ from forgectl.cli.stack import stack
 from forgectl.cli.status import status
 from forgectl.cli.version import VERSION, version
 from forgectl.cli.wait import wait
+from forgectl.cli.why import why
 from forgectl.errors import ForgeError, SpecError
 from forgectl.version import __version__
 
@@ -90,7 +92,8 @@ def app(ctx: click.Context) -> None:
 app.params.append(parameters.debug_option())
 
 _COMMANDS = (
-    *(launch, run_script, plan, check, config, status, logs, stack, attach, wait, call, restart, shutdown, prune),
+    *(launch, run_script, plan, check, config, status, logs, why, events, stack),
+    *(attach, wait, call, restart, shutdown, prune),
     *(schema, init, completion, show_help, version),
 )
 for _command in _COMMANDS:

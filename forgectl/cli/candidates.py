@@ -107,9 +107,9 @@ def overrides(ctx: click.Context, param: click.Parameter, typed: str) -> Items:
 
 def templates(ctx: click.Context, param: click.Parameter, typed: str) -> Items:
     """Templates of `init`."""
-    from forgectl.cli.init import TEMPLATES
+    from forgectl.cli.template_names import template_names
 
-    return _items(((path.name, "") for path in sorted(TEMPLATES.iterdir()) if path.is_dir()), typed)
+    return _items(((name, "") for name in template_names()), typed)
 
 
 def specs(ctx: click.Context, param: click.Parameter, typed: str) -> Items:

@@ -82,6 +82,16 @@ def find(text: str, *, ended: bool = False) -> Found:
     return Found(by_id[address.run], address.target, address.meshes, address.rank)
 
 
+def find_most(text: str) -> Found:
+    """As `find`, also in runs that have ended; a name that a run shares with its only mesh means the run."""
+    found = find(text, ended=True)
+    if found.rank is None and found.target == found.run.name and "/" not in text:
+        known = _known(found.run).meshes
+        if {name for name, mesh in known.items() if not mesh.implicit} == {*found.meshes}:
+            return Found(found.run, None, tuple(known))
+    return found
+
+
 def find_whole(text: str, command: str, *, ended: bool = False) -> Found:
     """As `find`, for commands that act on whole meshes. Raises UsageError for a single rank."""
     found = find(text, ended=ended)
@@ -115,6 +125,25 @@ def only_living() -> Found:
         over = run_dir.all_runs()
         raise NotFoundError("nothing is running", hint=f"the latest run that ended is {over[-1].run}" if over else None)
     return Found(living[0], None, tuple(_known(living[0]).meshes))
+
+
+def latest() -> Found:
+    """The run that failed last, or the one living run, whichever is newer; else the run that ended last.
+
+    Raises NotFoundError if there is no run, UsageError if several live and none has failed since they began.
+    """
+    living = all_living()
+    began = max((run.begin_time() for run in living), default=0.0)
+    over = sorted((run for run in run_dir.all_runs() if run.has_ended), key=lambda run: run.end_time() or 0.0)
+    for run in reversed(over):
+        if (run.end_time() or 0.0) < began:
+            break
+        final = run.read_final()
+        if final is not None and final.state in ("failed", "lost"):
+            return Found(run, None, tuple(m.mesh for m in final.meshes))
+    if living or not over:
+        return only_living()
+    return Found(over[-1], None, tuple(_known(over[-1]).meshes))
 
 
 def in_one_run(found: Sequence[Found]) -> RunDir:

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from forgectl.cli.lent_input import LentInput
 
 
+WAIT_SECONDS = 1.0
+"""Time after which the user sees what a run that is over still waits for."""
+
+
 @dataclass(frozen=True)
 class LaunchOptions:
     """Options of a launch: `detach`, `timeout` in seconds until all meshes must be up, `as_json`, and what is shown."""
@@ -136,6 +140,7 @@ class _Launch:
         self._restarts: dict[str, int] = {}  # mesh → the number of the restart that was last printed
         self._interrupts = 0  # signals that were printed
         self._was_up = False
+        self._over_since: float | None = None  # when only the run's own commands were left
         self._late: list[str] = []  # meshes that were not up when the time was over
         self._output = stream = sys.stderr if as_json else sys.stdout
         terminal = stream.isatty()
@@ -190,12 +195,16 @@ class _Launch:
         status = self._watch.status
         assert status is not None, "a run that has ended has left its state"
         client.wait_gone(status)
+        told = False
         for mesh in status.meshes:
             shown = mesh.failure is not None and self._shows.rank(mesh.failure.rank)
             seen = shown and _one_place(self._output, sys.stderr)
             report = render.failure_report(mesh, seen=seen) if mesh.state in ("failed", "lost") else None
             if report is not None and not _is_the_error(mesh, status) and not self._was_interrupted(mesh):
                 self._stderr.print(report)
+                told = True
+        if told:
+            self._print(f"`forgectl why {status.run}` tells more")
         if self._json:
             _print_json(status)
         if status.error is not None:
@@ -230,6 +239,7 @@ class _Launch:
                     elif rank.log and self._shows.rank(rank.rank):
                         self._logs.add(LogSource(f"{mesh.mesh}/{rank.rank}@{rank.host}", Path(rank.log)), self._last)
             self._last = None
+        self._print_waiting()
         late = self._next_deadline()
         if late is not None and time.monotonic() >= late:
             self._deadline = None
@@ -258,6 +268,18 @@ class _Launch:
             self._print(f"{name}: ending the run; waiting up to {self._watch.grace:g} s, {again} kills", style="")
         if len(signals) > 1 and before < 2:
             self._print(f"{name_of(signals[1])} again: killing what is left", style="")
+
+    def _print_waiting(self) -> None:
+        """Say once what a run waits for that is over: its commands for events."""
+        now = self._watch.status
+        if now is None or not now.ended or self._watch.ended or self._over_since == 0.0:
+            return
+        self._over_since = self._over_since or time.monotonic()
+        if time.monotonic() - self._over_since >= WAIT_SECONDS:
+            self._over_since = 0.0
+            on = self._run.read_plan().on
+            if on is not None:
+                self._print(f"waiting for the commands of `on:`, up to {on.timeout:g} s; Ctrl-C twice ends them")
 
     def _print_changes(self, status: RunStatus) -> None:
         """Print on stderr how the states of meshes and hosts have changed."""

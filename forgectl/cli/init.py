@@ -7,9 +7,7 @@ from pathlib import Path
 import click
 
 from forgectl.cli import candidates, parameters
-
-TEMPLATES = Path(__file__).parent / "templates"
-"""A folder a template. Most files there are links into sample_configs/, which a built package has as files."""
+from forgectl.cli.template_names import TEMPLATES, template_names
 
 
 @parameters.command(
@@ -46,7 +44,7 @@ def init(folder: Path, template: str) -> None:
     from forgectl.errors import NotFoundError, UsageError
     from forgectl.names import nearest
 
-    known = sorted(p.name for p in TEMPLATES.iterdir() if not p.name.startswith("_"))
+    known = template_names()
     if template not in known:
         meant = nearest(template, known)
         raise UsageError(

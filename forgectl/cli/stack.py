@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import click
 
-from forgectl.cli import parameters
+from forgectl.cli import candidates, parameters
 
 
-@parameters.command()
+@parameters.command(
+    codes=(66, 77, 124, 130),
+    variables=("FORGECTL_HOME",),
+    examples={
+        "forgectl stack": "the one living run",
+        "forgectl stack trainer --ranks 0-3 -v": "whole stacks of four ranks",
+        "forgectl stack trainer --json | jq .": "for programs",
+    },
+)
 @parameters.argument(
     "name",
     required=False,
     metavar="[NAME]",
     help="RUN, MESH, RUN/MESH or [RUN/]MESH/RANK; default: the one living run.",
+    shell_complete=candidates.names(ranks=True),
 )
 @click.option("--ranks", metavar="0,2-5", help="Only these ranks.")
 @click.option("-v", "--verbose", is_flag=True, help="Whole stacks, of all threads.")
@@ -27,7 +36,7 @@ def stack(name: str | None, ranks: str | None, verbose: bool, native: bool, as_j
     import sys
 
     from forgectl.cli.find import find, only_living
-    from forgectl.cli.logs import parse_ranks
+    from forgectl.cli.output import parse_ranks
     from forgectl.cli.shown_stacks import look
     from forgectl.cli.views import render, stack_view
 

@@ -246,7 +246,7 @@ class AgentLink:
                     f"host {self.name} was unreachable for longer than its lease of {self._lease:g} s; "
                     f"at its end the agent ended all that it ran ({error.message})"
                 )
-            self._owner.record(AgentLost(self.name, why, error.exit_code, error.hint, final=True))
+            self._owner.record(AgentLost(self.name, why, error.exit_code, error.hint, final=True, lease=known))
             return False
         await self._pause(left)
         return True

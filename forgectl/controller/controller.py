@@ -21,7 +21,10 @@ from forgectl.controller.changes import Changes
 from forgectl.controller.commands import Command, commands, last_commands
 from forgectl.controller.configs import agent_config
 from forgectl.controller.control_socket import ControlServer
-from forgectl.controller.host_claims import check_event, own_stacks, own_use
+from forgectl.controller.events import Events
+from forgectl.controller.hooks import Hooks
+from forgectl.controller.host_claims import check_event, own_stacks, own_use, unsound
+from forgectl.controller.incidents import Incidents
 from forgectl.controller.log_fetcher import LogFetcher
 from forgectl.controller.message_keys import MessageKeys
 from forgectl.controller.prune import begin_pruning
@@ -43,15 +46,17 @@ from forgectl.controller.run_state import Run
 from forgectl.controller.state import FAILURE_GRACE, MeshState
 from forgectl.controller.status_document import run_document
 from forgectl.errors import ForgeError, NotOursError
-from forgectl.model.plan import Gpu, HostPlan, Unit
+from forgectl.model.event import RunEvent
+from forgectl.model.plan import Gpu, HostPlan, Plan, Unit
 from forgectl.model.status import RunStatus
 from forgectl.protocol.control import HostStacks, MeshAdded, Report, ShowStacks
 from forgectl.protocol.supervision import AgentConfig, Event, GetGpus, GetStacks, HostGpus, Stacks, Stop
+from forgectl.redaction import Redaction, of_run
 from forgectl.system.processes import Identity, boot_id, identify, open_pidfd
 from forgectl.system.shared_folders import shared_folders
 from forgectl.system.tasks import Background
 from forgectl.transport.ways import way_to
-from forgectl.wire.envelope import ProtocolError, Refusal
+from forgectl.wire.envelope import Refusal
 from forgectl.wire.listener import LOOK_SECONDS
 from forgectl.wire.unix_sockets import dial, private_folder
 
@@ -82,7 +87,12 @@ class Controller:
         self._keys = MessageKeys(run_dir, self.run.plan)
         self.server = ControlServer(self, run_dir.control_socket)
         self.log_fetcher = LogFetcher(run_dir, self.run.plan.log_limit, self.server.followed)
-        whole = not adopt or self._recall()
+        self._events = Events(self.run)
+        redact = _redaction(self.run.plan, secrets)
+        self._incidents = Incidents(run_dir, redact, reads_logs=secrets.keys() >= set(self.run.plan.secrets))
+        self._hooks = Hooks(run_dir, self.run.plan, redact, self.record)
+        recalled: list[RunEvent] = []
+        whole = not adopt or self._recall(recalled)
         self._journal = journal.Journal(run_dir.journal_file)
         self._over = asyncio.Event()
         self._report_due = False
@@ -105,21 +115,28 @@ class Controller:
             for place, (name, host) in zip(places, self.run.hosts.items(), strict=True)
         }
         self.log_fetcher.attach(self.links.values())
+        for event in recalled if whole else ():  # the controller before this one ended before it began their commands
+            if event.seq not in self.run.hooks_begun:
+                self._hooks.take(event)
         self.record(Born(os.getpid(), adopt, not whole, owner or self.run.owner))
         reachable = (_may_answer(h, p) for h, p in zip(self.run.plan.hosts, places, strict=True))
         if adopt and not self.run.ended and not any(reachable):
             # Nothing is left to adopt: the leases are over, or the machine was rebooted.
             self.record(StopAsked(None, 0.0, "the loss of its controller"))
 
-    def _recall(self) -> bool:
-        """Restore the state from the journal; False if it was damaged: then the living agents fill the gaps."""
+    def _recall(self, events: list[RunEvent]) -> bool:
+        """Restore the state from the journal; False if it was damaged: then the living agents fill the gaps.
+
+        Adds what has happened to `events`.
+        """
         records, whole = journal.read(self.dir.journal_file)
         try:
-            self._replay(records)
+            events += self._replay(records)
         except Exception as e:  # whatever it holds: without a controller nobody could end the run
             whole = False
             note(f"the journal lacks too much to be replayed: {e!r}")
             self.run = Run.new(self.run.id, self.run.plan)
+            self._events = Events(self.run)
             records = [(when, r) for when, r in records if isinstance(r, (Born, StopAsked))]
             self._replay(records)
         if not whole:
@@ -129,19 +146,15 @@ class Controller:
                 host.state = "reconnecting"
         return whole
 
-    def _replay(self, records: list[tuple[float, Record]]) -> None:
+    def _replay(self, records: list[tuple[float, Record]]) -> list[RunEvent]:
+        found = []
         for when, record in records:
-            if isinstance(record, Happened) and not self._is_sound(record):
+            if isinstance(record, Happened) and (why := unsound(self.run, record)):
+                note(f"left out of the journal: an event of host {record.host[:80]!r}: {why[:200]}")
                 continue
             self._apply(when, record)
-
-    def _is_sound(self, record: Happened) -> bool:
-        """Whether the host was allowed to send the event: journals of older versions also hold events not checked."""
-        try:
-            return check_event(self.run, record.host, Event(record.seq, record.what), catching_up=True) is not None
-        except ProtocolError as e:
-            note(f"left out of the journal: an event of host {record.host[:80]!r}: {str(e)[:200]}")
-            return False
+            found += self._events.after(record, when, None)
+        return found
 
     def _config_of(self, host: HostPlan, place: AgentPlace) -> Callable[[bool], AgentConfig]:
         def config(sweep: bool) -> AgentConfig:
@@ -157,8 +170,10 @@ class Controller:
         now = time.time()
         if isinstance(record, AgentLost):
             note(record.why)
-        self._journal.append(now, record)
+        monotonic = time.monotonic()
+        self._journal.append(now, record, monotonic)
         self._apply(now, record)
+        self._take_notice(self._events.after(record, now, monotonic))  # before any command that follows is sent
         for host, subjects in self._changes.after(self.run, record).items():
             self.links[host].push(subjects)
         if self.run.ended:
@@ -169,6 +184,18 @@ class Controller:
                 self._tasks.begin(self._move(mesh))
         self._set_alarms()
         self._report_soon()
+
+    def _take_notice(self, events: list[RunEvent]) -> None:
+        """Keep an incident of each failure, and run the user's commands for what happened with one record."""
+        failing = any(event.event == "mesh_failing" for event in events)
+        for event in events:
+            mesh = self.run.meshes.get(event.mesh or "")
+            if event.event == "mesh_failing" or (event.event == "host_lost" and not failing):
+                hosts: dict[str, str] = {host.plan.name: host.state for host in self.run.hosts.values()}
+                self._incidents.write(event, mesh, hosts)
+            elif event.event in ("mesh_restarted", "mesh_failed") and event.mesh in self._events.failing:
+                self._incidents.amend(self._events.failing[event.mesh], event)
+            self._hooks.take(event)
 
     def _set_alarms(self) -> None:
         """Have each record that time alone brings written when it is due, by a clock that nobody sets."""
@@ -229,6 +256,8 @@ class Controller:
 
     def ask_stop(self, meshes: tuple[str, ...] | None, grace: float, by: str, exit_code: int = 0) -> None:
         """End meshes (None: the run), unless the run has ended."""
+        if grace == 0 and meshes is None:
+            self._hooks.hurry()
         if not self.run.ended:
             self.record(StopAsked(meshes, grace, by, exit_code))
 
@@ -315,6 +344,7 @@ class Controller:
         keepers = [asyncio.create_task(k) for k in self._keepers()]
         await self._over.wait()
         await self._wait_for_agents(links)
+        await self._hooks.finish()
         for keeper in keepers:
             keeper.cancel()
         with contextlib.suppress(OSError):
@@ -372,6 +402,16 @@ class Controller:
             self.owner_left()
 
         loop.add_reader(pidfd, left, pidfd)
+
+
+def _redaction(plan: Plan, secrets: dict[str, str]) -> Redaction:
+    """The redaction of what leaves the run's own files: incidents, and events for commands."""
+    environments = [
+        plan.env,
+        *(host.env or {} for host in plan.hosts),
+        *(e for m in plan.meshes for e in m.env.values()),
+    ]
+    return of_run(secrets.values(), os.environ, *environments)
 
 
 def _may_answer(host: HostPlan, place: AgentPlace) -> bool:

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Container
 from typing import Any
 
+from forgectl.controller.records import Happened
 from forgectl.controller.run_state import Run
 from forgectl.controller.state import HostState, MeshState
 from forgectl.model.plan import MAX_RANKS
@@ -75,6 +76,18 @@ def check_event(run: Run, name: str, event: Event, *, catching_up: bool = False)
     else:
         news = _mesh_news(run, host, what, catching_up)
     return what if news else None
+
+
+def unsound(run: Run, record: Happened) -> str | None:
+    """What is wrong with a recorded event, if the host was not allowed to send it.
+
+    Journals of older versions also hold events that were not checked.
+    """
+    try:
+        sound = check_event(run, record.host, Event(record.seq, record.what), catching_up=True) is not None
+    except ProtocolError as e:
+        return str(e)
+    return None if sound else "nothing new"
 
 
 # ---------------------------------------------------------------- of a mesh

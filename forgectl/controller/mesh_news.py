@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from forgectl.controller.causes import failure_of, failure_of_mesh, reason
 from forgectl.controller.state import HostState, MeshState, RankState
-from forgectl.controller.status_document import failure_of, reason
 from forgectl.model.status import FailureStatus
 from forgectl.protocol.supervision import MeshNews, Stop
 
@@ -31,7 +31,7 @@ def stop(mesh: MeshState) -> Stop:
     by = asked.by if asked else None
     failure: FailureStatus | None = None
     if by is None and mesh.cause:
-        failure = FailureStatus(None, None, mesh.cause)
+        failure = dataclasses.replace(failure_of_mesh(mesh), traceback=None)
     elif by is None and (cause := mesh.root_cause()):
         failure = _failure(cause)
     return Stop(mesh.name, mesh.generation, mesh.grace, by, failure)

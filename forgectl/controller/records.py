@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Any, TypeAlias
 
-from forgectl.frozen import dataclass
+from forgectl.frozen import UNLESS_DEFAULT, dataclass
 from forgectl.model.plan import MeshPlan
 from forgectl.protocol.control import Report
 from forgectl.protocol.supervision import Happening
@@ -38,7 +39,7 @@ class AgentUp:
 class AgentLost:
     """The host's agent is gone, and all that it ran ended with it. `final`: no other agent replaces it.
 
-    `code` and `hint` are for the error that the user sees.
+    `code` and `hint` are for the error that the user sees. `lease`: it was out of reach for longer than its lease.
     """
 
     host: str
@@ -46,6 +47,7 @@ class AgentLost:
     code: int = 69
     hint: str | None = None
     final: bool = False
+    lease: bool = field(default=False, metadata=UNLESS_DEFAULT)
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,27 @@ class TimeUp:
     mesh: str
 
 
-RECORDS = (Born, AgentUp, AgentLost, Happened, StopAsked, RestartAsked, Added, Moved, Stranded, Waited, TimeUp, Report)
+@dataclass(frozen=True)
+class HookBegun:
+    """The command of `on:` for event number `seq` will be started now: it is run once at most."""
+
+    seq: int
+    hook: str
+
+
+@dataclass(frozen=True)
+class HookEnded:
+    """That command has ended; `why` says what was wrong, None if it succeeded."""
+
+    seq: int
+    hook: str
+    why: str | None = None
+
+
+RECORDS = (
+    *(Born, AgentUp, AgentLost, Happened, StopAsked, RestartAsked, Added, Moved, Stranded, Waited, TimeUp, Report),
+    *(HookBegun, HookEnded),
+)
 Record: TypeAlias = (
     Born
     | AgentUp
@@ -127,7 +149,13 @@ Record: TypeAlias = (
     | Waited
     | TimeUp
     | Report
+    | HookBegun
+    | HookEnded
 )
+
+
+MONOTONIC = "monotonic"
+"""Key of a journal line: when it was written, by the monotonic clock of the controller's machine, in seconds."""
 
 
 def to_line(time: float, record: Record) -> dict[str, Any]:
@@ -139,4 +167,5 @@ def from_line(line: Any) -> tuple[float, Record]:
     """The unix time and record of a journal line; raises KeyError, TypeError or ValueError."""
     data = dict(line)
     time = float(data.pop("time"))
+    data.pop(MONOTONIC, None)
     return time, from_tagged(RECORDS, data)

@@ -155,6 +155,15 @@ class RunDir:
     def journal_file(self) -> Path:
         return self.path / "events.jsonl"
 
+    def incident(self, seq: int, subject: str) -> Path:
+        """The incident of event number `seq`, about a mesh, a rank or a host."""
+        return self.path / "incidents" / f"{seq:06d}-{subject.partition('/')[0]}.json"
+
+    @property
+    def hooks_log(self) -> Path:
+        """What the commands of `on:` printed, and how they ended."""
+        return self.path / "hooks.log"
+
     @property
     def keys_file(self) -> Path:
         """The secret from which the keys for messages between machines are made; it exists while the run lasts."""
@@ -202,6 +211,13 @@ class RunDir:
         except (OSError, ValueError):
             set_aside(self.final_file)
             return False
+
+    def begin_time(self) -> float:
+        """When its plan was written, in Unix seconds; 0 if it is gone."""
+        try:
+            return self.plan_file.stat().st_mtime
+        except OSError:
+            return 0.0
 
     def end_time(self) -> float | None:
         """When its final state was written, in Unix seconds; None before."""

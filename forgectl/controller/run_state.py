@@ -11,6 +11,8 @@ from forgectl.controller.records import (
     AgentUp,
     Born,
     Happened,
+    HookBegun,
+    HookEnded,
     Moved,
     Record,
     RestartAsked,
@@ -63,6 +65,7 @@ class Run:
     was_up: bool = False
     stop: StopAsked | None = None
     error: Refusal | None = None
+    hooks_begun: set[int] = field(default_factory=set)  # the events whose commands of `on:` were started
 
     @classmethod
     def new(cls, run_id: str, plan: Plan) -> Run:
@@ -108,6 +111,10 @@ class Run:
             self._reported(now, record)
         elif isinstance(record, RestartAsked):
             self._restart_asked(record)
+        elif isinstance(record, HookBegun):
+            self.hooks_begun.add(record.seq)
+        elif isinstance(record, HookEnded):
+            pass
         else:
             self._stop_asked(now, record)
         for mesh in self.meshes.values():
@@ -133,7 +140,7 @@ class Run:
             if record.host in mesh.plan.by_host and not mesh.ended:
                 mesh.prepared.discard(record.host)
                 mesh.gone.add(record.host)
-                mesh.lose_ranks(record.host, now, record.why)
+                mesh.lose_ranks(record.host, now, record.why, lease=record.lease)
 
     def _added(self, record: Added) -> None:
         name = record.plan.mesh

@@ -11,14 +11,15 @@ and `restarting` not before the wait of controller/backoff.py is over.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from signal import Signals
 
 from forgectl.controller import backoff
 from forgectl.controller.records import RestartAsked, StopAsked
 from forgectl.model.plan import HostPlan, MeshPlan, RankPlan
 from forgectl.model.status import OVER, HostStateName, MeshStateName, RankStateName
 from forgectl.protocol.supervision import MeshNews, MessengerOpened, RankExited, RankStarted
+from forgectl.system.processes import signal_name
 from forgectl.system.times import show_duration
 from forgectl.wire.envelope import Refusal
 
@@ -63,6 +64,7 @@ class RankState:
     ended_at: float | None = None
     failed_at: float | None = None  # by its own error file; the earliest is the root cause, the others are collateral
     lost_by: str = ""  # why its host was lost
+    lease: bool = False  # its host was out of reach for longer than its lease
 
     @property
     def failed(self) -> bool:
@@ -187,7 +189,7 @@ class MeshState:
         if what.exit_code == 0:
             self.unfinished.discard(what.rank)
 
-    def lose_ranks(self, host: str, now: float, why: str) -> None:
+    def lose_ranks(self, host: str, now: float, why: str, *, lease: bool = False) -> None:
         """Mark the ranks of a host as lost, as its agent is gone. Ranks that had ended before stay as they are.
 
         If the agent ended ranks without a command, it fenced itself: those count as lost, too.
@@ -197,13 +199,13 @@ class MeshState:
         lost = [r for r in here if r.exit is None or (fenced and r.exit.asked)]
         for rank in lost:
             rank.state, rank.exit, rank.ended_at, rank.failed_at, rank.lost_by = "lost", None, now, now, why
+            rank.lease = lease
             self.unfinished.add(rank.plan.rank)
         self.failed = self.failed or bool(lost)
 
     def root_cause(self) -> RankState | None:
         """The rank that failed first; None if none did."""
-        failed = [r for r in self.ranks.values() if r.failed]
-        return min(failed, key=lambda r: (r.failed_at or 0.0, r.plan.rank), default=None)
+        return first_failed(self.ranks.values())
 
     def collateral(self) -> list[RankState]:
         """Ranks that failed after the first, most likely because of it."""
@@ -216,11 +218,17 @@ class MeshState:
         begun = self.again is not None or self.state in ("starting", "running", "ready")
         return (begun or self.due is not None) and self.stop is None and self.plan.kind != "driver"
 
+    @property
+    def may_try_again(self) -> bool:
+        """Whether another generation need not fail in the same way."""
+        never_came_up = self.cannot_start and not self.set_up and self.generation == self.first
+        return not (self.time_up or self.hopeless or never_came_up)
+
     def may_restart(self, now: float) -> bool:
         """Whether `restart:` allows for one more generation."""
         policy = self.plan.restart
-        if self.time_up or self.hopeless or (self.cannot_start and not self.set_up and self.generation == self.first):
-            return False  # another generation would fail in the same way
+        if not self.may_try_again:
+            return False
         recent = [t for t in self.restarts if policy.within is None or now - t < policy.within]
         return len(recent) < policy.max
 
@@ -276,6 +284,12 @@ class HostState:
     last_seen: float | None = None
 
 
+def first_failed(ranks: Iterable[RankState]) -> RankState | None:
+    """The rank that failed first: the root cause."""
+    failed = [r for r in ranks if r.failed]
+    return min(failed, key=lambda r: (r.failed_at or 0.0, r.plan.rank), default=None)
+
+
 def describe(rank: RankState) -> str:
     """How a rank ended, in one sentence."""
     where = f"rank {rank.plan.rank} on {rank.plan.host}"
@@ -287,11 +301,7 @@ def describe(rank: RankState) -> str:
     if report.asked and report.error:  # we ended it, but it had failed before; its exit is our doing
         return f"{where} raised {_last_line(report.error)}"
     if report.signal is not None:
-        try:
-            name = Signals(report.signal).name
-        except ValueError:
-            name = f"signal {report.signal}"
-        cause = f"{where} was killed by {name}"
+        cause = f"{where} was killed by {signal_name(report.signal)}"
     elif report.exit_code is None:
         cause = f"{where} ended unseen"
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from forgectl.controller.causes import failure_of, failure_of_mesh, reason
 from forgectl.controller.run_dir import RunDir
 from forgectl.controller.run_state import Run
 from forgectl.controller.state import HostState, MeshState, RankState, describe
@@ -137,30 +138,10 @@ def _restarting(mesh: MeshState) -> RestartStatus | None:
     return RestartStatus(number, mesh.wait, None if mesh.due is None else timestamp(mesh.due))
 
 
-def reason(mesh: MeshState) -> str | None:
-    """Why the mesh is in its state, in one line; None if there is no special reason."""
-    if mesh.cause:
-        return mesh.cause
-    if mesh.failed and (root := mesh.root_cause()):
-        others = len(mesh.collateral())
-        return describe(root) + (f" ({others} more fell with it)" if others else "")
-    if mesh.unkillable:
-        return f"not even SIGKILL ended {', '.join(mesh.unkillable)}"
-    if mesh.stop is not None and mesh.state in ("stopping", "stopped"):
-        return f"stopped by {mesh.stop.by}"
-    if mesh.last_failure and mesh.due is not None:
-        return mesh.last_failure  # it has not restarted yet
-    if mesh.again is not None:
-        return f"restarted by {mesh.again.by}"
-    if mesh.last_failure and mesh.restarts:
-        return f"restarted: {mesh.last_failure}"
-    return mesh.notices[-1] if mesh.notices else None
-
-
 def _failure(mesh: MeshState, run_dir: RunDir) -> FailureStatus | None:
     """The root cause of a failed mesh, with its traceback and last log lines, and the collateral ranks."""
     if mesh.cause:
-        return FailureStatus(None, None, mesh.cause, mesh.detail or None)
+        return failure_of_mesh(mesh)
     root = mesh.root_cause() if mesh.failed else None
     if root is None:
         return None
@@ -176,20 +157,6 @@ def _last_failure(mesh: MeshState, run_dir: RunDir) -> FailureStatus | None:
     """The root cause of the previous generation's failure."""
     cause = mesh.last_root_cause
     return _rank_failure(cause, mesh, mesh.generation - 1, run_dir) if cause else None
-
-
-def failure_of(rank: RankState) -> FailureStatus:
-    """How a rank failed, without the path of its log."""
-    end = rank.exit
-    return FailureStatus(
-        rank=rank.plan.rank,
-        host=rank.plan.host,
-        message=describe(rank),
-        traceback=end.traceback if end else None,
-        log_tail=end.log_tail if end else (),
-        exit_code=end.exit_code if end else None,
-        signal=end.signal if end else None,
-    )
 
 
 def _log(rank: RankState, mesh: MeshState, generation: int, run_dir: RunDir) -> str | None:

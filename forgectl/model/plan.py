@@ -318,6 +318,19 @@ class ForkServerPlan:
 
 
 @dataclass(frozen=True)
+class HookPlan:
+    """Commands for events, by name (`model.event.HookName`), as their words; each may take `timeout` seconds."""
+
+    commands: dict[str, tuple[str, ...]]
+    folder: str  # where they start
+    timeout: float
+
+
+HOOK_SECONDS = 30.0
+"""What the command of an event may take, by default."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """A whole run before it has an id. `lease` is in seconds.
 
@@ -340,6 +353,7 @@ class Plan:
     sync: SyncKind = "content"  # how ssh hosts get workdir
     sync_limit: int = SYNC_LIMIT  # bytes of workdir that may be copied
     on_failure: OnFailure | None = field(default=None, metadata=UNLESS_DEFAULT)
+    on: HookPlan | None = field(default=None, metadata=UNLESS_DEFAULT)
     lends_input: bool = field(default=False, metadata=UNLESS_DEFAULT)  # to its one rank, see cli/lent_input.py
 
     @property

@@ -19,6 +19,10 @@ MeshStateName = Literal[
 RunStateName = Literal["starting", "running", "stopping", "succeeded", "failed", "stopped", "lost"]
 RankStateName = Literal["starting", "running", "exited", "killed", "lost"]
 HostStateName = Literal["starting", "up", "reconnecting", "lost", "gone"]
+FailureKind = Literal[
+    "exception", "exit", "signal", "out_of_memory", "hang", "host_lost", "lease", "time_limit", "not_started",
+]  # fmt: skip
+"""How something failed. exit: with a code and without an exception; lease: its host was out of reach for too long."""
 
 OVER = frozenset({"succeeded", "failed", "stopped", "lost"})
 """Final states of a mesh or run."""
@@ -85,6 +89,7 @@ class FailureStatus:
     exit_code: int | None = None
     signal: int | None = None
     collateral: tuple[CollateralStatus, ...] = ()  # not known for a generation that was restarted
+    kind: FailureKind | None = field(default=None, metadata=UNLESS_DEFAULT)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from forgectl.errors import SpecError, SpecProblem
 from forgectl.model.environment import host_environment, rank_environment
-from forgectl.model.plan import HostFacts, HostPlan, MeshPlan, Plan, RankPlan, Unit
+from forgectl.model.plan import HookPlan, HostFacts, HostPlan, MeshPlan, Plan, RankPlan, Unit
 from forgectl.plan.allotment import Allotment, Pool, RoomRequest, allot
 from forgectl.plan.sharing import share_all
 from forgectl.plan.shortage import busy, never_fits
@@ -117,6 +117,7 @@ def _assemble(
         sync=spec.sync,
         sync_limit=spec.sync_limit,
         on_failure=spec.on_failure,
+        on=HookPlan(spec.on.commands, str(spec.folder), spec.on.timeout) if spec.on else None,
     )
 
 

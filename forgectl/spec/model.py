@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from forgectl.errors import SpecProblem
 from forgectl.model.plan import (
     BACKOFF,
+    HOOK_SECONDS,
     LEASE,
     LOG_LIMIT,
     PRELOAD,
@@ -32,6 +33,7 @@ from forgectl.spec.scalars import (
     Name,
     Preloaded,
     Procs,
+    ShellLine,
     Size,
     SomeText,
     Text,
@@ -163,6 +165,25 @@ class Driver(Runnable):
     time_limit: Within | None = Field(default=None, description="How long it may run; then the run has failed")
 
 
+class Hooks(Model):
+    """Commands that the launching machine runs when something happens, with the event as JSON on standard input."""
+
+    failed: ShellLine | None = Field(
+        default=None, description="A mesh has failed for good. Text is a line for the shell, a list a program"
+    )
+    hung: ShellLine | None = Field(default=None, description="A mesh makes no progress")
+    restarted: ShellLine | None = Field(default=None, description="A mesh begins anew after a failure")
+    host_lost: ShellLine | None = Field(default=None, description="A host, or all that ran there, is lost")
+    ended: ShellLine | None = Field(default=None, description="The run has ended, in whatever way; it waits for this")
+    timeout: Within = Field(default=HOOK_SECONDS, description="What each may take; then it is ended")
+
+    @property
+    def commands(self) -> dict[str, tuple[str, ...]]:
+        """Event → its command."""
+        found = {name: getattr(self, name) for name in ("failed", "hung", "restarted", "host_lost", "ended")}
+        return {name: words for name, words in found.items() if words}
+
+
 class Body(Model):
     """The contents of a spec, except the run's name and folder."""
 
@@ -184,6 +205,7 @@ class Body(Model):
         description="stop: the first mesh that fails for good ends the run; continue: the others go on;"
         " default: a failed script ends a launch in the foreground",
     )
+    on: Hooks | None = Field(default=None, description="Commands for events, such as `failed: ./notify.sh`")
 
     @property
     def has_driver(self) -> bool:

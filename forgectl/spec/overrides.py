@@ -40,7 +40,7 @@ def apply(root: Item, overrides: SequenceOf[str], problems: Problems) -> Item:
 
 
 def keys_under(root: Item, path: str) -> dict[str, bool]:
-    """The keys that an override may name under a path of the spec ("" for the spec itself) → whether more may follow."""
+    """The keys that an override may name under a path of the spec ("" for all of it) → whether more may follow."""
     item: Item | None = root
     shape: Shape = Document
     parts = path.split(".") if path else []

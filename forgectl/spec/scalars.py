@@ -159,6 +159,15 @@ def words(value: Any) -> Any:
     return tuple(value)
 
 
+def shell_line(value: Any) -> Any:
+    """A command: text is a line for the shell, a list is a program with its arguments."""
+    if isinstance(value, str) and value.strip():
+        if len(value) > _LINE:
+            raise wrong(f"a command line of over {_LINE} characters; put it into a file")
+        return ("/bin/sh", "-c", value)
+    return words(value)
+
+
 def class_path(value: Any) -> str:
     if not _CLASS.fullmatch(text(value)):
         raise wrong(f"expected module:Class, such as actors.trainer:Trainer, got {show(value)}")
@@ -282,6 +291,11 @@ Size = Annotated[int, BeforeValidator(size), _AS_SIZE, or_variable({"type": "num
 Words = Annotated[
     tuple[Text, ...],
     BeforeValidator(words),
+    WithJsonSchema({"anyOf": [_STRING, {**_TEXTS, "items": {"type": ["string", "number"]}, "minItems": 1}]}),
+]
+ShellLine = Annotated[
+    tuple[Text, ...],
+    BeforeValidator(shell_line),
     WithJsonSchema({"anyOf": [_STRING, {**_TEXTS, "items": {"type": ["string", "number"]}, "minItems": 1}]}),
 ]
 ClassPath = Annotated[str, BeforeValidator(class_path), or_variable({"type": "string", "pattern": ":"})]

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from forgectl.frozen import dataclass
+from forgectl.model.event import ranges
 from forgectl.stacks.evidence import Collective, Group, RankEvidence
-from forgectl.stacks.places import callee, fold, main_stack, ranges
+from forgectl.stacks.places import callee, fold, main_stack
 
 Kind = Literal["nothing", "missing", "mismatch", "each_other", "all_in", "unknown"]
 """`nothing`: no rank waits in a collective. `missing`: some have not entered one that others wait in. `mismatch`: ranks

@@ -68,17 +68,6 @@ def fold(ranks: Iterable[RankEvidence]) -> list[tuple[tuple[int, ...], str]]:
     return [(tuple(numbers), text) for text, numbers in found.items()]
 
 
-def ranges(ranks: Iterable[int]) -> str:
-    """`0-2,5`."""
-    parts: list[list[int]] = []
-    for rank in sorted(set(ranks)):
-        if parts and rank == parts[-1][-1] + 1:
-            parts[-1] = [parts[-1][0], rank]
-        else:
-            parts.append([rank])
-    return ",".join("-".join(map(str, part)) for part in parts)
-
-
 def short(file: str) -> str:
     """A path as it is shown: whole if it is in the workdir, else its end."""
     return file if not file.startswith("/") else "/".join(file.split("/")[-MOST_PARTS:])

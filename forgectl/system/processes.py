@@ -213,6 +213,14 @@ def collect_children() -> Iterator[tuple[int, int]]:
         yield pid, status
 
 
+def signal_name(number: int) -> str:
+    """`SIGTERM`, or `signal 35` for one without a name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def become_subreaper() -> None:
     """Make orphans below this process its children, not those of init; it must reap them."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)

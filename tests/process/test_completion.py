@@ -5,24 +5,33 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Forge, processes_of, until
+from tests.conftest import Forge, until
 from tests.process.actor_scripts import bring
-from tests.process.deaths import controller_of
 from tests.process.screen import Screen
 
 SHELLS = {
-    "bash": (["bash", "--norc", "--noprofile"], "source <(forgectl completion bash)", r"""bind -x '"\C-g": printf "<%s>\n" "$READLINE_LINE"'"""),
-    "zsh": (["zsh", "-f"], "source <(forgectl completion zsh)", "show() { zle -I; print -r -- \"<$BUFFER>\" }; zle -N show; bindkey '^G' show"),
-    "fish": (["fish", "--no-config"], "forgectl completion fish | source", r"""bind \cg 'printf "<%s>\n" (commandline)'"""),
-}  # fmt: skip
+    "bash": (
+        ["bash", "--norc", "--noprofile"],
+        "source <(forgectl completion bash)",
+        r"""bind -x '"\C-g": printf "<%s>\n" "$READLINE_LINE"'""",
+    ),
+    "zsh": (
+        ["zsh", "-f"],
+        "source <(forgectl completion zsh)",
+        "show() { zle -I; print -r -- \"<$BUFFER>\" }; zle -N show; bindkey '^G' show",
+    ),
+    "fish": (
+        ["fish", "--no-config"],
+        "forgectl completion fish | source",
+        r"""bind \cg 'printf "<%s>\n" (commandline)'""",
+    ),
+}
 """Shell → how it starts, what loads completion, and what has Ctrl-G print the line that is being typed."""
 SPEC = """
 actors: {counter: {class: 'players:Counter', procs: 2, preload: []}}
@@ -96,7 +105,7 @@ def test_a_shell_completes_at_a_tab(line: Forge, shell: str) -> None:
     run = line.launch("name: now\nscripts: {stay: {run: PROGRAMS/stay.py, preload: []}, 'b.c': {command: sleep 1h}}")
     with shell_lines(line, shell) as lines:
         for typed, wanted in {
-            "forgectl sta": "forgectl status ",
+            "forgectl stat": "forgectl status ",
             "forgectl status now-": f"forgectl status {run} ",
             "forgectl logs past/": "forgectl logs past/over ",
             "forgectl logs st": "forgectl logs stay ",

@@ -86,7 +86,7 @@ def test_the_command_is_put_on_path_and_taken_away(home: Home) -> None:
     assert "else under ~/.local/share/forgectl/environment/bin/python\n" in said, "torch is there, by PYTHONPATH"
     shown = subprocess.run([home.link, "--version"], cwd="/", env=home.env, capture_output=True, text=True)
     assert shown.stdout.startswith("forgectl "), shown.stderr
-    asks = [home.environment / "bin/python", "-c", "import forgectl; print(forgectl.__file__)"]
+    asks = [str(home.environment / "bin/python"), "-c", "import forgectl; print(forgectl.__file__)"]
     found = subprocess.run(asks, cwd="/", env=home.env, capture_output=True, text=True)
     assert found.stdout.startswith(str(home.environment)), "a copy: the checkout may go"
 

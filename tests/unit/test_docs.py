@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from forgectl.model.event import EventName, Failure, Fell, HookName, RunEvent
+from forgectl.model.status import FailureKind
 from tests.unit.test_boundaries import BELOW_ALL, LAYERS
 
 TOP = Path(__file__).parents[2]
@@ -85,3 +89,10 @@ def test_a_decision_has_its_four_parts_on_a_short_page(page: Path) -> None:
         "What would overturn it",
     ]
     assert 15 <= len(text.splitlines()) <= 40
+
+
+def test_the_page_of_events_has_every_event_and_key() -> None:
+    text = (TOP / "docs/events.md").read_text()
+    keys = {field.name for kind in (RunEvent, Failure, Fell) for field in dataclasses.fields(kind)}
+    for name in (*get_args(EventName), *get_args(HookName), *get_args(FailureKind), *keys):
+        assert f"`{name}`" in text, name

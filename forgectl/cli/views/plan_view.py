@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from forgectl.model.environment import AT_LAUNCH, PER_RANK
-from forgectl.model.plan import BACKOFF, Gpu, MeshPlan, OnFailure, Plan, RankPlan
+from forgectl.model.plan import BACKOFF, Gpu, HookPlan, MeshPlan, OnFailure, Plan, RankPlan
 from forgectl.system.times import show_duration
 from forgectl.wire.codec import to_json
 
@@ -34,10 +34,18 @@ def plan_table(plan: Plan) -> Group:
     parts: list[RenderableType] = [_summary(plan)]
     if plan.on_failure:
         parts += ["", _FAILURES[plan.on_failure]]
+    if plan.on:
+        parts += ["", _hooks(plan.on)]
     for mesh in plan.meshes:
         for host in mesh.hosts:
             parts += ["", *_mesh_on_host(mesh, host)]
     return Group(*parts)
+
+
+def _hooks(on: HookPlan) -> Table:
+    """The commands for events, one per line."""
+    words = {name: w[2] if w[:2] == ("/bin/sh", "-c") else shlex.join(w) for name, w in on.commands.items()}
+    return _pairs({f"on {name}": line for name, line in words.items()})
 
 
 def _summary(plan: Plan) -> Table:

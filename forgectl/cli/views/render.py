@@ -17,9 +17,11 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
+from forgectl.controller.hints import hint_for
 from forgectl.log_output.terminal_text import harmless, wants_color
+from forgectl.model.event import ranges
 from forgectl.model.status import CollateralStatus, MeshStatus, RankStatus
-from forgectl.stacks.places import ranges
+from forgectl.system.processes import signal_name
 
 STATE_STYLE = {
     "running": "green", "ready": "green", "succeeded": "green", "up": "green",
@@ -87,10 +89,7 @@ def state_text(state: str) -> Text:
 def how_ended(rank: RankStatus) -> str:
     """`exit 0`, `SIGTERM`, or `-` for a rank that has not ended."""
     if rank.signal is not None:
-        try:
-            return signal.Signals(rank.signal).name
-        except ValueError:
-            return f"signal {rank.signal}"
+        return signal_name(rank.signal)
     return "-" if rank.exit_code is None else f"exit {rank.exit_code}"
 
 
@@ -200,6 +199,8 @@ def failure_report(mesh: MeshStatus, *, seen: bool = False) -> RenderableType | 
         lines.append(Text(f"  ranks {ranks}: the same error", style="dim"))
     if others := [c for c in failure.collateral if c not in alike]:
         lines.append(Text(f"  fell with it: {_folded(others)}", style="dim"))
+    if hint := hint_for(failure):
+        lines.append(Text("  try: ", style="dim") + plain(hint))
     return Group(*lines)
 
 

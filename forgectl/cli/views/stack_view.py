@@ -11,9 +11,10 @@ from rich.text import Text
 
 from forgectl.cli.shown_stacks import SeenMesh
 from forgectl.cli.views.render import plain
+from forgectl.model.event import ranges
 from forgectl.stacks.diagnosis import diagnose
 from forgectl.stacks.evidence import RankEvidence, ThreadStack
-from forgectl.stacks.places import fold, ranges, short, where
+from forgectl.stacks.places import fold, short, where
 from forgectl.wire.codec import to_json
 
 _BY = {"rank": "", "signal": "; it did not answer, so by a signal", "py-spy": "; by py-spy", "": ""}

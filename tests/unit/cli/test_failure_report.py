@@ -16,6 +16,7 @@ TRACE = """Traceback (most recent call last):
 ModuleNotFoundError: No module named 'nothing'
 """
 ERROR = "ModuleNotFoundError: No module named 'nothing'"
+HINT = "  try: install nothing for the interpreter of the ranks on this machine (`forgectl plan` shows it), or set"
 
 
 def report(failure: FailureStatus, *, seen: bool = False) -> list[str]:
@@ -23,7 +24,9 @@ def report(failure: FailureStatus, *, seen: bool = False) -> list[str]:
     fields = vars(MeshStatus.lost("imp", "")) | settings
     shown = failure_report(MeshStatus(**fields), seen=seen)
     assert shown is not None
-    return printed(shown, 200).splitlines()
+    *lines, hint = printed(shown, 200).splitlines()
+    assert hint.startswith(HINT)
+    return lines
 
 
 def failed(*collateral: tuple[int, str], **fields: object) -> FailureStatus:

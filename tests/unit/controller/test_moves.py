@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from forgectl.controller.causes import reason
 from forgectl.controller.commands import commands
 from forgectl.controller.records import AgentLost, AgentUp, Moved, Stranded, from_line, to_line
 from forgectl.controller.run_state import Run
-from forgectl.controller.status_document import reason
 from forgectl.model.plan import HostPlan, MeshPlan, RestartPolicy
 from forgectl.plan.links import dials
 from forgectl.protocol.supervision import (

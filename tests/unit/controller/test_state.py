@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from forgectl.controller import backoff
+from forgectl.controller.causes import reason
 from forgectl.controller.commands import commands, key
 from forgectl.controller.records import (
     AgentLost,
@@ -26,7 +27,7 @@ from forgectl.controller.records import (
 from forgectl.controller.run_dir import RunDir
 from forgectl.controller.run_state import Run
 from forgectl.controller.state import MESH_TRANSITIONS, MeshState, describe
-from forgectl.controller.status_document import reason, run_document
+from forgectl.controller.status_document import run_document
 from forgectl.model.plan import BACKOFF, HostPlan, MeshPlan, OnFailure, Plan, Program, RankPlan, RestartPolicy, Unit
 from forgectl.model.status import OVER
 from forgectl.protocol.control import Report

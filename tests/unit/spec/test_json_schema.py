@@ -89,6 +89,7 @@ GOOD = [
     "hosts: [{name: x, slots: 4}]\nsync: none\nsync_limit: 2GiB\nscripts: {a: {module: x}}",
     "hosts: {file: good.txt, python: /opt/python, gpus: 2, env: {A: 1}, slots: 2}\nscripts: {a: {module: x}}",
     "services: {s: {class: '${NONE:-m:C}', router: '${NONE:-session}', with_gpus: '${NONE:-no}', args: {x: [1]}}}",
+    "'on': {failed: echo, ended: [echo, 1], timeout: 1m}\nscripts: {a: {run: train.py}}",
 ]
 BAD = [
     "scripts: {a: {run: train.py, share_gpus_with: [b]}, b: {run: train.py, with_gpus: true}}",
@@ -115,6 +116,8 @@ BAD = [
     "hosts: [{name: a, slots: -1}]\nscripts: {a: {run: train.py}}",
     "sync: rsync\nscripts: {a: {run: train.py}}",
     "driver: {run: main.py, restart: {max: 1}}",
+    "'on': {fails: echo}\nscripts: {a: {run: train.py}}",
+    "'on': {failed: {run: echo}}\nscripts: {a: {run: train.py}}",
     "secrets: {A: b}\nscripts: {a: {run: train.py}}",
 ]
 
@@ -137,7 +140,7 @@ def test_it_is_a_json_schema_with_a_description_of_every_key() -> None:
     assert SCHEMA["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert set(SCHEMA["properties"]) == {
         *("name", "workdir", "hosts", "env", "secrets", "lease", "log_limit", "sync", "sync_limit"),
-        *("actors", "services", "scripts", "driver", "on_failure"),
+        *("actors", "services", "scripts", "driver", "on_failure", "on"),
     }
     assert "class" in SCHEMA["$defs"]["Actor"]["properties"]
     assert SCHEMA["properties"]["hosts"]["anyOf"][1] == {"$ref": "#/$defs/HostSource"}
