@@ -45,7 +45,8 @@ bench: $(READY)
 	-$(BIN)/python benchmarks/weights.py --json benchmarks/results/weights.json
 	-$(BIN)/python benchmarks/generation.py --json benchmarks/results/generation.json
 	-$(BIN)/python benchmarks/training.py --json benchmarks/results/training.json
-	-$(BIN)/python benchmarks/grpo.py --json benchmarks/results/grpo.json
+	-$(BIN)/python benchmarks/grpo.py --only asynchronous,synchronous --json benchmarks/results/grpo.json
+	-$(BIN)/python benchmarks/grpo.py --only smollm --json benchmarks/results/grpo_smollm.json
 	$(BIN)/python benchmarks/pages.py
 
 docs: $(READY)

@@ -46,8 +46,10 @@ def group_episodes(
 ) -> list[Episode]:
     """The completions of one prompt, with their rewards and advantages, as episodes GROUP_ID-0, GROUP_ID-1 and so on.
 
-    `fields` are further fields of each episode. Raises as `advantages`, and ValueError for another number of rewards.
+    The text of a completion is in its episode's metadata. `fields` are further fields of each. Raises as `advantages`,
+    and ValueError for another number of rewards.
     """
+    metadata = fields.pop("metadata", {})
     each = zip(completions, rewards, advantages([rewards], mode)[0].tolist(), strict=True)
     return [
         Episode.of(
@@ -56,6 +58,7 @@ def group_episodes(
             group_id=group_id,
             reward=reward,
             advantage=advantage,
+            metadata={"text": completion.text} | metadata,
             **fields,
         )
         for i, (completion, reward, advantage) in enumerate(each)

@@ -6,6 +6,7 @@ B is the number of sequences, T the tokens of the longest one, R those of the lo
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -110,6 +111,23 @@ def shares_of(data: Shares | Sequence[Episode], ranks: int) -> list[list[Episode
     if len(shares) != ranks:
         raise ValueError(f"the data is for {len(shares)} ranks, but the mesh has {ranks}; is dp_size right?")
     return shares
+
+
+def shares_of_some(shares: Shares, chosen: Sequence[bool]) -> list[list[Episode]]:
+    """The episodes of all shares, in their order, that are chosen; dealt out anew where ranks then have less to do."""
+    flags = iter(chosen)
+    kept = [[episode for episode in share if next(flags)] for share in shares]
+    by_prompt: dict[tuple[int, ...], list[Episode]] = {}  # one that several responses share is computed once
+    for episode in itertools.chain.from_iterable(kept):
+        by_prompt.setdefault(tuple(episode.prompt_ids.tolist()), []).append(episode)
+    dealt: list[list[Episode]] = [[] for _ in shares]
+    for group in sorted(by_prompt.values(), key=_tokens, reverse=True):
+        min(dealt, key=_tokens).extend(group)
+    return min(kept, dealt, key=lambda parts: max(map(_tokens, parts)))
+
+
+def _tokens(episodes: Sequence[Episode]) -> int:
+    return sum(e.prompt_ids.shape[0] + e.token_ids.shape[0] for e in episodes)
 
 
 def demonstration(prompt_ids: Tensor, token_ids: Tensor, **fields: Any) -> Episode:

@@ -150,7 +150,7 @@ class Batch:
     truncated: Tensor | None = None
     """[B] bool: responses that were cut at a limit of tokens."""
     policy_age: Tensor | None = None
-    """[B]: the trainer's version minus that of the weights that sampled the response, for metrics."""
+    """[B]: the trainer's version minus that of the weights that sampled the response, for a metric."""
 
     def __post_init__(self) -> None:
         """Check the shapes."""
@@ -254,6 +254,12 @@ class Loss:
     """Whether a policy sampled the tokens; then metrics compare it with the trainer's."""
     mask_truncated: bool = True
     """Whether responses that were cut at a limit are left out: what they would have come to is unknown."""
+    by_advantage: bool = False
+    """Whether all terms are multiples of advantages: then a response whose advantage is 0 adds nothing."""
+
+    def teaches(self, valid: Tensor, advantages: Tensor) -> Tensor:
+        """Which responses [B] can have a gradient, for their valid tokens [B, R] and advantages [B]."""
+        return valid.any(1) & (advantages != 0) if self.by_advantage else torch.ones_like(valid[:, 0])
 
     def valid(self, mask: Tensor, old_logprobs: Tensor, truncated: Tensor | None = None) -> Tensor:
         """The mask [B, R] of the tokens that count, as `Totals` must count them."""
@@ -295,19 +301,13 @@ class Loss:
         valid, found = clean.mask, {}
         if batch.entropy is not None:
             found["entropy"] = Metric.of("mean", batch.entropy, valid)
-        if batch.truncated is not None:
-            found["truncated"] = Metric.of("sum", batch.truncated)
         if clean.ref_logprobs is not None:
             found["kl_reference"] = Metric.of("mean", k3(clean.logprobs - clean.ref_logprobs), valid)
-        if batch.policy_age is not None:
-            found["policy_age_mean"] = Metric.of("mean", batch.policy_age)
-            found["policy_age_max"] = Metric.of("max", batch.policy_age)
         if self.sampled:
             # Tokens are the sampler's, so this is KL(sampler, trainer).
             kl = k3(clean.old_logprobs - clean.logprobs)
             found["ratio"] = Metric.of("mean", ratio(clean.logprobs, clean.old_logprobs, valid), valid)
             found["kl_sampler"] = Metric.of("mean", kl, valid)
-            found["nonfinite_tokens"] = Metric.of("sum", batch.mask & ~batch.old_logprobs.isfinite())
             if batch.policy_age is not None:
                 # At equal weights only numerics differ: between the sampler's kernels and the trainer's.
                 found["mismatch_kl"] = Metric.of("mean", kl, valid & (batch.policy_age == 0)[:, None])
@@ -384,6 +384,7 @@ def make_loss(loss: str | Mapping[str, Any] | Term) -> Loss:
         needs_reference=options.get("beta", 0.0) > 0,
         sampled=kind != "sft",
         mask_truncated=options["mask_truncated"],
+        by_advantage=kind != "sft" and not options["beta"],
     )
 
 

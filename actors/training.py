@@ -22,6 +22,7 @@ from actors.batches import (
     padded,
     response_logprobs,
     shares_of,
+    shares_of_some,
     split_by_tokens,
 )
 from actors.losses import Loss, Metric
@@ -96,6 +97,9 @@ class Training:
     def forward_backward(self, data: Shares | Sequence[Episode], loss: Any = None) -> tuple[float, dict[str, float]]:
         """Add the gradients of the loss to those that are there; the loss and its metrics, over all ranks.
 
+        Responses without an effect on the gradients, as those of a group of equal rewards, are counted but not
+        computed, unless there are no others. Metrics by token, as the entropy, are of those that are computed.
+
         data: the whole step's episodes, the same on all ranks: by rank, or as one list, which is dealt out by length.
         loss: another loss than the trainer's, as `make_loss` takes it. Raises ValueError where there are no episodes.
         """
@@ -105,8 +109,12 @@ class Training:
             raise ValueError("there are no episodes to train on")
         chosen = self._loss if loss is None else losses.make_loss(loss)
         check_episodes(everything)  # on all ranks, so that none waits for one that refuses its share
-        all_tensors = _Tensors.of(everything)
-        totals = losses.Totals.of(chosen.valid(all_tensors.mask, all_tensors.old_logprobs, all_tensors.truncated))
+        tensors = _Tensors.of(everything)
+        valid = chosen.valid(tensors.mask, tensors.old_logprobs, tensors.truncated)
+        totals = losses.Totals.of(valid)
+        teaches = chosen.teaches(valid, tensors.advantages)
+        if teaches.any() and not teaches.all():
+            shares = shares_of_some(shares, teaches.tolist())
         value = torch.zeros((), dtype=torch.float64)
         found: dict[str, Metric] = {}
         for part in self._micro_batches(shares):
@@ -116,10 +124,14 @@ class Training:
         found = {name: Metric(m.kind, m.value.cpu(), m.count.cpu()) for name, m in found.items()}
         of_ranks = self.world.gather((value, found))
         metrics = losses.results(losses.merge(metrics for _, metrics in of_ranks))
-        rewards = [episode.reward for episode in everything]
+        rewards, ages = [episode.reward for episode in everything], self.version - tensors.versions
         metrics |= {
             "tokens": float(totals.tokens),
             "sequences": float(totals.sequences),
+            "truncated": float(tensors.truncated.sum()),
+            "nonfinite_tokens": float((tensors.mask & ~tensors.old_logprobs.isfinite()).sum()),
+            "policy_age_mean": float(ages.double().mean()),
+            "policy_age_max": float(ages.max()),
             "reward": sum(rewards) / len(rewards),
             "zero_variance_groups": float(zero_variance_groups(everything)),
         }

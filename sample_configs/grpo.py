@@ -1,31 +1,41 @@
-"""Trains a policy by GRPO: generation and training go on at the same time. See grpo.yaml."""
+"""Trains a policy by GRPO: generation and training go on at the same time. See grpo.yaml and grpo_smollm.yaml.
+
+The module of a task (sums.py, brevity.py) has `held_out()`, rows for evaluation alone; SAMPLED and BEST, how to sample
+for training and for evaluation; and `example(row)` where there is a warm-up. The spec names its rows and its rewards.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import contextlib
+import importlib
 import time
 import uuid
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
-
-from sums import accuracy, example
+from typing import Any
 
 import forgectl
-from actors import SamplingParams, group_episodes
+from actors import Completion, SamplingParams, group_episodes
 
 names = ("trainer", "generator", "buffer", "rewards", "reference", "data", "metrics")
 trainer, generator, buffer, rewards, reference, data, metrics = map(forgectl.get, names)
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--warm-up", type=float, default=0.15, help="begin GRPO when so many sampled answers are right")
-parser.add_argument("--until", type=float, default=0.9, help="end when so many are, and also of problems held out")
+parser.add_argument("--task", default="sums", help="the module that has the task")
+parser.add_argument("--folder", default="grpo-run", help="where the models go")
+parser.add_argument("--warm-up", type=float, default=0.15, help="begin GRPO at this reward of sampled answers")
+parser.add_argument("--until", type=float, default=0.9, help="end at this reward, also on prompts that are held out")
 parser.add_argument("--steps", type=int, default=2000, help="or end after so many steps, those of the warm-up included")
+parser.add_argument("--evaluate", type=int, default=10, help="steps from one evaluation to the next")
+parser.add_argument("--save", type=int, default=50, help="steps from one checkpoint to the next")
+parser.add_argument("--show", type=int, default=0, help="print so many answers before GRPO and at the end")
 options = parser.parse_args()
+task = importlib.import_module(options.task)
 GROUP = 8
-SAMPLED, BEST = SamplingParams(max_tokens=5), SamplingParams(max_tokens=5, temperature=0)
 
 
 class Policy:
@@ -33,7 +43,7 @@ class Policy:
 
     version, step = 0, 0
     rewards = list[float]()  # since the last step
-    recent, held_out = deque[float](maxlen=10), 0.0  # mean rewards of the last steps, and the latest evaluation
+    recent, held_out = deque[float](maxlen=10), 0.0  # mean rewards of the last steps, and of the latest evaluation
 
     async def publish(self) -> None:
         """Give the trainer's weights to the generators, which go on with their requests."""
@@ -42,14 +52,32 @@ class Policy:
             await generator.update_weights.fanout(self.version, source=trainer.slice(procs=0))
 
 
+async def scores(rows: Sequence[dict[str, Any]], answers: Sequence[Completion]) -> list[float]:
+    """The reward of each answer to its row's prompt; the functions get the row's other columns by name."""
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
+    scored = await rewards.reward.call_one([row["prompt"] for row in rows], [a.text for a in answers], **columns)
+    return list(scored.total)
+
+
+async def evaluate(how: SamplingParams, show: int = 0) -> float:
+    """The mean reward of answers to the prompts that are held out; the first few are printed."""
+    rows = task.held_out()
+    answers = [a for [a] in await asyncio.gather(*(generator.generate.route(row["prompt"], how) for row in rows))]
+    found = await scores(rows, answers)
+    for row, answer, score in list(zip(rows, answers, found, strict=True))[:show]:
+        prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
+        print(f"{score:.2f}  {prompt}  {answer.text!r}", flush=True)
+    return fmean(found)
+
+
 async def warm_up(policy: Policy) -> None:
     """Show the trainer right answers until it finds some by itself; where it begins is the reference."""
-    while await accuracy(generator, SAMPLED) < options.warm_up:
+    while options.warm_up and await evaluate(task.SAMPLED) < options.warm_up:
         for _ in range(10):
-            examples = [example(row) for row in await data.batch.call_one(128)]
+            examples = [task.example(row) for row in await data.batch.call_one(128)]
             await trainer.train_step.call(examples, loss="sft", learning_rate=1e-3)
         await policy.publish()
-    await trainer.export.call("grpo-run/reference")
+    await trainer.export.call(f"{options.folder}/reference")
     await save()
 
 
@@ -59,19 +87,18 @@ async def roll_out(policy: Policy) -> None:
         ticket = await buffer.admit.call_one(policy.version)
         try:
             row, group = await data.sample.call_one(), uuid.uuid4().hex
-            answers = await generator.generate.route(row["prompt"], replace(SAMPLED, n=GROUP), request_id=group)
-            columns = {"answer": [row["answer"]] * GROUP}
-            scored = await rewards.reward.call_one([row["prompt"]] * GROUP, [a.text for a in answers], **columns)
-            policy.rewards.extend(scored.total)
-            await buffer.add.call_one(group_episodes(answers, scored.total, group), ticket)
+            answers = await generator.generate.route(row["prompt"], replace(task.SAMPLED, n=GROUP), request_id=group)
+            scored = await scores([row] * GROUP, answers)
+            policy.rewards.extend(scored)
+            await buffer.add.call_one(group_episodes(answers, scored, group), ticket)
         finally:
             await buffer.release.call_one(ticket)
 
 
 async def train(policy: Policy) -> None:
     """Learn until the policy is good enough; where a rank of the trainer dies, go on from the last checkpoint."""
-    policy.held_out = await accuracy(generator, BEST)
-    print(f"{policy.held_out:.2f} of the problems held out are right before GRPO", flush=True)
+    policy.held_out = await evaluate(task.BEST, options.show)
+    print(f"reward {policy.held_out:.2f} on the prompts that are held out", flush=True)
     while policy.step < options.steps and min(policy.held_out, fmean(policy.recent or [0])) < options.until:
         try:
             await learn(policy)
@@ -96,11 +123,11 @@ async def learn(policy: Policy) -> None:
     shown["tokens_per_second"] = result.metrics["tokens"] / (time.monotonic() - began)
     policy.step, policy.rewards = result.step, []
     policy.recent.append(shown["reward"])
-    if policy.step % 10 == 0:
-        policy.held_out = shown["held_out"] = await accuracy(generator, BEST)
+    if policy.step % options.evaluate == 0:
+        policy.held_out = shown["held_out"] = await evaluate(task.BEST)
         await metrics.log_samples.call_one(policy.step, batch[0][:8])
     await metrics.log.call_one(policy.step, shown)
-    if policy.step % 50 == 0:
+    if policy.step % options.save == 0:
         await save()
 
 
@@ -132,15 +159,16 @@ async def resume(policy: Policy) -> bool:
 async def main() -> None:
     policy = Policy()
     await begin(policy)
-    await reference.load.call("grpo-run/reference")
+    await reference.load.call(f"{options.folder}/reference")
     rollouts = asyncio.gather(*(roll_out(policy) for _ in range(64)))
     training = asyncio.ensure_future(train(policy))
     await asyncio.wait([rollouts, training], return_when=asyncio.FIRST_COMPLETED)
     await (training if training.done() else rollouts)
     rollouts.cancel()
     await asyncio.gather(rollouts, return_exceptions=True)
+    print(f"reward {await evaluate(task.BEST, options.show):.2f} on the prompts that are held out", flush=True)
     await save()
-    await trainer.export.call("grpo-run/model")
+    await trainer.export.call(f"{options.folder}/model")
     print(f"see {await metrics.plot.call_one()}", flush=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from actors.batches import demonstration
+from actors.batches import demonstration, shares_of_some
 from actors.checkpoint import Checkpoints
+from actors.losses import make_loss
 from actors.parallel import check_same_weights
 from actors.training import Training, TrainingOptions, make_optimizer, zero_variance_groups
 from actors.types import Episode
@@ -48,6 +50,43 @@ def test_micro_batches_change_neither_loss_nor_gradients(loss: Any, budget: int)
     assert same == pytest.approx(metrics, abs=1e-6)
     for name, gradient in gradients(split).items():
         torch.testing.assert_close(gradient, gradients(whole)[name], atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "loss", ["grpo", {"kind": "dr_grpo", "max_tokens": 7}, "dapo", "gspo", "cispo", "reinforce", "sft", {"beta": 0.1}]
+)
+def test_what_has_no_effect_is_not_computed(loss: Any) -> None:
+    """The loss and the gradients are those of all responses; with a KL or by supervision each has an effect."""
+    given = {"kind": "grpo", **loss} if isinstance(loss, dict) else loss
+    effective = make_loss(given)
+    few, all_ = training(loss=effective), training(loss=dataclasses.replace(effective, by_advantage=False))
+    data = [one.replaced(advantage=0.0) if i % 4 in (1, 2) else one for i, one in enumerate(episodes())]
+    data[7] = data[7].replaced(truncated=True)
+    lengths = list[int]()
+    few.module.register_forward_pre_hook(
+        lambda *called: lengths.append(called[2]["input_ids"].numel()), with_kwargs=True
+    )
+    (value, metrics), (expected, same) = few.forward_backward(data), all_.forward_backward(data)
+    assert value == pytest.approx(expected, abs=1e-12)
+    for name, gradient in gradients(few).items():
+        torch.testing.assert_close(gradient, gradients(all_)[name], atol=1e-12, rtol=0)
+    computed = [0, 3, 4] if effective.by_advantage else range(8)
+    assert effective.by_advantage == (loss not in ("sft", {"beta": 0.1}))
+    assert sum(lengths) <= len(computed) * max(len(data[i].prompt_ids) + len(data[i].token_ids) for i in computed)
+    for name in ("tokens", "sequences", "truncated", "reward", "policy_age_max", "zero_variance_groups"):
+        assert metrics[name] == same[name]
+
+
+def test_what_is_left_of_shares_is_dealt_out_anew_where_that_is_less_work() -> None:
+    def group(number: int, size: int, length: int) -> list[Episode]:
+        prompt = torch.tensor([1, number])
+        return [episode(10 * number + i, 1, length, prompt_ids=prompt) for i in range(size)]
+
+    a, b, c, d = (group(i, 2, 4 + i) for i in range(4))
+    shares = shares_of_some([[*a, *b], [*c, *d]], [True] * 4 + [False] * 4)
+    assert [[e.episode_id for e in share] for share in shares] == [[e.episode_id for e in g] for g in (b, a)]
+    mixed = [[a[0], b[0]], [a[1], b[1]]]
+    assert shares_of_some(mixed, [True, False, True, False]) == [[a[0]], [a[1]]], "one prompt, on both ranks"
 
 
 def test_a_supervised_step_is_that_of_a_plain_loop() -> None:
@@ -133,9 +172,13 @@ def test_it_learns_what_it_is_shown_and_then_by_rewards() -> None:
 def test_metrics_say_what_happened() -> None:
     made = training()
     made.version = 3
-    found = made.train_step([one.replaced(policy_version=i % 3) for i, one in enumerate(episodes())])
+    data = [one.replaced(policy_version=i % 3) for i, one in enumerate(episodes())]
+    data[3] = data[3].replaced(logprobs=data[3].logprobs.fill_(math.nan), loss_mask=torch.ones(2, dtype=torch.bool))
+    found = made.train_step(data)
     assert found.metrics.keys() >= {"entropy", "ratio", "kl_reference", "clip_fraction_low", "clip_fraction_high"}
-    assert (found.metrics["policy_age_max"], found.metrics["sequences"]) == (3, 8)
+    assert (found.metrics["policy_age_max"], found.metrics["sequences"]) == (3, 7)
+    assert found.metrics["policy_age_mean"] == pytest.approx(17 / 8)
+    assert found.metrics["nonfinite_tokens"] == 2
     assert found.metrics["reward"] == pytest.approx(7 / 8)
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
+import string
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from actors import load_model
+from actors.checkpoint import Checkpoints
 from tests.conftest import Forge, until
 
 SAMPLES = Path(__file__).parents[2] / "sample_configs"
@@ -32,27 +37,38 @@ def words(forge: Forge, driver: str, *settings: str) -> list[str]:
     return ["launch", "grpo.yaml", *(word for setting in sets for word in ("--set", setting))]
 
 
-def metrics(forge: Forge) -> list[dict[str, float]]:
-    path = forge.folder / "grpo-run/metrics.jsonl"
+def json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return json_lines(folder / "metrics.jsonl")
+
+
+def saved_step(folder: Path) -> int:
+    """That of the latest checkpoint; 0 before the first."""
+    latest = folder / "checkpoints/latest"
+    return int(latest.read_text().removeprefix("step-")) if latest.exists() else 0
 
 
 def test_it_leaves_metrics_samples_a_plot_a_checkpoint_and_a_model(forge: Forge) -> None:
     options = "--warm-up 0 --steps 10 --until 2"
     done = forge.run(*words(forge, options, *SMALL), timeout=240)
     assert done.returncode == 0, done.stderr
-    rows = metrics(forge)
+    rows = metrics(forge.folder / "grpo-run")
     assert [row["step"] for row in rows] == list(range(1, 11))
     assert {"reward", "loss", "grad_norm", "policy_age_mean", "tokens_per_second"} <= rows[-1].keys()
     assert 0 <= rows[-1]["held_out"] <= 1
-    samples = [json.loads(line) for line in (forge.folder / "grpo-run/samples.jsonl").read_text().splitlines()]
+    samples = json_lines(forge.folder / "grpo-run/samples.jsonl")
     assert len({s["episode_id"] for s in samples}) == len(samples) > 0
     assert max(row["policy_age_max"] for row in rows) <= 2
     assert (forge.folder / "grpo-run/metrics.png").read_bytes()[:4] == b"\x89PNG"
     assert load_model(str(forge.folder / "grpo-run/model")).config.hidden_size == 32
     again = forge.run(*words(forge, options.replace("10", "12"), *SMALL), timeout=240)
     assert again.returncode == 0, again.stderr
-    assert [row["step"] for row in metrics(forge)] == list(range(1, 13)), "it goes on where it ended"
+    assert [row["step"] for row in metrics(forge.folder / "grpo-run")] == list(range(1, 13)), (
+        "it goes on where it ended"
+    )
 
 
 def test_equal_rewards_end_it_with_advice(forge: Forge) -> None:
@@ -65,13 +81,48 @@ def test_equal_rewards_end_it_with_advice(forge: Forge) -> None:
 
 def test_it_goes_on_when_a_generator_and_a_trainer_rank_are_killed(forge: Forge) -> None:
     launch = forge.start(*words(forge, "--warm-up 0 --steps 60 --until 2", *SMALL))
-    until(lambda: len(metrics(forge)) >= 2, "the first steps", 120)
+    until(lambda: len(metrics(forge.folder / "grpo-run")) >= 2, "the first steps", 120)
     [run] = forge.runs()
     for mesh in ("generator.1", "trainer"):
         os.kill(forge.mesh(run, mesh)["ranks"][0]["pid"], signal.SIGKILL)
         forge.until_mesh(run, mesh, lambda m: m["restarts"] == 1 and m["state"] == "ready")
     out, err = launch.communicate(timeout=240)
     assert launch.returncode == 0, out + err
-    steps = [row["step"] for row in metrics(forge)]
+    steps = [row["step"] for row in metrics(forge.folder / "grpo-run")]
     assert steps == sorted(set(steps))
     assert steps[-1] >= 60
+
+
+def test_a_language_model_resumes_after_the_driver_was_killed(forge: Forge) -> None:
+    """grpo_smollm.yaml with a tiny model in place of SmolLM2. Nothing is left in between."""
+    for name in ("grpo_smollm.yaml", "grpo.py", "brevity.py"):
+        shutil.copy(SAMPLES / name, forge.folder)
+    small = json.dumps({"characters": string.ascii_letters + " .?", **yaml.safe_load(f"{{{MODEL}}}")})
+    models = [f"{mesh}.args.model={small}" for mesh in ("actors.trainer", "services.generator")]
+
+    def launch_words(steps: int) -> list[str]:
+        driver = (
+            f"grpo.py --task brevity --folder smollm-run --warm-up 0 --evaluate 2 --save 4 --show 1 --steps {steps}"
+        )
+        sets = [*models, "actors.buffer.args.drop_zero_variance=false", f"driver.run={driver}"]
+        return ["launch", "grpo_smollm.yaml", *(word for one in sets for word in ("--set", one))]
+
+    launch = forge.start(*launch_words(1000))
+    folder = forge.folder / "smollm-run"
+    until(lambda: len(metrics(folder)) > saved_step(folder) > 0, "steps after a checkpoint", 120)
+    [run] = forge.runs()
+    os.kill(forge.mesh(run, "driver")["ranks"][0]["pid"], signal.SIGKILL)
+    out, err = launch.communicate(timeout=60)
+    assert launch.returncode != 0
+    assert "killed by SIGKILL" in err
+    assert re.search(r"0\.00  What is an? \w+\?  '", out), out
+    forge.until_ended(run)
+    assert not list(Path("/dev/shm").glob(f"forgectl-*/{run}*"))
+    before, used, saved = metrics(folder), Checkpoints(folder / "checkpoints").highest_version(), saved_step(folder)
+    assert 0 < saved <= len(before)
+    forge.ok(*launch_words(saved + 4), timeout=240)
+    after, samples = metrics(folder), json_lines(folder / "samples.jsonl")
+    assert after[:saved] == before[:saved], "what the checkpoint has is not done again"
+    assert [row["step"] for row in after] == list(range(1, saved + 5))
+    assert min(s["policy_version"] for s in samples if s["step"] > saved) > used, "no version is used twice"
+    assert all(s["metadata"]["text"] for s in samples if len(s["token_ids"]) > 1)
