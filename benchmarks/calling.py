@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ from forge import Forge
 from measure import MEBI, PROGRAMS, BenchmarkError, Row, started, wait_for
 from reaching import lab
 from sides import OURS, PLAIN, QUIET, Side, both, by_standard_streams, open_until_left
+from sides import side as one_side
 
 if TYPE_CHECKING:
     from tests.lab.lab import Lab
@@ -34,6 +37,7 @@ AT_ONCE = 2000
 FLIGHT, FLOWN = 8000, 10_000  # answers a second; calls
 RATE = 1.2  # GB/s
 STREAM, STREAMED = 20_000, 50_000  # values a second; values
+TO_EACH, COPIES, LARGE = 1.0, 1.05, 1 << 30  # GB/s; times as many bytes as are sent; bytes
 ARGUMENTS = {("numpy", 1): None, ("numpy", 8): None, ("numpy", 64): RATE, ("torch", 64): None}  # MiB
 
 
@@ -125,6 +129,46 @@ def argument(forge: Forge, options: Namespace) -> Iterator[Row]:
                     rates = tuple(size / 1e9 / s for s in values)
                     label = f"{mebi} MiB of {kind} as {what}: {name}"
                     yield Row("argument", label, "GB/s", rates, limit if name == OURS else None, least=True)
+    yield from _large(forge)
+
+
+def _large(forge: Forge) -> Iterator[Row]:
+    """A tensor to 4 ranks at once; and what one of 1 GiB adds to the memory of its sender and of its receiver."""
+    with one_side(forge, OURS) as ours:
+        ours.ask("launch", 4)
+        ours.ask("prepare", "torch", 64 * MEBI)
+        rates = tuple(64 * MEBI / 1e9 / ours.ask("seconds", "take_all", 1) for _ in range(ROUNDS))
+        yield Row("argument", "64 MiB of torch to 4 ranks at once, each", "GB/s", rates, TO_EACH, least=True)
+        ours.ask("prepare", "torch", LARGE)
+        pids = {"caller": ours.pid, "rank": ours.ask("pids")[0]}
+        for verb, what in (("take", "argument"), ("give", "result")):
+            before = {who: _begin_peak(pid) for who, pid in pids.items()}
+            with ThreadPoolExecutor(1) as pool:
+                shared = [
+                    _kib("/proc/meminfo", "Shmem")
+                ]  # pages of shared memory that nobody has mapped are of no process
+                call = pool.submit(ours.ask, "seconds", verb, 1)
+                while not call.done():
+                    shared.append(_kib("/proc/meminfo", "Shmem"))
+                    time.sleep(0.005)
+                call.result()
+            copies = {who: _kib(f"/proc/{pid}/status", "VmHWM") - before[who] for who, pid in pids.items()}
+            copies["shared memory"] = max(shared) - shared[0]
+            for who, kib in copies.items():
+                label = f"1 GiB of torch as {what}: copies, {who}, at most"
+                yield Row("argument", label, "", (kib * 1024 / LARGE,), COPIES)
+
+
+def _begin_peak(pid: int) -> int:
+    """KiB that a process has, from which on its peak is counted again."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    return _kib(f"/proc/{pid}/status", "VmRSS")
+
+
+def _kib(file: str, key: str) -> int:
+    """The number of a line `KEY: 12 kB`."""
+    [line] = [line for line in Path(file).read_text().splitlines() if line.startswith(f"{key}:")]
+    return int(line.split()[1])
 
 
 def far(forge: Forge, options: Namespace) -> Iterator[Row]:

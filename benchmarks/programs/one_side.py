@@ -71,6 +71,10 @@ class Side:
         """With the data as its argument."""
         return await self.first.take.call_one(self.data)
 
+    async def take_all(self, _: int) -> Any:
+        """With the data as the argument of every rank."""
+        return await self.actor.take.call(self.data)
+
     async def give(self, _: int) -> Any:
         """With the data as its result."""
         return await self.first.give.call_one()
