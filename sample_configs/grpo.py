@@ -121,6 +121,8 @@ async def learn(policy: Policy) -> None:
     await policy.publish()
     shown = {**result.metrics, "loss": result.loss, "reward": fmean(policy.rewards or [result.metrics["reward"]])}
     shown["tokens_per_second"] = result.metrics["tokens"] / (time.monotonic() - began)
+    if result.step <= policy.step:  # the trainer died between two calls, and went on from its checkpoint
+        await metrics.resume.call_one(result.step - 1)
     policy.step, policy.rewards = result.step, []
     policy.recent.append(shown["reward"])
     if policy.step % options.evaluate == 0:

@@ -130,7 +130,8 @@ def test_the_interpreter_is_as_torchrun_has_it(both: Both) -> None:
 def test_no_descriptor_of_ours_is_left_open_in_a_rank(both: Both) -> None:
     for rank in both.forgectl:
         others = {fd: path for fd, path in rank["descriptors"].items() if int(fd) > 2}
-        assert [p for p in others.values() if not p.startswith("/proc/")] == []
+        # faulthandler writes stacks to a file that must be open before: `forgectl stack` has it in a folder of its own.
+        assert [p for p in others.values() if not p.startswith("/proc/") and "/stacks/" not in p] == []
 
 
 # ---------------------------------------------------------------- what a rank does
