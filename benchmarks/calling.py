@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import sides
 from forge import Forge
-from measure import MEBI, PROGRAMS, BenchmarkError, Row, started, wait_for
+from measure import MEBI, PROGRAMS, BenchmarkError, Row, begin_peak, kib_of, peak_of, started, wait_for
 from reaching import lab
 from sides import OURS, PLAIN, QUIET, Side, both, by_standard_streams, open_until_left
 from sides import side as one_side
@@ -142,33 +142,24 @@ def _large(forge: Forge) -> Iterator[Row]:
         ours.ask("prepare", "torch", LARGE)
         pids = {"caller": ours.pid, "rank": ours.ask("pids")[0]}
         for verb, what in (("take", "argument"), ("give", "result")):
-            before = {who: _begin_peak(pid) for who, pid in pids.items()}
+            before = {who: begin_peak(pid) for who, pid in pids.items()}
+            shared = [_shared()]
             with ThreadPoolExecutor(1) as pool:
-                shared = [
-                    _kib("/proc/meminfo", "Shmem")
-                ]  # pages of shared memory that nobody has mapped are of no process
                 call = pool.submit(ours.ask, "seconds", verb, 1)
                 while not call.done():
-                    shared.append(_kib("/proc/meminfo", "Shmem"))
+                    shared.append(_shared())
                     time.sleep(0.005)
                 call.result()
-            copies = {who: _kib(f"/proc/{pid}/status", "VmHWM") - before[who] for who, pid in pids.items()}
-            copies["shared memory"] = max(shared) - shared[0]
-            for who, kib in copies.items():
+            grown = {who: peak_of(pid) - before[who] for who, pid in pids.items()}
+            grown["shared memory"] = max(shared) - shared[0]
+            for who, mebi in grown.items():
                 label = f"1 GiB of torch as {what}: copies, {who}, at most"
-                yield Row("argument", label, "", (kib * 1024 / LARGE,), COPIES)
+                yield Row("argument", label, "", (mebi * MEBI / LARGE,), COPIES)
 
 
-def _begin_peak(pid: int) -> int:
-    """KiB that a process has, from which on its peak is counted again."""
-    Path(f"/proc/{pid}/clear_refs").write_text("5")
-    return _kib(f"/proc/{pid}/status", "VmRSS")
-
-
-def _kib(file: str, key: str) -> int:
-    """The number of a line `KEY: 12 kB`."""
-    [line] = [line for line in Path(file).read_text().splitlines() if line.startswith(f"{key}:")]
-    return int(line.split()[1])
+def _shared() -> float:
+    """MiB of shared memory of the machine: its pages are of no process until one maps them."""
+    return kib_of(Path("/proc/meminfo"), "Shmem") * 1024 / MEBI
 
 
 def far(forge: Forge, options: Namespace) -> Iterator[Row]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import statistics
 import time
 from argparse import Namespace
@@ -11,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from forge import Forge
-from measure import MEBI, BenchmarkError, Row, memory_of
+from measure import MEBI, BenchmarkError, Row, begin_peak, memory_of, peak_of
 from sides import OURS, PLAIN, Side, side
 
 RANKS = 8
@@ -85,16 +84,7 @@ def _flood(forge: Forge, calls: int) -> Row:
         caller.ask("launch", 1)
         [rank] = caller.ask("pids")
         caller.ask("many", "yields", 1000)
-        Path(f"/proc/{rank}/clear_refs").write_text("5")  # from now on: its peak so far is forgotten
-        before = _peak(rank)
+        before = begin_peak(rank)
         caller.ask("flood", "yields", calls, timeout=PATIENCE)
-        grown = _peak(rank) - before
+        grown = peak_of(rank) - before
     return Row("memory", f"{calls:,} calls at once: growth of the rank, at most", "MiB", (grown,), FLOOD)
-
-
-def _peak(pid: int) -> float:
-    """MiB that a process held at most."""
-    found = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    if found is None:
-        raise BenchmarkError(f"the kernel does not tell the peak of process {pid}")
-    return int(found[1]) * 1024 / MEBI

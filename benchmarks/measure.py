@@ -150,6 +150,25 @@ def memory_of(pid: int) -> dict[str, float]:
     return {"rss": kib["Rss"] * 1024 / MEBI, "pss": kib["Pss"] * 1024 / MEBI}
 
 
+def begin_peak(pid: int) -> float:
+    """MiB that a process holds now; its peak so far is forgotten."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    return peak_of(pid)
+
+
+def peak_of(pid: int) -> float:
+    """MiB that a process held at most."""
+    return kib_of(Path(f"/proc/{pid}/status"), "VmHWM") * 1024 / MEBI
+
+
+def kib_of(file: Path, key: str) -> int:
+    """The number of a line `KEY: 12 kB`; BenchmarkError if there is none."""
+    for line in file.read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1])
+    raise BenchmarkError(f"{file} does not tell {key}")
+
+
 def cpu_of(pid: int, *, children: bool = False) -> float:
     """Seconds of processor that a process has used; those of its ended children instead, to 0.01 s."""
     if not children:

@@ -33,6 +33,11 @@ def free_name(name: str, taken: Container[str]) -> str:
     return next(f"{name}-{n}" for n in count(2) if f"{name}-{n}" not in taken)
 
 
+def service_of(mesh: str, kind: str) -> str | None:
+    """The service of which a mesh is a replica, as judge of judge.0; None if it is none's."""
+    return mesh.rpartition(".")[0] if kind == "service" else None
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The one of `known` that `word` was probably meant to be, if any."""
     import difflib  # needed only after a mistake

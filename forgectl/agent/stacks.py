@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -187,7 +188,7 @@ def _idle(stat: Stat) -> str:
 def _cut(rank: RankEvidence, most: int) -> RankEvidence:
     """The evidence with as many threads as fit into about `most` bytes; the main thread always stays."""
     kept: list[ThreadStack] = []
-    size = sum(150 for _ in rank.collectives)
+    size = 150 * len(rank.collectives)
     for thread in rank.threads:
         size += sum(60 + len(f.file) + len(f.function) for f in thread.frames)
         if kept and size > most:
@@ -195,7 +196,7 @@ def _cut(rank: RankEvidence, most: int) -> RankEvidence:
         kept.append(thread)
     if len(kept) == len(rank.threads):
         return rank
-    return RankEvidence(**{**vars(rank), "threads": tuple(kept)})
+    return dataclasses.replace(rank, threads=tuple(kept))
 
 
 def remove(places: Iterable[str]) -> None:

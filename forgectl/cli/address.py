@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from forgectl.errors import NotFoundError, UsageError
 from forgectl.frozen import dataclass
+from forgectl.names import service_of
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _part(run: KnownRun, name: str, rank: int | None = None) -> Address | None:
     """A mesh of a run, or all replicas of a service."""
     if name in run.meshes:
         return Address(run.run, name, (name,), rank)
-    replicas = tuple(m for m, known in run.meshes.items() if known.kind == "service" and m.rpartition(".")[0] == name)
+    replicas = tuple(m for m, known in run.meshes.items() if service_of(m, known.kind) == name)
     return Address(run.run, name, replicas, rank) if replicas else None
 
 

@@ -108,11 +108,10 @@ def _only_target(named: Found) -> str:
     """The one actor or service of a run. Raises UsageError."""
     from forgectl.controller import client
     from forgectl.errors import UsageError
+    from forgectl.names import service_of
 
     meshes = client.document(named.run).meshes
-    there = dict.fromkeys(
-        m.mesh if m.kind == "actor" else m.mesh.rpartition(".")[0] for m in meshes if m.kind in candidates.CALLED
-    )
+    there = dict.fromkeys(service_of(m.mesh, m.kind) or m.mesh for m in meshes if m.kind in candidates.CALLED)
     if len(there) == 1:
         return next(iter(there))
     choices = ", ".join(f"{named.run.run}/{t}" for t in there)

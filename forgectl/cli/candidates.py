@@ -225,9 +225,11 @@ def _known_living(runs: list[RunDir], *, ended: bool) -> list[KnownRun]:
 
 def _targets(run: KnownRun, typed: str) -> dict[str, str]:
     """Meshes and services of a run → kind. Replicas only after SERVICE. was typed: there may be many."""
+    from forgectl.names import service_of
+
     found = {}
     for name, mesh in run.meshes.items():
-        service = name.rpartition(".")[0] if mesh.kind == "service" else ""
+        service = service_of(name, mesh.kind)
         if service:
             found[service] = mesh.kind
         if not service or typed.startswith(f"{service}."):

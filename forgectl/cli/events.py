@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from forgectl.cli import candidates, parameters
+from forgectl.cli import parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,15 +23,9 @@ if TYPE_CHECKING:
         "forgectl events sft --json | jq .": "for programs",
     },
 )
-@parameters.argument(
-    "name",
-    required=False,
-    metavar="[NAME]",
-    help="RUN, MESH, RUN/MESH or [RUN/]MESH/RANK; default: the one living run.",
-    shell_complete=candidates.names(ended=True, ranks=True),
-)
+@parameters.any_name()
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run has ended.")
-@click.option("--since", metavar="TIME", help="Only events since then: 10m (ago), 03:00, 2026-11-22T03:00:00Z.")
+@parameters.since("events")
 @click.option("--json", "as_json", is_flag=True, help="A JSON document per line.")
 def events(name: str | None, follow: bool, since: str | None, as_json: bool) -> None:
     """Print what happened in a run, in order.
@@ -57,10 +51,8 @@ def events(name: str | None, follow: bool, since: str | None, as_json: bool) -> 
     if not follow:
         with contextlib.suppress(ForgeError):  # a run whose controller died has more to tell once it has another
             client.document(found.run)
-        printer.show(filter(wanted, history.more()))
-        return
     printer.show(filter(wanted, history.more()))
-    for status in RunWatch(found.run).steps():
+    for status in RunWatch(found.run).steps() if follow else ():
         if status is not None:
             printer.show(filter(wanted, history.more()))
 
@@ -68,6 +60,6 @@ def events(name: str | None, follow: bool, since: str | None, as_json: bool) -> 
 def _wanted(meshes: tuple[str, ...] | None, rank: int | None, since: float | None) -> Callable[[RunEvent], bool]:
     def is_wanted(event: RunEvent) -> bool:
         of_mesh = meshes is None or event.mesh in meshes
-        return of_mesh and event.rank in (rank, event.rank if rank is None else rank) and event.time >= (since or 0.0)
+        return of_mesh and (rank is None or event.rank == rank) and (since is None or event.time >= since)
 
     return is_wanted

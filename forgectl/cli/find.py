@@ -12,7 +12,7 @@ from forgectl.controller.run_dir import RunDir
 from forgectl.errors import ForgeError, NotFoundError, UsageError
 from forgectl.frozen import dataclass
 from forgectl.model.status import RunStatus
-from forgectl.names import nearest
+from forgectl.names import nearest, service_of
 
 SHOWN = 8
 """Most names in a hint."""
@@ -181,8 +181,8 @@ def _targets(run: KnownRun) -> Iterator[str]:
     """Its meshes and services."""
     for name, mesh in run.meshes.items():
         yield name
-        if mesh.kind == "service":
-            yield name.rpartition(".")[0]
+        if service := service_of(name, mesh.kind):
+            yield service
 
 
 def meant(text: str, ended: Sequence[RunDir]) -> Iterator[RunDir]:

@@ -141,6 +141,7 @@ class _Launch:
         self._interrupts = 0  # signals that were printed
         self._was_up = False
         self._over_since: float | None = None  # when only the run's own commands were left
+        self._told_waiting = False
         self._late: list[str] = []  # meshes that were not up when the time was over
         self._output = stream = sys.stderr if as_json else sys.stdout
         terminal = stream.isatty()
@@ -272,11 +273,11 @@ class _Launch:
     def _print_waiting(self) -> None:
         """Say once what a run waits for that is over: its commands for events."""
         now = self._watch.status
-        if now is None or not now.ended or self._watch.ended or self._over_since == 0.0:
+        if now is None or not now.ended or self._watch.ended or self._told_waiting:
             return
         self._over_since = self._over_since or time.monotonic()
         if time.monotonic() - self._over_since >= WAIT_SECONDS:
-            self._over_since = 0.0
+            self._told_waiting = True
             on = self._run.read_plan().on
             if on is not None:
                 self._print(f"waiting for the commands of `on:`, up to {on.timeout:g} s; Ctrl-C twice ends them")

@@ -24,19 +24,13 @@ if TYPE_CHECKING:
         "forgectl logs train --previous": "before the last restart",
     },
 )
-@parameters.argument(
-    "names",
-    nargs=-1,
-    metavar="[NAME]...",
-    help="RUN, MESH, RUN/MESH or [RUN/]MESH/RANK; default: the one living run.",
-    shell_complete=candidates.names(ended=True, ranks=True),
-)
+@parameters.any_name("names", nargs=-1, metavar="[NAME]...")
 @click.option("-f", "--follow", is_flag=True, help="Go on until all of it has ended.")
 @click.option(
     "-n", "--tail", "last", type=click.IntRange(min=0), metavar="N", help="Only the last N lines of each rank."
 )
 @click.option("-t", "--timestamps", is_flag=True, help="Show when each line was written.")
-@click.option("--since", metavar="TIME", help="Only lines written since then: 10m (ago), 03:00, 2026-11-22T03:00:00Z.")
+@parameters.since("lines written")
 @click.option("--until", metavar="TIME", help="Only lines written until then.")
 @click.option("-p", "--previous", is_flag=True, help="The generation before the last restart.")
 @click.option(

@@ -22,8 +22,6 @@ CODES = {
     141: "The reader of a pipe has gone.",
 }
 """Exit code → when commands end with it."""
-OF_ALL = frozenset({0, 64, 70, 75, 130, 141})
-"""Those that every command may end with."""
 OF_PROGRAM = "That of the program that failed; 128 + signal if a signal ended it."
 
 VARIABLES = {

@@ -53,7 +53,7 @@ class Command(click.Command):
         self.params.append(debug_option(hidden=True))
 
     def shown_codes(self) -> list[tuple[str, str]]:
-        """Its exit codes, and when it ends with them; not those that any command may end with."""
+        """Its exit codes, and when it ends with them."""
         shown = [(str(code), CODES[code]) for code in self.codes]
         return [*shown, ("other", OF_PROGRAM)] if self.runs_programs else shown
 
@@ -147,7 +147,7 @@ overrides = click.option(
     help="Override a value of the spec, as in scripts.sft.procs=4.",
     shell_complete=candidates.overrides,
 )
-ranks = click.option("--ranks", metavar="0,2-5", help="Only these ranks' output.")
+ranks = click.option("--ranks", metavar="0,2-5", help="Only these ranks.")
 no_prefix = click.option("--no-prefix", is_flag=True, help="The lines alone, without rank and host.")
 quiet = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors, and why it failed.")
 run_name = click.option("--name", metavar="NAME", help="Name of the run; default: the spec's.")
@@ -156,6 +156,26 @@ timeout = click.option("--timeout", type=SECONDS, metavar="S", help="Give up unl
 run_as_json = click.option(
     "--json", "as_json", is_flag=True, help="Print the run as JSON when it is up (-d) or has ended; logs go to stderr."
 )
+
+
+def any_name(
+    name: str = "name",
+    *,
+    metavar: str = "[NAME]",
+    default: str = "the one living run",
+    ended: bool = True,
+    **settings: Any,
+) -> Callable[[F], F]:
+    """Give a command an argument that may name a run, a mesh or a rank; `ended`: also of runs that are over."""
+    about = f"RUN, MESH, RUN/MESH or [RUN/]MESH/RANK; default: {default}."
+    there = candidates.names(ended=ended, ranks=True)
+    return argument(name, metavar=metavar, help=about, required=False, shell_complete=there, **settings)
+
+
+def since(what: str) -> Callable[[F], F]:
+    """Give a command `--since`, which leaves out what is older."""
+    about = f"Only {what} since then: 10m (ago), 03:00, 2026-11-22T03:00:00Z."
+    return click.option("--since", metavar="TIME", help=about)
 
 
 def output(function: F) -> F:

@@ -12,6 +12,7 @@ from forgectl.controller.run_dir import RunDir
 from forgectl.errors import InternalError, NotFoundError, UsageError
 from forgectl.model.plan import Plan
 from forgectl.model.status import MeshStatus, RunStatus
+from forgectl.names import service_of
 from forgectl.protocol.control import Restart
 
 BY = "forgectl restart"
@@ -38,7 +39,7 @@ def waves(meshes: Sequence[MeshStatus]) -> list[tuple[str, ...]]:
     found: defaultdict[int, list[str]] = defaultdict(list)
     replicas: Counter[str] = Counter()
     for mesh in meshes:
-        service = mesh.mesh.rpartition(".")[0] if mesh.kind == "service" else mesh.mesh
+        service = service_of(mesh.mesh, mesh.kind) or mesh.mesh
         found[replicas[service]].append(mesh.mesh)
         replicas[service] += 1
     return [tuple(found[number]) for number in sorted(found)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from forgectl.cli import candidates, parameters
+from forgectl.cli import parameters
 
 
 @parameters.command(
@@ -16,14 +16,8 @@ from forgectl.cli import candidates, parameters
         "forgectl stack trainer --json | jq .": "for programs",
     },
 )
-@parameters.argument(
-    "name",
-    required=False,
-    metavar="[NAME]",
-    help="RUN, MESH, RUN/MESH or [RUN/]MESH/RANK; default: the one living run.",
-    shell_complete=candidates.names(ranks=True),
-)
-@click.option("--ranks", metavar="0,2-5", help="Only these ranks.")
+@parameters.any_name(ended=False)
+@parameters.ranks
 @click.option("-v", "--verbose", is_flag=True, help="Whole stacks, of all threads.")
 @click.option("--native", is_flag=True, help="With the frames of C and C++, by py-spy where that is installed.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON document.")
@@ -39,13 +33,12 @@ def stack(name: str | None, ranks: str | None, verbose: bool, native: bool, as_j
     from forgectl.cli.output import parse_ranks
     from forgectl.cli.shown_stacks import look
     from forgectl.cli.views import render, stack_view
+    from forgectl.cli.views.json_text import json_text
 
     wanted = parse_ranks(ranks)
     found = find(name) if name is not None else only_living()
     meshes = look(found, wanted, native=native)
     if as_json:
-        import json
-
-        sys.stdout.write(json.dumps(stack_view.document(found.run.run, meshes), indent=2) + "\n")
+        sys.stdout.write(json_text(stack_view.document(found.run.run, meshes)))
     else:
         render.show(stack_view.stack_view(meshes, whole=verbose or native))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from forgectl.cli import candidates, parameters
+from forgectl.cli import parameters
 
 
 @parameters.command(
@@ -16,13 +16,7 @@ from forgectl.cli import candidates, parameters
         "forgectl why sft --json | jq .": "for programs",
     },
 )
-@parameters.argument(
-    "name",
-    required=False,
-    metavar="[NAME]",
-    help="RUN, MESH, RUN/MESH or [RUN/]MESH/RANK; default: the run that failed last, or the one that lives.",
-    shell_complete=candidates.names(ended=True, ranks=True),
-)
+@parameters.any_name(default="the run that failed last, or the one that lives")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def why(name: str | None, as_json: bool) -> None:
     """Say why a run, a mesh or a rank ended, or what goes on in it.
@@ -30,12 +24,12 @@ def why(name: str | None, as_json: bool) -> None:
     The first failure comes first: which rank, on which host, and how; its traceback or last lines; which ranks fell
     with it; what `restart:` did; and what to try. It works while the run lives, afterwards, and without a controller.
     """
-    import json
     import sys
 
     from forgectl.cli.find import find_most, latest
     from forgectl.cli.telling import account
     from forgectl.cli.views import render
+    from forgectl.cli.views.json_text import json_text
     from forgectl.cli.views.why_view import why_view
     from forgectl.controller.account import account_json
     from forgectl.redaction import of_run
@@ -43,6 +37,6 @@ def why(name: str | None, as_json: bool) -> None:
     found = account(latest() if name is None else find_most(name))
     redact = of_run(())
     if as_json:
-        sys.stdout.write(redact(json.dumps(account_json(found), indent=2)) + "\n")
+        sys.stdout.write(redact(json_text(account_json(found))))
     else:
         render.show(why_view(found, redact))

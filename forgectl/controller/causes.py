@@ -72,8 +72,12 @@ def failure_of(rank: RankState) -> FailureStatus:
 
 def failure_of_mesh(mesh: MeshState) -> FailureStatus:
     """How a mesh failed whose cause is not a rank."""
-    kind = kind_of_cause(time_up=mesh.time_up, detail=mesh.detail)
-    return FailureStatus(None, None, mesh.cause or "", mesh.detail or None, kind=kind)
+    return _by_cause(mesh, mesh.cause, mesh.detail)
+
+
+def _by_cause(mesh: MeshState, cause: str | None, detail: str) -> FailureStatus:
+    kind = kind_of_cause(time_up=mesh.time_up, detail=detail)
+    return FailureStatus(None, None, cause or "", detail or None, kind=kind)
 
 
 def failure_in(
@@ -89,13 +93,7 @@ def failure_in(
     root = None if cause else first_failed(ranks.values())
     if root is None and cause is None:
         return None
-    found = (
-        failure_of(root)
-        if root
-        else FailureStatus(
-            None, None, cause or "", detail or None, kind=kind_of_cause(time_up=mesh.time_up, detail=detail)
-        )
-    )
+    found = failure_of(root) if root else _by_cause(mesh, cause, detail)
     assert found.kind is not None
     return Failure(
         kind=found.kind,

@@ -76,7 +76,7 @@ class Hooks:
             if self._idle.is_set():
                 return
             if number is not None:
-                self._drop("the run has ended")
+                self._drop(0, "the run has ended")
                 self._signal(number)
             elif not self._hurried.is_set():
                 continue
@@ -87,17 +87,15 @@ class Hooks:
         for running in self._running.values():
             running.process.send_signal(number)
 
-    def _drop(self, why: str) -> None:
-        while self._waiting:
+    def _drop(self, but: int, why: str) -> None:
+        """Leave out the oldest events that wait, but so many."""
+        while len(self._waiting) > but:
             event = self._waiting.popleft()
             assert event.hook is not None
             self._record(HookEnded(event.seq, event.hook, f"was not run: {why}"))
 
     def _begin_more(self) -> None:
-        while len(self._waiting) > MOST_WAITING:
-            event = self._waiting.popleft()
-            assert event.hook is not None
-            self._record(HookEnded(event.seq, event.hook, f"was not run: {MOST_WAITING} others waited"))
+        self._drop(MOST_WAITING, f"{MOST_WAITING} others waited")
         while self._waiting and len(self._running) < AT_ONCE:
             event = self._waiting.popleft()
             assert event.hook is not None

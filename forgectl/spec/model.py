@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from forgectl.errors import SpecProblem
+from forgectl.model.event import HookName
 from forgectl.model.plan import (
     BACKOFF,
     HOOK_SECONDS,
@@ -180,7 +181,7 @@ class Hooks(Model):
     @property
     def commands(self) -> dict[str, tuple[str, ...]]:
         """Event → its command."""
-        found = {name: getattr(self, name) for name in ("failed", "hung", "restarted", "host_lost", "ended")}
+        found = {name: getattr(self, name) for name in get_args(HookName)}
         return {name: words for name, words in found.items() if words}
 
 

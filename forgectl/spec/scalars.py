@@ -257,6 +257,7 @@ def or_variable(*options: dict[str, Any]) -> WithJsonSchema:
 _INTEGER = {"type": "integer"}
 _STRING = {"type": "string"}
 _TEXTS = {"type": "array", "items": _STRING}
+_COMMAND = {"anyOf": [_STRING, {**_TEXTS, "items": {"type": ["string", "number"]}, "minItems": 1}]}
 _NAMED = {"type": "string", "pattern": rf"^{NAME.pattern}$"}
 _DURATION = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?\s*(ms|s|m|h|d)?$"}
 _SIZE = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?\s*([kKMGT]i?)?[bB]?$"}
@@ -288,16 +289,8 @@ Backoff = Annotated[
     float, BeforeValidator(seconds(0)), _AS_DURATION, or_variable({"type": "number", "minimum": 0}, _DURATION)
 ]
 Size = Annotated[int, BeforeValidator(size), _AS_SIZE, or_variable({"type": "number", "minimum": 4096}, _SIZE)]
-Words = Annotated[
-    tuple[Text, ...],
-    BeforeValidator(words),
-    WithJsonSchema({"anyOf": [_STRING, {**_TEXTS, "items": {"type": ["string", "number"]}, "minItems": 1}]}),
-]
-ShellLine = Annotated[
-    tuple[Text, ...],
-    BeforeValidator(shell_line),
-    WithJsonSchema({"anyOf": [_STRING, {**_TEXTS, "items": {"type": ["string", "number"]}, "minItems": 1}]}),
-]
+Words = Annotated[tuple[Text, ...], BeforeValidator(words), WithJsonSchema(_COMMAND)]
+ShellLine = Annotated[tuple[Text, ...], BeforeValidator(shell_line), WithJsonSchema(_COMMAND)]
 ClassPath = Annotated[str, BeforeValidator(class_path), or_variable({"type": "string", "pattern": ":"})]
 Preloaded = Annotated[str, BeforeValidator(preloaded)]
 Bare = Annotated[str, BeforeValidator(bare)]

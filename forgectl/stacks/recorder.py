@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from forgectl.stacks.evidence import Collective
@@ -19,18 +18,13 @@ def read(document: Any, now: float) -> tuple[Collective, ...]:
     `now` is the Unix time on the rank's host. Raises ValueError, TypeError or KeyError if it is not a recorder's JSON.
     """
     groups: dict[tuple[str, str, bool], list[Collective]] = {}
-    for found in map(_collective, document.get("entries") or (), _forever(now)):
+    for found in (_collective(entry, now) for entry in document.get("entries") or ()):
         between_two = found.peer is not None
         entries = groups.setdefault((found.backend, found.group, between_two), [])
         if entries and found.sequence < entries[-1].sequence:
             entries.clear()  # a later group of the same name: the earlier one was destroyed
         entries.append(found)
     return tuple(kept for entries in groups.values() for kept in _last(entries))
-
-
-def _forever(now: float) -> Iterator[float]:
-    while True:
-        yield now
 
 
 def _last(entries: list[Collective]) -> list[Collective]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Collection, Mapping
 
 from forgectl.model.status import MeshStatus, RankStatus
 from forgectl.stacks.evidence import RankEvidence
+from forgectl.system.processes import signal_name
 
 Answers = Mapping[str, Mapping[str, Collection[RankEvidence]] | None]
 """Host → mesh → ranks; None for a host that did not answer."""
@@ -33,6 +33,5 @@ def _of_rank(mesh: str, rank: RankStatus, answers: Answers) -> RankEvidence:
 
 def _end(rank: RankStatus) -> str:
     if rank.signal is not None:
-        names = {s.value: s.name for s in signal.Signals}
-        return f"ended by {names.get(rank.signal, f'signal {rank.signal}')}"
+        return f"ended by {signal_name(rank.signal)}"
     return "it is lost" if rank.exit_code is None else f"ended with exit code {rank.exit_code}"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
 
+from forgectl.cli.views.json_text import json_text
 from forgectl.log_output.terminal_text import harmless
 from forgectl.model.event import RunEvent, event_json
 from forgectl.redaction import of_run
@@ -29,10 +29,11 @@ class EventPrinter:
         found = list(events)
         self._width = max([self._width, *(min(len(event.subject), WIDEST) for event in found)])
         for event in found:
-            sys.stdout.write(self._redact(json.dumps(event_json(event)) if self._as_json else self._line(event)) + "\n")
+            line = json_text(event_json(event), indent=None) if self._as_json else self._line(event)
+            sys.stdout.write(self._redact(line))
         sys.stdout.flush()
 
     def _line(self, event: RunEvent) -> str:
         subject = harmless(event.subject, color=False)
         message = harmless(event.message.replace("\n", " "), color=False)
-        return f"{timestamp(event.time, 'milliseconds')} {event.event:<{_LONGEST}} {subject:<{self._width}} {message}"
+        return f"{timestamp(event.time, 'milliseconds')} {event.event:<{_LONGEST}} {subject:<{self._width}} {message}\n"

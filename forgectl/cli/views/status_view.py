@@ -15,6 +15,7 @@ from forgectl.cli.views.columns import Column
 from forgectl.cli.views.render import how_ended, plain, state_text
 from forgectl.cli.views.table import Table
 from forgectl.model.status import MeshStatus, RankStatus, ReplicaStatus, RunStatus, ServiceStatus
+from forgectl.names import service_of
 from forgectl.system.sizes import show_bytes
 
 MESH = (
@@ -170,7 +171,7 @@ def _run_details(run: RunStatus) -> Iterator[RenderableType]:
     if len(run.hosts) > 1 or run.hosts[0].state not in ("up", "gone"):
         yield Text()
         yield Table(HOST, [_host_cells(run, i) for i in range(len(run.hosts))])
-    names = {m.mesh.rpartition(".")[0] for m in run.meshes if m.kind == "service"}
+    names = {service_of(m.mesh, m.kind) for m in run.meshes}
     services = [service for name, service in (run.services or {}).items() if name in names]
     if services:
         yield Text()
