@@ -81,11 +81,12 @@ class Agent:
     def __init__(self, config: AgentConfig, warming: Iterable[StartedForkServer] = ()) -> None:
         self.config = config
         self.run_dir = Path(config.run_dir)
-        self.events = EventLog(Redaction(config.secrets.values()))
+        redaction = Redaction(config.secrets.values())
+        self.events = EventLog(redaction)
         self.meshes: dict[str, HostMesh] = {}
         self.reaper = Reaper(asyncio.get_running_loop())
         self.use = UseMeter()
-        self.stacks = StackReader()
+        self.stacks = StackReader(redaction)
         self.log_cap = LogCap(config.log_limit)
         self.lease_start = time.monotonic()  # when the last message was sent that the controller surely received
         self._last_sent = self.lease_start  # when the last Welcome or Pong was sent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from pathlib import Path
 
 from forgectl.system.files import create, open_to_read
@@ -46,10 +47,14 @@ def tail(path: Path, lines: int = 20, limit_bytes: int = 16384) -> list[str]:
         os.close(fd)
     begins_inside_a_line = start > 0 or data.startswith(b"\0")
     rows = data.replace(b"\0", b"").rstrip().split(b"\n")
-    if begins_inside_a_line and len(rows) > 1:
-        del rows[0]
+    if begins_inside_a_line:  # what is left of a secret there would not be recognised
+        rows = rows[1:] or _SPACE.findall(rows[0])
     texts = [_last_state(row).decode(errors="replace") for row in rows[-lines:]] if lines > 0 else []
     return texts if any(texts) else []
+
+
+_SPACE = re.compile(rb"\s.*", re.DOTALL)
+"""What follows the first blank of a line, and that blank."""
 
 
 def _last_state(line: bytes) -> bytes:

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ MOST_ANSWER = 32 << 20
 """Bytes of a rank's answer: a recorder of 2,000 collectives takes 1 MB."""
 ANSWER_BYTES = 2 << 20
 """About the size of all stacks in one message; beyond it threads other than the main one are left out."""
+Redact = Callable[[str], str]
 OURS = f"{Path(__file__).parents[1]}{os.sep}"
 
 
@@ -55,20 +56,28 @@ def place_of(folder: Path, mesh: str, generation: int, rank: int) -> str:
 
 
 class StackReader:
-    """Looks at ranks, for one question at a time: two would share the files that signals fill."""
+    """Looks at ranks, for one question at a time: two would share the files that signals fill.
 
-    def __init__(self) -> None:
+    `redact` takes secrets out of names that user code gives, such as those of threads and tasks. It does so before
+    they are cut: half a secret would not be recognised.
+    """
+
+    def __init__(self, redact: Redact) -> None:
+        self._redact = redact
         self._looking = asyncio.Lock()
 
     async def look(self, meshes: dict[str, list[LiveRank]], *, native: bool) -> dict[str, tuple[RankEvidence, ...]]:
         """Where these ranks are. It takes at most a second, but for py-spy; `native`: with the frames of C code."""
         async with self._looking:
-            found = {mesh: await asyncio.gather(*(_look(r, native) for r in ranks)) for mesh, ranks in meshes.items()}
+            found = {
+                mesh: await asyncio.gather(*(_look(r, native, self._redact) for r in ranks))
+                for mesh, ranks in meshes.items()
+            }
         share = ANSWER_BYTES // max(1, sum(map(len, meshes.values())))
         return {mesh: tuple(_cut(rank, share) for rank in ranks) for mesh, ranks in found.items()}
 
 
-async def _look(rank: LiveRank, native: bool) -> RankEvidence:
+async def _look(rank: LiveRank, native: bool, redact: Redact) -> RankEvidence:
     pid = rank.identity.pid
     stat = REAL.stat(pid)
 
@@ -81,17 +90,17 @@ async def _look(rank: LiveRank, native: bool) -> RankEvidence:
         return seen("stopped", detail="held by a debugger" if stat.state == "t" else "stopped by a signal (SIGSTOP)")
     told: dict[str, Any] = {}
     with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, OSError, asyncio.TimeoutError):
-        told = _read(await within(ANSWER_SECONDS, _ask(f"{rank.place}.sock")), rank)
-    if native and (threads := await _spy(rank, native=True)):
+        told = _read(await within(ANSWER_SECONDS, _ask(f"{rank.place}.sock")), rank, redact)
+    if native and (threads := await _spy(rank, redact, native=True)):
         return seen("seen", **{**told, "source": "py-spy", "threads": threads})
     if told.get("threads"):
         return seen("seen", **told)
-    if threads := await _signal(rank):
+    if threads := await _signal(rank, redact):
         return seen("seen", source="signal", threads=threads)
-    if threads := await _spy(rank, native=False):
+    if threads := await _spy(rank, redact, native=False):
         return seen("seen", source="py-spy", threads=threads)
     stat = REAL.stat(pid) or stat
-    return seen("blocked" if stat.state == "D" else "silent", detail=_idle(stat))
+    return seen("blocked" if stat.state == "D" else "silent", detail=redact(_idle(stat)))
 
 
 async def _ask(path: str) -> bytes:
@@ -108,15 +117,15 @@ async def _ask(path: str) -> bytes:
     return bytes(answer)
 
 
-def _read(answer: bytes, rank: LiveRank) -> dict[str, Any]:
+def _read(answer: bytes, rank: LiveRank, redact: Redact) -> dict[str, Any]:
     """The fields of RankEvidence that a rank's answer gives; raises ValueError, TypeError, KeyError, AttributeError."""
     now = time.time()
     head, _, rest = answer.partition(b"\n")
-    document = json.loads(head)
+    document = _loads(head, redact)
     threads, groups = reading.of_rank(document, rank.workdir, OURS)
     collectives: tuple[Collective, ...] = ()
     for length in document["recorded"]:
-        collectives += recorder.read(json.loads(rest[:length]), now)
+        collectives += recorder.read(_loads(rest[:length], redact), now)
         rest = rest[length:]
     return {
         "source": "rank",
@@ -127,7 +136,20 @@ def _read(answer: bytes, rank: LiveRank) -> dict[str, Any]:
     }
 
 
-async def _signal(rank: LiveRank) -> tuple[ThreadStack, ...]:
+def _loads(text: bytes, redact: Redact) -> Any:
+    """A JSON document, with every string in it redacted; raises ValueError."""
+
+    def cleaned(value: Any) -> Any:
+        if isinstance(value, str):
+            return redact(value)
+        if isinstance(value, list):
+            return [cleaned(v) for v in value]
+        return {k: cleaned(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    return cleaned(json.loads(text))
+
+
+async def _signal(rank: LiveRank, redact: Redact) -> tuple[ThreadStack, ...]:
     """The stacks that `faulthandler` writes; empty if the rank does not handle the signal, or does not answer."""
     path = f"{rank.place}.txt"
     try:
@@ -144,7 +166,7 @@ async def _signal(rank: LiveRank) -> tuple[ThreadStack, ...]:
             grown = time.monotonic() if text != before else grown
         if text and time.monotonic() - grown > QUIET_SECONDS:
             break
-    return reading.of_faulthandler(text, rank.workdir, OURS)
+    return reading.of_faulthandler(redact(text), rank.workdir, OURS)
 
 
 def _text(path: str) -> str:
@@ -159,7 +181,7 @@ def _handles_signal(pid: int) -> bool:
     return False
 
 
-async def _spy(rank: LiveRank, *, native: bool) -> tuple[ThreadStack, ...]:
+async def _spy(rank: LiveRank, redact: Redact, *, native: bool) -> tuple[ThreadStack, ...]:
     """The stacks that py-spy sees; empty if it is not installed, or may not look."""
     beside = Path(rank.python).parent / "py-spy"
     program = str(beside) if os.access(beside, os.X_OK) else shutil.which("py-spy")
@@ -173,7 +195,7 @@ async def _spy(rank: LiveRank, *, native: bool) -> tuple[ThreadStack, ...]:
             spied = await asyncio.to_thread(
                 subprocess.run, argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
             )
-            return reading.of_py_spy(json.loads(spied.stdout), rank.identity.pid, rank.workdir, OURS)
+            return reading.of_py_spy(_loads(spied.stdout, redact), rank.identity.pid, rank.workdir, OURS)
     return ()
 
 

@@ -292,7 +292,8 @@ class AgentLink:
         if welcome is None:
             return
         if isinstance(welcome, Refusal):
-            raise UnreachableError(f"host {self.name}: {welcome.message}", hint=welcome.hint)
+            what, hint = welcome.message[:MOST_TEXT], welcome.hint and welcome.hint[:MOST_TEXT]
+            raise UnreachableError(f"host {self.name}: {what}", hint=hint)
         if not isinstance(welcome, Welcome):
             raise ProtocolError(f"it sent {type(welcome).__name__} instead of a Welcome")
         check_welcome(self.name, welcome)

@@ -23,7 +23,7 @@ from forgectl.controller.configs import agent_config
 from forgectl.controller.control_socket import ControlServer
 from forgectl.controller.events import Events
 from forgectl.controller.hooks import Hooks
-from forgectl.controller.host_claims import check_event, own_stacks, own_use, unsound
+from forgectl.controller.host_claims import check_event, check_gpus, own_stacks, own_use, unsound
 from forgectl.controller.incidents import Incidents
 from forgectl.controller.log_fetcher import LogFetcher
 from forgectl.controller.message_keys import MessageKeys
@@ -230,7 +230,7 @@ class Controller:
 
     async def _look_for_gpus(self, host: HostPlan) -> tuple[Gpu, ...]:
         """The GPUs of a host; none if it does not answer."""
-        answer = await self.links[host.name].ask(GetGpus(host.gpus), HostGpus, GPU_SECONDS)
+        answer = await self.links[host.name].ask(GetGpus(host.gpus), HostGpus, GPU_SECONDS, check_gpus)
         return answer.gpus if answer else ()
 
     def changed(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
 import math
 import struct
 from collections.abc import Container
@@ -16,13 +17,14 @@ from typing import Any
 from forgectl.controller.records import Happened
 from forgectl.controller.run_state import Run
 from forgectl.controller.state import HostState, MeshState
-from forgectl.model.plan import MAX_RANKS
+from forgectl.model.plan import MAX_RANKS, impossible_gpus
 from forgectl.names import NAME
 from forgectl.plan.links import messengers
 from forgectl.protocol.control import HostStacks
 from forgectl.protocol.supervision import (
     Event,
     Happening,
+    HostGpus,
     LogPart,
     LogParts,
     MeshGone,
@@ -52,6 +54,8 @@ MOST_SKIPPED = 100_000
 """Most generations that a journal may have lost: each takes a number in memory."""
 MOST_MESSENGERS = 1000
 """Most messengers that a host may lose: each is replaced at once, and each loss is a record in the journal."""
+MOST_GROUPS = 256
+"""Most process groups of which a rank may have recorded collectives."""
 LOG_KEY = tuple[str, int, int]
 """Mesh, generation and rank."""
 
@@ -272,6 +276,12 @@ def _check_times(part: LogPart, end: int) -> None:
         raise ProtocolError(f"it sent times of bytes {sizes[0]} to {sizes[-1]} of a log, with bytes up to {end}")
 
 
+def check_gpus(answer: HostGpus) -> None:
+    """Raise ProtocolError for GPUs that no host has: the plan of a mesh that is placed on them keeps their names."""
+    if why := impossible_gpus(answer.gpus):
+        raise ProtocolError(why)
+
+
 def own_use(run: Run, name: str, meshes: dict[str, dict[int, RankStats]]) -> dict[str, dict[int, RankStats]]:
     """Mesh → rank → use, from what a host reported; entries for ranks of other hosts are left out."""
     found: dict[str, dict[int, RankStats]] = {}
@@ -290,9 +300,16 @@ def own_stacks(
     found: dict[str, tuple[RankEvidence, ...]] = {}
     for mesh in (run.meshes[m] for m in meshes if m in run.meshes):
         own = {n for n, rank in mesh.ranks.items() if rank.plan.host == name}
-        seen = {r.rank: r for r in meshes[mesh.name] if r.rank in own and r.host == name}
+        seen = {r.rank: _with_few_groups(r) for r in meshes[mesh.name] if r.rank in own and r.host == name}
         found[mesh.name] = tuple(seen.values())
     return found if len(encode(HostStacks(name, found))) < MAX_LINE else None
+
+
+def _with_few_groups(rank: RankEvidence) -> RankEvidence:
+    """The evidence, without its collectives if they are of more groups than ranks have: each takes time to judge."""
+    if len({(c.backend, c.group) for c in rank.collectives}) <= MOST_GROUPS:
+        return rank
+    return dataclasses.replace(rank, collectives=(), recorded=False)
 
 
 def _is_use(use: RankStats) -> bool:

@@ -45,6 +45,22 @@ class Gpu:
     holder: str | None = None
 
 
+MOST_GPUS = 1024
+MOST_GPU_TEXT = 1000
+"""Most GPUs of one host, and characters of what it says of one."""
+
+
+def impossible_gpus(gpus: tuple[Gpu, ...]) -> str | None:
+    """Why no host has these GPUs; None if one may."""
+    if len(gpus) > MOST_GPUS:
+        return f"it has {len(gpus)} GPUs"
+    for gpu in gpus:
+        words = (gpu.visible, gpu.uuid, gpu.name, gpu.holder or "")
+        if sum(map(len, words)) > MOST_GPU_TEXT or not all(map(str.isprintable, words)) or "," in gpu.visible:
+            return f"it has a GPU {gpu.visible[:80]!r}"
+    return None
+
+
 @dataclass(frozen=True)
 class HostFacts:
     """What planning needs to know about a host. Hosts with the same `machine` share its cores and GPUs.

@@ -27,6 +27,8 @@ JOINING = ("init_process_group", "new_group")
 """torch's functions in which ranks wait for others, and which no recorder knows."""
 BETWEEN_TWO = frozenset({"send", "recv", "batch_isend_irecv", "send_object_list", "recv_object_list"})
 SHOWN_PLACES = 4
+MOST_LINES = 20
+"""Most groups of which a verdict tells."""
 SHORT_SECONDS = 1.0
 """Who has waited for less is not taken for waiting: ranks are looked at one after the other, while the run goes on."""
 LONG_SECONDS = 5.0
@@ -54,7 +56,8 @@ class Verdict:
 def diagnose(ranks: Sequence[RankEvidence]) -> Verdict:
     """The verdict over all ranks of a mesh, of which some may be unknown."""
     by_rank = {r.rank: r for r in ranks}
-    waits = [w for group in _groups(ranks) if (w := _wait_in(group, by_rank)) is not None]
+    records = _records(ranks)
+    waits = [w for group in _groups(ranks) if (w := _wait_in(group, by_rank, records)) is not None]
     if not waits:
         return _joining(by_rank)
     blocked_by = {r: _causes(r, waits) for r in by_rank}
@@ -63,7 +66,7 @@ def diagnose(ranks: Sequence[RankEvidence]) -> Verdict:
     verdicts.sort(key=lambda v: (order.index(v.kind), -len(v.waiting)))
     first = verdicts[0]
     others = [v.text for v in verdicts[1:] if v.kind in ("mismatch", "missing") or (v.kind == first.kind)]
-    return _with_text(first, "\n".join(dict.fromkeys([first.text, *others])))
+    return _with_text(first, "\n".join(list(dict.fromkeys([first.text, *others]))[:MOST_LINES]))
 
 
 # ---------------------------------------------------------------- the waits
@@ -96,6 +99,10 @@ class _Wait:
     mismatch: bool
 
 
+_Records = dict[tuple[str, str, int], list[Collective]]
+"""Backend, group and rank → the collectives of all members that it entered there."""
+
+
 def _groups(ranks: Sequence[RankEvidence]) -> list[_Members]:
     known: dict[str, Group] = {g.name: g for r in ranks for g in r.groups}
     found: dict[tuple[str, str], tuple[str, set[int]]] = {}
@@ -114,9 +121,22 @@ def _groups(ranks: Sequence[RankEvidence]) -> list[_Members]:
     return groups
 
 
-def _wait_in(members: _Members, by_rank: Mapping[int, RankEvidence]) -> _Wait | None:
+def _records(ranks: Sequence[RankEvidence]) -> _Records:
+    found: _Records = {}
+    for rank in ranks:
+        for c in rank.collectives:
+            if c.peer is None:
+                found.setdefault((c.backend, c.group, rank.rank), []).append(c)
+    return found
+
+
+def _wait_in(members: _Members, by_rank: Mapping[int, RankEvidence], records: _Records) -> _Wait | None:
     """What ranks of a group wait in; None if none waits."""
-    recorded = {r: _of(members, by_rank[r]) for r in members.ranks if r in by_rank and by_rank[r].recorded}
+    recorded = {
+        r: records.get((members.backend, members.name, r), [])
+        for r in members.ranks
+        if r in by_rank and by_rank[r].recorded
+    }
     pending = [next((c.sequence for c in f if c.pending and c.age >= SHORT_SECONDS), None) for f in recorded.values()]
     first = min((s for s in pending if s is not None), default=None)
     if first is None:
@@ -128,10 +148,6 @@ def _wait_in(members: _Members, by_rank: Mapping[int, RankEvidence]) -> _Wait | 
     missing += [r for r in members.ranks if r in by_rank and by_rank[r].view == "ended"]
     unknown = tuple(r for r in members.ranks if r not in recorded and r not in missing)
     return _Wait(members, sequence, entered, waiting, tuple(sorted(missing)), unknown, mismatch)
-
-
-def _of(members: _Members, rank: RankEvidence) -> list[Collective]:
-    return [c for c in rank.collectives if (c.backend, c.group) == (members.backend, members.name) and c.peer is None]
 
 
 def _first_mismatch(recorded: Mapping[int, Sequence[Collective]], waited: int) -> tuple[int, bool]:

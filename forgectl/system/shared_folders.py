@@ -14,7 +14,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from forgectl.system.private import private_folder
+from forgectl.system.private import NotPrivateError, check_private, private_folder
 
 MEMORY = Path("/dev/shm")
 LOCK = ".lock"
@@ -24,7 +24,7 @@ class SharedFolders(NamedTuple):
     """Where they are. Who uses one makes it."""
 
     memory: Path
-    """As `disk` on a machine that has no file system in memory."""
+    """As `disk` on a machine that has no file system in memory, or where another user made our folder there."""
     disk: Path
 
     def remove(self) -> None:
@@ -41,7 +41,7 @@ class SharedFolders(NamedTuple):
 def shared_folders(run: str, run_dir: Path, host: str) -> SharedFolders:
     """Those of one host of a run; `run_dir` is the run's directory there."""
     disk = run_dir / "shared" / host
-    if not os.access(MEMORY, os.W_OK):
+    if not _is_ours_alone(_in_memory()):
         return SharedFolders(disk, disk)
     mark = zlib.crc32(os.fsencode(disk))  # runs of several homes, or launched by several machines, may share a name
     return SharedFolders(_in_memory() / f"{run}-{mark:08x}", disk)
@@ -52,12 +52,12 @@ def keep(folders: SharedFolders) -> int | None:
     if folders.memory == folders.disk:
         return None
     try:
+        private_folder(str(folders.memory.parent))  # first: what is removed here must be ours, not where a link leads
         for lock in _in_memory().glob(f"*{LOCK}"):
             if (fd := _locked(lock)) is not None:
                 shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
                 lock.unlink(missing_ok=True)
                 os.close(fd)
-        private_folder(str(folders.memory.parent))
         return _locked(_lock_of(folders.memory), create=True)
     except OSError:
         return None  # whoever uses the folder learns of it
@@ -82,6 +82,15 @@ def _locked(lock: Path, *, create: bool = False) -> int | None:
         os.close(fd)
         if not create:
             return None
+
+
+def _is_ours_alone(folder: Path) -> bool:
+    """Whether we have this folder in memory, or can make it. Others can predict its name, and be the first."""
+    try:
+        check_private(str(folder))
+    except NotPrivateError:
+        return False
+    return os.access(MEMORY, os.W_OK)
 
 
 def _lock_of(memory: Path) -> Path:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from forgectl.errors import ForgeError, NotFoundError, SpecError, SpecProblem, SshRefusedError, UnreachableError
 from forgectl.hosts.facts import gather as gather_here
-from forgectl.model.plan import HostFacts
+from forgectl.model.plan import HostFacts, impossible_gpus
 from forgectl.names import name_of
 from forgectl.protocol.host_survey import GetFacts, HostReport
 from forgectl.transport.destination import Destination
@@ -169,6 +169,8 @@ def _reports(
             raise connection.out_of_step(f"it keeps its files in {report.facts.root!r}, which is not a path")
         if wrong := [a for a in report.facts.addresses if not _is_address(a)]:
             raise connection.out_of_step(f"it has the address {wrong[0]!r}")
+        if why := impossible_gpus(report.facts.gpus):
+            raise connection.out_of_step(why)
         if report.no_such_folder:
             hint = "with `sync: none` all hosts must have it under the same path; without that it is copied"
             raise NotFoundError(f"host {host.name}: no workdir {folder}", hint=hint)

@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 
 from forgectl.boot import BOOT
+from forgectl.cli.app import app
+from forgectl.cli.completion import COMPLETE, LINE
 from forgectl.errors import NotOursError
 from forgectl.wire.unix_sockets import check_private, dial, private_folder
-from tests.conftest import Forge, until
+from tests.conftest import PROGRAMS, Forge, until
 from tests.process.actor_scripts import to_play
 from tests.process.other_user import NOBODY, as_another_user, listening
 
@@ -69,28 +71,61 @@ def plant(forge: Forge, home: Path, marker: Path) -> str:
     return "stay-dead"
 
 
+READ = {
+    "status": (["status"], ["ps", "-a", "--json"], ["status", "stay"], ["status", "-w", "--json"]),
+    "logs": (["logs"], ["logs", "stay"], ["logs", "RUN/stay"], ["logs", "-f", "stay/0"]),
+    "why": (["why"], ["why", "stay"], ["why", "RUN/stay/0", "--json"]),
+    "events": (["events"], ["events", "RUN", "-f"], ["events", "stay", "--json"]),
+    "stack": (["stack"], ["stack", "stay/0", "--native"], ["stack", "RUN", "--json"]),
+    "attach": (["attach"], ["attach", "RUN"]),
+    "wait": (["wait"], ["wait", "stay", "--for", "ready"]),
+    "call": (["call", "stay", "look"], ["call", "RUN/stay/0", "look"]),
+    "restart": (["restart", "stay"], ["restart", "RUN"]),
+    "shutdown": (["shutdown", "--all"], ["shutdown", "--run", "RUN"], ["down", "stay"], ["down"]),
+    "prune": (["prune", "--keep", "0 runs"], ["prune", "--dry-run"]),
+    "launch": (["up", "-d"], ["launch", "-d"]),
+    "run": (["run", "-d", "PROGRAMS/stay.py"],),
+}
+"""Every command that reads of runs, or begins one, in the folder of a spec."""
+READ_NOTHING = {"plan", "check", "config", "schema", "init", "completion", "help", "version"}
+
+
 def commands(forge: Forge, run: str) -> dict[str, subprocess.CompletedProcess[str]]:
     """Every command that reads of runs, tried; and a controller that is told to adopt one."""
+    forge.spec(STAY, "forge.yaml")
     adopting = [sys.executable, BOOT, "controller", str(forge.run_dir(run)), "--adopt"]
-    tried = {
-        " ".join(words): forge.run(*words)
-        for words in (
-            ["status"],
-            ["status", "-a", "--json"],
-            ["status", "stay"],
-            ["logs", "stay"],
-            ["logs", f"{run}/stay"],
-            ["call", "stay", "look"],
-            ["shutdown", "--all"],
-            ["shutdown", "--run", run],
-            ["shutdown", "stay"],
-            ["launch", str(forge.spec(STAY)), "-d"],
-        )
-    }
+    filled = [
+        [word.replace("RUN", run).replace("PROGRAMS", str(PROGRAMS)) for word in words]
+        for tried in READ.values()
+        for words in tried
+    ]
+    tried = {" ".join(words): forge.run(*words) for words in filled}
     tried["--adopt"] = subprocess.run(
         adopting, env=forge.env, input="", capture_output=True, text=True, timeout=60, check=False
     )
     return tried
+
+
+def test_every_command_is_tried_in_a_home_of_others() -> None:
+    assert READ.keys() | READ_NOTHING == app.commands.keys()
+
+
+def offered(forge: Forge, line: str) -> str:
+    """What a shell is offered after a line."""
+    return forge.ok(env={**forge.env, COMPLETE: "bash", LINE: line})
+
+
+def test_a_shell_is_offered_nothing_of_a_run_that_another_user_planted(
+    forge: Forge, shared: Path, tmp_path: Path
+) -> None:
+    home, marker = shared / "home", tmp_path / "started"
+    run = plant(forge, home, marker)
+    [own] = forge.runs()
+    assert own in offered(forge, "forgectl logs st") and "stay" in offered(forge, f"forgectl logs {own}/")
+    with at(forge, home):
+        for line in ("status s", "logs st", f"logs {run}/", "call stay ", "shutdown --run s", f"logs {run} --gen"):
+            assert "stay" not in offered(forge, f"forgectl {line}"), line
+    assert not marker.exists()
 
 
 def assert_all_refuse(forge: Forge, run: str, marker: Path, *, whose: str) -> None:
