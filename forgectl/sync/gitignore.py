@@ -2,7 +2,8 @@
 
 Anybody who wrote to the repository may have written a pattern, so its cost must be bounded. What follows a star is
 matched where it fits first, and nowhere else (`_once`). This is enough: an earlier place leaves more of the path to
-the rest of the pattern. So a match takes at most (parts of the pattern) × (bytes of the path) steps.
+the rest of the pattern. So a match takes at most (parts of the pattern) × (bytes of the path) steps. A pattern that is
+longer than all names, or a line longer than MOST_LINE, is not even compiled.
 """
 
 from __future__ import annotations
@@ -16,12 +17,18 @@ from dataclasses import dataclass
 ALWAYS = frozenset({".git", "__pycache__"})
 """Names that are never sent."""
 
+MOST_LINE = 16 * 1024
+"""Longest line that is a pattern here, in bytes; it could name the longest path four times."""
+LONGEST_NAME, LONGEST_PATH = 255, 4096
+"""Most bytes of a name, and of a path, on Linux."""
 _SPECIAL = frozenset(b"*?[\\")
 _NEVER = b"(?!)"
 _STAR = b"*"
 _FOLDERS, _SOME_FOLDERS = b"**/", b"**\\/"
 """The wildcards among the parts of a pattern: within a name; any number of folders; one or more folders."""
 _LAZY = {_FOLDERS: b"(?:[^/]*/)*?", _SOME_FOLDERS: b"(?:[^/]*/)+?"}
+_WILD = frozenset({_STAR, b".*", *_LAZY})
+"""The parts that may match nothing."""
 _CLASSES: dict[bytes, Callable[[int], bool]] = {
     b"alnum": lambda c: bytes([c]).isalnum(),
     b"alpha": lambda c: bytes([c]).isalpha(),
@@ -131,7 +138,7 @@ def patterns(text: bytes) -> list[Pattern]:
     found = []
     numbers = itertools.count()
     for line in text.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
-        if line.startswith(b"#"):
+        if line.startswith(b"#") or len(line) > MOST_LINE:
             continue
         stripped = _without_trailing_spaces(line.removesuffix(b"\r").partition(b"\0")[0])
         if pattern := _pattern(stripped, numbers):
@@ -164,18 +171,21 @@ def _pattern(line: bytes, numbers: Iterator[int]) -> Pattern | None:
     if not text:
         return None
     if b"/" not in text:
-        return Pattern(_translate(text, numbers), True, folders_only, includes)
+        return Pattern(_translate(text, numbers, LONGEST_NAME), True, folders_only, includes)
     text = text.removeprefix(b"/")
     literal = next((i for i, c in enumerate(text) if c in _SPECIAL), len(text))
     # git compares the part without wildcards first, and treats the rest as a separate pattern.
-    rest = _translate(text[literal:], numbers)
+    rest = _translate(text[literal:], numbers, LONGEST_PATH)
     return Pattern(rest if rest == _NEVER else re.escape(text[:literal]) + rest, False, folders_only, includes)
 
 
-def _translate(glob: bytes, numbers: Iterator[int]) -> bytes:
-    """A glob as a regular expression that matches the same names or paths: git's wildmatch()."""
+def _translate(glob: bytes, numbers: Iterator[int], longest: int) -> bytes:
+    """A glob as a regular expression that matches the same names or paths: git's wildmatch().
+
+    It matches none of more than `longest` bytes.
+    """
     parts = _parts(glob)
-    if parts is None:
+    if parts is None or sum(part not in _WILD for part in parts) > longest:
         return _NEVER
     out = b""
     group: list[bytes] = []  # the parts between two wildcards for folders

@@ -1,4 +1,4 @@
-"""Text from elsewhere acts on no terminal, wherever a command shows it: tried with every text of a run's status."""
+"""Text from elsewhere acts on no terminal, wherever a command shows it: in a run's status, and in what a host sends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 from forgectl.controller.run_dir import RunDir
 from forgectl.model.status import RunStatus
 from forgectl.wire.codec import from_json
-from tests.conftest import Forge
+from tests.conftest import Forge, until
+from tests.process.test_hostile_hosts import STAY, Hosts, exited, hosts  # noqa: F401  (a fixture)
 
 EVIL = {
     "a title without BEL": "\x1b]0;owned",
@@ -76,6 +77,54 @@ def test_no_text_of_a_run_acts_on_a_terminal(forge: Forge) -> None:
             assert "failed" in shown
             assert_harmless(on_a_terminal(forge, *command))
         assert json.loads(forge.ok("status", "-a", "--json"))["runs"][0]["meshes"] == bad["meshes"]
+
+
+def evil_frame(evil: str) -> dict[str, Any]:
+    return {"file": f"a{evil}.py", "line": 1, "function": f"f{evil}"}
+
+
+def test_no_text_of_a_host_acts_on_a_terminal(hosts: Hosts) -> None:  # noqa: F811
+    """Tried while the run lives, and afterwards, by every command that shows such text, also as JSON."""
+    forge, evil = hosts.forge, "".join(EVIL.values())
+    seen = {
+        "detail": evil,
+        "threads": [{"name": f"Main{evil}", "frames": [evil_frame(evil)]}, {"name": evil, "frames": [], "task": True}],
+        "groups": [{"name": "g", "description": evil, "ranks": [0, 1, 2, 3]}],
+        "recorded": True,
+        "collectives": [
+            {"group": "g", "description": evil, "backend": evil, "sequence": 1, "operation": f"all_reduce{evil}",
+             "shapes": [[1]], "dtypes": [evil], "pending": True, "age": 9.0}
+        ],
+    }  # fmt: skip
+    hosts.be(
+        "bad",
+        change={"Stacks": {"meshes": {"stay": seen}}},
+        after="Stats",
+        events=[
+            {"type": "Notice", "mesh": "stay", "message": f"a notice{evil}"},
+            exited(exit_code=1, error=f"Boom: {evil}", traceback=f"a\n{evil}\nBoom: {evil}", log_tail=[evil, "x"]),
+        ],
+    )
+    run = hosts.launch(STAY.replace("preload", "restart: {max: 1}, preload"))
+    for command in (["stack", run], ["stack", run, "-v"], ["stack", run, "--json"]):
+        shown = on_a_terminal(forge, *command)
+        assert_harmless(shown)
+        assert "all_reduce" in shown, shown
+    forge.status("-v")  # asks for statistics, and so has the rest be sent
+    until(lambda: "a notice" in forge.ok("status", "-v", run), "the notice")
+    forge.until_mesh(run, "stay", lambda m: m["generation"] == 1)
+    reading = (
+        *(["status", "-a", "-v"], ["status", "-a", "--json"], ["status", f"{run}/stay"], ["logs", run, "-n", "5"]),
+        *(["why", run], ["why", run, "--json"], ["events", run], ["events", run, "--json"]),
+    )
+    for command in reading:
+        assert_harmless(on_a_terminal(forge, *command))
+    forge.ok("shutdown", "--run", run)
+    for command in reading:
+        assert_harmless(on_a_terminal(forge, *command))
+    [incident] = (forge.run_dir(run) / "incidents").iterdir()
+    assert_harmless(incident.read_text())
+    assert "Boom" in forge.ok("why", run) and "Boom" in forge.ok("events", run)
 
 
 def test_errors_repeat_no_escapes_in_pipes_either(forge: Forge) -> None:

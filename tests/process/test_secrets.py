@@ -13,7 +13,7 @@ from forgectl.agent.event_log import MAX_TEXT, TEXT_FIELDS, EventLog
 from forgectl.protocol.supervision import Happening, Notice, RankExited, StartFailed
 from forgectl.redaction import Redaction
 from forgectl.wire.envelope import Refusal
-from tests.conftest import Forge
+from tests.conftest import Forge, until
 
 SECRET = "-----BEGIN KEY-----\nMIIE'vQ\"IB\\ADAN\nçà$(x)-second\n}\n-----END KEY-----"
 LINES = [line for line in SECRET.split("\n") if len(line) > 1]
@@ -79,6 +79,63 @@ def test_of_what_call_is_answered(forge: Forge, kind: str) -> None:
     write(forge, f"class Bad(ForgeActor):\n    def __init__(self):\n{body}{call}")
     text = told(forge, f"{kind}s: {{bad: {{class: mine:Bad, procs: 1, preload: []}}}}\n", ["call", "bad", "ask"])
     assert "bad.ask raised KeyError: '***'" in text or 'raised KeyError: "***"' in text
+
+
+NAMES_ALL = """
+import asyncio, os, threading
+
+TOKEN = os.environ.pop("TOKEN")
+
+
+async def wait():
+    for token in TOKEN.split("\\n"):
+        asyncio.create_task(asyncio.sleep(1000), name=f"task {token}")
+    asyncio.create_task(asyncio.sleep(1000), name="x" * 290 + TOKEN)
+    exec(compile("import asyncio\\nasync def there(): await asyncio.sleep(1000)", f"/{TOKEN}.py", "exec"), globals())
+    await there()
+
+
+for name in (TOKEN, repr(TOKEN)):
+    threading.Thread(target=threading.Event().wait, name=f"thread {name}", daemon=True).start()
+print("here", flush=True)
+asyncio.run(wait())
+"""
+
+
+def test_of_stacks(forge: Forge) -> None:
+    """Names of threads, tasks and files are the user's. Some are longer than what is kept of them."""
+    forge.write("names.py", NAMES_ALL)
+    forge.env["TOKEN"] = SECRET
+    run = forge.launch("secrets: [TOKEN]\nscripts: {names: {run: names.py, preload: []}}")
+    until(lambda: "here" in forge.ok("logs", run), "its threads")
+    text = "\n".join(forge.ok("stack", run, *more) for more in ([], ["-v"], ["--json"], ["--native", "--json"]))
+    forge.ok("shutdown", "--run", run)
+    for form in (*FORMS, *(line[:12] for line in LINES)):
+        assert form not in text, text
+    assert "thread ***" in text and "task ***" in text
+
+
+def test_of_hooks_incidents_events_and_why(forge: Forge) -> None:
+    forge.write("bad.py", "import os\nprint(os.environ['TOKEN'], flush=True)\nraise ValueError(os.environ['TOKEN'])\n")
+    forge.write("other.py", "import os, time\nprint(os.environ['TOKEN'], flush=True)\ntime.sleep(1000)\n")
+    forge.env["TOKEN"] = SECRET
+    result = forge.run(
+        "launch",
+        forge.spec(
+            "secrets: [TOKEN]\non: {failed: 'cat >> given', ended: 'cat >> given'}\n"
+            "scripts: {bad: {run: bad.py, preload: []}, other: {run: other.py, procs: 2, preload: []}}"
+        ),
+    )
+    assert result.returncode == 1
+    [run] = forge.runs()
+    incidents = [path.read_text() for path in forge.run_dir(run).glob("incidents/*")]
+    assert incidents
+    told = [forge.ok("why", run), forge.ok("why", run, "--json"), forge.ok("events", run, "--json"), *incidents]
+    told += [result.stderr, (forge.folder / "given").read_text()]
+    for text in told:
+        assert "ValueError: " in text and "***" in text, text
+        for form in FORMS:
+            assert form not in text, text
 
 
 def words_of(message: type) -> set[str]:

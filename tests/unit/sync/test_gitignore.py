@@ -215,3 +215,18 @@ def test_work_grows_with_the_length_of_a_name_and_no_faster() -> None:
     assert long < 40 * short  # a square is 16 times, and one place for each star is more than a million times
     [kept] = [Rules(b"*a" * 500 + b"b\n**/a*/" * 300 + b"b*").ignores(b"a/" * 2000 + b"a", b"a" * 240, False)]
     assert kept is None
+
+
+def reading(text: bytes) -> float:
+    """Processor time to read an ignore file and try a path."""
+    began = time.process_time()
+    Rules(text).ignores(b"a/" * 100 + b"a" * 240, b"a" * 240, False)
+    return time.process_time() - began
+
+
+@pytest.mark.parametrize("line", [b"*a" * 120, b"x/" + b"*a" * 500, b"[[:x" * 200 + b"]", b"**/" * 300 + b"b"])
+def test_work_grows_with_the_length_of_a_file_and_no_faster(line: bytes) -> None:
+    """Whether it has many lines, or a long one, whose regular expression took the square of its length to compile."""
+    short, long = reading((line + b"\n") * 10), reading((line + b"\n") * 100)
+    assert long < 40 * short
+    assert reading(line * 1000) < 40 * short
