@@ -356,6 +356,86 @@ def test_a_log_that_never_ends_does_not_keep_a_run_from_ending(hosts: Hosts, siz
     assert not [p for p in home.iterdir() if p.stat().st_size > 10_000]
 
 
+# ---------------------------------------------------------------- stacks
+
+
+def collective(group: str, **more: Any) -> What:
+    return {
+        **{"group": group, "description": "default_pg", "backend": "gloo", "sequence": 1, "operation": "all_reduce"},
+        **{"shapes": [[1]], "dtypes": ["float"], "pending": True, "age": 1e9, **more},
+    }
+
+
+STACKS: dict[str, What] = {
+    "ranks of groups that there are not": {
+        "recorded": True,
+        "groups": [{"name": "g", "description": "", "ranks": [-1, 99, 1 << 70, 2, 2]}],
+        "collectives": [collective("g")],
+    },
+    "numbers that are none": {
+        "recorded": True,
+        "collectives": [collective("g", sequence=-(1 << 70), age=float("nan")), collective("h", age=float("inf"))],
+    },
+    "more groups than there can be": {"recorded": True, "collectives": [collective(f"g{n}") for n in range(2_000)]},
+    "another's rank": {"rank": 0, "detail": "it is mine"},
+    "another's host": {"host": "good", "detail": "it is mine"},
+    "no threads": {"threads": [], "view": "seen"},
+    "threads without calls": {"threads": [{"name": "x", "frames": []}] * 1000, "view": "seen"},
+}
+
+
+@pytest.mark.parametrize("kind", STACKS)
+def test_answers_about_stacks_that_cannot_be_or_are_too_many(hosts: Hosts, kind: str) -> None:
+    hosts.be("bad", change={"Stacks": {"meshes": {"stay": STACKS[kind]}}})
+    hosts.launch()
+    for options in ([], ["-v"]):
+        assert "  [0-" in (shown := hosts.forge.ok("stack", "stay", *options))
+        assert len(shown) < 100_000 and "it is mine" not in shown
+    ranks = json.loads(hosts.forge.ok("stack", "stay", "--json"))["meshes"][0]["ranks"]
+    assert [r["host"] for r in ranks] == ["good", "good", "bad", "bad"]
+    assert all("stay.py" in json.dumps(r["threads"]) for r in ranks[:2])
+    assert "4 × SIGTERM" in hosts.forge.ok("shutdown", "stay")
+
+
+def test_stacks_of_the_wrong_kind_end_the_host(hosts: Hosts) -> None:
+    hosts.be("bad", change={"Stacks": {"meshes": {"stay": {"view": "owned"}}}})
+    run = hosts.launch()
+    hosts.forge.run("stack", "stay")
+    assert "'owned' is not one of" in hosts.until_lost(run)["meshes"][0]["reason"]
+
+
+def test_stacks_that_nobody_asked_for_end_the_host(hosts: Hosts) -> None:
+    hosts.be("bad", after="Stats", lines=[{"type": "Stacks", "meshes": {}}])
+    run = hosts.launch()
+    hosts.forge.status()
+    assert "Stacks, which nobody asked for" in hosts.until_lost(run)["meshes"][0]["reason"]
+
+
+# ---------------------------------------------------------------- what a host says of itself
+
+
+def test_a_long_refusal_of_an_agent_is_cut(hosts: Hosts) -> None:
+    text = {"type": "Refusal", "code": 70, "message": "x" * 5_000_000, "hint": "y" * 1_000_000}
+    hosts.be("bad", change={"Welcome": text})
+    assert len(hosts.refused()) < 10_000
+    [run] = hosts.forge.runs()
+    assert (hosts.forge.run_dir(run) / "events.jsonl").stat().st_size < 1 << 20
+
+
+GPUS: dict[str, list[What]] = {
+    "too many": [{"visible": str(n), "uuid": f"GPU-{n}"} for n in range(2000)],
+    "a long name": [{"visible": "0", "uuid": "GPU-0", "name": "x" * 2000}],
+    "no number": [{"visible": "0,1", "uuid": "GPU-0"}],
+    "a name that is none": [{"visible": "0", "uuid": "GPU\n0"}],
+}
+
+
+@pytest.mark.parametrize("kind", GPUS)
+def test_gpus_that_no_host_has(hosts: Hosts, kind: str) -> None:
+    hosts.be("bad", change={"HostReport": {"facts": {"gpus": GPUS[kind]}}})
+    assert "host bad broke the protocol: it has" in hosts.refused()
+
+
 # ---------------------------------------------------------------- the sync of the workdir
 
 
