@@ -361,8 +361,16 @@ def test_a_log_that_never_ends_does_not_keep_a_run_from_ending(hosts: Hosts, siz
 
 def collective(group: str, **more: Any) -> What:
     return {
-        **{"group": group, "description": "default_pg", "backend": "gloo", "sequence": 1, "operation": "all_reduce"},
-        **{"shapes": [[1]], "dtypes": ["float"], "pending": True, "age": 1e9, **more},
+        "group": group,
+        "description": "default_pg",
+        "backend": "gloo",
+        "sequence": 1,
+        "operation": "all_reduce",
+        "shapes": [[1]],
+        "dtypes": ["float"],
+        "pending": True,
+        "age": 1e9,
+        **more,
     }
 
 
