@@ -448,6 +448,14 @@ class HostMesh:
             if n in wanted and n in places
         ]
 
+    def watched_ranks(self) -> dict[LiveRank, Path]:
+        """The ranks that run and should go on, with their logs."""
+        generation = self.generation
+        if generation is None or generation.stopping.is_set() or self.share.hang.do == "nothing":
+            return {}
+        logs = self._logs / str(generation.number)
+        return {rank: logs / f"rank-{rank.rank}.log" for rank in self.live_ranks(self.share.ranks)}
+
     def rank_identities(self) -> dict[int, Identity]:
         """Rank → its process, for the ranks that run now."""
         if self.generation is None:

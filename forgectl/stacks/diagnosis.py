@@ -12,6 +12,7 @@ from typing import Literal
 
 from forgectl.frozen import dataclass
 from forgectl.model.event import ranges
+from forgectl.stacks import JOINING
 from forgectl.stacks.evidence import Collective, Group, RankEvidence
 from forgectl.stacks.places import callee, fold, main_stack
 
@@ -23,8 +24,6 @@ SAME_SHAPES = frozenset(
     {"all_reduce", "broadcast", "reduce", "_allgather_base", "_all_gather_base", "_reduce_scatter_base"}
 )
 """Collectives whose input has the same shape on all ranks. Of others it may differ by rank."""
-JOINING = ("init_process_group", "new_group")
-"""torch's functions in which ranks wait for others, and which no recorder knows."""
 BETWEEN_TWO = frozenset({"send", "recv", "batch_isend_irecv", "send_object_list", "recv_object_list"})
 SHOWN_PLACES = 4
 SHORT_SECONDS = 1.0
