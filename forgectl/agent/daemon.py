@@ -87,7 +87,7 @@ class Agent:
         self.reaper = Reaper(asyncio.get_running_loop())
         self.use = UseMeter()
         self.stacks = StackReader()
-        self.hangs = HangWatch(lambda: self.meshes.values(), self.events.emit)
+        self.hangs = HangWatch(self.meshes, self.events.emit)
         self.log_cap = LogCap(config.log_limit)
         self.lease_start = time.monotonic()  # when the last message was sent that the controller surely received
         self._last_sent = self.lease_start  # when the last Welcome or Pong was sent

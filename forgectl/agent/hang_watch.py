@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from forgectl.agent.hosted_mesh import HostMesh
@@ -78,9 +78,9 @@ def _size(log: Path | None) -> int:
 
 
 class HangWatch:
-    """All meshes of this host. `emit` takes what is reported."""
+    """All meshes of this host, by name. `emit` takes what is reported."""
 
-    def __init__(self, meshes: Callable[[], Iterable[HostMesh]], emit: Callable[[Happening], None]) -> None:
+    def __init__(self, meshes: Mapping[str, HostMesh], emit: Callable[[Happening], None]) -> None:
         self._meshes = meshes
         self._emit = emit
         self._watches: dict[str, _MeshWatch] = {}
@@ -90,7 +90,7 @@ class HangWatch:
         while True:
             await asyncio.sleep(TURN_SECONDS)
             now = time.monotonic()
-            due = [(m, w) for m in self._meshes() if (w := self._watch(m)) is not None and w.next_look <= now]
+            due = [(m, w) for m in self._meshes.values() if (w := self._watch(m)) is not None and w.next_look <= now]
             await asyncio.gather(*(self._look(mesh, watch) for mesh, watch in due))
 
     async def _look(self, mesh: HostMesh, watch: _MeshWatch) -> None:

@@ -449,9 +449,10 @@ class HostMesh:
         ]
 
     def watched_ranks(self) -> dict[LiveRank, Path]:
-        """The ranks that run and should go on, with their logs."""
+        """The ranks that run and should make progress, with their logs. A driver may wait for its meshes for ever."""
         generation = self.generation
-        if generation is None or generation.stopping.is_set() or self.share.hang.do == "nothing":
+        unwatched = self.share.kind == "driver" or self.share.hang.do == "nothing"
+        if generation is None or generation.stopping.is_set() or unwatched:
             return {}
         logs = self._logs / str(generation.number)
         return {rank: logs / f"rank-{rank.rank}.log" for rank in self.live_ranks(self.share.ranks)}

@@ -108,9 +108,8 @@ def _mesh(mesh: MeshStatus, events: Iterable[RunEvent]) -> MeshAccount | None:
         if event.mesh == mesh.mesh and event.failure is not None:
             generation, kind = event.failure.generation, event.failure.kind
             before = found.get(generation)
-            if before is not None and (before.event != "mesh_hung" or kind == "hang"):
-                event = dataclasses.replace(event, seq=before.seq)
-            found[generation] = event
+            same = before is not None and (before.event != "mesh_hung" or kind == "hang")
+            found[generation] = dataclasses.replace(event, seq=before.seq) if before and same else event
     if not found:
         return _without_events(mesh)
     *earlier, (_, last) = sorted(found.items())

@@ -33,7 +33,6 @@ from forgectl.controller.records import (
     Added,
     AgentLost,
     Born,
-    Diagnosed,
     Happened,
     Moved,
     Record,

@@ -73,5 +73,4 @@ def _driver(program: Program, env: dict[str, str], python: str | None, time_limi
         start_method="fork",
         restart=RestartPolicy(),
         time_limit=time_limit,
-        hang=HangPolicy(do="nothing"),  # it may wait for its meshes for as long as it likes
     )
