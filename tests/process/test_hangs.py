@@ -58,7 +58,8 @@ def test_a_hang_is_reported_with_the_verdict_and_nothing_is_ended(forge: Forge, 
     event = until_event(forge, run, "mesh_hung")
     assert event["rank"] == 1
     assert line in event["message"]
-    hook = json.loads(until((forge.folder / "hung").exists, "the command") and (forge.folder / "hung").read_text())
+    given = forge.folder / "hung"
+    hook = json.loads(until(lambda: given.exists() and given.read_text().strip(), "the command"))
     assert (hook["hook"], hook["message"]) == ("hung", event["message"])
     mesh = forge.mesh(run, "h")
     assert (mesh["state"], mesh["hung"]["message"]) == ("running", event["message"])
