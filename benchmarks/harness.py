@@ -37,7 +37,7 @@ def run(sections: Sections, description: str, ranks: list[int], arguments: list[
         console.width = 150  # a table cut to 80 columns helps nobody who reads it in a file
     report.show(console, rows, failed)
     if options.json:
-        said = {k: v for k, v in vars(options).items() if k != "json"}
+        said = {k: v for k, v in vars(options).items() if k not in ("json", "resume")}
         options.json.write_text(json.dumps(report.document(rows, failed, said), indent=1) + "\n")
     return 130 if interrupted else int(bool(failed) or any(row.ok is False for row in rows))
 
@@ -49,6 +49,9 @@ def _parse(sections: Sections, description: str, ranks: list[int], arguments: li
     parser.add_argument("--only", default=",".join(sections), help=f"sections, of {', '.join(sections)}")
     parser.add_argument("--flood-bytes", type=int, default=10**9, help="what a rank writes in the section flood")
     parser.add_argument("--calls", type=int, default=100_000, help="calls in the section memory of actors")
+    parser.add_argument("--hangs", type=int, default=100, help="hangs in the section hangs of hangs.py")
+    parser.add_argument("--seed", type=int, default=1, help="of what is drawn by chance there")
+    parser.add_argument("--resume", type=Path, help="keep each hang's outcome in this file, and go on from it")
     parser.add_argument("--json", type=Path, help="write all samples to this file")
     options = parser.parse_args(arguments)
     options.only = options.only.split(",")

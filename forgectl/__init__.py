@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from forgectl.errors import UnreachableError as UnreachableError
     from forgectl.errors import UsageError as UsageError
     from forgectl.errors import VersionError as VersionError
+    from forgectl.rank.progress import heartbeat as heartbeat
     from forgectl.system.futures import Future as Future
 
 
@@ -79,6 +80,7 @@ _PUBLIC = {
     "current_size": "actor.value_mesh",
     "endpoint": "actor.endpoint",
     "get": "actor.driver.declared",
+    "heartbeat": "rank.progress",
     "service_endpoint": "actor.endpoint",
     "shared_folder": "actor.shared_folder",
     "shutdown": "actor.driver.run_client",

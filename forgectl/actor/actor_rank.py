@@ -24,6 +24,7 @@ from forgectl.errors import NotFoundError, UsageError
 from forgectl.messages import pickling
 from forgectl.messages.frames import socket_name
 from forgectl.messages.serving import Server
+from forgectl.rank.progress import endpoint_call
 from forgectl.redaction import of_process
 from forgectl.system.loops import standing_still
 
@@ -71,7 +72,7 @@ class ActorRank:
         made = cls.__new__(cls)
         made.__dict__["mesh"] = handle
         join(handle._mesh.origin)
-        with standing_still():  # so that it may wait for calls and launches by `get()`
+        with endpoint_call(), standing_still():  # so that it may wait for calls and launches by `get()`
             made.__init__(*args, **kwargs)
         self._subject, self._performer = made, Performer(made)
         self._ending.subject = made

@@ -14,6 +14,7 @@ from forgectl.actor.ranks import Ranks, new_call
 from forgectl.errors import ActorDied
 from forgectl.messages import pickling
 from forgectl.messages.call import Call
+from forgectl.rank.progress import made_call
 from forgectl.system.futures import Future
 
 R = TypeVar("R")
@@ -70,6 +71,7 @@ class CalledMesh(ABC):
         raises (the remote traceback is its cause), with TimeoutError after `timeout` seconds, and with UnreachableError
         when a connection is lost, and with what pickling raises.
         """
+        made_call()
         call = new_call(label, len(ranks), finish)
         if timeout is not None:
             call.fail_after(timeout)

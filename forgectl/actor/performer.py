@@ -16,6 +16,7 @@ from forgectl.actor import torch_state
 from forgectl.actor.endpoint import endpoints_of, interface_of, method_of, streaming_of, streams_only
 from forgectl.actor.outflow import Outflow
 from forgectl.actor.value_mesh import serving
+from forgectl.rank.progress import endpoint_call
 
 Chain = tuple[int, ...]
 """The id of a call, last, and before it those of the calls whose endpoints made it, the first one first."""
@@ -87,11 +88,12 @@ class Performer:
         *,
         in_turn: bool,
     ) -> Any:
-        if into is not None:
-            return await into.fill(method(self._subject, *args, **kwargs))
-        if is_async:
-            return await method(self._subject, *args, **kwargs)
-        return await self._in_thread(functools.partial(method, self._subject, *args, **kwargs), in_turn)
+        with endpoint_call():
+            if into is not None:
+                return await into.fill(method(self._subject, *args, **kwargs))
+            if is_async:
+                return await method(self._subject, *args, **kwargs)
+            return await self._in_thread(functools.partial(method, self._subject, *args, **kwargs), in_turn)
 
     def _find(self, name: str) -> tuple[Callable[..., Any], bool, bool]:
         cls = type(self._subject)

@@ -17,6 +17,7 @@ from forgectl.agent.enclosure.enclosure import sweep_run
 from forgectl.agent.event_log import EventLog
 from forgectl.agent.forkserver.pool import ForkServers
 from forgectl.agent.forkserver.spawn import StartedForkServer
+from forgectl.agent.hang_watch import HangWatch
 from forgectl.agent.hosted_mesh import HostMesh
 from forgectl.agent.log_clock import LOOK_SECONDS
 from forgectl.agent.log_parts import read_logs
@@ -87,6 +88,7 @@ class Agent:
         self.reaper = Reaper(asyncio.get_running_loop())
         self.use = UseMeter()
         self.stacks = StackReader(redaction)
+        self.hangs = HangWatch(self.meshes, self.events.emit)
         self.log_cap = LogCap(config.log_limit)
         self.lease_start = time.monotonic()  # when the last message was sent that the controller surely received
         self._last_sent = self.lease_start  # when the last Welcome or Pong was sent
@@ -108,7 +110,7 @@ class Agent:
         """Serve controllers until one sends Quit or the agent fences itself."""
         listener = Listener(Path(self.config.socket), self._on_connection)
         await listener.open()
-        keep = (self._keep_lease(), self._keep_logs(), self._keep_log_times(), listener.keep_open())
+        keep = (self._keep_lease(), self._keep_logs(), self._keep_log_times(), self.hangs.keep(), listener.keep_open())
         keepers = [asyncio.create_task(k) for k in keep]
         await self.done.wait()
         for keeper in keepers:
@@ -201,7 +203,8 @@ class Agent:
             self.events.acknowledge(command.seq)
         elif isinstance(command, GetStats):
             ranks = {name: mesh.rank_identities() for name, mesh in self.meshes.items()}
-            self._answer(Stats(self.use.measure(ranks)))
+            still = {name: self.hangs.still(mesh) for name, mesh in self.meshes.items()}
+            self._answer(Stats(self.use.measure(ranks, still)))
         elif isinstance(command, GetStacks):
             self._tasks.begin(self._read_stacks(command))
         elif isinstance(command, ReadLogs):

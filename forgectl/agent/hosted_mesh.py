@@ -448,6 +448,15 @@ class HostMesh:
             if n in wanted and n in places
         ]
 
+    def watched_ranks(self) -> dict[LiveRank, Path]:
+        """The ranks that run and should make progress, with their logs. A driver may wait for its meshes for ever."""
+        generation = self.generation
+        unwatched = self.share.kind == "driver" or self.share.hang.do == "nothing"
+        if generation is None or generation.stopping.is_set() or unwatched:
+            return {}
+        logs = self._logs / str(generation.number)
+        return {rank: logs / f"rank-{rank.rank}.log" for rank in self.live_ranks(self.share.ranks)}
+
     def rank_identities(self) -> dict[int, Identity]:
         """Rank → its process, for the ranks that run now."""
         if self.generation is None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from forgectl.frozen import dataclass
 from forgectl.names import socket_prefix
-from forgectl.rank.stacks import SIGNAL
+from forgectl.rank.stacks import PROGRESS, SIGNAL, STACKS
 from forgectl.stacks import reading, recorder
 from forgectl.stacks.evidence import Collective, RankEvidence, RankView, ThreadStack
 from forgectl.system.processes import REAL, Identity, Stat, signal_exactly
@@ -90,7 +90,7 @@ async def _look(rank: LiveRank, native: bool, redact: Redact) -> RankEvidence:
         return seen("stopped", detail="held by a debugger" if stat.state == "t" else "stopped by a signal (SIGSTOP)")
     told: dict[str, Any] = {}
     with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, OSError, asyncio.TimeoutError):
-        told = _read(await within(ANSWER_SECONDS, _ask(f"{rank.place}.sock")), rank, redact)
+        told = _read(await within(ANSWER_SECONDS, _ask(rank, STACKS)), rank, redact)
     if native and (threads := await _spy(rank, redact, native=True)):
         return seen("seen", **{**told, "source": "py-spy", "threads": threads})
     if told.get("threads"):
@@ -103,11 +103,20 @@ async def _look(rank: LiveRank, native: bool, redact: Redact) -> RankEvidence:
     return seen("blocked" if stat.state == "D" else "silent", detail=redact(_idle(stat)))
 
 
-async def _ask(path: str) -> bytes:
+async def entered(rank: LiveRank) -> tuple[int, bool] | None:
+    """How many collectives a rank has entered, and whether it waits for others to join a group; None: no answer."""
+    with contextlib.suppress(ValueError, TypeError, KeyError, OSError, asyncio.TimeoutError):
+        found = json.loads(await within(ANSWER_SECONDS, _ask(rank, PROGRESS)))
+        return int(found["entered"]), bool(found["joining"])
+    return None
+
+
+async def _ask(rank: LiveRank, what: bytes) -> bytes:
     """What the rank answers; raises OSError, ValueError if it is too long."""
-    reader, writer = await asyncio.open_unix_connection(sock=dial(Path(path), 0.1))
+    reader, writer = await asyncio.open_unix_connection(sock=dial(Path(f"{rank.place}.sock"), 0.1))
     answer = bytearray()
     try:
+        writer.write(what)
         while chunk := await reader.read(1 << 18):
             answer += chunk
             if len(answer) > MOST_ANSWER:
@@ -224,6 +233,6 @@ def _cut(rank: RankEvidence, most: int) -> RankEvidence:
 def remove(places: Iterable[str]) -> None:
     """Remove the files of ranks that have ended."""
     for place in places:
-        for end in (".sock", ".txt"):
+        for end in (".sock", ".txt", ".count"):
             with contextlib.suppress(OSError):
                 os.unlink(place + end)  # noqa: PTH108 (a Path takes longer)

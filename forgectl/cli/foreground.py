@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 from forgectl.cli.find import all_living
 from forgectl.cli.output import Output, check_ranks
 from forgectl.cli.views import render
+from forgectl.cli.views.hang_news import HangNews
 from forgectl.cli.views.host_news import HostNews, only_waits_for
 from forgectl.cli.views.json_text import json_text
 from forgectl.cli.views.status_json import status_json
@@ -130,6 +131,7 @@ class _Launch:
         self._run = run
         self._watch = watch
         self._news = HostNews()
+        self._hangs = HangNews()
         self._json = as_json
         self._shows = output
         self._last = last  # of logs that exist already, only so many lines
@@ -284,7 +286,7 @@ class _Launch:
 
     def _print_changes(self, status: RunStatus) -> None:
         """Print on stderr how the states of meshes and hosts have changed."""
-        for sentence in self._news.of(status):
+        for sentence in (*self._news.of(status), *self._hangs.of(status)):
             self._print(sentence)
         for mesh in status.meshes:
             restarts = list(render.restarts(mesh, self._restarts.get(mesh.mesh, 0)))

@@ -64,8 +64,7 @@ def status(
     if mesh is not None:
         runs = [look(find(mesh, ended=True), stats=form != "name")]
     else:
-        stats = form == "json" or (verbose and form != "name")
-        runs, troubles = collect(everything, recent=form in ("table", "wide"), stats=stats)
+        runs, troubles = collect(everything, recent=form in ("table", "wide"), stats=form != "name")
     if form == "json":
         from forgectl.cli.views.json_text import json_text
         from forgectl.cli.views.status_json import status_json

@@ -42,6 +42,7 @@ class MeshAccount:
     seq: int
     failure: Failure
     earlier: tuple[Earlier, ...]
+    hangs: bool = False
     verdict: tuple[str, ...] = ()
     incident: str | None = None
 
@@ -105,14 +106,16 @@ def _mesh(mesh: MeshStatus, events: Iterable[RunEvent]) -> MeshAccount | None:
     found: dict[int, RunEvent] = {}
     for event in events:
         if event.mesh == mesh.mesh and event.failure is not None:
-            before = found.get(event.failure.generation)
-            found[event.failure.generation] = dataclasses.replace(event, seq=before.seq) if before else event
+            generation, kind = event.failure.generation, event.failure.kind
+            before = found.get(generation)
+            same = before is not None and (before.event != "mesh_hung" or kind == "hang")
+            found[generation] = dataclasses.replace(event, seq=before.seq) if before and same else event
     if not found:
         return _without_events(mesh)
     *earlier, (_, last) = sorted(found.items())
     assert last.failure is not None
     alike = _alike([event.failure for _, event in earlier if event.failure])
-    return MeshAccount(mesh.mesh, mesh.state, last.seq, last.failure, alike)
+    return MeshAccount(mesh.mesh, mesh.state, last.seq, last.failure, alike, mesh.hung is not None)
 
 
 def _alike(failures: Iterable[Failure]) -> tuple[Earlier, ...]:
@@ -130,7 +133,7 @@ def _without_events(mesh: MeshStatus) -> MeshAccount | None:
         return None
     fell = [c.rank for c in status.collateral]
     failure = Failure(
-        kind=status.kind or kind_of_cause(time_up=False, detail=status.traceback or ""),
+        kind=status.kind or kind_of_cause(detail=status.traceback or ""),
         message=status.message,
         mesh=mesh.mesh,
         generation=mesh.generation if mesh.failure else mesh.generation - 1,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from forgectl.controller.hints import hint_for
+from forgectl.controller.records import Diagnosed
 from forgectl.controller.state import MeshState, RankState, describe, first_failed
 from forgectl.model.event import Failure, Fell, ranges
 from forgectl.model.status import FailureKind, FailureStatus
@@ -29,6 +30,8 @@ def reason(mesh: MeshState) -> str | None:
         return f"not even SIGKILL ended {', '.join(mesh.unkillable)}"
     if mesh.stop is not None and mesh.state in ("stopping", "stopped"):
         return f"stopped by {mesh.stop.by}"
+    if mesh.diagnosed:
+        return mesh.diagnosed.message
     if mesh.last_failure and mesh.due is not None:
         return mesh.last_failure  # it has not restarted yet
     if mesh.again is not None:
@@ -50,8 +53,10 @@ def kind_of(rank: RankState) -> FailureKind:
     return "exit" if end.signal is None else "signal"
 
 
-def kind_of_cause(*, time_up: bool, detail: str) -> FailureKind:
+def kind_of_cause(*, detail: str, time_up: bool = False, hung: bool = False) -> FailureKind:
     """How a mesh failed whose cause is not a rank; `detail` is the traceback, if there is one."""
+    if hung:
+        return "hang"
     return "time_limit" if time_up else "exception" if detail.startswith("Traceback") else "not_started"
 
 
@@ -72,11 +77,11 @@ def failure_of(rank: RankState) -> FailureStatus:
 
 def failure_of_mesh(mesh: MeshState) -> FailureStatus:
     """How a mesh failed whose cause is not a rank."""
-    return _by_cause(mesh, mesh.cause, mesh.detail)
+    return _by_cause(mesh, mesh.cause, mesh.detail, hung=mesh.ended_by_hang)
 
 
-def _by_cause(mesh: MeshState, cause: str | None, detail: str) -> FailureStatus:
-    kind = kind_of_cause(time_up=mesh.time_up, detail=detail)
+def _by_cause(mesh: MeshState, cause: str | None, detail: str, *, hung: bool) -> FailureStatus:
+    kind = kind_of_cause(time_up=mesh.time_up, hung=hung, detail=detail)
     return FailureStatus(None, None, cause or "", detail or None, kind=kind)
 
 
@@ -87,13 +92,17 @@ def failure_in(
     *,
     cause: str | None,
     detail: str,
+    hung: bool,
     policy: str,
 ) -> Failure | None:
-    """The failure of a generation: of its `cause`, if that is no rank, else of the first of its ranks that failed."""
+    """The failure of a generation: of its `cause`, if that is no rank, else of the first of its ranks that failed.
+
+    `hung`: the cause is that it hangs.
+    """
     root = None if cause else first_failed(ranks.values())
     if root is None and cause is None:
         return None
-    found = failure_of(root) if root else _by_cause(mesh, cause, detail)
+    found = failure_of(root) if root else _by_cause(mesh, cause, detail, hung=hung)
     assert found.kind is not None
     return Failure(
         kind=found.kind,
@@ -111,6 +120,28 @@ def failure_in(
         fell=tuple(_fell(ranks.values(), root)),
         policy=policy,
         hint=hint_for(found),
+    )
+
+
+def hang_of(mesh: MeshState, what: Diagnosed, policy: str) -> Failure:
+    """A hang as a failure; its rank is the suspect, if there is exactly one."""
+    suspect = mesh.ranks.get(what.suspects[0]) if len(what.suspects) == 1 else None
+    return Failure(
+        kind="hang",
+        message=what.message,
+        mesh=mesh.name,
+        generation=what.generation,
+        rank=suspect.plan.rank if suspect else None,
+        host=suspect.plan.host if suspect else None,
+        exit_code=None,
+        signal=None,
+        failed_at=mesh.hung_at,
+        traceback=None,
+        log_tail=(),
+        log=f"logs/{mesh.name}/{what.generation}/rank-{suspect.plan.rank}.log" if suspect and suspect.log else None,
+        fell=(),
+        policy=policy,
+        hint=hint_for(FailureStatus(None, None, what.message, kind="hang")),
     )
 
 

@@ -22,6 +22,7 @@ from forgectl.controller.commands import Command, commands, last_commands
 from forgectl.controller.configs import agent_config
 from forgectl.controller.control_socket import ControlServer
 from forgectl.controller.events import Events
+from forgectl.controller.hangs import describe_hang, incident_of
 from forgectl.controller.hooks import Hooks
 from forgectl.controller.host_claims import check_event, check_gpus, own_stacks, own_use, unsound
 from forgectl.controller.incidents import Incidents
@@ -52,6 +53,8 @@ from forgectl.model.status import RunStatus
 from forgectl.protocol.control import HostStacks, MeshAdded, Report, ShowStacks
 from forgectl.protocol.supervision import AgentConfig, Event, GetGpus, GetStacks, HostGpus, Stacks, Stop
 from forgectl.redaction import Redaction, of_run
+from forgectl.stacks.evidence import RankEvidence
+from forgectl.stacks.whole_mesh import whole_mesh
 from forgectl.system.processes import Identity, boot_id, identify, open_pidfd
 from forgectl.system.shared_folders import shared_folders
 from forgectl.system.tasks import Background
@@ -100,6 +103,7 @@ class Controller:
         self._additions = Additions(self._look_for_gpus)
         self._changes = Changes()
         self._moving: set[str] = set()
+        self._diagnosing: dict[str, tuple[RankEvidence, ...]] = {}  # mesh that hangs → what was seen of it
         self._alarms: dict[Waited | TimeUp, asyncio.TimerHandle] = {}
         self._tasks = Background()
         places = [run_dir.agent_place(i, host) for i, host in enumerate(self.run.plan.hosts)]
@@ -182,6 +186,9 @@ class Controller:
             if mesh.name not in self._moving:
                 self._moving.add(mesh.name)
                 self._tasks.begin(self._move(mesh))
+        for mesh in [m for m in self.run.meshes.values() if m.to_diagnose and m.name not in self._diagnosing]:
+            self._diagnosing[mesh.name] = ()
+            self._tasks.begin(self._diagnose(mesh))
         self._set_alarms()
         self._report_soon()
 
@@ -190,8 +197,14 @@ class Controller:
         failing = any(event.event == "mesh_failing" for event in events)
         for event in events:
             mesh = self.run.meshes.get(event.mesh or "")
-            if event.event == "mesh_failing" or (event.event == "host_lost" and not failing):
-                hosts: dict[str, str] = {host.plan.name: host.state for host in self.run.hosts.values()}
+            hosts: dict[str, str] = {host.plan.name: host.state for host in self.run.hosts.values()}
+            if event.event == "mesh_hung":
+                assert mesh is not None
+                assert mesh.diagnosed is not None
+                self._incidents.write(event, mesh, hosts, **incident_of(mesh.diagnosed, self._diagnosing[mesh.name]))
+            elif (event.event == "mesh_failing" and not (mesh and mesh.ended_by_hang)) or (
+                event.event == "host_lost" and not failing
+            ):
                 self._incidents.write(event, mesh, hosts)
             elif event.event in ("mesh_restarted", "mesh_failed") and event.mesh in self._events.failing:
                 self._incidents.amend(self._events.failing[event.mesh], event)
@@ -227,6 +240,17 @@ class Controller:
             record = Stranded(mesh.name, f"host {lost} was lost, and no other takes its place: {e.message}")
         self._moving.discard(mesh.name)
         self.record(record)
+
+    async def _diagnose(self, mesh: MeshState) -> None:
+        """Look where the ranks of a hung mesh are. Nothing of it is ended before."""
+        generation = mesh.generation
+        request = ShowStacks({mesh.name: tuple(mesh.ranks)})
+        answers = {part.host: part.meshes async for part in self.stacks(request)}
+        seen = whole_mesh(self.document().mesh(mesh.name), answers)
+        self._diagnosing[mesh.name] = seen
+        if not self.run.ended and mesh.generation == generation and mesh.to_diagnose:
+            self.record(describe_hang(mesh, seen))
+        del self._diagnosing[mesh.name]
 
     async def _look_for_gpus(self, host: HostPlan) -> tuple[Gpu, ...]:
         """The GPUs of a host; none if it does not answer."""

@@ -9,12 +9,13 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from forgectl.controller.causes import failure_in, policy_of, restart_text
+from forgectl.controller.causes import failure_in, hang_of, policy_of, restart_text
 from forgectl.controller.records import (
     Added,
     AgentLost,
     AgentUp,
     Born,
+    Diagnosed,
     Happened,
     HookEnded,
     Moved,
@@ -38,12 +39,17 @@ class _Seen(NamedTuple):
     cause: str | None
     detail: str
     wait: float
+    hangs: bool  # and was looked at
+    ended_by_hang: bool
     ranks: Mapping[int, RankState]  # those of that generation, which keep changing with it
 
     @classmethod
     def of(cls, m: MeshState) -> _Seen:
         asked = m.again.by if m.again else None
-        return cls(m.state, m.generation, m.failed, len(m.restarts), asked, m.cause, m.detail, m.wait, m.ranks)
+        return cls(
+            *(m.state, m.generation, m.failed, len(m.restarts), asked, m.cause, m.detail, m.wait),
+            *(m.diagnosed is not None, m.ended_by_hang, m.ranks),
+        )
 
 
 class Events:
@@ -52,7 +58,7 @@ class Events:
     def __init__(self, run: Run) -> None:
         self._run = run
         self.count = 0
-        self.failing: dict[str, int] = {}  # mesh → the number of its last event `mesh_failing`
+        self.failing: dict[str, int] = {}  # mesh → the number of the event that has its incident
         self._meshes = {m.name: _Seen.of(m) for m in run.meshes.values()}
         self._state: RunStateName = run.state
         self._was_up = run.was_up
@@ -68,6 +74,10 @@ class Events:
             self._meshes[mesh.name] = after
             if before is not None and before != after and before[:4] != after[:4]:
                 found += self._of_mesh(mesh, before, after)
+            elif before is not None and before.hangs and not after.hangs:
+                found.append(
+                    self._event("mesh_resumed", "it makes progress again", mesh=mesh.name, generation=after.generation)
+                )
         return [*found, *self._of_run()]
 
     def _event(self, event: EventName, message: str, **more: Any) -> RunEvent:
@@ -89,11 +99,22 @@ class Events:
         elif isinstance(record, Moved):
             hosts = ", ".join(record.plan.hosts)
             yield self._event("mesh_moved", f"its next generation is on {hosts}", mesh=record.plan.mesh)
+        elif isinstance(record, Diagnosed):
+            mesh = self._run.meshes.get(record.mesh)
+            if mesh is not None and mesh.diagnosed is record:
+                yield self._hung(mesh, record)
         elif isinstance(record, HookEnded) and record.why:
             yield self._event("hook_failed", f"`on: {record.hook}` for event {record.seq}: {record.why}")
         elif isinstance(record, Happened) and self._read.get(record.host, 0) < record.seq:
             self._read[record.host] = record.seq
             yield from self._of_host(record)
+
+    def _hung(self, mesh: MeshState, record: Diagnosed) -> RunEvent:
+        policy = policy_of(mesh, self._now) if mesh.ended_by_hang else "reported only: nothing was ended"
+        failure = hang_of(mesh, record, policy)
+        self.failing[mesh.name] = self.count + 1
+        about = {"mesh": mesh.name, "generation": record.generation, "rank": failure.rank, "host": failure.host}
+        return self._event("mesh_hung", record.message, **about, failure=_at(failure, self._now))
 
     def _born(self, record: Born) -> RunEvent:
         if record.adopted:
@@ -141,7 +162,8 @@ class Events:
         fails = (after.failed and not before.failed) if same else restarted and not before.failed
         if fails or (after.state in ("failed", "lost") and before.state != after.state and not before.failed):
             found = self._failure(mesh, before, after, policy_of(mesh, self._now) if same else "")
-            self.failing[mesh.name] = self.count + 1
+            if not after.ended_by_hang:  # else the event `mesh_hung` has its incident
+                self.failing[mesh.name] = self.count + 1
             yield self._about("mesh_failing", mesh, found, before.generation, state=after.state)
         if restarted:
             policy = restart_text(mesh, after.restarts, before.wait)
@@ -169,7 +191,15 @@ class Events:
 
     def _failure(self, mesh: MeshState, of: _Seen, cause: _Seen, policy: str) -> Failure | None:
         """The failure of a generation: its ranks are those `of` then, what else is known is in `cause`."""
-        return failure_in(mesh, of.generation, of.ranks, cause=cause.cause, detail=cause.detail, policy=policy)
+        return failure_in(
+            mesh,
+            of.generation,
+            of.ranks,
+            cause=cause.cause,
+            detail=cause.detail,
+            hung=cause.ended_by_hang,
+            policy=policy,
+        )
 
     def _about(
         self, event: EventName, mesh: MeshState, failure: Failure | None, generation: int, **more: Any

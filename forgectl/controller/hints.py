@@ -87,6 +87,10 @@ _SIGNALS = {
     "SIGXCPU": "a limit of processor time (`ulimit -t`) ended it",
     "SIGXFSZ": "a limit of file size (`ulimit -f`) ended it",
 }
+HANG_HINT = (
+    "`forgectl stack` shows where its ranks are now; if they work, a longer `hang: {{after: …}}`, or"
+    " forgectl.heartbeat() in each step"
+)
 _MOST = 64 * 1024
 """Most characters that are searched."""
 
@@ -100,6 +104,8 @@ def hint_for(failure: FailureStatus) -> str | None:
 def _template(failure: FailureStatus) -> str | None:
     if failure.kind == "host_lost":
         return "can {host} be reached (`ssh {host}`)? With `restart:` a mesh moves to other hosts of its run"
+    if failure.kind == "hang":
+        return HANG_HINT
     if failure.kind == "lease":
         return "the network, or {host}, was away for longer than `lease:`; a longer one waits longer"
     if failure.kind == "time_limit":

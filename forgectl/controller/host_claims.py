@@ -32,6 +32,8 @@ from forgectl.protocol.supervision import (
     MessengerOpened,
     Notice,
     Prepared,
+    ProgressResumed,
+    ProgressStopped,
     RankExited,
     RankStarted,
     RankStats,
@@ -169,12 +171,21 @@ def _check_gone(mesh: MeshState, host: str, what: MeshGone) -> None:
     _number("killed", what.killed, 0)
 
 
+def _check_stopped(mesh: MeshState, host: str, what: ProgressStopped) -> None:
+    for rank in what.ranks:
+        _check_place(mesh, host, rank)
+    if not what.ranks or not 0 <= what.seconds < LARGEST:  # false for NaN, too
+        raise ProtocolError(f"it reported that {len(what.ranks)} ranks hang for {what.seconds} s")
+
+
 _CHECKS: dict[type, Any] = {
     StoreOpened: _check_store,
     StartFailed: lambda mesh, host, what: _number("code", what.code, 1, 255),
     RankStarted: _check_started,
     RankExited: _check_exited,
     MeshGone: _check_gone,
+    ProgressStopped: _check_stopped,
+    ProgressResumed: lambda mesh, host, what: None,
 }
 
 
@@ -188,6 +199,10 @@ def _is_generation_news(mesh: MeshState, host: str, what: Any) -> bool:
         return mesh.ranks[what.rank].exit is None
     if isinstance(what, MeshGone):
         return host not in mesh.gone
+    if isinstance(what, ProgressStopped):
+        return not mesh.ended and host not in mesh.hung and mesh.may_report(host)
+    if isinstance(what, ProgressResumed):
+        return host in mesh.hung
     return not mesh.ended and mesh.may_report(host)
 
 
@@ -313,4 +328,5 @@ def _with_few_groups(rank: RankEvidence) -> RankEvidence:
 
 
 def _is_use(use: RankStats) -> bool:
-    return math.isfinite(use.cpu_percent) and use.cpu_percent >= 0 and 0 <= use.rss_bytes <= LARGEST
+    still = 0.0 if use.still is None else use.still
+    return all(math.isfinite(n) and n >= 0 for n in (use.cpu_percent, still)) and 0 <= use.rss_bytes <= LARGEST

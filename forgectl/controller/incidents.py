@@ -75,8 +75,8 @@ class Incidents:
             text = self._redact(json.dumps(document, indent=1)).encode()
             if len(text) <= MOST_BYTES:
                 return text
-            if document["ranks"]:
-                document = {**document, "ranks": document["ranks"][: len(document["ranks"]) // 2]}
+            if long := [name for name in ("ranks", "stacks") if document.get(name)]:
+                document = {**document, long[0]: document[long[0]][: len(document[long[0]]) // 2]}
             else:
                 return self._redact(json.dumps({**document, "failure": None, "hosts": {}}, indent=1)).encode()
 

@@ -116,6 +116,20 @@ class TimeUp:
 
 
 @dataclass(frozen=True)
+class Diagnosed:
+    """The ranks of a hung mesh were looked at. `message` says in one line that it hangs, and why.
+
+    `verdict` is that of `stacks.diagnosis`, line by line, and `suspects` its ranks.
+    """
+
+    mesh: str
+    generation: int
+    message: str
+    verdict: tuple[str, ...] = ()
+    suspects: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class HookBegun:
     """The command of `on:` for event number `seq` will be started now: it is run once at most."""
 
@@ -134,7 +148,7 @@ class HookEnded:
 
 RECORDS = (
     *(Born, AgentUp, AgentLost, Happened, StopAsked, RestartAsked, Added, Moved, Stranded, Waited, TimeUp, Report),
-    *(HookBegun, HookEnded),
+    *(Diagnosed, HookBegun, HookEnded),
 )
 Record: TypeAlias = (
     Born
@@ -149,6 +163,7 @@ Record: TypeAlias = (
     | Waited
     | TimeUp
     | Report
+    | Diagnosed
     | HookBegun
     | HookEnded
 )

@@ -10,6 +10,7 @@ from forgectl.controller.records import (
     AgentLost,
     AgentUp,
     Born,
+    Diagnosed,
     Happened,
     HookBegun,
     HookEnded,
@@ -38,6 +39,8 @@ from forgectl.protocol.supervision import (
     MessengerOpened,
     Notice,
     Prepared,
+    ProgressResumed,
+    ProgressStopped,
     RankExited,
     RankStarted,
     Refused,
@@ -107,6 +110,8 @@ class Run:
             self._waited(record)
         elif isinstance(record, TimeUp):
             self._time_up(record)
+        elif isinstance(record, Diagnosed):
+            self._diagnosed(record)
         elif isinstance(record, Report):
             self._reported(now, record)
         elif isinstance(record, RestartAsked):
@@ -201,6 +206,12 @@ class Run:
         if not (mesh.ended or mesh.ending):
             mesh.failed = mesh.time_up = True
 
+    def _diagnosed(self, record: Diagnosed) -> None:
+        mesh = self.meshes.get(record.mesh)
+        if mesh is not None and mesh.generation == record.generation and mesh.to_diagnose:
+            mesh.diagnosed = record
+            mesh.failed = mesh.ended_by_hang = mesh.plan.unit.hang.do == "restart"
+
     def _reported(self, now: float, record: Report) -> None:
         mesh = self.meshes.get(record.mesh)
         if mesh is None or mesh.generation != record.generation or mesh.ending or mesh.ended:
@@ -285,7 +296,7 @@ class Run:
         now: float,
         host: str,
         mesh: MeshState,
-        what: StoreOpened | StartFailed | RankStarted | RankExited | MeshGone,
+        what: StoreOpened | StartFailed | RankStarted | RankExited | MeshGone | ProgressStopped | ProgressResumed,
     ) -> None:
         if isinstance(what, StoreOpened):
             mesh.port = what.port
@@ -298,6 +309,11 @@ class Run:
             mesh.killed += what.killed
             room = MOST_UNKILLABLE - len(mesh.unkillable)
             mesh.unkillable.extend(who[:MOST_TEXT] for who in what.unkillable[:room])
+        elif isinstance(what, ProgressStopped):
+            mesh.report_counts[host] = mesh.report_counts.get(host, 0) + 1
+            mesh.progress_stopped(host, what, now)
+        elif isinstance(what, ProgressResumed):
+            mesh.progress_resumed(host)
         elif isinstance(what, StartFailed):
             mesh.report_counts[host] = mesh.report_counts.get(host, 0) + 1
             if mesh.stop is not None:
@@ -347,8 +363,8 @@ class Run:
     def _end_generation(self, mesh: MeshState, now: float) -> None:
         if mesh.state == "restarting":
             asked = mesh.again is not None  # which is no failure, and waits for nothing
-            root = mesh.last_root_cause = None if asked else mesh.root_cause()
-            mesh.last_failure = None if asked else mesh.cannot_start or (root and describe(root)) or None
+            root = mesh.last_root_cause = None if asked or mesh.ended_by_hang else mesh.root_cause()
+            mesh.last_failure = None if asked else mesh.cause or (root and describe(root)) or None
             if not asked:
                 mesh.restarts.append(now)
             mesh.begin_generation(mesh.generation + 1)

@@ -15,10 +15,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from forgectl.controller import backoff
-from forgectl.controller.records import RestartAsked, StopAsked
+from forgectl.controller.records import Diagnosed, RestartAsked, StopAsked
 from forgectl.model.plan import HostPlan, MeshPlan, RankPlan
 from forgectl.model.status import OVER, HostStateName, MeshStateName, RankStateName
-from forgectl.protocol.supervision import MeshNews, MessengerOpened, RankExited, RankStarted
+from forgectl.protocol.supervision import MeshNews, MessengerOpened, ProgressStopped, RankExited, RankStarted
 from forgectl.system.processes import signal_name
 from forgectl.system.times import show_duration
 from forgectl.wire.envelope import Refusal
@@ -110,6 +110,10 @@ class MeshState:
     due: float | None = None  # when that wait is over
     begun_at: float | None = None  # when it first began to start; its time limit counts from then
     time_up: bool = False  # it has reached its time limit
+    hung: dict[str, ProgressStopped] = field(default_factory=dict)  # host → its ranks that hang
+    hung_at: float = 0.0  # when the first of them was reported
+    diagnosed: Diagnosed | None = None  # of those
+    ended_by_hang: bool = False  # its `hang:` ends this generation
     killed: int = 0
     unkillable: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
@@ -149,7 +153,14 @@ class MeshState:
     def cause(self) -> str | None:
         """Why it failed, if that is not the failure of a rank."""
         limit = self.plan.unit.time_limit
-        return f"time limit of {show_duration(limit)}" if self.time_up and limit else self.cannot_start
+        if self.time_up and limit:
+            return f"time limit of {show_duration(limit)}"
+        return self.diagnosed.message if self.ended_by_hang and self.diagnosed else self.cannot_start
+
+    @property
+    def to_diagnose(self) -> bool:
+        """Whether its ranks hang, and were not looked at yet."""
+        return bool(self.hung) and self.diagnosed is None and not (self.ended or self.ending)
 
     @property
     def has_begun(self) -> bool:
@@ -202,6 +213,17 @@ class MeshState:
             rank.lease = lease
             self.unfinished.add(rank.plan.rank)
         self.failed = self.failed or bool(lost)
+
+    def progress_stopped(self, host: str, what: ProgressStopped, now: float) -> None:
+        """Note that ranks of a host hang."""
+        self.hung_at = self.hung_at if self.hung else now
+        self.hung[host] = what
+
+    def progress_resumed(self, host: str) -> None:
+        """Note that those of a host do not hang any more."""
+        self.hung.pop(host, None)
+        if not self.hung and not self.ended_by_hang:
+            self.diagnosed = None
 
     def root_cause(self) -> RankState | None:
         """The rank that failed first; None if none did."""
@@ -267,6 +289,9 @@ class MeshState:
         self.cannot_start = None
         self.error = None
         self.detail = ""
+        self.hung = {}
+        self.diagnosed = None
+        self.ended_by_hang = False
 
 
 @dataclass

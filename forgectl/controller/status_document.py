@@ -13,6 +13,7 @@ from forgectl.model.status import (
     CollateralStatus,
     ControllerStatus,
     FailureStatus,
+    HangStatus,
     HostStatus,
     MeshStatus,
     RankStatus,
@@ -26,7 +27,7 @@ from forgectl.wire.envelope import MAX_LINE
 Use = dict[str, dict[int, RankStats]]
 TEXT_ROOM = MAX_LINE // 2
 """Most bytes of all text that hosts sent; the states of ranks take the rest of a message."""
-_TEXTS = ("reason", "error", "failure", "last_failure", "notices", "unkillable")
+_TEXTS = ("reason", "error", "failure", "last_failure", "notices", "unkillable", "hung")
 _CUTS = (32 * 1024, 8 * 1024, 2048, 512, 128, 32)
 
 
@@ -128,7 +129,16 @@ def _mesh(mesh: MeshState, hosts: dict[str, HostState], run_dir: RunDir, use: di
         ranks=tuple(_rank(r, mesh, run_dir, use.get(r.plan.rank)) for r in mesh.ranks.values()),
         restarting=_restarting(mesh),
         implicit=mesh.plan.program.kind == "resident",
+        seconds_since_progress=max((s.still for s in use.values() if s.still is not None), default=None),
+        hung=_hung(mesh),
     )
+
+
+def _hung(mesh: MeshState) -> HangStatus | None:
+    if mesh.diagnosed is None or mesh.ended:
+        return None
+    ranks = tuple(sorted({rank for what in mesh.hung.values() for rank in what.ranks}))
+    return HangStatus(timestamp(mesh.hung_at), ranks, mesh.diagnosed.message, mesh.diagnosed.verdict)
 
 
 def _restarting(mesh: MeshState) -> RestartStatus | None:
@@ -177,4 +187,5 @@ def _rank(rank: RankState, mesh: MeshState, run_dir: RunDir, use: RankStats | No
         cpu_percent=use.cpu_percent if use else None,
         rss_bytes=use.rss_bytes if use else None,
         log=_log(rank, mesh, mesh.generation, run_dir),
+        seconds_since_progress=use.still if use else None,
     )

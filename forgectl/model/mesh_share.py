@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import field
 
 from forgectl.boot import AHEAD
-from forgectl.frozen import dataclass
-from forgectl.model.plan import ForkServerPlan, Gpu, MeshKind, Program, StartMethod
+from forgectl.frozen import UNLESS_DEFAULT, dataclass
+from forgectl.model.plan import ForkServerPlan, Gpu, HangPolicy, MeshKind, Program, StartMethod
 from forgectl.names import SECRETS
 
 
@@ -34,6 +35,7 @@ class MeshShare:
     ranks: dict[int, dict[str, str]]
     world_size: int
     hosts: int
+    hang: HangPolicy = field(default=HangPolicy(), metadata=UNLESS_DEFAULT)
 
     @property
     def stays(self) -> bool:

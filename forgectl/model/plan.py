@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from forgectl.frozen import UNLESS_DEFAULT, dataclass
 
+HangAction = Literal["report", "restart", "nothing"]
 MeshKind = Literal["actor", "service", "script", "driver"]
 StartMethod = Literal["fork", "spawn"]
 SyncKind = Literal["content", "none"]
@@ -26,6 +27,8 @@ PRELOAD = ("torch?",)
 """What fork servers import once, by default; a module with `?` only where it is installed."""
 SYNC_LIMIT = 1 << 30
 """Bytes of workdir that may be copied to ssh hosts, by default."""
+HANG_AFTER, HANG_START = 600.0, 1800.0
+"""Seconds without progress after which a rank hangs, by default: later, and before its first progress."""
 BACKOFF = 1.0
 """Seconds before the second of several restarts in a row, by default."""
 
@@ -134,6 +137,20 @@ SERVICE_RESTART = RestartPolicy(3, 600.0)
 
 
 @dataclass(frozen=True)
+class HangPolicy:
+    """When a rank of a mesh hangs, in seconds without progress, and what is done then: see `agent/progress.py`.
+
+    `start` is the bound before its first progress. If it is None, HANG_START bounds it, and ranks that give no sign
+    of work are left alone. `logs`: the lines of its log are progress, too.
+    """
+
+    after: float = HANG_AFTER
+    start: float | None = None
+    do: HangAction = "report"
+    logs: bool = False
+
+
+@dataclass(frozen=True)
 class Unit:
     """One mesh as the spec or code asks for it, before it has a place.
 
@@ -154,6 +171,7 @@ class Unit:
     restart: RestartPolicy
     share_gpus_with: str | None = None
     time_limit: float | None = None
+    hang: HangPolicy = HangPolicy()
 
 
 @dataclass(frozen=True)
@@ -207,6 +225,7 @@ class MeshForm:
     unit_python: str | None = None
     share_gpus_with: str | None = field(default=None, metadata=UNLESS_DEFAULT)
     time_limit: float | None = field(default=None, metadata=UNLESS_DEFAULT)
+    hang: HangPolicy = field(default=HangPolicy(), metadata=UNLESS_DEFAULT)
 
 
 @dataclass(frozen=True)
@@ -250,6 +269,7 @@ class MeshPlan:
             unit_python=unit.python,
             share_gpus_with=unit.share_gpus_with,
             time_limit=unit.time_limit,
+            hang=unit.hang,
         )
 
     @classmethod
@@ -269,6 +289,7 @@ class MeshPlan:
             restart=form.restart,
             share_gpus_with=form.share_gpus_with,
             time_limit=form.time_limit,
+            hang=form.hang,
         )
         return cls(unit, form.workdir, form.hosts, form.ranks, form.env, form.gpus, form.python, form.secrets)
 

@@ -62,6 +62,7 @@ class RankStatus:
     cpu_percent: float | None
     rss_bytes: int | None
     log: str | None
+    seconds_since_progress: float | None = None  # None: it does not work now, shows no progress, or was not asked
 
     @property
     def ended(self) -> bool:
@@ -102,6 +103,16 @@ class RestartStatus:
 
 
 @dataclass(frozen=True)
+class HangStatus:
+    """A mesh that makes no progress; `verdict` is what its stacks and collectives say, line by line."""
+
+    since: str  # when it was reported
+    ranks: tuple[int, ...]
+    message: str
+    verdict: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class MeshStatus:
     """One mesh. `failure` is of its current generation, `last_failure` of the one before."""
 
@@ -124,6 +135,8 @@ class MeshStatus:
     ranks: tuple[RankStatus, ...]
     restarting: RestartStatus | None = field(default=None, metadata=UNLESS_DEFAULT)
     implicit: bool = field(default=False, metadata=UNLESS_DEFAULT)  # a driver that the spec does not have
+    seconds_since_progress: float | None = None  # of the rank that has made none for longest
+    hung: HangStatus | None = field(default=None, metadata=UNLESS_DEFAULT)
 
     @classmethod
     def lost(cls, name: str, reason: str) -> MeshStatus:

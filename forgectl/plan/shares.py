@@ -31,6 +31,7 @@ def share_of(mesh: MeshPlan, host: HostPlan) -> MeshShare:
         ranks={r.rank: {name: value for name, value in r.env.items() if name not in common} for r in ranks},
         world_size=mesh.procs,
         hosts=len(mesh.hosts),
+        hang=mesh.unit.hang,
     )
 
 

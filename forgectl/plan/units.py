@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from forgectl.model.plan import PRELOAD, Declaration, MeshKind, Program, RestartPolicy, Unit
+from forgectl.model.plan import PRELOAD, Declaration, HangPolicy, MeshKind, Program, RestartPolicy, Unit
 from forgectl.names import DRIVER
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def _unit(mesh: str, kind: MeshKind, program: Program, body: Mesh) -> Unit:
         restart=RestartPolicy(body.restart.max, body.restart.within, body.restart.backoff),
         share_gpus_with=body.share_gpus_with,
         time_limit=body.time_limit,
+        hang=HangPolicy(body.hang.after, body.hang.start, body.hang.do, body.hang.logs),
     )
 
 

@@ -230,10 +230,14 @@ class Pong:
 
 @dataclass(frozen=True)
 class RankStats:
-    """CPU use in percent of one core since the last GetStats, and resident memory in bytes."""
+    """CPU use in percent of one core since the last GetStats, and resident memory in bytes.
+
+    `still`: seconds since its last progress; None if it is not working, or shows no progress.
+    """
 
     cpu_percent: float
     rss_bytes: int
+    still: float | None = field(default=None, metadata=UNLESS_DEFAULT)
 
 
 @dataclass(frozen=True)
@@ -389,6 +393,24 @@ class Notice:
     message: str
 
 
+@dataclass(frozen=True)
+class ProgressStopped:
+    """These ranks have made no progress for so long that they hang, the longest for `seconds`."""
+
+    mesh: str
+    generation: int
+    ranks: tuple[int, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ProgressResumed:
+    """No rank of the mesh here hangs any more."""
+
+    mesh: str
+    generation: int
+
+
 Happening: TypeAlias = (
     Prepared
     | Refused
@@ -398,6 +420,8 @@ Happening: TypeAlias = (
     | RankExited
     | MeshGone
     | Notice
+    | ProgressStopped
+    | ProgressResumed
     | MessengerOpened
     | MessengerGone
 )

@@ -24,10 +24,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from forgectl.rank import progress
+from forgectl.stacks import JOINING
 from forgectl.system.files import create
 from forgectl.wire.unix_sockets import listen, peer_uid
 
 SIGNAL = signal.SIGRTMIN + 7
+STACKS, PROGRESS = b"s", b"p"
+"""What the agent asks for."""
 RECORDERS = ("_dump_fr_trace_json", "_dump_nccl_trace_json")
 """torch's functions that dump the recorders of gloo and of NCCL, where they exist."""
 MOST_FRAMES = 100
@@ -35,8 +39,12 @@ MOST_TASKS = 50
 
 
 def show(place: str) -> None:
-    """Let the agent look: PLACE.txt takes the stacks after a signal, the thread listens at PLACE.sock."""
+    """Let the agent look: PLACE.txt takes the stacks after a signal, the thread listens at PLACE.sock.
+
+    PLACE.count has the counts of `progress`.
+    """
     try:
+        progress.show(f"{place}.count")
         faulthandler.register(SIGNAL, create(f"{place}.txt", append=True))
         path = Path(f"{place}.sock")
         listener = listen(path)
@@ -56,7 +64,7 @@ def _serve(listener: socket.socket) -> None:
         with contextlib.suppress(Exception), connection:
             connection.settimeout(1.0)
             if peer_uid(connection) == os.getuid():
-                connection.sendall(_answer())
+                connection.sendall(_progress() if connection.recv(1) == PROGRESS else _answer())
 
 
 def _leave(path: Path, owner: int) -> None:
@@ -69,6 +77,19 @@ def _answer() -> bytes:
     recorded = list(_recorded())
     found = {"threads": [*_threads(), *_tasks()], "groups": _groups(), "recorded": [len(r) for r in recorded]}
     return b"".join([json.dumps(found).encode(), b"\n", *recorded])
+
+
+def _progress() -> bytes:
+    """A line of JSON: how many collectives this rank has entered, and whether it waits for others to join a group."""
+    world, entered = _world(), 0
+    for group in list(world.pg_names) if world is not None else ():
+        with contextlib.suppress(Exception):  # not every backend counts
+            entered += group._get_sequence_number_for_group()
+    return json.dumps({"entered": entered, "joining": any(_joins(f) for f in sys._current_frames().values())}).encode()
+
+
+def _joins(frame: FrameType | None) -> bool:
+    return any(function in JOINING and file.endswith("/distributed_c10d.py") for file, _, function in _calls(frame))
 
 
 def _recorded() -> Iterator[bytes]:
@@ -132,8 +153,7 @@ def _awaits(coroutine: Any) -> Stack:
 
 def _groups() -> list[tuple[str, str, list[int]]]:
     """Name, description and ranks of each process group that this rank is in."""
-    c10d = sys.modules.get("torch.distributed.distributed_c10d")
-    world = getattr(c10d, "_world", None)
+    world = _world()
     if world is None:
         return []
     found = []
@@ -143,3 +163,8 @@ def _groups() -> list[tuple[str, str, list[int]]]:
             description = str(getattr(group, "group_desc", ""))
             found.append((str(name), description, sorted(ranks, key=ranks.__getitem__)))
     return found
+
+
+def _world() -> Any:
+    """What torch knows of this process's groups; None before it is asked for any."""
+    return getattr(sys.modules.get("torch.distributed.distributed_c10d"), "_world", None)

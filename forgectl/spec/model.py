@@ -11,12 +11,14 @@ from forgectl.errors import SpecProblem
 from forgectl.model.event import HookName
 from forgectl.model.plan import (
     BACKOFF,
+    HANG_AFTER,
     HOOK_SECONDS,
     LEASE,
     LOG_LIMIT,
     PRELOAD,
     SERVICE_RESTART,
     SYNC_LIMIT,
+    HangAction,
     OnFailure,
     Program,
     SyncKind,
@@ -72,6 +74,30 @@ Failure = Annotated[
 ]
 
 
+HangDo = Annotated[
+    HangAction,
+    BeforeValidator(choice("report", "restart", "nothing")),
+    or_variable({"enum": ["report", "restart", "nothing"]}),
+]
+
+
+class Hang(Model):
+    """When a rank is taken for hung, and what is done then."""
+
+    after: Within = Field(default=HANG_AFTER, description="Time without progress after which a rank hangs")
+    start: Within | None = Field(
+        default=None,
+        description="Time until its first progress. If it is not given, 30m, and a rank that shows no sign of work is"
+        " left alone",
+    )
+    do: HangDo = Field(
+        default="report",
+        description="report: say so, and save the stacks of all ranks; restart: then restart the mesh, as `restart:`"
+        " allows; nothing: do not watch it",
+    )
+    logs: Bool = Field(default=False, description="Lines of the log are progress, too")
+
+
 class Restart(Model):
     """Restart the whole mesh at most `max` times in the time `within`."""
 
@@ -101,6 +127,7 @@ class Mesh(Model):
     time_limit: Within | None = Field(
         default=None, description="How long it may run, restarts included; then it has failed, with exit code 124"
     )
+    hang: Hang = Field(default=Hang(), description="When a rank is taken for hung; default: after 10m, reported only")
     start_method: StartMethod = Field(default="fork", description="fork: from a warm fork server; spawn: afresh")
     python: Interpreter | None = Field(default=None, description="Another interpreter than the host's")
     preload: tuple[Preloaded, ...] = Field(

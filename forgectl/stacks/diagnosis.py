@@ -12,6 +12,7 @@ from typing import Literal
 
 from forgectl.frozen import dataclass
 from forgectl.model.event import ranges
+from forgectl.stacks import JOINING
 from forgectl.stacks.evidence import Collective, Group, RankEvidence
 from forgectl.stacks.places import callee, fold, main_stack
 
@@ -23,8 +24,6 @@ SAME_SHAPES = frozenset(
     {"all_reduce", "broadcast", "reduce", "_allgather_base", "_all_gather_base", "_reduce_scatter_base"}
 )
 """Collectives whose input has the same shape on all ranks. Of others it may differ by rank."""
-JOINING = ("init_process_group", "new_group")
-"""torch's functions in which ranks wait for others, and which no recorder knows."""
 BETWEEN_TWO = frozenset({"send", "recv", "batch_isend_irecv", "send_object_list", "recv_object_list"})
 SHOWN_PLACES = 4
 MOST_LINES = 20
@@ -65,6 +64,8 @@ def diagnose(ranks: Sequence[RankEvidence]) -> Verdict:
     order: tuple[Kind, ...] = ("mismatch", "missing", "each_other", "unknown", "all_in", "nothing")
     verdicts.sort(key=lambda v: (order.index(v.kind), -len(v.waiting)))
     first = verdicts[0]
+    if not first.suspects and first.kind in ("mismatch", "each_other"):
+        first = _by_one(waits, by_rank) or first
     others = [v.text for v in verdicts[1:] if v.kind in ("mismatch", "missing") or (v.kind == first.kind)]
     return _with_text(first, "\n".join(list(dict.fromkeys([first.text, *others]))[:MOST_LINES]))
 
@@ -180,13 +181,46 @@ def _causes(rank: int, waits: Iterable[_Wait]) -> frozenset[int]:
     return frozenset(r for w in waits if rank in w.waiting for r in (*w.missing, *w.unknown)) - {rank}
 
 
+# ---------------------------------------------------------------- one that explains all
+
+
+def _by_one(waits: Sequence[_Wait], by_rank: Mapping[int, RankEvidence]) -> Verdict | None:
+    """The verdict where exactly one rank explains why all wait: had it done as the others expect, all would go on."""
+    if any(w.unknown or not w.members.all_known for w in waits):
+        return None
+    found = [r for r in by_rank if _explains(r, waits)]
+    missed = [w for w in waits if len(found) == 1 and found[0] in w.missing]
+    if not missed:
+        return None
+    rank, wait = found[0], max(missed, key=lambda w: len(w.waiting))
+    other = next((w for w in waits if rank in w.entered), None)
+    instead = f"it entered {_name(other, rank)} instead" if other else "it did not enter it"
+    return _made("missing", wait, f"{_head(wait)}; rank {rank} does not: {instead}, {_places([by_rank[rank]])}", [rank])
+
+
+def _explains(rank: int, waits: Sequence[_Wait]) -> bool:
+    """Whether nothing is left to wait for if this rank alone had entered what the others wait in."""
+    for wait in waits:
+        if wait.mismatch and len({k for r, k in _kinds(wait.entered, wait.sequence).items() if r != rank}) > 1:
+            return False
+    left = list(waits)
+    while left:
+        held = {r for w in left for r in w.waiting}
+        waiting = {r for w in waits for r in w.waiting}
+        over = [w for w in left if all(r == rank or (r in waiting and r not in held) for r in w.missing)]
+        if not over:
+            return False
+        left = [w for w in left if w not in over]
+    return True
+
+
 # ---------------------------------------------------------------- the verdict
 
 
 def _verdict(wait: _Wait, by_rank: Mapping[int, RankEvidence], blocked_by: Mapping[int, frozenset[int]]) -> Verdict:
     if wait.mismatch:
         return _mismatch(wait, by_rank)
-    head = f"{_count(len(wait.waiting), len(wait.members.ranks), wait.members.all_known)} in {_name(wait)}"
+    head = _head(wait)
     if not wait.missing:
         return _nobody_missing(wait, head, by_rank)
     free = [r for r in wait.missing if not blocked_by.get(r) and not _between_two(by_rank[r])]
@@ -278,8 +312,14 @@ def _between_two(rank: RankEvidence) -> bool:
 # ---------------------------------------------------------------- words
 
 
-def _name(wait: _Wait) -> str:
-    operation = next(iter(wait.entered.values()))[0].operation if wait.entered else "collective"
+def _head(wait: _Wait) -> str:
+    return f"{_count(len(wait.waiting), len(wait.members.ranks), wait.members.all_known)} in {_name(wait)}"
+
+
+def _name(wait: _Wait, rank: int | None = None) -> str:
+    """The collective that ranks wait in, as it is there, or as `rank` entered it."""
+    entered = wait.entered.get(rank) if rank is not None else next(iter(wait.entered.values()), None)
+    operation = entered[0].operation if entered else "collective"
     seconds = _seconds(wait)
     since = f" for {_duration(seconds)}" if seconds >= 1 else ""
     return f"{operation} #{wait.sequence} of {wait.members.description or wait.members.name}{since}"

@@ -56,7 +56,7 @@ def to_json(value: Any) -> Any:
             for name, tagged in fields
         }
         for name, default in _optional(kind):
-            if found[name] == default:
+            if getattr(value, name) == default:
                 del found[name]
         return found
     if isinstance(value, enum.Enum):

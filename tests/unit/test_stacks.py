@@ -66,6 +66,17 @@ def test_ranks_that_wait_for_each_other_in_two_groups_are_not_accused() -> None:
     assert (found.kind, found.suspects) == ("each_other", ())
 
 
+def test_a_rank_that_takes_the_default_group_for_a_subgroup_is_named() -> None:
+    """Rank 2 is not in the subgroup, and rightly went on to what comes after it."""
+    pair = at("all_reduce", 1, group=PAIR)
+    found = diagnose([rank(0, pair), rank(1, at("barrier", 6)), rank(2, at("all_reduce", 6))])
+    assert (found.kind, found.suspects, found.waiting, found.group) == ("missing", (1,), (0,), "pair")
+    assert found.text.splitlines()[0] == (
+        "1 of 2 waits in all_reduce #1 of pair for 60 s; rank 1 does not: it entered barrier #6 of default_pg for 60 s"
+        " instead, it is at all_reduce (train.py:7)"
+    )
+
+
 def test_a_rank_that_keeps_a_subgroup_waiting_is_named() -> None:
     found = diagnose(
         [rank(0, done(5), at("all_reduce", 1, group=PAIR)), rank(1, done(5), line=41), rank(2, at("all_reduce", 6))]

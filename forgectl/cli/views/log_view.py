@@ -15,6 +15,7 @@ from forgectl.cli.address import no_rank
 from forgectl.cli.find import Found
 from forgectl.cli.outcome import exit_code, outcome
 from forgectl.cli.views import render
+from forgectl.cli.views.hang_news import HangNews
 from forgectl.cli.watch import RunWatch
 from forgectl.controller import client
 from forgectl.controller.run_dir import RunDir
@@ -87,6 +88,8 @@ def show_logs(run: RunDir, found: Sequence[Found], ranks: frozenset[int] | None,
     status = client.document(run)
     sources = _sources(run, status, selection, view.generation)
     _warn_of_missing(status, _shown(status, selection), absent)
+    for sentence in HangNews().of(status, _shown(status, selection)):
+        _print_notice(sentence)
     for chunk in read_all(sources, printer.last, since=view.since, until=view.until, terminal=terminal):
         printer.write(chunk)
     printer.caught_up()
@@ -210,7 +213,7 @@ def _follow(
     named = selection.meshes
     stream = LogStream(terminal=terminal, merged=True)
     watch = RunWatch(run, logs=FollowLogs(named))
-    last, since = printer.last, view.since
+    last, since, hangs = printer.last, view.since, HangNews()
     for status in watch.steps(printer.next_look):
         if status is not None:
             for source in _sources(run, status, selection, None):
@@ -218,6 +221,8 @@ def _follow(
             last = since = None  # later generations are shown from their beginning
         if not _print_new(stream, printer):
             printer.caught_up()
+        for sentence in hangs.of(status, named) if status is not None else ():
+            _print_notice(sentence)
         if named is not None and watch.status is not None and _are_over(watch.status, named):
             _fetch_logs(run, named)
             break

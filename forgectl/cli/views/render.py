@@ -98,7 +98,12 @@ def age(start: str | None, end: str | None = None) -> str:
     if start is None:
         return "-"
     until = _time(end) if end else _now()
-    seconds = max(0, int((until - _time(start)).total_seconds()))
+    return lasting((until - _time(start)).total_seconds())
+
+
+def lasting(seconds: float) -> str:
+    """A time as it is shown: `12s`, `5m`, `3h`, `2d`."""
+    seconds = max(0, int(seconds))
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= 2 * length:
             return f"{seconds // length}{unit}"

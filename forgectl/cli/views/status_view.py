@@ -21,15 +21,16 @@ from forgectl.system.sizes import show_bytes
 MESH = (
     Column("RUN", least=10), Column("MESH", least=8), Column("KIND", drop=6), Column("STATE"), Column("READY", drop=1),
     Column("HOSTS", drop=5, least=8), Column("GPUS", drop=8), Column("RESTARTS", drop=7),
-    Column("STARTED", drop=4), Column("ENDED", drop=2), Column("ELAPSED", drop=3),
+    Column("STARTED", drop=4), Column("ENDED", drop=2), Column("ELAPSED", drop=3), Column("PROGRESS", drop=9),
 )  # fmt: skip
 WIDE = (*MESH, Column("GENERATION"), Column("EXIT"))
-_ELAPSED = next(i for i, c in enumerate(MESH) if c.heading == "ELAPSED")
+_PASSING = tuple(i for i, c in enumerate(MESH) if c.heading in ("ELAPSED", "PROGRESS"))
 NAMES = 2
 """The first columns of a mesh, which name it."""
 RANK = (
     Column("RANK", least=10), Column("HOST", drop=3, least=8), Column("PID", drop=4), Column("STATE"),
-    Column("GPUS", drop=5), Column("CPU %", drop=2, right=True), Column("MEMORY", drop=1, right=True), Column("END"),
+    Column("GPUS", drop=5), Column("CPU %", drop=2, right=True), Column("MEMORY", drop=1, right=True),
+    Column("PROGRESS", drop=6), Column("END"),
 )  # fmt: skip
 HOST = (
     Column("HOST", least=10), Column("STATE"), Column("ADDRESS", drop=2), Column("AGENT", drop=3),
@@ -82,12 +83,14 @@ def nothing_runs(last: RunStatus | None) -> Text:
 def news(runs: Sequence[RunStatus], changed: ChangedRows, *, ranks: bool) -> Iterator[RenderableType]:
     """The rows that are new or have changed in more than what they use and how long they have lasted."""
     rows = _mesh_rows(runs, MESH, wide=False, ranks=ranks, counting=False)
-    fresh, is_new = changed.of("meshes", rows, lambda row: (*row[:_ELAPSED], *row[_ELAPSED + 1 :]))
+    fresh, is_new = changed.of(
+        "meshes", rows, lambda row: tuple(cell for i, cell in enumerate(row) if i not in _PASSING)
+    )
     if fresh:
         yield Table(MESH, fresh, remark="REASON", names=NAMES, head=is_new, widest=rows)
     if ranks:
         rows = [row for run in runs for row in _rank_rows(run)]
-        fresh, is_new = changed.of("ranks", rows, lambda row: (*row[:5], row[7]))
+        fresh, is_new = changed.of("ranks", rows, lambda row: (*row[:5], row[8]))
         if fresh:
             yield Table(RANK, fresh, head=is_new, widest=rows)
 
@@ -160,8 +163,14 @@ def _mesh_cells(run: RunStatus, mesh: MeshStatus, wide: bool) -> Iterator[Text]:
     yield Text(render.clock(run.started_at, whole=wide))
     yield Text(render.clock(end, whole=wide))
     yield Text(render.age(run.started_at, end))
+    yield _progress(mesh.seconds_since_progress, hung=mesh.hung is not None)
     yield Text(str(mesh.generation))
     yield Text(",".join(sorted(str(code) for code in exit_codes if code is not None)) or "-")
+
+
+def _progress(seconds: float | None, *, hung: bool) -> Text:
+    """The time since the last progress of what works."""
+    return Text("-" if seconds is None else f"{render.lasting(seconds)} ago", "yellow" if hung else "")
 
 
 def _run_details(run: RunStatus) -> Iterator[RenderableType]:
@@ -193,6 +202,9 @@ def _rank_rows(run: RunStatus) -> Iterator[Row]:
                 Text(",".join(rank.gpus) or "-"),
                 Text(f"{rank.cpu_percent:.0f}" if used and rank.cpu_percent is not None else "-"),
                 Text(show_bytes(rank.rss_bytes) if used and rank.rss_bytes is not None else "-"),
+                _progress(
+                    rank.seconds_since_progress if used else None, hung=bool(mesh.hung and rank.rank in mesh.hung.ranks)
+                ),
                 Text(f"{end} (root cause)".removeprefix("- ") if role == "cause" else end, _ROLE_STYLE[role]),
             )
 

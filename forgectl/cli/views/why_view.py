@@ -63,10 +63,16 @@ def _head(account: Account) -> Text:
 def _mesh(mesh: MeshAccount, run_dir: str, redact: Callable[[str], str]) -> Iterator[RenderableType]:
     failure = mesh.failure
     over = mesh.state in ("failed", "lost")
-    how = f"{mesh.mesh} {mesh.state}" if over else f"{mesh.mesh} is {mesh.state}; before it failed"
+    how = (
+        f"{mesh.mesh} {mesh.state}"
+        if over
+        else f"{mesh.mesh} is {mesh.state}; before it {'hung' if failure.kind == 'hang' else 'failed'}"
+    )
+    how = f"{mesh.mesh} hangs" if mesh.hangs and not over else how
     yield Text.assemble(plain(how), ": ", plain(redact(failure.message)), style="bold red" if over else "bold")
     for line in mesh.verdict:
-        yield Text("  ") + plain(redact(line))
+        if line not in failure.message:
+            yield Text("  ") + plain(redact(line))
     if failure.traceback:
         yield from (Text("  ") + plain(line) for line in redact(failure.traceback.rstrip()).splitlines())
     elif failure.log_tail:

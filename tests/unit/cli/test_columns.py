@@ -10,9 +10,9 @@ from rich.cells import cell_len
 from forgectl.cli.views.columns import ALIGNED, Column, fit, shortened, total
 from forgectl.cli.views.status_view import MESH
 
-SHORT = ("train-7f3a", "trainer", "actor", "running", "8/8", "gpu01 +3", "8", "1/3", "14:03:22", "-", "3h")
+SHORT = ("train-7f3a", "trainer", "actor", "running", "8/8", "gpu01 +3", "8", "1/3", "14:03:22", "-", "3h", "2s ago")
 LONG = ("a-name-of-a-run-that-goes-on-and-on-7f3a", "a-mesh-that-has-a-long-name", *SHORT[2:])
-PLAIN = ("train-7f3a", "trainer", "script", "running", "8/8", "local", "-", "-", "14:03:22", "-", "3h")
+PLAIN = ("train-7f3a", "trainer", "script", "running", "8/8", "local", "-", "-", "14:03:22", "-", "3h", "-")
 
 
 def headings(width: int, *rows: tuple[str, ...]) -> list[str]:
@@ -36,9 +36,9 @@ def test_columns_that_say_nothing_go_before_others() -> None:
     full = [c.heading for c in MESH]
     room = total(fit(1000, MESH, [PLAIN]))
     left = headings(room - 1, PLAIN)
-    assert [h for h in full if h not in left] == ["GPUS"]
+    assert [h for h in full if h not in left] == ["PROGRESS"]
     left = headings(room - 20, PLAIN)
-    assert {h for h in full if h not in left} == {"GPUS", "RESTARTS", "ENDED"}
+    assert {h for h in full if h not in left} == {"PROGRESS", "GPUS", "RESTARTS"}
 
 
 def test_names_are_shortened_only_after_all_else_has_gone() -> None:

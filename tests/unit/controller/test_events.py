@@ -19,8 +19,8 @@ from forgectl.controller.status_document import run_document
 from forgectl.model.event import RunEvent, event_json, ranges
 from forgectl.model.plan import RestartPolicy
 from forgectl.protocol.control import Report
-from forgectl.protocol.supervision import Prepared, RankExited, StartFailed
-from tests.unit.controller.test_state import History, mesh
+from forgectl.protocol.supervision import Prepared, ProgressResumed, ProgressStopped, RankExited, StartFailed
+from tests.unit.controller.test_state import FOUND, History, hang, mesh
 
 TRACE = "Traceback (most recent call last):\nValueError: bad\n"
 RAISES: Any = {"error": "ValueError: bad", "traceback": TRACE}
@@ -147,6 +147,39 @@ def test_a_time_limit() -> None:
     assert failed is not None
     assert (failed.kind, failed.message, failed.rank) == ("time_limit", "time limit of 1m", None)
     assert failed.policy == "no restart: its time limit is over"
+
+
+def test_a_hang_is_one_event_with_its_verdict_and_its_end_is_another() -> None:
+    h = hang()
+    h.record(FOUND)
+    h.happen(ProgressStopped("m", 0, (2, 3), 605.0), "b")
+    hung = told(h)[-1]
+    assert (hung.event, hung.hook, hung.message, hung.rank, hung.host) == ("mesh_hung", "hung", FOUND.message, 2, "b")
+    assert hung.failure is not None
+    assert (hung.failure.kind, hung.failure.policy) == ("hang", "reported only: nothing was ended")
+    [mesh] = account(h).meshes
+    assert (mesh.hangs, mesh.seq, account(h).kind) == (True, hung.seq, "goes_on")
+    for host in ("a", "b"):
+        h.happen(ProgressResumed("m", 0), host)
+    assert told(h)[-1].event == "mesh_resumed"
+    h.exit(0, 3)
+    h.gone()
+    [mesh] = account(h).meshes
+    assert (mesh.hangs, mesh.failure.kind) == (False, "exit")
+    assert mesh.seq == next(e.seq for e in told(h) if e.event == "mesh_failing"), "not the incident of the hang"
+
+
+def test_a_restart_after_a_hang_names_it_as_the_cause() -> None:
+    h = hang("restart", restart=RestartPolicy(1))
+    h.record(FOUND)
+    for rank in range(4):
+        h.exit(rank, None, 15, asked=True, error="RuntimeError: Connection closed by peer")
+    h.gone()
+    found = [e for e in told(h) if e.failure]
+    assert [e.event for e in found] == ["mesh_hung", "mesh_failing", "mesh_restarted"]
+    assert {e.failure.kind for e in found if e.failure} == {"hang"}
+    [mesh] = account(h).meshes
+    assert (mesh.seq, mesh.failure.policy) == (found[0].seq, "restart 1 of 1 at once")
 
 
 def test_an_actor_that_raises_in_its_setup() -> None:

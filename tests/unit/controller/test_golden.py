@@ -24,6 +24,7 @@ from forgectl.controller.records import (
     Added,
     AgentLost,
     Born,
+    Diagnosed,
     Moved,
     StopAsked,
     Stranded,
@@ -42,6 +43,7 @@ from forgectl.protocol.supervision import (
     MeshGone,
     Notice,
     Prepared,
+    ProgressStopped,
     RankStats,
     Refused,
     StartFailed,
@@ -166,6 +168,15 @@ def lost() -> Case:
     h.happen(MeshGone("m", 0), "a")
     h.run.hosts["a"].state = "gone"
     return Case(h)
+
+
+def hung() -> Case:
+    h = history(mesh(procs=2, hosts=("a", "b")), hosts=("a", "b"))
+    h.start()
+    h.happen(ProgressStopped("m", 0, (0,), 600.0), "a")
+    h.record(Diagnosed("m", 0, "no progress for 10m: rank 1 is missing", ("rank 1 is missing", "all else waits"), (1,)))
+    h.happen(ProgressStopped("m", 0, (1,), 600.0), "b")
+    return Case(h, {"m": {0: RankStats(0.5, 1000, 605.0), 1: RankStats(0.5, 1000, 601.0)}})
 
 
 def reconnecting() -> Case:
@@ -297,6 +308,7 @@ CASES: tuple[Callable[[], Case], ...] = (
         stopped,
         stopping_in_part,
         lost,
+        hung,
         reconnecting,
         refused,
     ),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from forgectl.controller import host_claims
 from forgectl.controller.host_claims import MOST_TEXT, check_event, check_parts, own_use
-from forgectl.controller.records import AgentLost, AgentUp, Happened, StopAsked
+from forgectl.controller.records import AgentLost, AgentUp, Diagnosed, Happened, StopAsked
 from forgectl.controller.run_dir import RunDir
 from forgectl.controller.run_state import Run
 from forgectl.controller.status_document import run_document
@@ -31,6 +31,8 @@ from forgectl.protocol.supervision import (
     MessengerOpened,
     Notice,
     Prepared,
+    ProgressResumed,
+    ProgressStopped,
     RankExited,
     RankStarted,
     RankStats,
@@ -82,6 +84,7 @@ def test_every_event_of_a_run_from_its_beginning_to_its_end_is_news_once() -> No
         whole += [("a", StoreOpened("m", generation, 4000))]
         whole += [("ab"[r // 2], RankStarted("m", generation, r, 500 + r, 1, "/log")) for r in range(4)]
         whole += [("b", Notice("m", "its disk is full"))]
+        whole += [("b", ProgressStopped("m", generation, (2, 3), 600.0)), ("b", ProgressResumed("m", generation))]
         whole += [("ab"[r // 2], RankExited("m", generation, r, None, 9)) for r in range(4)]
         whole += [(host, MeshGone("m", generation, 4)) for host in BOTH]
     h.happen(Prepared("other"), "a")
@@ -127,6 +130,9 @@ def test_late_news_of_an_old_generation_is_no_breach() -> None:
         ("b", RankExited("m", 0, 2, 0, 9), "both exited and was killed"),
         ("b", RankExited("m", 0, 2, 0, None, failed_ago=float("nan")), "failed nan s ago"),
         ("b", RankExited("m", 0, 2, 1, None, traceback="x" * (MOST_TEXT + 1)), "of more than"),
+        ("b", ProgressStopped("m", 0, (1,), 600.0), "is on host a"),
+        ("b", ProgressStopped("m", 0, (), 600.0), "that 0 ranks hang"),
+        ("b", ProgressStopped("m", 0, (2,), float("nan")), "hang for nan s"),
         ("b", MeshGone("m", 0, unkillable=("x",) * 10_000), "of more than"),
         ("b", Refused("m", Refusal(0, "x")), "not an exit code"),
         ("c", Prepared("m"), "not a host of this run"),
@@ -193,6 +199,8 @@ HAPPENED = st.one_of(
     st.builds(StartFailed, MESHES, GENERATIONS, TEXTS),
     st.builds(RankStarted, MESHES, GENERATIONS, NUMBERS, st.one_of(st.just(5), NUMBERS), st.just(1), TEXTS),
     st.builds(RankExited, MESHES, GENERATIONS, NUMBERS, MAYBE, MAYBE, st.booleans()),
+    st.builds(ProgressStopped, MESHES, GENERATIONS, st.lists(NUMBERS, max_size=3).map(tuple), st.floats()),
+    st.builds(ProgressResumed, MESHES, GENERATIONS),
     st.builds(MeshGone, MESHES, GENERATIONS, NUMBERS, st.lists(TEXTS, max_size=3).map(tuple)),
 ).map(to_tagged)
 JSON = st.recursive(
@@ -208,6 +216,7 @@ OURS = st.sampled_from(
         *(AgentUp(host, pid, "boot") for host in BOTH for pid in (7, 8)),
         *(StopAsked(meshes, 1.0, "test") for meshes in (None, ("m",))),
         Report("m", 0),
+        Diagnosed("m", 0, "no progress"),
         Report("m", 1, "it raised"),
     ]
 )

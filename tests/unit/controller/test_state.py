@@ -14,6 +14,7 @@ from forgectl.controller.records import (
     AgentLost,
     AgentUp,
     Born,
+    Diagnosed,
     Happened,
     Moved,
     Record,
@@ -28,7 +29,19 @@ from forgectl.controller.run_dir import RunDir
 from forgectl.controller.run_state import Run
 from forgectl.controller.state import MESH_TRANSITIONS, MeshState, describe
 from forgectl.controller.status_document import run_document
-from forgectl.model.plan import BACKOFF, HostPlan, MeshPlan, OnFailure, Plan, Program, RankPlan, RestartPolicy, Unit
+from forgectl.model.plan import (
+    BACKOFF,
+    HangAction,
+    HangPolicy,
+    HostPlan,
+    MeshPlan,
+    OnFailure,
+    Plan,
+    Program,
+    RankPlan,
+    RestartPolicy,
+    Unit,
+)
 from forgectl.model.status import OVER
 from forgectl.protocol.control import Report
 from forgectl.protocol.supervision import (
@@ -38,6 +51,8 @@ from forgectl.protocol.supervision import (
     OpenStore,
     Prepare,
     Prepared,
+    ProgressResumed,
+    ProgressStopped,
     Quit,
     RankExited,
     RankStarted,
@@ -774,3 +789,53 @@ def test_a_restart_on_demand_waits_for_nothing_however_often_it_failed_before() 
     h.exit(0, None, 15, asked=True)
     h.gone()
     assert (h.mesh().state, h.told(), h.run.alarms()) == ("starting", [OpenStore], {})
+
+
+def hang(do: HangAction = "report", **more: object) -> History:
+    h = History(mesh(procs=4, hosts=("a", "b"), hang=HangPolicy(do=do), **more), hosts=("a", "b"))
+    h.start()
+    h.happen(ProgressStopped("m", 0, (0, 1), 600.0), "a")
+    return h
+
+
+FOUND = Diagnosed("m", 0, "no progress for 10m: rank 2 is missing", ("rank 2 is missing",), (2,))
+
+
+def test_a_hang_is_diagnosed_once_and_ends_nothing() -> None:
+    h = hang()
+    assert h.mesh().to_diagnose
+    h.record(FOUND)
+    h.happen(ProgressStopped("m", 0, (2, 3), 605.0), "b")
+    assert not h.mesh().to_diagnose
+    assert (h.mesh().state, h.told(), reason(h.mesh())) == ("running", [], FOUND.message)
+    h.happen(ProgressResumed("m", 0), "a")
+    assert reason(h.mesh()) == FOUND.message, "ranks of b still hang"
+    h.happen(ProgressResumed("m", 0), "b")
+    assert reason(h.mesh()) is None
+    h.happen(ProgressStopped("m", 0, (0,), 600.0), "a")
+    assert h.mesh().to_diagnose, "it hangs anew"
+
+
+def test_a_diagnosis_that_comes_too_late_changes_nothing() -> None:
+    h = hang("restart", restart=RestartPolicy(1))
+    h.happen(ProgressResumed("m", 0), "a")
+    h.record(FOUND)
+    assert (h.mesh().state, reason(h.mesh())) == ("running", None)
+
+
+def test_a_hang_restarts_only_what_was_looked_at_and_the_next_generation_forgets_it() -> None:
+    h = hang("restart", restart=RestartPolicy(1))
+    assert h.told() == [], "its stacks are not saved yet"
+    h.record(FOUND)
+    assert (h.mesh().state, h.told()) == ("restarting", [Stop])
+    for rank in range(4):
+        h.exit(rank, None, 15, asked=True, error="RuntimeError: Connection closed by peer")
+    h.gone()
+    m = h.mesh()
+    assert (m.generation, m.last_failure, m.last_root_cause) == (1, FOUND.message, None)
+    assert (m.hung, m.diagnosed, m.ended_by_hang) == ({}, None, False)
+    h.start()
+    h.happen(ProgressStopped("m", 1, (0,), 600.0), "a")
+    h.record(dataclasses.replace(FOUND, generation=1))
+    h.gone()
+    assert (h.mesh().state, h.run.state, h.run.exit_code) == ("failed", "failed", 1)

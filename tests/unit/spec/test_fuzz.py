@@ -23,6 +23,9 @@ KEYS = [
     *("class", "args", "procs", "with_gpus", "restart", "max", "within", "start_method", "python", "preload"),
     *(
         "share_gpus_with",
+        "hang",
+        "after",
+        "do",
         "file",
         "slurm",
         "slots",

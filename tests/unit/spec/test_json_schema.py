@@ -89,9 +89,12 @@ GOOD = [
     "hosts: [{name: x, slots: 4}]\nsync: none\nsync_limit: 2GiB\nscripts: {a: {module: x}}",
     "hosts: {file: good.txt, python: /opt/python, gpus: 2, env: {A: 1}, slots: 2}\nscripts: {a: {module: x}}",
     "services: {s: {class: '${NONE:-m:C}', router: '${NONE:-session}', with_gpus: '${NONE:-no}', args: {x: [1]}}}",
+    "scripts: {a: {run: train.py, hang: {after: 5m, start: 1h, do: restart, logs: true}}}",
     "'on': {failed: echo, ended: [echo, 1], timeout: 1m}\nscripts: {a: {run: train.py}}",
 ]
 BAD = [
+    "scripts: {a: {run: train.py, hang: 10m}}",
+    "scripts: {a: {run: train.py, hang: {do: kill}}}",
     "scripts: {a: {run: train.py, share_gpus_with: [b]}, b: {run: train.py, with_gpus: true}}",
     "scripts: {a: {run: train.py, proc: 8}}",
     "scripts: {a: {run: train.py, procs: eight}}",
