@@ -43,7 +43,7 @@ def events(forge: Forge, run: str, name: str) -> list[dict[str, Any]]:
 
 
 def until_event(forge: Forge, run: str, name: str) -> dict[str, Any]:
-    event: dict[str, Any] = until(lambda: (events(forge, run, name) or [None])[0], name)
+    event: dict[str, Any] = until(lambda: next(iter(events(forge, run, name)), None), name)
     return event
 
 
@@ -54,7 +54,7 @@ def why(forge: Forge, run: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("how", "line"), [("gil", "stuck"), ("loop", "stuck"), ("lock", "stuck"), ("order", "")])
 def test_a_hang_is_reported_with_the_verdict_and_nothing_is_ended(forge: Forge, how: str, line: str) -> None:
-    run = launch(forge, f"hangs.py {how}")
+    run = launch(forge, f"get_stuck.py {how}")
     event = until_event(forge, run, "mesh_hung")
     assert event["rank"] == 1
     assert line in event["message"]
@@ -112,7 +112,7 @@ def test_a_script_without_progress_is_left_alone_unless_it_has_a_start(forge: Fo
 
 
 def test_a_hang_restarts_the_mesh_after_its_stacks_were_saved(forge: Forge) -> None:
-    run = launch(forge, "hangs.py read", "after: 2s, do: restart", restart="{max: 1, backoff: 0}")
+    run = launch(forge, "get_stuck.py read", "after: 2s, do: restart", restart="{max: 1, backoff: 0}")
     forge.until_state(run, "h", "failed")
     names = [e["event"] for e in map(json.loads, forge.ok("events", run, "--json").splitlines())]
     ends = [n for n in names if n in ("mesh_hung", "mesh_failing", "mesh_restarted", "mesh_failed", "rank_exited")]

@@ -791,8 +791,8 @@ def test_a_restart_on_demand_waits_for_nothing_however_often_it_failed_before() 
     assert (h.mesh().state, h.told(), h.run.alarms()) == ("starting", [OpenStore], {})
 
 
-def hang(do: HangAction = "report", **more: object) -> History:
-    h = History(mesh(procs=4, hosts=("a", "b"), hang=HangPolicy(do=do), **more), hosts=("a", "b"))
+def hang(do: HangAction = "report", restart: RestartPolicy = RestartPolicy()) -> History:
+    h = History(mesh(procs=4, hosts=("a", "b"), hang=HangPolicy(do=do), restart=restart), hosts=("a", "b"))
     h.start()
     h.happen(ProgressStopped("m", 0, (0, 1), 600.0), "a")
     return h
