@@ -47,7 +47,7 @@ def place_of(frames: Sequence[Frame]) -> str:
 
 
 def callee(frames: Sequence[Frame]) -> str:
-    """The library's function that the user's innermost line has called; "" if that line is in none, or waits in ours."""
+    """The library's function that the user's innermost line has called; "" if it is in none, or waits in ours."""
     above = [f for f in frames[: _user_index(frames)] if not _OURS.search(f.file)]
     called = next((f for f in reversed(above) if f.function not in _WRAPPERS and f.line), None)
     if called is None:

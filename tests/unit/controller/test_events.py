@@ -170,7 +170,7 @@ def test_a_hang_is_one_event_with_its_verdict_and_its_end_is_another() -> None:
 
 
 def test_a_restart_after_a_hang_names_it_as_the_cause() -> None:
-    h = hang("restart", restart=RestartPolicy(1))
+    h = hang("restart", restarts=1)
     h.record(FOUND)
     for rank in range(4):
         h.exit(rank, None, 15, asked=True, error="RuntimeError: Connection closed by peer")
