@@ -28,6 +28,28 @@ class Waiter(ForgeActor):
     def wait(self) -> None:
         while not Path("go").exists():
             time.sleep(0.01)
+
+    @endpoint
+    async def ask(self, other: "Waiter") -> str:
+        try:
+            await other.options(timeout=0.3).wait.call_one()
+        except TimeoutError as e:
+            return str(e)
+        return ""
+"""
+DRIVER = """
+import time
+from pathlib import Path
+
+import forgectl
+
+waiter, asker = forgectl.get("waiter"), forgectl.get("asker")
+try:
+    waiter.options(timeout=0.3).wait.call().get()
+except TimeoutError:
+    asker.ask.call_one(waiter).get()
+while not Path("go").exists():
+    time.sleep(0.01)
 """
 
 
@@ -137,3 +159,22 @@ def test_an_actor_hangs_within_a_call_and_never_between_calls(forge: Forge) -> N
     assert call.wait(30) == 0
     until_event(forge, run, "mesh_resumed")
     assert forge.mesh(run, "waiter")["seconds_since_progress"] is None
+
+
+def test_a_call_without_an_answer_in_time_saves_the_stacks_of_its_mesh(forge: Forge) -> None:
+    """That of the driver, and that of another actor."""
+    forge.write("waiter.py", WAITER)
+    forge.write("drive.py", DRIVER)
+    actors = "waiter: {class: waiter:Waiter}, asker: {class: waiter:Waiter}"
+    run = forge.launch(f"name: h\nactors: {{{actors}}}\ndriver: {{run: drive.py}}")
+    late = until(lambda: len(found := events(forge, run, "call_timed_out")) == 2 and found, "two reports")
+    for event in late:
+        assert event["mesh"] == "waiter"
+        assert event["message"].startswith("waiter.wait has not answered within 0.3 s: [0] at ")
+        [path] = (forge.run_dir(run) / "incidents").glob(f"{event['seq']:06}-*")
+        incident = json.loads(path.read_text())
+        assert "wait" in [f["function"] for t in incident["stacks"][0]["threads"] for f in t["frames"]]
+        assert "waiter.py" in incident["verdict"][0]
+    assert events(forge, run, "mesh_hung") == []
+    (forge.folder / "go").touch()
+    assert forge.until_ended(run)["state"] == "succeeded"

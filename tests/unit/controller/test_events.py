@@ -182,6 +182,14 @@ def test_a_restart_after_a_hang_names_it_as_the_cause() -> None:
     assert (mesh.seq, mesh.failure.policy) == (found[0].seq, "restart 1 of 1 at once")
 
 
+def test_a_call_without_an_answer_is_an_event_and_no_hang() -> None:
+    h = History(mesh(kind="actor"))
+    h.start()
+    h.record(dataclasses.replace(FOUND, call=True))
+    assert (told(h)[-1].event, told(h)[-1].mesh, h.mesh().diagnosed) == ("call_timed_out", "m", None)
+    assert account(h).meshes == ()
+
+
 def test_an_actor_that_raises_in_its_setup() -> None:
     h = History(mesh("actor", kind="actor"), mesh())
     h.happen(Prepared("m"))
