@@ -1,14 +1,15 @@
 """Hangs on purpose, and what is said of them: `python benchmarks/hangs.py --hangs 100 --seed 1 --resume FILE`.
 
-Each hang is a mesh of 2 to 16 ranks of which one hangs, or of two actors that wait for each other. What the report of the
-hang must have is the right rank, and none besides, and its line. Where nobody can tell which rank is wrong, as of two that
-differ, no rank may be accused, and the text must have the line of each. With --resume what was found is kept in FILE, and
-another command goes on from there.
+Each hang is a mesh of 2 to 16 ranks of which one hangs, or of two actors that wait for each other. What the report of
+the hang must have is the right rank, and none besides, and its line. Where nobody can tell which rank is wrong, as of
+two that differ, no rank may be accused, and the text must have the line of each. With --resume what was found is kept
+in FILE, and another command goes on from there.
 """
 
 from __future__ import annotations
 
 import ast
+import datetime
 import functools
 import json
 import random
@@ -207,8 +208,6 @@ def _run_dir(forge: Forge, name: str) -> Path:
 
 
 def _unix(text: str) -> float:
-    import datetime
-
     return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 

@@ -1,4 +1,4 @@
-"""Pairs of actors that wait for each other: a driver, `hang_actors.py FOLDER MESH…`; the other of a pair is MESH-peer."""
+"""Pairs of actors that wait for each other: a driver, `hang_actors.py FOLDER MESH…`, and of each a MESH-peer."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""Steps of some 10 ms with eight collectives each: `steps.py FOLDER` writes the seconds of one and MiB to FOLDER/result."""
+"""Steps of some 10 ms with eight collectives: `steps.py FOLDER` writes seconds and MiB to FOLDER/result."""
 
 import json
 import os

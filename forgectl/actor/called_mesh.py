@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,6 +20,8 @@ from forgectl.rank.progress import made_call
 from forgectl.system.futures import Future
 
 R = TypeVar("R")
+REPORT_SECONDS = 60.0
+"""Least time between two reports of a process that calls of a mesh had no answer in time."""
 Send = Callable[[Ranks], object]
 Fail = Callable[[BaseException], object]
 
@@ -37,6 +41,7 @@ class CalledMesh(ABC):
         self._ranks: Ranks | None = None
         self._why_over: BaseException | None = None
         self._waiting: deque[tuple[Send, Fail]] = deque()
+        self._reported_at = -REPORT_SECONDS
 
     @abstractmethod
     def foreign(self) -> Any:
@@ -45,6 +50,16 @@ class CalledMesh(ABC):
     @abstractmethod
     async def shutdown(self, grace: float) -> None:
         """End it, and return when nothing is left of it."""
+
+    @abstractmethod
+    def report_timeout(self, generation: int, what: str) -> None:
+        """Report that a call of its ranks had no answer in time; `what` says which. Does not wait."""
+
+    def _timed_out(self, label: str, seconds: float) -> None:
+        ranks, now = self._ranks, time.monotonic()
+        if ranks is not None and now - self._reported_at >= REPORT_SECONDS:
+            self._reported_at = now
+            self.report_timeout(ranks.generation, f"{label} has not answered within {seconds:g} s")
 
     def now(self) -> Ranks | None:
         """The ranks of the generation that is up, if one is."""
@@ -74,7 +89,7 @@ class CalledMesh(ABC):
         made_call()
         call = new_call(label, len(ranks), finish)
         if timeout is not None:
-            call.fail_after(timeout)
+            call.fail_after(timeout, functools.partial(self._timed_out, label, timeout))
         try:
             frames = pickling.dumps(request)
             now = self.now()

@@ -13,10 +13,12 @@ from forgectl.actor.errands import driver
 from forgectl.actor.membership import here_of
 from forgectl.actor.origin import Origin
 from forgectl.actor.ranks import Ranks
-from forgectl.actor.verbs import STOP
+from forgectl.actor.verbs import LATE, STOP
 from forgectl.errors import UnreachableError
 from forgectl.model.status import OVER
 from forgectl.protocol.supervision import MeshNews
+from forgectl.system.futures import Future
+from forgectl.system.loops import loop_of_calls
 
 NEWS_SECONDS = 30.0
 """How long the agent of this host may take to send the state of the meshes."""
@@ -77,6 +79,11 @@ class ForeignMesh(CalledMesh):
             self._is_over(died(now))
         elif self._ranks is None and (now.state == "ready" or (alive and now.generation == known)):
             self._came_up(Ranks(self.name, now.generation, now.places, self._here))
+
+    def report_timeout(self, generation: int, what: str) -> None:
+        """Have the driver report it."""
+        report = driver(self.origin).ask(what, LATE, self.name, generation, what)
+        Future.of(report, loop_of_calls(), what)._then(lambda ended: ended.cancelled() or ended.exception())
 
     async def shutdown(self, grace: float) -> None:
         """Have the driver end the mesh. Does nothing after its end."""

@@ -15,6 +15,7 @@ To the run's driver, each with the asking process and the number of its request 
 (LAUNCH, unit, whether its name was chosen, SentMaking)      → ActorHandle
 (SERVE, Blueprint)                                           → ServiceHandle
 (STOP, mesh, generation that the handle knows, grace)
+(LATE, mesh, generation, which call had no answer in time)
 (ROUTE, KEY, endpoint, args, kwargs, session)                → value; each argument as nested frames
 (LEND, KEY, endpoint, session)                               → Grant
 (PARTS, KEY, endpoint)                                       → indexes of the replicas of a fanout
@@ -30,7 +31,7 @@ from __future__ import annotations
 CONSTRUCT, INVOKE, ASK = "construct", "invoke", "ask"
 STREAM, NEXT, LEAVE = "stream", "next", "leave"
 
-LAUNCH, SERVE, STOP = "launch", "serve", "stop"
+LAUNCH, SERVE, STOP, LATE = "launch", "serve", "stop", "late"
 ROUTE, LEND, PARTS, PART, ENDED = "route", "lend", "parts", "part", "ended"
 BEGIN, TERMINATE, SCALE, CLOSE = "begin", "terminate", "scale", "close"
 CANCEL, ALIVE = "cancel", "alive"

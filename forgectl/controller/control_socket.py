@@ -18,6 +18,7 @@ from forgectl.protocol.control import (
     AddMesh,
     Attach,
     BringLogs,
+    CallTimedOut,
     FollowLogs,
     GetStatus,
     HostStacks,
@@ -49,6 +50,7 @@ class Subject(Protocol):
 
     def ask_stop(self, meshes: tuple[str, ...] | None, grace: float, by: str, exit_code: int = 0) -> None: ...
 
+    def call_timed_out(self, what: CallTimedOut) -> None: ...
     def ask_restart(self, meshes: dict[str, int], grace: float, by: str) -> None: ...
 
     async def add_mesh(self, unit: Unit, named: bool) -> MeshAdded | Refusal: ...
@@ -137,6 +139,8 @@ class ControlServer:
             stream.send(await self._subject.add_mesh(request.unit, request.named))
         elif isinstance(request, Report):
             self._subject.take_report(request)
+        elif isinstance(request, CallTimedOut):
+            self._subject.call_timed_out(request)
         elif isinstance(request, Restart):
             self._subject.ask_restart(request.meshes, request.grace, request.by)
         elif isinstance(request, Shutdown):

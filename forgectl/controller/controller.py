@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from forgectl.controller.commands import Command, commands, last_commands
 from forgectl.controller.configs import agent_config
 from forgectl.controller.control_socket import ControlServer
 from forgectl.controller.events import Events
-from forgectl.controller.hangs import describe_hang, incident_of
+from forgectl.controller.hangs import describe_hang, describe_late, incident_of
 from forgectl.controller.hooks import Hooks
 from forgectl.controller.host_claims import check_event, check_gpus, own_stacks, own_use, unsound
 from forgectl.controller.incidents import Incidents
@@ -33,6 +34,7 @@ from forgectl.controller.records import (
     Added,
     AgentLost,
     Born,
+    Diagnosed,
     Happened,
     Moved,
     Record,
@@ -50,7 +52,7 @@ from forgectl.errors import ForgeError, NotOursError
 from forgectl.model.event import RunEvent
 from forgectl.model.plan import Gpu, HostPlan, Plan, Unit
 from forgectl.model.status import RunStatus
-from forgectl.protocol.control import HostStacks, MeshAdded, Report, ShowStacks
+from forgectl.protocol.control import CallTimedOut, HostStacks, MeshAdded, Report, ShowStacks
 from forgectl.protocol.supervision import AgentConfig, Event, GetGpus, GetStacks, HostGpus, Stacks, Stop
 from forgectl.redaction import Redaction, of_run
 from forgectl.stacks.evidence import RankEvidence
@@ -103,7 +105,8 @@ class Controller:
         self._additions = Additions(self._look_for_gpus)
         self._changes = Changes()
         self._moving: set[str] = set()
-        self._diagnosing: dict[str, tuple[RankEvidence, ...]] = {}  # mesh that hangs → what was seen of it
+        self._diagnosing: set[str] = set()  # the meshes whose ranks are looked at
+        self._seen: tuple[Diagnosed, tuple[RankEvidence, ...]] | None = None  # what is recorded now, and from what
         self._alarms: dict[Waited | TimeUp, asyncio.TimerHandle] = {}
         self._tasks = Background()
         places = [run_dir.agent_place(i, host) for i, host in enumerate(self.run.plan.hosts)]
@@ -186,9 +189,7 @@ class Controller:
             if mesh.name not in self._moving:
                 self._moving.add(mesh.name)
                 self._tasks.begin(self._move(mesh))
-        for mesh in [m for m in self.run.meshes.values() if m.to_diagnose and m.name not in self._diagnosing]:
-            self._diagnosing[mesh.name] = ()
-            self._tasks.begin(self._diagnose(mesh))
+        self._diagnose_hung()
         self._set_alarms()
         self._report_soon()
 
@@ -198,10 +199,9 @@ class Controller:
         for event in events:
             mesh = self.run.meshes.get(event.mesh or "")
             hosts: dict[str, str] = {host.plan.name: host.state for host in self.run.hosts.values()}
-            if event.event == "mesh_hung":
-                assert mesh is not None
-                assert mesh.diagnosed is not None
-                self._incidents.write(event, mesh, hosts, **incident_of(mesh.diagnosed, self._diagnosing[mesh.name]))
+            if event.event in ("mesh_hung", "call_timed_out"):
+                assert self._seen is not None
+                self._incidents.write(event, mesh, hosts, **incident_of(*self._seen))
             elif (event.event == "mesh_failing" and not (mesh and mesh.ended_by_hang)) or (
                 event.event == "host_lost" and not failing
             ):
@@ -241,16 +241,31 @@ class Controller:
         self._moving.discard(mesh.name)
         self.record(record)
 
-    async def _diagnose(self, mesh: MeshState) -> None:
-        """Look where the ranks of a hung mesh are. Nothing of it is ended before."""
+    def _diagnose_hung(self) -> None:
+        for mesh in [m for m in self.run.meshes.values() if m.to_diagnose and m.name not in self._diagnosing]:
+            self._diagnosing.add(mesh.name)
+            self._tasks.begin(self._diagnose(mesh, describe_hang))
+
+    async def _diagnose(
+        self, mesh: MeshState, describe: Callable[[MeshState, Sequence[RankEvidence]], Diagnosed | None]
+    ) -> None:
+        """Look where the ranks of a mesh are, and record it. Nothing of a mesh that hangs is ended before."""
         generation = mesh.generation
-        request = ShowStacks({mesh.name: tuple(mesh.ranks)})
-        answers = {part.host: part.meshes async for part in self.stacks(request)}
-        seen = whole_mesh(self.document().mesh(mesh.name), answers)
-        self._diagnosing[mesh.name] = seen
-        if not self.run.ended and mesh.generation == generation and mesh.to_diagnose:
-            self.record(describe_hang(mesh, seen))
-        del self._diagnosing[mesh.name]
+        answers = {part.host: part.meshes async for part in self.stacks(ShowStacks({mesh.name: tuple(mesh.ranks)}))}
+        if not self.run.ended and mesh.generation == generation and not mesh.ended:
+            seen = whole_mesh(self.document().mesh(mesh.name), answers)
+            if (found := describe(mesh, seen)) is not None:
+                self._seen = found, seen
+                self.record(found)
+        self._diagnosing.discard(mesh.name)
+        self._diagnose_hung()
+
+    def call_timed_out(self, what: CallTimedOut) -> None:
+        """Save where the ranks of a mesh are that has not answered a call in time."""
+        mesh = self.run.meshes.get(what.mesh)
+        if mesh is not None and mesh.generation == what.generation and mesh.up and mesh.name not in self._diagnosing:
+            self._diagnosing.add(mesh.name)
+            self._tasks.begin(self._diagnose(mesh, functools.partial(describe_late, what.what)))
 
     async def _look_for_gpus(self, host: HostPlan) -> tuple[Gpu, ...]:
         """The GPUs of a host; none if it does not answer."""

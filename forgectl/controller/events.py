@@ -101,7 +101,9 @@ class Events:
             yield self._event("mesh_moved", f"its next generation is on {hosts}", mesh=record.plan.mesh)
         elif isinstance(record, Diagnosed):
             mesh = self._run.meshes.get(record.mesh)
-            if mesh is not None and mesh.diagnosed is record:
+            if record.call:
+                yield self._event("call_timed_out", record.message, mesh=record.mesh, generation=record.generation)
+            elif mesh is not None and mesh.diagnosed is record:
                 yield self._hung(mesh, record)
         elif isinstance(record, HookEnded) and record.why:
             yield self._event("hook_failed", f"`on: {record.hook}` for event {record.seq}: {record.why}")

@@ -1,4 +1,4 @@
-"""What is kept of the ranks of a mesh that hangs: the verdict over them, and their stacks. Pure."""
+"""What is kept of the ranks of a mesh that hangs, or did not answer a call: the verdict, and their stacks. Pure."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from forgectl.wire.codec import to_json
 SHOWN_PLACES = 4
 
 
-def describe_hang(mesh: MeshState, ranks: Sequence[RankEvidence]) -> Diagnosed:
-    """The record for a mesh whose ranks hang, from what was seen of all of them."""
+def describe_hang(mesh: MeshState, ranks: Sequence[RankEvidence]) -> Diagnosed | None:
+    """The record for a mesh whose ranks hang, from what was seen of all of them; None if they have gone on."""
+    if not mesh.to_diagnose:
+        return None
     verdict = diagnose(ranks)
     hung = sorted({rank for what in mesh.hung.values() for rank in what.ranks})
     seconds = max(what.seconds for what in mesh.hung.values())
@@ -27,6 +29,14 @@ def describe_hang(mesh: MeshState, ranks: Sequence[RankEvidence]) -> Diagnosed:
     message = f"no progress for {show_duration(round(seconds))}: {lines[0]}"[:MOST_TEXT]
     suspects = verdict.suspects or (tuple(hung) if verdict.kind == "nothing" and len(hung) < len(ranks) else ())
     return Diagnosed(mesh.name, mesh.generation, message, tuple(line[:MOST_TEXT] for line in lines), suspects)
+
+
+def describe_late(what: str, mesh: MeshState, ranks: Sequence[RankEvidence]) -> Diagnosed:
+    """The record for a call that had no answer in time, which `what` says, from what was seen of its ranks."""
+    verdict = diagnose(ranks)
+    lines = verdict.text.splitlines() or [_places(ranks)]
+    message = f"{what}: {lines[0]}"[:MOST_TEXT]
+    return Diagnosed(mesh.name, mesh.generation, message, tuple(lines), verdict.suspects, call=True)
 
 
 def incident_of(what: Diagnosed, ranks: Sequence[RankEvidence]) -> dict[str, Any]:

@@ -119,7 +119,8 @@ class TimeUp:
 class Diagnosed:
     """The ranks of a hung mesh were looked at. `message` says in one line that it hangs, and why.
 
-    `verdict` is that of `stacks.diagnosis`, line by line, and `suspects` its ranks.
+    `call`: it need not hang, but a call of it had no answer in time. `verdict` is that of `stacks.diagnosis`, line by
+    line, and `suspects` its ranks.
     """
 
     mesh: str
@@ -127,6 +128,7 @@ class Diagnosed:
     message: str
     verdict: tuple[str, ...] = ()
     suspects: tuple[int, ...] = ()
+    call: bool = field(default=False, metadata=UNLESS_DEFAULT)
 
 
 @dataclass(frozen=True)

@@ -208,7 +208,7 @@ class Run:
 
     def _diagnosed(self, record: Diagnosed) -> None:
         mesh = self.meshes.get(record.mesh)
-        if mesh is not None and mesh.generation == record.generation and mesh.to_diagnose:
+        if mesh is not None and mesh.generation == record.generation and mesh.to_diagnose and not record.call:
             mesh.diagnosed = record
             mesh.failed = mesh.ended_by_hang = mesh.plan.unit.hang.do == "restart"
 

@@ -54,13 +54,17 @@ class Call(Future[R]):
         self._arrived: deque[tuple[int, int, Sequence[Any]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
-    def fail_after(self, seconds: float) -> None:
-        """Have it end by TimeoutError, if it has no answer by then."""
+    def fail_after(self, seconds: float, and_then: Callable[[], Any]) -> None:
+        """Have it end by TimeoutError, if it has no answer by then; `and_then` is called in that case."""
         if self.loop is not running_loop():
-            in_loop(self.loop, self.fail_after, seconds)
+            in_loop(self.loop, self.fail_after, seconds, and_then)
         elif not self.done():
-            why = TimeoutError(f"{self._label} has not answered within {seconds:g} s; it may still be running")
-            self._timer = self.loop.call_later(seconds, self.fail, why)
+            self._timer = self.loop.call_later(seconds, self._time_out, seconds, and_then)
+
+    def _time_out(self, seconds: float, and_then: Callable[[], Any]) -> None:
+        if not self.done():
+            self.fail(TimeoutError(f"{self._label} has not answered within {seconds:g} s; it may still be running"))
+            and_then()
 
     def arrived(self, index: int, kind: int, body: Sequence[Any], here: asyncio.AbstractEventLoop | None) -> None:
         """What the rank of that index answers, read in the loop `here`."""

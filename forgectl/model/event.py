@@ -22,7 +22,7 @@ EventName = Literal[
     "host_up", "host_lost",
     "mesh_added", "mesh_moved", "mesh_starting", "mesh_up", "mesh_failing", "mesh_hung", "mesh_resumed",
     "mesh_restarted", "mesh_stopping", "mesh_failed", "mesh_ended",
-    "rank_started", "rank_exited", "notice", "hook_failed",
+    "rank_started", "rank_exited", "call_timed_out", "notice", "hook_failed",
 ]  # fmt: skip
 HookName = Literal["failed", "hung", "restarted", "host_lost", "ended"]
 HOOKS: dict[EventName, HookName] = {

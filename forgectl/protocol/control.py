@@ -101,6 +101,15 @@ class Report:
 
 
 @dataclass(frozen=True)
+class CallTimedOut:
+    """A call of a generation's ranks had no answer within its handle's timeout; `what` says so."""
+
+    mesh: str
+    generation: int
+    what: str
+
+
+@dataclass(frozen=True)
 class MeshAdded:
     """The name of the new mesh in the run, and its first generation; an earlier mesh of that name had those before."""
 
@@ -136,7 +145,9 @@ class StatusReport:
     ended: bool = False
 
 
-CLI_TO_CONTROLLER = (Hello, GetStatus, Attach, FollowLogs, BringLogs, ShowStacks, Shutdown, Restart, AddMesh, Report)
+CLI_TO_CONTROLLER = (
+    *(Hello, GetStatus, Attach, FollowLogs, BringLogs, ShowStacks, Shutdown, Restart, AddMesh, Report, CallTimedOut),
+)
 
 
 CONTROLLER_TO_CLI = (Hello, Refusal, StatusReport, LogsHome, HostStacks, StacksShown, MeshAdded)

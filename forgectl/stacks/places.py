@@ -40,14 +40,15 @@ def place_of(frames: Sequence[Frame]) -> str:
         return _call(frames[0]) if frames else ""
     user = frames[index]
     line = f"{short(user.file)}:{user.line}"
-    if index == 0:
+    name = callee(frames)
+    if not name:
         return line if user.function == "<module>" else f"{line} ({user.function})"
-    return f"{callee(frames)} ({line})"
+    return f"{name} ({line})"
 
 
 def callee(frames: Sequence[Frame]) -> str:
-    """The library's function that the user's innermost line has called; "" if that line is in none."""
-    above = frames[: _user_index(frames)]
+    """The library's function that the user's innermost line has called; "" if it is in none, or waits in ours."""
+    above = [f for f in frames[: _user_index(frames)] if not _OURS.search(f.file)]
     called = next((f for f in reversed(above) if f.function not in _WRAPPERS and f.line), None)
     if called is None:
         return above[-1].function if above else ""

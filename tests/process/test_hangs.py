@@ -28,6 +28,28 @@ class Waiter(ForgeActor):
     def wait(self) -> None:
         while not Path("go").exists():
             time.sleep(0.01)
+
+    @endpoint
+    async def ask(self, other: "Waiter") -> str:
+        try:
+            await other.options(timeout=0.3).wait.call_one()
+        except TimeoutError as e:
+            return str(e)
+        return ""
+"""
+DRIVER = """
+import time
+from pathlib import Path
+
+import forgectl
+
+waiter, asker = forgectl.get("waiter"), forgectl.get("asker")
+try:
+    waiter.options(timeout=0.3).wait.call().get()
+except TimeoutError:
+    asker.ask.call_one(waiter).get()
+while not Path("go").exists():
+    time.sleep(0.01)
 """
 
 
@@ -43,7 +65,7 @@ def events(forge: Forge, run: str, name: str) -> list[dict[str, Any]]:
 
 
 def until_event(forge: Forge, run: str, name: str) -> dict[str, Any]:
-    event: dict[str, Any] = until(lambda: (events(forge, run, name) or [None])[0], name)
+    event: dict[str, Any] = until(lambda: next(iter(events(forge, run, name)), None), name)
     return event
 
 
@@ -54,7 +76,7 @@ def why(forge: Forge, run: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("how", "line"), [("gil", "stuck"), ("loop", "stuck"), ("lock", "stuck"), ("order", "")])
 def test_a_hang_is_reported_with_the_verdict_and_nothing_is_ended(forge: Forge, how: str, line: str) -> None:
-    run = launch(forge, f"hangs.py {how}")
+    run = launch(forge, f"get_stuck.py {how}")
     event = until_event(forge, run, "mesh_hung")
     assert event["rank"] == 1
     assert line in event["message"]
@@ -112,7 +134,7 @@ def test_a_script_without_progress_is_left_alone_unless_it_has_a_start(forge: Fo
 
 
 def test_a_hang_restarts_the_mesh_after_its_stacks_were_saved(forge: Forge) -> None:
-    run = launch(forge, "hangs.py read", "after: 2s, do: restart", restart="{max: 1, backoff: 0}")
+    run = launch(forge, "get_stuck.py read", "after: 2s, do: restart", restart="{max: 1, backoff: 0}")
     forge.until_state(run, "h", "failed")
     names = [e["event"] for e in map(json.loads, forge.ok("events", run, "--json").splitlines())]
     ends = [n for n in names if n in ("mesh_hung", "mesh_failing", "mesh_restarted", "mesh_failed", "rank_exited")]
@@ -137,3 +159,22 @@ def test_an_actor_hangs_within_a_call_and_never_between_calls(forge: Forge) -> N
     assert call.wait(30) == 0
     until_event(forge, run, "mesh_resumed")
     assert forge.mesh(run, "waiter")["seconds_since_progress"] is None
+
+
+def test_a_call_without_an_answer_in_time_saves_the_stacks_of_its_mesh(forge: Forge) -> None:
+    """That of the driver, and that of another actor."""
+    forge.write("waiter.py", WAITER)
+    forge.write("drive.py", DRIVER)
+    actors = "waiter: {class: waiter:Waiter}, asker: {class: waiter:Waiter}"
+    run = forge.launch(f"name: h\nactors: {{{actors}}}\ndriver: {{run: drive.py}}")
+    late = until(lambda: len(found := events(forge, run, "call_timed_out")) == 2 and found, "two reports")
+    for event in late:
+        assert event["mesh"] == "waiter"
+        assert event["message"].startswith("waiter.wait has not answered within 0.3 s: [0] at ")
+        [path] = (forge.run_dir(run) / "incidents").glob(f"{event['seq']:06}-*")
+        incident = json.loads(path.read_text())
+        assert "wait" in [f["function"] for t in incident["stacks"][0]["threads"] for f in t["frames"]]
+        assert "waiter.py" in incident["verdict"][0]
+    assert events(forge, run, "mesh_hung") == []
+    (forge.folder / "go").touch()
+    assert forge.until_ended(run)["state"] == "succeeded"

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import PROGRAMS, Forge, listening_ports, until
 
-LINES = (PROGRAMS / "hangs.py").read_text().splitlines()
+LINES = (PROGRAMS / "get_stuck.py").read_text().splitlines()
 
 
 def seen(forge: Forge) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def until_kind(forge: Forge, *kinds: str) -> dict[str, Any]:
 
 
 def launch(forge: Forge, how: str) -> str:
-    return forge.launch(f"name: hang\nscripts: {{hang: {{run: PROGRAMS/hangs.py {how}, procs: 3}}}}")
+    return forge.launch(f"name: hang\nscripts: {{hang: {{run: PROGRAMS/get_stuck.py {how}, procs: 3}}}}")
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_rank_that_hangs_is_named_with_its_line(forge: Forge, how: str, line: 
     assert frame["function"] == "stuck"
     assert line in LINES[frame["line"] - 1] or (how == "loop" and "while True" in LINES[frame["line"] - 1])
     assert "all_reduce" in mesh["places"][0]["where"]
-    assert Path(frame["file"]).name == "hangs.py"
+    assert Path(frame["file"]).name == "get_stuck.py"
     pids = {r["pid"] for r in mesh["ranks"]}
     store = forge.roles(run)["forkserver"]
     assert {address for address, _ in listening_ports(pids | set(store))} <= {"127.0.0.1"}

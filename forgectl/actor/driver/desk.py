@@ -31,6 +31,7 @@ from forgectl.actor.verbs import (
     CLOSE,
     DESK,
     ENDED,
+    LATE,
     LAUNCH,
     LEND,
     PART,
@@ -61,6 +62,7 @@ class Desk:
             LAUNCH: self._launch,
             SERVE: self._serve,
             STOP: self._stop,
+            LATE: self._late,
             ROUTE: self._route,
             PARTS: self._parts,
             BEGIN: self._begin_session,
@@ -121,6 +123,9 @@ class Desk:
         live = self._client.launched(mesh, generation)
         if live is not None:
             await live.shutdown(grace)
+
+    async def _late(self, mesh: str, generation: int, what: str) -> None:
+        await self._client.send_late(mesh, generation, what)
 
     # ------------------------------------------------------------ services
 

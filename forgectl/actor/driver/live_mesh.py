@@ -72,6 +72,10 @@ class LiveMesh(CalledMesh):
             await self._client.stop(self.name, grace)
             await asyncio.shield(asyncio.wrap_future(self._over))
 
+    def report_timeout(self, generation: int, what: str) -> None:
+        """Report it to the controller."""
+        self._client.loop.call_soon_threadsafe(self._tasks.begin, self._client.send_late(self.name, generation, what))
+
     # ------------------------------------------------------------ its state
 
     @classmethod

@@ -27,7 +27,16 @@ from forgectl.errors import BusyError, ForgeError, UsageError
 from forgectl.model.plan import LEASE, LOG_LIMIT, HostPlan, Plan, Unit
 from forgectl.model.status import MeshStatus, RunStatus
 from forgectl.names import free_name, name_of
-from forgectl.protocol.control import BY_HANDLE, AddMesh, Attach, MeshAdded, Report, Shutdown, StatusReport
+from forgectl.protocol.control import (
+    BY_HANDLE,
+    AddMesh,
+    Attach,
+    CallTimedOut,
+    MeshAdded,
+    Report,
+    Shutdown,
+    StatusReport,
+)
 from forgectl.rank import driver
 from forgectl.redaction import of_process
 from forgectl.system.futures import Future
@@ -213,6 +222,10 @@ class RunClient:
         redact = of_process()
         error = redact(report.error) if report.error else None
         await self._send(Report(report.mesh, report.generation, error, redact(report.traceback)))
+
+    async def send_late(self, mesh: str, generation: int, what: str) -> None:
+        """Report that a call had no answer in time, so that the stacks of the mesh are saved."""
+        await self._send(CallTimedOut(mesh, generation, what))
 
     async def stop(self, mesh: str, grace: float) -> None:
         """Ask the controller to end a mesh: SIGTERM, then SIGKILL after `grace` seconds."""

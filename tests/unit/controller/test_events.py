@@ -170,7 +170,7 @@ def test_a_hang_is_one_event_with_its_verdict_and_its_end_is_another() -> None:
 
 
 def test_a_restart_after_a_hang_names_it_as_the_cause() -> None:
-    h = hang("restart", restart=RestartPolicy(1))
+    h = hang("restart", restarts=1)
     h.record(FOUND)
     for rank in range(4):
         h.exit(rank, None, 15, asked=True, error="RuntimeError: Connection closed by peer")
@@ -180,6 +180,14 @@ def test_a_restart_after_a_hang_names_it_as_the_cause() -> None:
     assert {e.failure.kind for e in found if e.failure} == {"hang"}
     [mesh] = account(h).meshes
     assert (mesh.seq, mesh.failure.policy) == (found[0].seq, "restart 1 of 1 at once")
+
+
+def test_a_call_without_an_answer_is_an_event_and_no_hang() -> None:
+    h = History(mesh(kind="actor"))
+    h.start()
+    h.record(dataclasses.replace(FOUND, call=True))
+    assert (told(h)[-1].event, told(h)[-1].mesh, h.mesh().diagnosed) == ("call_timed_out", "m", None)
+    assert account(h).meshes == ()
 
 
 def test_an_actor_that_raises_in_its_setup() -> None:

@@ -791,8 +791,10 @@ def test_a_restart_on_demand_waits_for_nothing_however_often_it_failed_before() 
     assert (h.mesh().state, h.told(), h.run.alarms()) == ("starting", [OpenStore], {})
 
 
-def hang(do: HangAction = "report", **more: object) -> History:
-    h = History(mesh(procs=4, hosts=("a", "b"), hang=HangPolicy(do=do), **more), hosts=("a", "b"))
+def hang(do: HangAction = "report", restarts: int = 0) -> History:
+    h = History(
+        mesh(procs=4, hosts=("a", "b"), hang=HangPolicy(do=do), restart=RestartPolicy(restarts)), hosts=("a", "b")
+    )
     h.start()
     h.happen(ProgressStopped("m", 0, (0, 1), 600.0), "a")
     return h
@@ -817,14 +819,14 @@ def test_a_hang_is_diagnosed_once_and_ends_nothing() -> None:
 
 
 def test_a_diagnosis_that_comes_too_late_changes_nothing() -> None:
-    h = hang("restart", restart=RestartPolicy(1))
+    h = hang("restart", restarts=1)
     h.happen(ProgressResumed("m", 0), "a")
     h.record(FOUND)
     assert (h.mesh().state, reason(h.mesh())) == ("running", None)
 
 
 def test_a_hang_restarts_only_what_was_looked_at_and_the_next_generation_forgets_it() -> None:
-    h = hang("restart", restart=RestartPolicy(1))
+    h = hang("restart", restarts=1)
     assert h.told() == [], "its stacks are not saved yet"
     h.record(FOUND)
     assert (h.mesh().state, h.told()) == ("restarting", [Stop])
