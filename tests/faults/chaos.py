@@ -21,6 +21,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,8 @@ def standing(forge: Forge, chance: random.Random) -> list[Hit]:
         if process is not None and chance.random() < 0.2:
             victim = ("command", process.pid)
         killed = victim is not None and victims.kill(*victim)
-        if chance.random() < 0.6:
+        # Who dies together with its controller is not brought back: the run is lost then.
+        if chance.random() < 0.6 or (victim and victim[0] == "controller"):
             before, document = document, settled(forge, run)
             if killed and victim and victim[0] in ("controller", "command") and command is None:
                 was, now = (d["meshes"][0] for d in (before, document))
@@ -246,7 +248,8 @@ def calling(forge: Forge, chance: random.Random) -> list[Hit]:
     assert script.returncode in (0, -signal.SIGKILL), err
     until(lambda: not processes_of(run), "the end of all processes")
     document = forge.until_ended(run)
-    assert (document["state"], document["stopped_by"]) == ("stopped", "the end of its script")
+    ended = document["state"], document["stopped_by"]
+    assert ended == ("stopped", "the end of its script"), ended
     judge(forge, run, victims.hits)
     return victims.hits
 
@@ -292,19 +295,25 @@ class Tally:
     def write(self, path: Path | None) -> None:
         if path is not None:
             kills = sum(self.killed.values())
-            path.write_text(json.dumps({"kills": kills, **dataclasses.asdict(self)}, indent=1) + "\n")
+            path.write_text(json.dumps({"kills": kills, **vars(self)}, indent=1) + "\n")
 
-    def play(self, scene: str, seed: str) -> None:
-        """One scene; what is wrong with it is kept."""
-        self.scenes += 1
-        try:
-            with new_forge() as forge:
-                self.killed.update(hit.role for hit in SCENES[scene](forge, random.Random(seed)))
-        except KeyboardInterrupt:
-            raise
-        except BaseException:  # a test that waits too long fails with no Exception
-            self.failures.append({"scene": scene, "seed": seed, "why": traceback.format_exc()[-6000:]})
-            sys.stderr.write(f"{scene} {seed} failed:\n{traceback.format_exc()}\n")
+    def take(self, scene: str, seed: str, result: list[Hit] | str) -> None:
+        """The outcome of one scene: whom it killed, or what was wrong."""
+        if isinstance(result, str):
+            self.failures.append({"scene": scene, "seed": seed, "why": result[-6000:]})
+            sys.stderr.write(f"{scene} {seed} failed:\n{result}\n")
+        else:
+            self.killed.update(hit.role for hit in result)
+        sys.stderr.write(f"{scene} {seed}: {self.killed.total()} killed, {len(self.failures)} failures\n")
+
+
+def played(scene: str, seed: str) -> list[Hit] | str:
+    """Whom a scene killed, or what was wrong with it."""
+    try:
+        with new_forge() as forge:
+            return SCENES[scene](forge, random.Random(seed))
+    except BaseException:  # a test that waits too long fails with no Exception
+        return traceback.format_exc()
 
 
 def main() -> int:
@@ -314,19 +323,24 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long, to go on later")
     parser.add_argument("--scene", choices=SCENES, action="append", help="only these")
     parser.add_argument("--seed", default=None, help="of one scene, as printed where it failed")
+    parser.add_argument("--at-once", type=int, default=3, help="scenes at once")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
     scenes = options.scene or list(SCENES)
     deadline = time.monotonic() + options.seconds
-    tally = Tally.read(options.json, random.SystemRandom().randrange(10**6))
     if options.seed is not None:
-        tally = Tally(0)
-        tally.play(scenes[0], options.seed)
-    while options.seed is None and tally.killed.total() < options.kills and time.monotonic() < deadline:
-        scene, seed = scenes[tally.scenes % len(scenes)], f"{tally.seed}.{tally.scenes}"
-        tally.play(scene, seed)
-        tally.write(options.json)
-        sys.stderr.write(f"{scene} {seed}: {tally.killed.total()} killed, {len(tally.failures)} failures\n")
+        result = played(scenes[0], options.seed)
+        sys.stderr.write(f"{result}\n")
+        return int(isinstance(result, str))
+    tally = Tally.read(options.json, random.SystemRandom().randrange(10**6))
+    with ThreadPoolExecutor(options.at_once) as pool:
+        while tally.killed.total() < options.kills and time.monotonic() < deadline:
+            numbers = range(tally.scenes, tally.scenes + options.at_once * len(scenes))
+            some = [(scenes[n % len(scenes)], f"{tally.seed}.{n}") for n in numbers]
+            for (scene, seed), result in zip(some, pool.map(lambda one: played(*one), some), strict=True):
+                tally.take(scene, seed, result)
+            tally.scenes = numbers.stop
+            tally.write(options.json)
     return int(bool(tally.failures))
 
 
