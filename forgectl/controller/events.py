@@ -77,6 +77,8 @@ class Events:
     # ------------------------------------------------------------ what a record says by itself
 
     def _of_record(self, record: Record) -> Iterator[RunEvent]:
+        if self._state in OVER and not isinstance(record, HookEnded):
+            return  # only cleaning up: with `run_ended` all has been said
         if isinstance(record, Born):
             yield self._born(record)
         elif isinstance(record, AgentUp):

@@ -236,11 +236,12 @@ def calling(forge: Forge, chance: random.Random) -> list[Hit]:
         if victim := victims.any_of(run, *PARTS):
             victims.kill(*victim)
         settled(forge, run, "pair")
-        pids = {r["pid"] for r in forge.mesh(run, "pair")["ranks"]}
+        pids = {r["pid"] for r in forge.glance(run)["meshes"][0]["ranks"]}
         deadline = time.monotonic() + 30
         while set(json.loads(line := script.stdout.readline())) != pids:
             assert line and time.monotonic() < deadline, f"calls do not reach {pids}, but {line}"
-    if chance.random() < 0.5:
+    killed = chance.random() < 0.5
+    if killed:
         victims.kill("driver", script.pid)
     else:
         (forge.folder / "end").touch()
@@ -249,7 +250,7 @@ def calling(forge: Forge, chance: random.Random) -> list[Hit]:
     until(lambda: not processes_of(run), "the end of all processes")
     document = forge.until_ended(run)
     ended = document["state"], document["stopped_by"]
-    assert ended == ("stopped", "the end of its script"), ended
+    assert ended == ("stopped", f"the end of its {'launcher' if killed else 'script'}"), ended
     judge(forge, run, victims.hits)
     return victims.hits
 

@@ -38,7 +38,8 @@ def _faults(events: Sequence[Event], ended: bool, replaced: int | None) -> Itera
     for name in ONCE_A_RUN:
         if names[name] > 1:
             yield f"{names[name]} × {name}"
-    if names["run_ended"] != ended or (ended and events[-1]["event"] != "run_ended"):
+    told = [e["event"] for e in events if e["event"] != "hook_failed"]
+    if names["run_ended"] != ended or (ended and told[-1] != "run_ended"):
         yield "the run's end is lost, or is not the last event"
     if replaced is not None and names["controller_replaced"] != replaced:
         yield f"{names['controller_replaced']} controllers took over, not {replaced}"
