@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,14 +75,14 @@ def _faults_of_mesh(mesh: str, events: Sequence[Event], ended: bool) -> Iterator
 def wrong_causes(events: Iterable[Event], hits: Sequence[Hit]) -> list[str]:
     """The failures that no hit explains, and the hits of ranks after which the rank's generation did not fail."""
     events = list(events)
-    born = {e["pid"]: e for e in events if e["event"] == "rank_started"}
+    born = {(e["host"], e["pid"]): e for e in events if e["event"] == "rank_started"}
     failing = [e for e in events if e["event"] == "mesh_failing"]
     found = [f"nothing explains: {e['message']}" for e in failing if not any(_explains(h, e, born) for h in hits)]
     over = {(e["mesh"], e["generation"]) for e in failing}
     ending = {e["mesh"] for e in events if e["event"] == "mesh_stopping"}
     for hit in hits:
-        start = born.get(hit.pid)
-        if hit.role == "rank" and start and start["host"] == hit.host:
+        start = born.get((hit.host, hit.pid))
+        if hit.role == "rank" and start:
             place = start["mesh"], start["generation"]
             asked = any(e["event"] == "mesh_restarted" and (e["mesh"], e["generation"]) == place for e in events)
             if place not in over and start["mesh"] not in ending and not asked:
@@ -90,10 +90,10 @@ def wrong_causes(events: Iterable[Event], hits: Sequence[Hit]) -> list[str]:
     return found
 
 
-def _explains(hit: Hit, failing: Event, born: dict[int, Event]) -> bool:
+def _explains(hit: Hit, failing: Event, born: Mapping[tuple[str, int], Event]) -> bool:
     failure = failing["failure"]
     if hit.role == "rank":
-        start = born.get(hit.pid)
+        start = born.get((hit.host, hit.pid))
         if start is None:  # killed before anybody knew it
             return failure["host"] in (hit.host, None) and failure["signal"] == 9
         same = all(start[key] == failing[key] for key in ("mesh", "generation"))
