@@ -68,6 +68,10 @@ class StackReader:
         return {mesh: tuple(_cut(rank, share) for rank in ranks) for mesh, ranks in found.items()}
 
 
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+"""What comes of an answer that is not in the form of a rank's: it is its program's own text."""
+
+
 async def _look(rank: LiveRank, native: bool) -> RankEvidence:
     pid = rank.identity.pid
     stat = REAL.stat(pid)
@@ -80,7 +84,7 @@ async def _look(rank: LiveRank, native: bool) -> RankEvidence:
     if stat.state in "Tt":
         return seen("stopped", detail="held by a debugger" if stat.state == "t" else "stopped by a signal (SIGSTOP)")
     told: dict[str, Any] = {}
-    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, OSError, asyncio.TimeoutError):
+    with contextlib.suppress(*UNREADABLE, OSError, asyncio.TimeoutError):
         told = _read(await within(ANSWER_SECONDS, _ask(f"{rank.place}.sock")), rank)
     if native and (threads := await _spy(rank, native=True)):
         return seen("seen", **{**told, "source": "py-spy", "threads": threads})
@@ -109,7 +113,7 @@ async def _ask(path: str) -> bytes:
 
 
 def _read(answer: bytes, rank: LiveRank) -> dict[str, Any]:
-    """The fields of RankEvidence that a rank's answer gives; raises ValueError, TypeError, KeyError, AttributeError."""
+    """The fields of RankEvidence that a rank's answer gives; raises UNREADABLE."""
     now = time.time()
     head, _, rest = answer.partition(b"\n")
     document = json.loads(head)

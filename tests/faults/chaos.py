@@ -327,7 +327,7 @@ def main() -> int:
     parser.add_argument("--at-once", type=int, default=3, help="scenes at once")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored, by all of ours
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell has its background ignore
     scenes = options.scene or list(SCENES)
     deadline = time.monotonic() + options.seconds
     if options.seed is not None:
