@@ -44,10 +44,11 @@ def _faults(events: Sequence[Event], ended: bool, replaced: int | None) -> Itera
     if replaced is not None and names["controller_replaced"] != replaced:
         yield f"{names['controller_replaced']} controllers took over, not {replaced}"
     for mesh in dict.fromkeys(e["mesh"] for e in events if e.get("mesh")):
-        yield from _faults_of_mesh(mesh, [e for e in events if e.get("mesh") == mesh], ended)
+        lost = [e["seq"] for e in events if e["event"] == "host_lost"]
+        yield from _faults_of_mesh(mesh, [e for e in events if e.get("mesh") == mesh], lost, ended)
 
 
-def _faults_of_mesh(mesh: str, events: Sequence[Event], ended: bool) -> Iterator[str]:
+def _faults_of_mesh(mesh: str, events: Sequence[Event], lost: Sequence[int], ended: bool) -> Iterator[str]:
     by_generation: defaultdict[int, list[Event]] = defaultdict(list)
     for event in events:
         if event.get("generation") is not None:
@@ -66,9 +67,10 @@ def _faults_of_mesh(mesh: str, events: Sequence[Event], ended: bool) -> Iterator
             yield f"{mesh}, generation {generation}: ranks {doubled} started or exited twice"
         if never := exited.keys() - started.keys():
             yield f"{mesh}, generation {generation}: ranks {sorted(never)} exited and never started"
-        lost = any(e["event"] == "host_lost" or (e.get("failure") or {}).get("kind") == "host_lost" for e in events)
+        first, last = of[0]["seq"], max(e["seq"] for e in of)
         over = ended or generation < max(by_generation)
-        if over and not lost and (missing := started.keys() - exited.keys()):
+        told = any(first < number <= last for number in lost) or any(e["event"] == "mesh_failed" for e in of)
+        if over and not told and (missing := started.keys() - exited.keys()):
             yield f"{mesh}, generation {generation}: nothing says how ranks {sorted(missing)} ended"
 
 
