@@ -31,7 +31,7 @@ from tests.faults.oracle import Traces
 from tests.process.actor_scripts import background
 
 OVER = ("succeeded", "failed", "stopped", "lost")
-HOST = "hosts: [{name: local, gpus: 2}]\nlease: 5s\n"
+HOST = "hosts: [{name: local, gpus: 2}]\n"
 STAY = "scripts: {stay: {run: PROGRAMS/stay.py, procs: 2, with_gpus: true, preload: []RESTART}}"
 FOR_EVER = ", restart: {max: 100000, backoff: 0}"
 PARTS = ("controller", "agent", "forkserver", "rank")
