@@ -128,7 +128,7 @@ def main() -> int:
             failed["cleanup"] = "\n".join(problems)
     report.show(Console(width=150), rows, failed)
     if options.json:
-        document = report.document(rows, failed, {"seconds": options.seconds, "repeat": 1})
+        document = report.document(rows, failed, {"how": f"{options.seconds:.0f} s of work"})
         options.json.write_text(json.dumps(document, indent=1) + "\n")
     return int(bool(failed) or any(row.ok is False for row in rows))
 

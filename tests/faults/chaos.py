@@ -1,7 +1,7 @@
 """Random kills: each scene kills parts of runs at random moments, and says what is wrong afterwards.
 
-`python -m tests.faults.chaos --kills 1000 --json FILE` plays scenes until so many were killed; begun again, it goes on
-where it was. A scene is repeated by its seed: `--seed 7.12 --scene launching`.
+`make chaos` plays scenes until a thousand processes were killed; begun again, it goes on where it was. A scene is
+repeated by its seed: `PYTHONPATH=benchmarks python -m tests.faults.chaos --seed 7.12 --scene launching`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import report
+from measure import Row
 
 from tests.conftest import Forge, processes_of, until
 from tests.faults.history import Event, Hit, faults, wrong_causes
@@ -290,13 +293,17 @@ class Tally:
         """As written before, or a new one."""
         if path is None or not path.exists():
             return cls(seed)
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text())["tally"]
         return cls(found["seed"], found["scenes"], Counter(found["killed"]), found["failures"])
 
     def write(self, path: Path | None) -> None:
         if path is not None:
-            kills = sum(self.killed.values())
-            path.write_text(json.dumps({"kills": kills, **vars(self)}, indent=1) + "\n")
+            rows = [Row("killed", role, "", (float(count),)) for role, count in self.killed.most_common()]
+            rows.append(Row("killed", "in all", "", (float(self.killed.total()),)))
+            rows.append(Row("scenes", "played", "", (float(self.scenes),)))
+            rows.append(Row("scenes", "something left, lost, doubled or wrong", "", (float(len(self.failures)),), 0.0))
+            document = report.document(rows, {}, {"how": "at random moments"})
+            path.write_text(json.dumps({**document, "tally": vars(self)}, indent=1) + "\n")
 
     def take(self, scene: str, seed: str, result: list[Hit] | str) -> None:
         """The outcome of one scene: whom it killed, or what was wrong."""

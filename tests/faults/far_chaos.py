@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import time
@@ -88,7 +89,7 @@ def reaching(far: Far, chance: random.Random) -> list[Hit]:
         else:
             victims.kill(role, pid)
         if role not in LINKS:
-            until(lambda was=before: far.forge.glance(run)["meshes"] and moved(far, run, was), f"the death of {role}")
+            until(functools.partial(moved, far, run, before), f"the death of {role}")
         after = whole(far, run)
         assert role not in LINKS or after == before, f"the death of {role} cost ranks"
         assert json.loads(far.forge.ok("call", f"{run}/counter", "where", "--json")) == list(HOSTS)

@@ -26,7 +26,7 @@ from tests.process.actor_scripts import background
 
 STAY = "scripts: {stay: {run: PROGRAMS/stay.py, procs: 2, preload: [], restart: {max: 9, backoff: 0}}}"
 CONNECTIONS = 150
-VALUES = (
+VALUES: tuple[Any, ...] = (
     None, True, 0, -1, 2**63, 10**400, 1.5, float("nan"), "", "stay", "../x", "\ud800", "x" * 5000, [], [None], {},
     {"": []}, {"stay": [0, 1]}, [["stay", 0]], {"type": "Hello"}, [[[[[[]]]]]],
 )  # fmt: skip
