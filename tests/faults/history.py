@@ -102,6 +102,8 @@ def _explains(hit: Hit, failing: Event, born: Mapping[tuple[str, int], Event]) -
         return same and (failure["kind"], failure["rank"], failure["signal"]) == ("signal", start["rank"], 9)
     if hit.role == "forkserver":
         return "the fork server ended by signal 9" in failure["message"]
+    if hit.role == "messenger":
+        return f"the messenger on host {hit.host}: it ended by signal 9" in failure["message"]
     if hit.role == "agent":
         return failure["kind"] in ("host_lost", "not_started") and "agent" in failure["message"]
     return False
