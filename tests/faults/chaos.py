@@ -32,6 +32,7 @@ from tests.conftest import Forge, processes_of, until
 from tests.faults.history import Event, Hit, faults, wrong_causes
 from tests.faults.oracle import Traces
 from tests.process.actor_scripts import background
+from tests.process.deaths import pids
 
 OVER = ("succeeded", "failed", "stopped", "lost")
 HOST = "hosts: [{name: local, gpus: 2}]\n"
@@ -129,7 +130,7 @@ def standing(forge: Forge, chance: random.Random) -> list[Hit]:
     """A run that restarts for ever, asked and restarted by commands, of which some are killed too."""
     victims = Victims(forge, chance)
     run = forge.launch(HOST + STAY.replace("RESTART", FOR_EVER))
-    document = settled(forge, run)
+    whole: list[int] | None = pids(settled(forge, run)["meshes"][0])  # None: not known to be whole
     for _ in range(KILLS):
         command = chance.choice(
             [None, ("restart", f"{run}/stay"), ("status", "-w", "--json"), ("logs", run, "-f"), ("events", run, "-f")]
@@ -139,15 +140,18 @@ def standing(forge: Forge, chance: random.Random) -> list[Hit]:
         victim = victims.any_of(run, *PARTS)
         if process is not None and chance.random() < 0.2:
             victim = ("command", process.pid)
-        killed = victim is not None and victims.kill(*victim)
+        role = victim[0] if victim is not None and victims.kill(*victim) else None
+        before, whole = whole, None
         # Who dies together with its controller is not brought back: the run is lost then.
-        if chance.random() < 0.6 or (victim and victim[0] == "controller"):
-            before, document = document, settled(forge, run)
-            if killed and victim and victim[0] in ("controller", "command") and command is None:
-                was, now = (d["meshes"][0] for d in (before, document))
-                assert now["generation"] >= was["generation"]
+        if chance.random() < 0.6 or role == "controller":
+            whole = pids(settled(forge, run)["meshes"][0])
+        restarts = command is not None and command[0] == "restart"
+        if before and whole and role in (None, "controller", "command") and not restarts:
+            assert whole == before, f"the death of {role} cost ranks"
         if process is not None:
-            _finish(process, wait=bool(command and command[0] == "restart"))
+            _finish(process, wait=restarts)
+        if restarts:
+            whole = None
     settled(forge, run)
     forge.ok("shutdown", "--run", run)
     assert forge.document(run)["state"] == "stopped"
@@ -239,10 +243,10 @@ def calling(forge: Forge, chance: random.Random) -> list[Hit]:
         if victim := victims.any_of(run, *PARTS):
             victims.kill(*victim)
         settled(forge, run, "pair")
-        pids = {r["pid"] for r in forge.glance(run)["meshes"][0]["ranks"]}
+        alive = set(pids(forge.glance(run)["meshes"][0]))
         deadline = time.monotonic() + 30
-        while set(json.loads(line := script.stdout.readline())) != pids:
-            assert line and time.monotonic() < deadline, f"calls do not reach {pids}, but {line}"
+        while set(json.loads(line := script.stdout.readline())) != alive:
+            assert line and time.monotonic() < deadline, f"calls do not reach {alive}, but {line}"
     killed = chance.random() < 0.5
     if killed:
         victims.kill("driver", script.pid)

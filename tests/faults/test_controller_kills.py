@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import time
@@ -41,10 +40,7 @@ def come_and_go(forge: Forge, over: threading.Event, wrong: list[str]) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_fifty_kills_under_load_lose_no_rank_and_no_event(forge: Forge) -> None:
-    seed = os.environ.get("FORGECTL_CHAOS_SEED") or str(random.SystemRandom().randrange(10**9))
-    print(f"FORGECTL_CHAOS_SEED={seed}")
-    chance = random.Random(seed)
+def test_fifty_kills_under_load_lose_no_rank_and_no_event(forge: Forge, chance: random.Random) -> None:
     forge.spec(OTHER, "other.yaml")
     run = forge.launch(LOAD, "--name", "load")
     before = pids(forge.mesh(run, "stay"))

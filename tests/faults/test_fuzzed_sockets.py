@@ -81,13 +81,6 @@ def open_folder(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
-@pytest.fixture
-def seed() -> random.Random:
-    found = os.environ.get("FORGECTL_CHAOS_SEED") or str(random.SystemRandom().randrange(10**9))
-    print(f"FORGECTL_CHAOS_SEED={found}")
-    return random.Random(found)
-
-
 def check_no_fault(forge: Forge, run: str) -> None:
     for log in (forge.run_dir(run) / "controller.log", *forge.run_dir(run).glob("agents/*.log")):
         text = log.read_text(errors="replace") if log.exists() else ""
@@ -95,13 +88,13 @@ def check_no_fault(forge: Forge, run: str) -> None:
 
 
 @pytest.mark.parametrize("door", ["control", "agent-0"])
-def test_the_controller_and_the_agent(forge: Forge, door: str, seed: random.Random) -> None:
+def test_the_controller_and_the_agent(forge: Forge, door: str, chance: random.Random) -> None:
     run = forge.launch(STAY)
     before = [r["pid"] for r in forge.mesh(run, "stay")["ranks"]]
     owners = forge.roles(run)
     kinds = CLI_TO_CONTROLLER if door == "control" else (*CONTROLLER_TO_AGENT, *FOLLOWER_TO_AGENT)
     for _ in range(CONNECTIONS):
-        attack(forge.home / "sockets" / run / door, run, kinds, seed)
+        attack(forge.home / "sockets" / run / door, run, kinds, chance)
     mesh = forge.until_state(run, "stay", "running")
     assert (mesh["generation"], [r["pid"] for r in mesh["ranks"]]) == (0, before)
     assert {role: forge.roles(run)[role] for role in ("controller", "agent")} == {
@@ -111,13 +104,13 @@ def test_the_controller_and_the_agent(forge: Forge, door: str, seed: random.Rand
     forge.ok("shutdown", "--run", run)
 
 
-def test_the_driver(forge: Forge, seed: random.Random) -> None:
+def test_the_driver(forge: Forge, chance: random.Random) -> None:
     script = background(forge, "play_chaos.py call_for_ever")
     [run] = forge.runs()
     path = forge.home / "sockets" / run / "driver"
     until(path.exists, "its socket")
     for _ in range(CONNECTIONS):
-        attack(path, run, CLI_TO_DRIVER, seed)
+        attack(path, run, CLI_TO_DRIVER, chance)
     assert "endpoints" not in forge.ok("call", f"{run}/pair", "add", "1")
     (forge.folder / "end").touch()
     _, err = script.communicate(timeout=60)
@@ -125,14 +118,14 @@ def test_the_driver(forge: Forge, seed: random.Random) -> None:
     check_no_fault(forge, run)
 
 
-def test_ranks_that_are_asked_for_their_stacks(forge: Forge, seed: random.Random) -> None:
+def test_ranks_that_are_asked_for_their_stacks(forge: Forge, chance: random.Random) -> None:
     """A rank answers whoever connects at once, reads nothing, and goes on."""
     run = forge.launch(STAY)
     mesh = forge.mesh(run, "stay")
     sockets = until(lambda: list((forge.home / "sockets" / run).rglob("*.sock")), "their sockets")
     for path in sockets:
         for _ in range(CONNECTIONS // 3):
-            attack(path, run, CLI_TO_CONTROLLER, seed)
+            attack(path, run, CLI_TO_CONTROLLER, chance)
     shown = json.loads(forge.ok("stack", f"{run}/stay", "--json"))
     assert "stay.py" in json.dumps(shown)
     assert forge.mesh(run, "stay")["ranks"][0]["pid"] == mesh["ranks"][0]["pid"]

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import PROGRAMS, until
 from tests.process.deaths import pids
-from tests.ssh.conftest import Far, far  # noqa: F401  (a fixture)
+from tests.ssh.conftest import Far
 
 MEET = "scripts: {meet: {run: reduce.py, procs: 2, hosts: 2, restart: {max: 9, backoff: 0}}}"
 WRONG = {"host1": 900, "host2": -900}
@@ -20,7 +20,7 @@ WRONG = {"host1": 900, "host2": -900}
 
 
 @pytest.mark.timeout(300)
-def test_the_loss_of_the_first_host_moves_the_mesh_and_its_rendezvous(far: Far) -> None:  # noqa: F811
+def test_the_loss_of_the_first_host_moves_the_mesh_and_its_rendezvous(far: Far) -> None:
     run = far.launch(f"lease: 5s\n{MEET}")
     before = far.forge.mesh(run, "meet")
     assert [r["host"] for r in before["ranks"]] == ["host1", "host2"]
@@ -34,7 +34,7 @@ def test_the_loss_of_the_first_host_moves_the_mesh_and_its_rendezvous(far: Far) 
     far.forge.ok("shutdown", "meet")
 
 
-def wrong_clock(far: Far, host: str) -> str:  # noqa: F811
+def wrong_clock(far: Far, host: str) -> str:
     """An interpreter of a host by whose clock the time is wrong; its clocks that nobody sets are right."""
     ahead = WRONG[host]
     library, python = far.lab.shared / f"clock{ahead}.so", far.lab.shared / f"python{ahead}"
@@ -47,7 +47,7 @@ def wrong_clock(far: Far, host: str) -> str:  # noqa: F811
 
 
 @pytest.mark.timeout(300)
-def test_hosts_whose_clocks_are_wrong_by_a_quarter_of_an_hour(far: Far) -> None:  # noqa: F811
+def test_hosts_whose_clocks_are_wrong_by_a_quarter_of_an_hour(far: Far) -> None:
     """The lease neither ends early nor lasts too long, restarts are counted, and events stay in order."""
     hosts = ", ".join(f"{{name: {host}, python: {wrong_clock(far, host)}}}" for host in WRONG)
     run = far.forge.launch(
@@ -76,7 +76,7 @@ def test_hosts_whose_clocks_are_wrong_by_a_quarter_of_an_hour(far: Far) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_squatter_that_takes_every_free_port_takes_no_rendezvous(far: Far) -> None:  # noqa: F811
+def test_a_squatter_that_takes_every_free_port_takes_no_rendezvous(far: Far) -> None:
     """With few ports, which change hands all the time: a port that was only looked up would be lost again."""
     ports = Path("/proc/sys/net/ipv4/ip_local_port_range")
     far.lab.run("host1", ["sh", "-c", f"echo 40000 40063 > {ports}"], check=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 
 import pytest
@@ -16,8 +15,8 @@ EACH = 2 * SOAK
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("number", range(EACH))
 @pytest.mark.parametrize("scene", SCENES)
-def test_whatever_is_killed_nothing_is_left_and_the_cause_is_right(forge: Forge, scene: str, number: int) -> None:
-    """FORGECTL_CHAOS_SEED, as printed by a test that failed, repeats its moments and victims."""
-    seed = os.environ.get("FORGECTL_CHAOS_SEED") or f"{random.SystemRandom().randrange(10**9)}.{number}"
-    print(f"FORGECTL_CHAOS_SEED={seed}")
-    SCENES[scene](forge, random.Random(seed))
+def test_whatever_is_killed_nothing_is_left_and_the_cause_is_right(
+    forge: Forge, chance: random.Random, scene: str, number: int
+) -> None:
+    del number
+    SCENES[scene](forge, chance)
