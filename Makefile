@@ -10,7 +10,7 @@ SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))
 IS_SUPPORTED = @$(PYTHON) -c '$(SUPPORTED)' || \
     { echo "forgectl is tested with Python 3.10 to 3.13; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 
-.PHONY: demo lint check test soak gpu bench bench-trl docs install uninstall clean
+.PHONY: demo lint check test soak chaos gpu bench bench-trl docs install uninstall clean
 
 demo: $(READY)
 	$(BIN)/forgectl launch sample_configs/story.yaml
@@ -32,6 +32,10 @@ soak: $(READY)
 	@tests/lab/install.sh
 	SOAK=8 $(BIN)/python -m pytest -q -n 4 tests/process/test_interrupts.py tests/ssh/test_ssh_interrupts.py
 
+# A thousand kills of anything at random moments, which takes half an hour; begun again, it goes on where it was.
+chaos: $(READY)
+	PYTHONPATH=benchmarks $(BIN)/python -m tests.faults.chaos --kills 1000 --json benchmarks/results/chaos.json
+
 gpu: $(READY)
 	$(BIN)/python tests/gpu/check.py
 
@@ -39,12 +43,14 @@ bench: $(READY)
 	@mkdir -p benchmarks/results
 	-$(BIN)/python benchmarks/launch.py --json benchmarks/results/launch.json
 	-$(BIN)/python benchmarks/messages.py --json benchmarks/results/messages.json
+	-$(BIN)/python benchmarks/deaths.py --repeat 5 --json benchmarks/results/deaths.json
 	-$(BIN)/python benchmarks/hosts.py --json benchmarks/results/hosts.json
 	-$(BIN)/python benchmarks/syncing.py --json benchmarks/results/syncing.json
 	-$(BIN)/python benchmarks/many_hosts.py --json benchmarks/results/many_hosts.json
 	-$(BIN)/python benchmarks/weights.py --json benchmarks/results/weights.json
 	-$(BIN)/python benchmarks/generation.py --json benchmarks/results/generation.json
 	-$(BIN)/python benchmarks/training.py --json benchmarks/results/training.json
+	-$(BIN)/python benchmarks/soak.py --json benchmarks/results/soak.json
 	-$(BIN)/python benchmarks/grpo.py --only asynchronous,synchronous --json benchmarks/results/grpo.json
 	-$(BIN)/python benchmarks/grpo.py --only smollm --json benchmarks/results/grpo_smollm.json
 	$(BIN)/python benchmarks/pages.py

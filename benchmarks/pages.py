@@ -16,7 +16,7 @@ from report import bound, quantity
 
 TOP = Path(__file__).parents[1]
 RESULTS = TOP / "benchmarks" / "results"
-PAGES = (TOP / "README.md", TOP / "docs" / "benchmarks.md")
+PAGES = (TOP / "README.md", TOP / "docs" / "benchmarks.md", TOP / "docs" / "reliability.md")
 ASSETS = TOP / "docs" / "assets"
 BUSY = 3.0
 """The load average above which a page says that other work ran on the machine."""
@@ -55,12 +55,13 @@ def rows(document: Mapping[str, Any]) -> list[str]:
         limit = bound(row["limit"], row["unit"], least=row.get("least", False))
         what = f"{row['section']}: {row['what']}".replace("|", "/")
         lines.append(f"| {what} | {quantity(row['median'], row['unit'])}{verdict} | {limit} |")
-    memory = machine["memory_bytes"] / 2**30
+    memory, options = machine["memory_bytes"] / 2**30, document["options"]
+    how = options.get("how") or f"medians of {options['repeat']}, sides by turns"
     lines += [
         "",
         f"`make bench` on {machine['cpu']}, {machine['cores']} cores, {memory:.0f} GiB, Linux {machine['kernel']}, "
         f"{_named(versions)}, {document['date'][:10]}; "
-        f"medians of {document['options']['repeat']}, sides by turns, all samples in `benchmarks/results/`"
+        f"{how}, all samples in `benchmarks/results/`"
         + (f"; the machine was busy (load {load:.0f})." if (load := machine.get("load_average", 0)) > BUSY else "."),
     ]
     return lines

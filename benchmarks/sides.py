@@ -24,7 +24,9 @@ from forge import Forge
 from measure import PROGRAMS, BenchmarkError, end, environment
 
 OURS, PLAIN = "forgectl", "monarch"
-SIDES = (OURS, PLAIN, *(("ray",) if importlib.util.find_spec("ray") else ()))
+RAY_PYTHON = os.environ.get("RAY_PYTHON") or (sys.executable if importlib.util.find_spec("ray") else None)
+"""An interpreter that has Ray; None if there is none."""
+SIDES = (OURS, PLAIN, *(("ray",) if RAY_PYTHON else ()))
 QUIET = {"MONARCH_FILE_LOG": "error"}
 """For Monarch's processes: they write to one log file for all programs of a user."""
 LOOPBACK = 'PATH=$PATH:/usr/sbin:/sbin ip link set lo up && exec "$@"'
@@ -98,7 +100,8 @@ def open_until_left(side: Side) -> Iterator[Side]:
 def side(forge: Forge, name: str) -> Iterator[Side]:
     """Start the process of a side; BenchmarkError where Monarch's cannot have a namespace."""
     folder = forge.folder()
-    argv = [sys.executable, str(PROGRAMS / "one_side.py"), name]
+    python = RAY_PYTHON if name == "ray" and RAY_PYTHON else sys.executable
+    argv = [python, str(PROGRAMS / "one_side.py"), name]
     env = environment(FORGECTL_HOME=str(forge.home), TMPDIR=str(folder))
     if name == PLAIN:
         argv, env = [*apart(), *argv], env | QUIET

@@ -14,7 +14,7 @@ from measure import BIN, PROGRAMS, Row, Stamps, environment, python, seconds_of,
 
 BESIDE_IMPORT = 1.0  # seconds
 OF_TORCHRUN = {8: 0.40, 16: 0.25}
-RESTARTED_WITHIN = 1.0  # seconds
+RESTARTED_WITHIN = 0.3  # seconds
 RESTART_RANKS = 8
 
 

@@ -24,6 +24,8 @@ from forgectl.protocol.control import CONTROLLER_TO_CLI, GetStatus, StatusReport
 from forgectl.version import __version__
 from forgectl.wire.envelope import Hello, ProtocolError
 from forgectl.wire.unix_sockets import Connection, dial
+from tests.faults import oracle
+from tests.faults.oracle import Traces
 from tests.lab.fixtures import lab, make_lab, standing_lab  # noqa: F401  (fixtures for all tests)
 from tests.warm_cli import warm_cli
 
@@ -60,14 +62,7 @@ def processes_of(run: str) -> dict[int, str]:
 
 def processes_with(variable: str) -> dict[int, str]:
     """Pid → command line of every process that has NAME=VALUE in its environment; zombies do not count."""
-    found = {}
-    mark = variable.encode()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-    return found
+    return oracle.with_variable(variable)
 
 
 def stacks(pids: list[int]) -> str:
@@ -82,15 +77,7 @@ def stacks(pids: list[int]) -> str:
 
 def listening_ports(pids: set[int]) -> set[tuple[str, int]]:
     """(address, port) of every TCP socket that one of `pids` listens on."""
-    import psutil
-
-    found = set()
-    for pid in pids:
-        with contextlib.suppress(psutil.Error):
-            for c in psutil.Process(pid).net_connections("tcp"):
-                if c.status == psutil.CONN_LISTEN:
-                    found.add((c.laddr.ip, c.laddr.port))
-    return found
+    return oracle.listening_ports(pids)
 
 
 def _as_document(run: RunStatus) -> dict[str, Any]:
@@ -267,42 +254,19 @@ class Forge:
                 process.wait()
         if not all(self._has_ended(run) for run in self.runs()):
             self.run("shutdown", "--all", "--force")
-        marks = [f"FORGE_RUN_ID={run}" for run in self.runs()] + [f"FORGECTL_HOME={self.home}"]
-        left = {mark: found for mark in marks if (found := self._settled(mark))}
-        for found in left.values():
-            for pid in found:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        traces = Traces(self.home, Path(self.env["FORGECTL_GPU_LOCK_DIR"]))
+        left = traces.left()
+        for pid in traces.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for process in self._started:
             process.communicate(timeout=30)  # until nobody holds its pipes; the timer of a test has gone off by now
-        assert not left, f"processes are left: {left}"
-        sockets = self.home / "sockets"
-        assert not (sockets.exists() and list(sockets.iterdir())), f"sockets are left: {list(sockets.rglob('*'))}"
-        messages = [folder for run in self.runs() if (folder := self._messages_of(run)) and folder.exists()]
-        assert not messages, f"sockets for messages are left: {messages}"
-        marks = [f"forgectl-{run}" for run in self.runs()]
-        folders = (folder for folder, _, _ in os.walk("/sys/fs/cgroup"))  # which bears others' coming and going
-        cgroups = [folder for folder in folders if Path(folder).name in marks]
-        assert not cgroups, f"cgroups are left: {cgroups}"
+        assert not left, f"something is left: {left}"
 
     def _has_ended(self, run: str) -> bool:
         with contextlib.suppress(ForgeError, OSError):
             return RunDir(self.run_dir(run)).has_ended
         return False
-
-    def _messages_of(self, run: str) -> Path | None:
-        """Where the sockets for messages of a run are; None where a test has spoilt the run's directory."""
-        with contextlib.suppress(OSError):
-            return RunDir(self.run_dir(run)).messages
-        return None
-
-    @staticmethod
-    def _settled(mark: str) -> dict[int, str]:
-        """What is left of the processes with a mark after the last of them had a moment to exit."""
-        deadline = time.monotonic() + 5
-        while (found := processes_with(mark)) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return found
 
 
 @pytest.fixture

@@ -77,6 +77,10 @@ class StackReader:
         return {mesh: tuple(_cut(rank, share) for rank in ranks) for mesh, ranks in found.items()}
 
 
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+"""What comes of an answer that is not in the form of a rank's: it is its program's own text."""
+
+
 async def _look(rank: LiveRank, native: bool, redact: Redact) -> RankEvidence:
     pid = rank.identity.pid
     stat = REAL.stat(pid)
@@ -89,7 +93,7 @@ async def _look(rank: LiveRank, native: bool, redact: Redact) -> RankEvidence:
     if stat.state in "Tt":
         return seen("stopped", detail="held by a debugger" if stat.state == "t" else "stopped by a signal (SIGSTOP)")
     told: dict[str, Any] = {}
-    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, OSError, asyncio.TimeoutError):
+    with contextlib.suppress(*UNREADABLE, OSError, asyncio.TimeoutError):
         told = _read(await within(ANSWER_SECONDS, _ask(rank, STACKS)), rank, redact)
     if native and (threads := await _spy(rank, redact, native=True)):
         return seen("seen", **{**told, "source": "py-spy", "threads": threads})
@@ -105,7 +109,7 @@ async def _look(rank: LiveRank, native: bool, redact: Redact) -> RankEvidence:
 
 async def entered(rank: LiveRank) -> tuple[int, bool] | None:
     """How many collectives a rank has entered, and whether it waits for others to join a group; None: no answer."""
-    with contextlib.suppress(ValueError, TypeError, KeyError, OSError, asyncio.TimeoutError):
+    with contextlib.suppress(*UNREADABLE, OSError, asyncio.TimeoutError):
         found = json.loads(await within(ANSWER_SECONDS, _ask(rank, PROGRESS)))
         return int(found["entered"]), bool(found["joining"])
     return None
@@ -127,7 +131,7 @@ async def _ask(rank: LiveRank, what: bytes) -> bytes:
 
 
 def _read(answer: bytes, rank: LiveRank, redact: Redact) -> dict[str, Any]:
-    """The fields of RankEvidence that a rank's answer gives; raises ValueError, TypeError, KeyError, AttributeError."""
+    """The fields of RankEvidence that a rank's answer gives; raises UNREADABLE."""
     now = time.time()
     head, _, rest = answer.partition(b"\n")
     document = _loads(head, redact)

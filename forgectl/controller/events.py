@@ -21,7 +21,7 @@ from forgectl.controller.records import (
     Moved,
     Record,
 )
-from forgectl.controller.run_state import Run
+from forgectl.controller.run_state import Run, replaced
 from forgectl.controller.state import MOST_TEXT, MeshState, RankState, describe
 from forgectl.model.event import EventName, Failure, RunEvent
 from forgectl.model.status import OVER, MeshStateName, RunStateName
@@ -63,6 +63,7 @@ class Events:
         self._state: RunStateName = run.state
         self._was_up = run.was_up
         self._read: dict[str, int] = {}  # host → the number of the last event of its agent
+        self._agents: dict[str, tuple[int, str]] = {}  # host → pid and boot of the agent that was not lost yet
         self._now, self._monotonic = 0.0, None  # type: tuple[float, float | None]
 
     def after(self, record: Record, now: float, monotonic: float | None) -> list[RunEvent]:
@@ -87,12 +88,14 @@ class Events:
     # ------------------------------------------------------------ what a record says by itself
 
     def _of_record(self, record: Record) -> Iterator[RunEvent]:
+        if self._state in OVER and not isinstance(record, HookEnded):
+            return  # only cleaning up: with `run_ended` all has been said
         if isinstance(record, Born):
             yield self._born(record)
         elif isinstance(record, AgentUp):
-            self._read.pop(record.host, None)
-            yield self._event("host_up", f"agent {record.pid} answers", host=record.host, pid=record.pid)
+            yield from self._agent_up(record)
         elif isinstance(record, AgentLost):
+            self._agents.pop(record.host, None)
             yield self._event("host_lost", record.why, host=record.host)
         elif isinstance(record, Added):
             yield self._event("mesh_added", _size(record.plan.procs), mesh=record.plan.mesh)
@@ -125,6 +128,16 @@ class Events:
         meshes = ", ".join(f"{m.mesh} ({_size(m.procs)})" for m in plan.meshes[:8])
         more = f" and {len(plan.meshes) - 8} more" if len(plan.meshes) > 8 else ""
         return self._event("run_started", f"{meshes}{more}" or "no meshes yet", pid=record.pid)
+
+    def _agent_up(self, record: AgentUp) -> Iterator[RunEvent]:
+        self._read.pop(record.host, None)
+        agent = record.pid, record.boot_id
+        if (
+            self._agents.setdefault(record.host, agent) != agent
+        ):  # the controller that saw the loss died before it wrote it
+            yield self._event("host_lost", replaced(record.host), host=record.host)
+        self._agents[record.host] = agent
+        yield self._event("host_up", f"agent {record.pid} answers", host=record.host, pid=record.pid)
 
     def _of_host(self, record: Happened) -> Iterator[RunEvent]:
         what, host = record.what, record.host

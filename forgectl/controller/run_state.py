@@ -130,7 +130,7 @@ class Run:
         host = self.hosts[record.host]
         if host.pid != record.pid or host.boot_id != record.boot_id:
             if host.pid is not None and host.state != "lost":  # an earlier controller died between the two records
-                self._agent_lost(now, AgentLost(record.host, f"the agent on host {record.host} was replaced"))
+                self._agent_lost(now, AgentLost(record.host, replaced(record.host)))
             host.last_seq = 0
             host.messenger = None
         host.state, host.pid, host.boot_id, host.given_up = "up", record.pid, record.boot_id, False
@@ -404,3 +404,8 @@ class Run:
     def exit_code(self) -> int:
         """The exit code of a launch in the foreground: that of the failed workload, if there is one."""
         return verdict.exit_code(self)
+
+
+def replaced(host: str) -> str:
+    """Why ranks are lost on a host that has another agent, if no controller lived to record the loss of the first."""
+    return f"the agent on host {host} was replaced"

@@ -53,8 +53,9 @@ def main(arguments: list[str]) -> Child | None:
         late_variables.noted()
     gc.freeze()  # the collector must not touch, and so copy, the memory that the children share
     gc.enable()
-    agent.send(json.dumps({"warm": True, "torch": "torch" in sys.modules}).encode())
-    return _Server(agent).serve()
+    server = _Server(agent)
+    server.send({"warm": True, "torch": "torch" in sys.modules})
+    return server.serve()
 
 
 _NO_MONARCH = "it imports monarch, whose threads do not survive a fork: import it in the actor's module instead"
@@ -130,14 +131,14 @@ class _Server:
 
     def _reap(self) -> None:
         for pid, status in collect_children():
-            self._send({"exited": pid, "status": status, "time": time.time()})
+            self.send({"exited": pid, "status": status, "time": time.time()})
 
     def _fork(self, request: dict[str, Any], fds: list[int]) -> Child | None:
         sys.stdout.flush()
         try:
             pid = os.fork()
         except OSError as e:
-            self._send({"refused": request["fork"], "why": str(e)})
+            self.send({"refused": request["fork"], "why": str(e)})
             pid = -1
         if pid == 0:
             return self._become_child(request, fds)
@@ -147,7 +148,7 @@ class _Server:
             pidfd = os.pidfd_open(pid)  # the child is not reaped yet, so no other process has its pid
             identity = identify(pid)
             start_time = identity.start_time if identity else 0
-            self._send({"forked": request["fork"], "pid": pid, "start_time": start_time}, [pidfd])
+            self.send({"forked": request["fork"], "pid": pid, "start_time": start_time}, [pidfd])
             os.close(pidfd)
         return None
 
@@ -167,7 +168,8 @@ class _Server:
 
         return begin(self.pid, request, fds)
 
-    def _send(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
+    def send(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
+        """Send the agent an answer, with descriptors."""
         data = json.dumps(message).encode()
         with contextlib.suppress(OSError):  # the agent is gone: the next read ends this process too
             socket.send_fds(self.agent, [data], fds or [])

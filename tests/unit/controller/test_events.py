@@ -12,7 +12,17 @@ import pytest
 from forgectl.controller import journal
 from forgectl.controller.account import Account, account_json, account_of
 from forgectl.controller.events import Events
-from forgectl.controller.records import AgentLost, Born, HookBegun, HookEnded, Record, RestartAsked, StopAsked, TimeUp
+from forgectl.controller.records import (
+    AgentLost,
+    AgentUp,
+    Born,
+    HookBegun,
+    HookEnded,
+    Record,
+    RestartAsked,
+    StopAsked,
+    TimeUp,
+)
 from forgectl.controller.run_dir import RunDir
 from forgectl.controller.run_state import Run
 from forgectl.controller.status_document import run_document
@@ -69,6 +79,29 @@ def test_a_run_that_succeeds() -> None:
     assert (last.state, last.exit_code, last.by) == ("succeeded", 0, "the end of its scripts")
     assert last.monotonic == last.time - 900.0
     assert account(h).kind == "succeeded"
+
+
+def test_nothing_is_said_after_the_end_of_a_run() -> None:
+    h = born(History(mesh()))
+    h.start()
+    h.record(StopAsked(None, 1.0, "forgectl shutdown"))
+    h.record(AgentLost("a", "the agent on host a was killed"))
+    assert names(h)[-1] == "run_ended"
+    h.record(AgentUp("a", 78, "boot"))  # it sweeps the host
+    h.record(Born(79, adopted=True))
+    assert names(h)[-1] == "run_ended"
+
+
+def test_an_agent_that_was_replaced_was_lost_though_no_controller_lived_to_record_it() -> None:
+    h = born(History(mesh(restart=RestartPolicy(1))))
+    h.start()
+    [first] = [r for _, r in h.records if isinstance(r, AgentUp)]
+    h.record(Born(78, adopted=True))
+    h.record(first)
+    h.record(AgentUp("a", first.pid + 1, first.boot_id))
+    events = [e for e in told(h) if not e.event.startswith("rank_")][-5:]
+    assert [e.event for e in events] == ["host_up", "host_lost", "host_up", "mesh_failing", "mesh_restarted"]
+    assert "the agent on host a was replaced" in [e.message for e in events]
 
 
 def test_a_failure_is_told_when_it_is_noticed_and_when_it_is_over() -> None:
