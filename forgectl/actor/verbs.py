@@ -12,8 +12,9 @@ To ranks:
 
 To the run's driver, each with the asking process and the number of its request after the verb. KEY is a service's:
 
-(LAUNCH, unit, whether its name was chosen, SentMaking)      → ActorHandle
-(SERVE, Blueprint)                                           → ServiceHandle
+(LAUNCH, Launch, unit, SentMaking)                           → ActorHandle
+(SERVE, Launch, Blueprint)                                   → ServiceHandle
+(KEEP, LAUNCH or SERVE, what follows it)     sent to each later driver: it adopts that, if it lives; no answer
 (STOP, mesh, generation that the handle knows, grace)
 (ROUTE, KEY, endpoint, args, kwargs, session)                → value; each argument as nested frames
 (LEND, KEY, endpoint, session)                               → Grant
@@ -30,7 +31,7 @@ from __future__ import annotations
 CONSTRUCT, INVOKE, ASK = "construct", "invoke", "ask"
 STREAM, NEXT, LEAVE = "stream", "next", "leave"
 
-LAUNCH, SERVE, STOP = "launch", "serve", "stop"
+LAUNCH, SERVE, KEEP, STOP = "launch", "serve", "keep", "stop"
 ROUTE, LEND, PARTS, PART, ENDED = "route", "lend", "parts", "part", "ended"
 BEGIN, TERMINATE, SCALE, CLOSE = "begin", "terminate", "scale", "close"
 CANCEL, ALIVE = "cancel", "alive"

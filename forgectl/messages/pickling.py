@@ -96,6 +96,12 @@ class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
     dispatch_table = ChainMap(_reducers, cloudpickle.Pickler.dispatch_table)
 
 
+def reducers() -> Any:
+    """The dispatch table of a pickler that takes what `dumps` takes."""
+    _of_tensors()
+    return _ByValue.dispatch_table
+
+
 def _of_tensors() -> dict[type, Any]:
     """The reducers for tensors, if torch is imported.
 
