@@ -10,8 +10,6 @@ import hashlib
 import types
 from typing import Any
 
-import cloudpickle
-
 from forgectl.actor.called_mesh import CalledMesh
 from forgectl.actor.called_service import CalledService
 from forgectl.messages import pickling
@@ -44,11 +42,10 @@ class _Hashing:
         self.hash.update(data)
 
 
-class _Canonical(cloudpickle.Pickler):  # type: ignore[misc]
+class _Canonical(pickling.ByValue):
     def __init__(self, file: _Hashing, without_memo: bool) -> None:
-        super().__init__(file, protocol=5)
+        super().__init__(file)
         self.fast = without_memo
-        self.dispatch_table = pickling.reducers()
 
     def persistent_id(self, value: Any) -> Any:
         """What stands for a value whose pickle is not the same everywhere."""
