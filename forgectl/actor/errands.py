@@ -34,6 +34,7 @@ from forgectl.messages.calling import Here
 from forgectl.model.status import OVER
 from forgectl.names import DRIVER
 from forgectl.protocol.supervision import MeshNews
+from forgectl.system.futures import Future
 
 BEAT_SECONDS = 2.0
 """Between two signs of life; `driver/desk.py` says after how many missed ones this process counts as ended."""
@@ -83,13 +84,19 @@ class Driver:
         launch = Launch(named, name if named else f"{self._me}/{next(self._launches)}")
         handle = await self.ask(f"the launch of {name}", verb, launch, *what)
         if self._restarts:
-            self._launched[launch.claim] = (KEEP, verb, launch._replace(is_over=True), *what)
+            self._launched[launch.claim] = (verb, launch._replace(is_over=True), *what)
         return handle
 
-    def _repeat(self) -> None:
+    def _repeat(self, ranks: Ranks) -> None:
         """Have a new driver adopt what this process had launched by those before."""
-        for request in list(self._launched.values()):
-            self._tell(request[0], 0, *request[1:])
+        for claim, what in list(self._launched.items()):
+            number = self._begin()
+            answer = ranks.ask((0,), (KEEP, self._me, number, *what), only, f"the launch {claim}")
+            answer._then(functools.partial(self._kept, number))
+
+    def _kept(self, number: int, answer: Future[None]) -> None:
+        answer.exception()  # it has ended, or the driver has: the next one is asked, too
+        self._end(number)
 
     def replica(self, grant: Grant) -> Ranks | None:
         """The ranks of the generation that was granted; None if that has ended already."""
@@ -171,7 +178,7 @@ class Errand:
 class _Desk(Called):
     """Where the driver listens, a generation of it after another; a run without a launch has only the first."""
 
-    def __init__(self, here: Here, came_up: Callable[[], None]) -> None:
+    def __init__(self, here: Here, came_up: Callable[[Ranks], None]) -> None:
         super().__init__(DRIVER)
         self._here = here
         self._notify = came_up
@@ -201,7 +208,7 @@ class _Desk(Called):
         ranks = Ranks(DESK, generation, ("",), self._here)
         ranks.unbound()  # requests that wait for replicas must not hold up the reports that free these
         self._came_up(ranks)
-        self._notify()
+        self._notify(ranks)
 
 
 def _follow(ranks: Ranks, now: MeshNews) -> None:

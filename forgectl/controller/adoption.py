@@ -56,5 +56,6 @@ def _differences(mesh: MeshState, request: AddMesh) -> Iterator[str]:
     for field in dataclasses.fields(before):
         if field.name != "program" and getattr(before, field.name) != getattr(now, field.name):
             yield f"the option {field.name}"
-    if mesh.terms and request.terms:
-        yield from sorted(n for n in mesh.terms.keys() | request.terms if mesh.terms.get(n) != request.terms.get(n))
+    old, new = mesh.terms, request.terms
+    if old is not None and new is not None:
+        yield from sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))

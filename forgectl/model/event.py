@@ -20,7 +20,8 @@ SCHEMA = 1
 EventName = Literal[
     "run_started", "run_up", "run_stopping", "run_ended", "controller_replaced",
     "host_up", "host_lost",
-    "mesh_added", "mesh_adopted", "mesh_moved", "mesh_starting", "mesh_up", "mesh_failing", "mesh_hung", "mesh_restarted",
+    "mesh_added", "mesh_adopted", "mesh_moved",
+    "mesh_starting", "mesh_up", "mesh_failing", "mesh_hung", "mesh_restarted",
     "mesh_stopping", "mesh_failed", "mesh_ended",
     "rank_started", "rank_exited", "notice", "hook_failed",
 ]  # fmt: skip

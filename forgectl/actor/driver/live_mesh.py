@@ -138,6 +138,8 @@ class LiveMesh(CalledMesh):
         ranks = self._making_ranks = self._ranks_of(now)
         try:
             await self._make(ranks)
+            if self._client.may_restart:  # first: the next driver must know of every generation that was called
+                await self._report_up(generation)
         except ActorDied as e:
             if ranks.died is None:  # another mesh died, whose handle the constructor used
                 await self._report_failure(generation, e)

@@ -203,12 +203,14 @@ async def _begin(
     sessions = SessionTable(form.name, known=record.sessions, note=record.note, note_end=record.note_end)
     core = ServiceCore(form.name, config, endpoints, lambda index: start(f"{form.name}.{index}"), sessions)
     service = LiveService(client, form, core, record, cls)
-    client.services[form.name] = client.keyed_services[service.key] = service
-    if (awaited := client.inherited.get(service.key)) is not None:
-        awaited.set()
+    client.services[form.name] = service
+    awaited = client.inherited.get(service.key)
     try:
         living, first_new = await client.living_replicas(form.name)
         record.write()
+        client.keyed_services[service.key] = service
+        if awaited is not None:
+            awaited.set()
         await core.start(living, first_new)
     except BaseException:
         service.forget()

@@ -75,7 +75,7 @@ class ServiceCore:
         self.config = config
         self._endpoints = dict(endpoints)
         self._start_mesh = start
-        self._sessions = sessions or SessionTable(name)
+        self._sessions = SessionTable(name) if sessions is None else sessions
         routers = {n: make_router(info.router) for n, info in endpoints.items() if info.router is not None}
         self._placement = Placement(
             name, make_router(config.router), routers, self._sessions, config.unavailable_timeout, self._changed
