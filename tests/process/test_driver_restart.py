@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Forge, processes_of, until
+from tests.conftest import Forge, until
 from tests.process.actor_scripts import bring
-from tests.process.deaths import controller_of, end, pids, until_empty
+from tests.process.deaths import controller_of, end, pids
 from tests.process.outputs import document_of, log_of, until_said
+
+pytestmark = pytest.mark.timeout(400)
 
 TOLD = "actors: {told: {class: 'players:Counter', procs: 2, preload: [], args: {start: 5}}}\n"
 
@@ -80,9 +82,10 @@ def test_calls_go_on_while_the_driver_is_away(forge: Forge) -> None:
     driver = forge.until_mesh(run, "driver", lambda m: m["state"] == "restarting" and m["restarting"]["at"])
     assert (driver["generation"], driver["restarts"]) == (2, 2)
     assert call(forge, "kept", "add", "2") == [7, 7]
-    shown = forge.ok("status")
-    assert "restart 3" not in shown
-    assert "2/3" in shown
+    refused = forge.run("call", "pool", "add", "2")
+    assert (refused.returncode, f"call a replica: {run}/pool.0" in refused.stderr) == (75, True), refused.stderr
+    assert call(forge, "pool.0", "add", "2") == [7]
+    assert "2/3" in forge.ok("status")
     forge.ok("shutdown", "--run", run)
     assert forge.until_ended(run)["state"] == "stopped"
 
@@ -91,20 +94,15 @@ def test_a_controller_that_dies_with_the_driver_is_replaced_by_the_next_command(
     run = launch(forge, "go_on")
     started(forge, run, 0)
     before = ranks(forge, run)
-    os.kill(controller_of(forge, run), signal.SIGSTOP)  # it must not see the driver's death
-    victims = [controller_of(forge, run), forge_pid_of_driver(forge, run)]
+    victims = [controller_of(forge, run), *pids(forge.mesh(run, "driver"))]
+    os.kill(victims[0], signal.SIGSTOP)  # so that it does not see the driver's death
     for victim in victims:
         os.kill(victim, signal.SIGKILL)
-    assert call(forge, "kept", "add", "1") == [6, 6]
-    forge.ok("shutdown", "nothing-of-that-name", "--run", run) if False else None
+    forge.ok("status")
     assert started(forge, run, 1) == ["True"]
     assert ranks(forge, run) == before
+    assert call(forge, "kept", "add", "1") == [6, 6]
     forge.ok("shutdown", "--run", run)
-
-
-def forge_pid_of_driver(forge: Forge, run: str) -> int:
-    [pid] = [p for p, line in processes_of(run).items() if line.startswith("forgectl rank driver/0")]
-    return pid
 
 
 # ---------------------------------------------------------------- actors that use the driver
@@ -235,13 +233,3 @@ def test_without_a_restart_the_run_ends_with_its_driver(forge: Forge) -> None:
     kill_driver(forge, run, 0)
     final = forge.until_ended(run)
     assert {m["mesh"]: m["state"] for m in final["meshes"]} == {"driver": "failed", "kept": "stopped"}
-
-
-def test_nobody_needs_to_ask_for_the_end(forge: Forge) -> None:
-    """Controller and driver die for good: the agents end what they run when the lease is over."""
-    run = launch(forge, "go_on", more="lease: 2s\n")
-    started(forge, run, 0)
-    os.kill(controller_of(forge, run), signal.SIGKILL)
-    kill = forge_pid_of_driver(forge, run)
-    os.kill(kill, signal.SIGKILL)
-    until_empty(run)

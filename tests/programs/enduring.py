@@ -28,11 +28,12 @@ def say(*words: object) -> None:
 
 async def count_for_ever() -> None:
     """Call all that there is at once, and note each answer."""
-    named = Fast.options(mesh_name="named", procs=2).as_actor(0)
-    bare = Fast.as_actor(100)  # these two have no names, and are told apart by their order
-    other = Fast.as_actor(200)
-    pool = Fast.options(mesh_name="pool", num_replicas=2).as_service(0)
-    named, bare, other, pool = await asyncio.gather(named, bare, other, pool)
+    named, bare, other, pool = await asyncio.gather(
+        Fast.options(mesh_name="named", procs=2).as_actor(0),
+        Fast.as_actor(100),  # these two have no names, and are told apart by their order
+        Fast.as_actor(200),
+        Fast.options(mesh_name="pool", num_replicas=2).as_service(0),
+    )
     assert (await other.add.call_one(0), await bare.add_plain.call_one(0) >= 100) == (200, True)
     told = forgectl.get("told", Counter)
 
@@ -46,8 +47,8 @@ async def count_for_ever() -> None:
             if value == 10:
                 say(*(h.adopted for h in (named, bare, other, pool, told)))
 
-    calls = ((named, named.add.call), (named, named.add.call), (pool, pool.add.route), (told, told.add.call))
-    await asyncio.gather(stream(), *(count(h.name if h is pool else h.mesh_name, call) for h, call in calls))
+    calls = ("named", named.add.call), ("named", named.add.call), ("pool", pool.add.route), ("told", told.add.call)
+    await asyncio.gather(stream(), *(count(what, call) for what, call in calls))
 
 
 async def be_done() -> None:
@@ -62,9 +63,9 @@ async def be_done() -> None:
 async def ask_for_more(change: str) -> None:
     """The second driver launches the same with a change."""
     changes: dict[str, Any] = {"procs": 2} if change == "options" and START else {}
-    args = (["b", {"c"}],) if change == "arguments" and START else (["a", {"c"}],)
+    start: Any = "another" if change == "arguments" and START else ["the same", {"c"}]
     cls = Other if change == "class" and START else Fast
-    kept = await cls.options(mesh_name="kept", preload=[], **changes).as_actor(*args)
+    kept = await cls.options(mesh_name="kept", preload=[], **changes).as_actor(start)
     say(kept.adopted)
     await asyncio.Event().wait()
 
@@ -79,15 +80,16 @@ async def adopt_equals() -> None:
     words = [str(n) for n in range(50)]
     word = "".join(words)
     twice = [word, word] if START else [word, "".join(words)]
-    args = {"start": (set(words), first.slice(procs=0), twice, {"cls": Other, "do": say})}
-    second = await Fast.options(mesh_name="second").as_actor(**args)
+    start: Any = (set(words), first.slice(procs=0), twice, {"cls": Other, "do": say})
+    second = await Fast.options(mesh_name="second").as_actor(start=start)
     say(first.adopted, second.adopted)
     await asyncio.Event().wait()
 
 
 async def go_on(name: str = "kept", restart: str = "0") -> None:
-    """Launch one mesh, and stay."""
+    """Launch a mesh and a service, and stay."""
     kept = await Fast.options(mesh_name=name, restart=int(restart), procs=2).as_actor(5)
+    await Fast.options(mesh_name="pool").as_service(5)
     say(kept.adopted)
     await asyncio.Event().wait()
 
