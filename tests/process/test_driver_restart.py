@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,6 +48,16 @@ def call(forge: Forge, *words: str) -> Any:
     return json.loads(forge.ok("call", *words, "--json"))
 
 
+def grown(file: Path, size: int) -> bool:
+    return file.exists() and file.stat().st_size > size
+
+
+def until_calling(forge: Forge) -> None:
+    """Wait until the lead has made some more calls."""
+    [before] = call(forge, "lead", "report")
+    until(lambda: call(forge, "lead", "report")[0]["calls"] > before["calls"] + 10, "calls under way")
+
+
 # ---------------------------------------------------------------- under load
 
 
@@ -57,7 +69,7 @@ def test_twenty_drivers_are_killed_under_load_and_nothing_is_lost(forge: Forge) 
     kills = 20
     for start in range(kills):
         size = answered.stat().st_size if answered.exists() else 0
-        until(lambda size=size: answered.exists() and answered.stat().st_size > size + 100, "calls under way")
+        until(functools.partial(grown, answered, size + 100), "calls under way")
         kill_driver(forge, run, start)
         assert started(forge, run, start + 1) == ["True"] * 5
     kill_driver(forge, run, kills)
@@ -116,12 +128,10 @@ def test_what_actors_launched_lives_on_and_their_requests_wait(forge: Forge) -> 
     assert len(before) == 7
     [first] = call(forge, "lead", "report")
     for start in range(3):
-        [reported] = call(forge, "lead", "report")
-        until(lambda n=reported["calls"]: call(forge, "lead", "report")[0]["calls"] > n + 10, "calls under way")
+        until_calling(forge)
         kill_driver(forge, run, start)
         assert started(forge, run, start + 1) == ["True", "True", *replicas]
-    [now] = call(forge, "lead", "report")
-    until(lambda: call(forge, "lead", "report")[0]["calls"] > now["calls"] + 10, "calls after the last death")
+    until_calling(forge)
     [last] = call(forge, "lead", "report")
     assert last["ended"] is None
     assert last["went"] == first["went"], "a session went to another replica"

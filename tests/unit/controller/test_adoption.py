@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -36,9 +37,9 @@ def restart(h: History) -> None:
     h.start("driver")
 
 
-def ask(claim: str = "late", driver: int = 1, **changes: object) -> AddMesh:
+def ask(claim: str = "late", driver: int = 1, **changes: Any) -> AddMesh:
     terms = changes.pop("terms", TERMS)
-    return AddMesh(dataclasses.replace(PLAN.unit, **changes), True, claim, terms, driver)  # type: ignore[arg-type]
+    return AddMesh(dataclasses.replace(PLAN.unit, **changes), True, claim, terms, driver)
 
 
 def test_a_driver_adopts_what_the_one_before_it_launched_once() -> None:
@@ -80,7 +81,7 @@ def test_another_claim_is_for_a_new_mesh(claim: str) -> None:
         ({"program": dataclasses.replace(PLAN.unit.program, target="x:Y")}, "differs in the class (x:X before)"),
     ],
 )
-def test_a_launch_that_differs_is_refused(changes: dict[str, object], said: str) -> None:
+def test_a_launch_that_differs_is_refused(changes: dict[str, Any], said: str) -> None:
     h = driven()
     restart(h)
     with pytest.raises(UsageError, match="lives on") as caught:
