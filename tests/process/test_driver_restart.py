@@ -72,9 +72,10 @@ def test_twenty_drivers_are_killed_under_load_and_nothing_is_lost(forge: Forge) 
         until(functools.partial(grown, answered, size + 100), "calls under way")
         kill_driver(forge, run, start)
         assert started(forge, run, start + 1) == ["True"] * 5
-    kill_driver(forge, run, kills)
     assert ranks(forge, run) == before, "a rank was restarted"
 
+    [driver] = pids(forge.mesh(run, "driver"))
+    os.kill(driver, signal.SIGSTOP)  # it makes no more calls
     noted = Counter(answered.read_text().split())
     under_way = {"named": 2, "pool": 2, "told": 1}
     counts = {"named": call(forge, "named", "state"), "told": [n - 5 for n in call(forge, "told", "state")]}
@@ -82,6 +83,7 @@ def test_twenty_drivers_are_killed_under_load_and_nothing_is_lost(forge: Forge) 
     for what, most in under_way.items():
         for count in counts[what]:
             assert noted[what] <= count <= noted[what] + most * (kills + 1), (what, count, noted)
+    os.kill(driver, signal.SIGCONT)
     forge.ok("shutdown", "--run", run)
 
 
@@ -242,4 +244,8 @@ def test_without_a_restart_the_run_ends_with_its_driver(forge: Forge) -> None:
     started(forge, run, 0)
     kill_driver(forge, run, 0)
     final = forge.until_ended(run)
-    assert {m["mesh"]: m["state"] for m in final["meshes"]} == {"driver": "failed", "kept": "stopped"}
+    assert {m["mesh"]: m["state"] for m in final["meshes"]} == {
+        "driver": "failed",
+        "kept": "stopped",
+        "pool.0": "stopped",
+    }

@@ -1,4 +1,4 @@
-"""A driver that is killed: its actors, of far_players.py, on other hosts stream to it, and call a service through it."""
+"""A driver that is killed. Its actors, of far_players.py, on other hosts stream to it, and call a service by it."""
 
 from __future__ import annotations
 
