@@ -28,7 +28,7 @@ from forgectl.actor.making import Launch
 from forgectl.actor.membership import here_of
 from forgectl.actor.origin import Origin
 from forgectl.actor.ranks import Ranks, only
-from forgectl.actor.verbs import ALIVE, CANCEL, DESK, KEEP, ROUTE
+from forgectl.actor.verbs import ALIVE, CANCEL, DESK, KEEP, LAUNCH, ROUTE
 from forgectl.errors import ActorDied, UnreachableError
 from forgectl.messages.calling import Here
 from forgectl.model.status import OVER
@@ -85,17 +85,24 @@ class Driver:
         handle = await self.ask(f"the launch of {name}", verb, launch, *what)
         if self._restarts:
             self._launched[launch.claim] = (verb, launch._replace(is_over=True), *what)
+            if verb == LAUNCH:
+                self._news.watch(handle.mesh_name, functools.partial(self._forget_ended, launch.claim))
         return handle
+
+    def _forget_ended(self, claim: str, now: MeshNews) -> None:
+        if now.state in OVER:
+            self._launched.pop(claim, None)
 
     def _repeat(self, ranks: Ranks) -> None:
         """Have a new driver adopt what this process had launched by those before."""
         for claim, what in list(self._launched.items()):
             number = self._begin()
             answer = ranks.ask((0,), (KEEP, self._me, number, *what), only, f"the launch {claim}")
-            answer._then(functools.partial(self._kept, number))
+            answer._then(functools.partial(self._kept, number, claim))
 
-    def _kept(self, number: int, answer: Future[None]) -> None:
-        answer.exception()  # it has ended, or the driver has: the next one is asked, too
+    def _kept(self, number: int, claim: str, answer: Future[bool]) -> None:
+        if answer.exception() is None and not answer.result():
+            self._launched.pop(claim, None)
         self._end(number)
 
     def replica(self, grant: Grant) -> Ranks | None:

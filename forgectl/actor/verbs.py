@@ -14,7 +14,7 @@ To the run's driver, each with the asking process and the number of its request 
 
 (LAUNCH, Launch, unit, SentMaking)                           → ActorHandle
 (SERVE, Launch, Blueprint)                                   → ServiceHandle
-(KEEP, LAUNCH or SERVE, what follows it)     sent to each later driver: it adopts that, if it lives; no answer
+(KEEP, LAUNCH or SERVE, what follows it)                     → whether it lives; for each later driver to adopt
 (STOP, mesh, generation that the handle knows, grace)
 (ROUTE, KEY, endpoint, args, kwargs, session)                → value; each argument as nested frames
 (LEND, KEY, endpoint, session)                               → Grant

@@ -7,7 +7,6 @@ no request holds up another one.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
@@ -124,10 +123,13 @@ class Desk:
     async def _serve(self, asked: Launch, blueprint: Blueprint) -> ServiceHandle:
         return await begin_blueprint(self._client, asked, blueprint)
 
-    async def _keep(self, verb: str, *what: Any) -> None:
-        """Adopt what the asker had launched by an earlier driver, if it lives."""
-        with contextlib.suppress(ForgeError):
+    async def _keep(self, verb: str, *what: Any) -> bool:
+        """Adopt what the asker had launched by an earlier driver; False if that has ended."""
+        try:
             await self._do[verb](*what)
+        except ForgeError:
+            return False
+        return True
 
     async def _stop(self, mesh: str, generation: int, grace: float) -> None:
         live = self._client.launched(mesh, generation)

@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-
 END_SECONDS = 20.0
 """Seconds that a script waits at its end for the end of its run."""
 END_GRACE = 10.0
