@@ -26,40 +26,22 @@ Send = Callable[[Ranks], object]
 Fail = Callable[[BaseException], object]
 
 
-class CalledMesh(ABC):
-    """What a handle needs of its mesh. Calls may come from any thread.
+class Called:
+    """Who is called, one generation after another. Calls may come from any thread.
 
     A call that comes while no generation is up waits for the next one. Waiting calls are sent before any that is made
     later, in the order in which they were made.
     """
 
-    def __init__(self, name: str, interface: Interface, procs: int) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
-        self.interface = interface
-        self.procs = procs
         self._lock = threading.RLock()  # what is sent may fail at once, and whoever learns of it may call again
         self._ranks: Ranks | None = None
         self._why_over: BaseException | None = None
         self._waiting: deque[tuple[Send, Fail]] = deque()
-        self._reported_at = -REPORT_SECONDS
-
-    @abstractmethod
-    def foreign(self) -> Any:
-        """The mesh as other processes may have it."""
-
-    @abstractmethod
-    async def shutdown(self, grace: float) -> None:
-        """End it, and return when nothing is left of it."""
-
-    @abstractmethod
-    def report_timeout(self, generation: int, what: str) -> None:
-        """Report that a call of its ranks had no answer in time; `what` says which. Does not wait."""
 
     def _timed_out(self, label: str, seconds: float) -> None:
-        ranks, now = self._ranks, time.monotonic()
-        if ranks is not None and now - self._reported_at >= REPORT_SECONDS:
-            self._reported_at = now
-            self.report_timeout(ranks.generation, f"{label} has not answered within {seconds:g} s")
+        """A call had no answer in time."""
 
     def now(self) -> Ranks | None:
         """The ranks of the generation that is up, if one is."""
@@ -139,6 +121,35 @@ class CalledMesh(ABC):
             waiting, self._waiting = self._waiting, deque()
         for _, fail in waiting:
             fail(_copy(why))
+
+
+class CalledMesh(Called, ABC):
+    """What a handle needs of its mesh."""
+
+    def __init__(self, name: str, interface: Interface, procs: int) -> None:
+        super().__init__(name)
+        self.interface = interface
+        self.procs = procs
+        self.adopted = False  # whether this process drives it, and an earlier driver constructed it
+        self._reported_at = -REPORT_SECONDS
+
+    @abstractmethod
+    def foreign(self) -> Any:
+        """The mesh as other processes may have it."""
+
+    @abstractmethod
+    async def shutdown(self, grace: float) -> None:
+        """End it, and return when nothing is left of it."""
+
+    @abstractmethod
+    def report_timeout(self, generation: int, what: str) -> None:
+        """Report that a call of its ranks had no answer in time; `what` says which. Does not wait."""
+
+    def _timed_out(self, label: str, seconds: float) -> None:
+        ranks, now = self.now(), time.monotonic()
+        if ranks is not None and now - self._reported_at >= REPORT_SECONDS:
+            self._reported_at = now
+            self.report_timeout(ranks.generation, f"{label} has not answered within {seconds:g} s")
 
 
 def _copy(error: BaseException) -> BaseException:

@@ -33,6 +33,7 @@ class CalledService(ABC):
 
     def __init__(self, form: ServiceForm) -> None:
         self.form = form
+        self.adopted = False  # whether this process drives it, and has replicas of an earlier driver
 
     @abstractmethod
     def foreign(self) -> Any:

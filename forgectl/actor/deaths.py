@@ -18,7 +18,7 @@ def fresh_copy(died: ActorDied) -> ActorDied:
 def is_over(generation: int, news: MeshNews) -> bool:
     """Whether news of a mesh mean that this generation of it has ended."""
     return news.generation > generation or (
-        news.generation == generation and news.state not in ("pending", "starting", "ready")
+        news.generation == generation and news.state not in ("pending", "starting", "running", "ready")
     )
 
 

@@ -18,6 +18,8 @@ from forgectl.wire.unix_sockets import Connection, dial
 Watcher = Callable[[MeshNews], None]
 
 AGAIN_SECONDS = 0.2
+NEWS_SECONDS = 30.0
+"""How long the agent of a host may take to send the state of the meshes."""
 TRIES = 25
 """Failed attempts to connect to the agent, one after another, before the run counts as ended."""
 
@@ -35,6 +37,11 @@ class Follower:
         self._watchers: dict[str, list[Watcher]] = {}
         self._over = False
         threading.Thread(target=self._follow, name="forgectl-news", daemon=True).start()
+
+    def knows(self, mesh: str) -> bool:
+        """Whether there is, or was, a mesh of that name, as far as was reported."""
+        with self._lock:
+            return self._over or mesh in self._latest
 
     def watch(self, mesh: str, watcher: Watcher) -> None:
         """Call `watcher` with the latest news of a mesh, if there is any, and with all later news."""

@@ -20,9 +20,6 @@ from forgectl.protocol.supervision import MeshNews
 from forgectl.system.futures import Future
 from forgectl.system.loops import loop_of_calls
 
-NEWS_SECONDS = 30.0
-"""How long the agent of this host may take to send the state of the meshes."""
-
 
 class ForeignMesh(CalledMesh):
     """A mesh as this machine's agent reports it: the generation that is up, or why the mesh has ended."""
@@ -59,7 +56,7 @@ class ForeignMesh(CalledMesh):
             self._following = follower.follower(self.origin.run, agent)
         self._following.watch(self.name, self._take)
         try:
-            self._following.synced.result(NEWS_SECONDS)
+            self._following.synced.result(follower.NEWS_SECONDS)
         except concurrent.futures.TimeoutError:
             raise UnreachableError(f"mesh {self.name}: the agent of this host does not answer") from None
 

@@ -55,8 +55,8 @@ class ForeignService(CalledService):
 
     async def _routed(self, endpoint: str, args: tuple[Any, ...], kwargs: dict[str, Any], session: str | None) -> Any:
         with Errand(self._driver(), self.form.label(endpoint)) as errand:
-            grant = await errand.ask(LEND, self._key, endpoint, session)
-            return await self._run(errand, 0, grant, (endpoint, args, kwargs))
+            ask = LEND, self._key, endpoint, session
+            return await self._run(errand, 0, ask, await errand.ask(*ask), (endpoint, args, kwargs))
 
     async def _gathered(self, endpoint: str, args: tuple[Any, ...], kwargs: dict[str, Any], session: str | None) -> Any:
         pickled = [pickling.nested(a) for a in args], {name: pickling.nested(a) for name, a in kwargs.items()}
@@ -82,18 +82,24 @@ class ForeignService(CalledService):
 
     async def _part(self, errand: Errand, part: int, call: Called) -> list[Any]:
         """The value of one replica; nothing if it was scaled away meanwhile."""
-        grant = await errand.ask(PART, part, self._key, call[0])
+        ask = PART, part, self._key, call[0]
+        grant = await errand.ask(*ask)
         if grant is None:
             return []
-        value = await self._run(errand, part, grant, call)
+        value = await self._run(errand, part, ask, grant, call)
         return [checked(call[0], value, 1)[0] if call[0] in self.form.batched else value]
 
-    async def _run(self, errand: Errand, part: int, grant: Grant, call: Called) -> Any:
-        """Call the replica, and after a death another one where the driver grants that; report the end."""
+    async def _run(self, errand: Errand, part: int, ask: tuple[Any, ...], grant: Grant | None, call: Called) -> Any:
+        """Call the replica, and after a death another one where the driver grants that; report the end.
+
+        `ask` is what the grant was asked for by: a driver that was restarted meanwhile does not know the grant.
+        """
         while True:
+            if grant is None:
+                raise ActorDied(f"{self.form.label(call[0])}: its replica died before the request was sent")
             ranks = self._driver().replica(grant)
             if ranks is None:
-                grant = await errand.ask(ENDED, part, "unsent")
+                grant = await errand.ask(ENDED, part, "unsent") or await errand.ask(*ask)
                 continue
             try:
                 value = await self._call(ranks, *call)

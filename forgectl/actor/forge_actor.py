@@ -33,8 +33,8 @@ else:
     InHandles = object
 
 RESERVED = frozenset(
-    {"as_actor", "as_service", "hosts", "launch", "logger", "mesh", "mesh_name", "metrics", "name", "num_replicas"}
-    | {"options", "procs", "rank", "scale", "session", "shutdown", "size", "slice", "start_session"}
+    {"adopted", "as_actor", "as_service", "hosts", "launch", "logger", "mesh", "mesh_name", "metrics", "name"}
+    | {"num_replicas", "options", "procs", "rank", "scale", "session", "shutdown", "size", "slice", "start_session"}
     | {"terminate_session", "with_gpus"}
 )
 """The names that handles of actors and services need, or this class: no endpoint has one of them."""

@@ -83,6 +83,14 @@ class ActorHandle(Ends):
         """The name of the mesh in `forgectl status`."""
         return self._mesh.name
 
+    @property
+    def adopted(self) -> bool:
+        """Whether the driver was restarted, and these actors are those of the driver before it, with their state.
+
+        False in every process but the driver.
+        """
+        return self._mesh.adopted
+
     def shutdown(self, grace: float = GRACE) -> Future[None]:
         """End the mesh: SIGTERM, and SIGKILL after `grace` seconds. Done when none of its processes is left.
 

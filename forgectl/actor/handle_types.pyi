@@ -131,6 +131,8 @@ class InHandles:
 
     async def __aexit__(self, *error: object) -> None: ...
 
+    adopted: bool
+    """Whether the driver was restarted, and this is what the driver before it launched, with its state."""
     name: str | Any
     """Of a service: its name. The meshes of its replicas are NAME.0, NAME.1 and so on."""
     session: Any

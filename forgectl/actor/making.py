@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from forgectl.actor.endpoint import EndpointInfo, Interface, interface_of
 from forgectl.actor.service.service import ServiceConfig
@@ -16,6 +16,18 @@ from forgectl.model.plan import Unit
 
 Payload = list[Any]
 """The pickle of (class, args, kwargs) as nested frames."""
+
+
+class Launch(NamedTuple):
+    """What tells a launch from others. `named`: its name was chosen. `claim` and `terms` are those of AddMesh.
+
+    `is_over`: an earlier driver has launched it, so nothing new is launched.
+    """
+
+    named: bool
+    claim: str
+    terms: dict[str, str] | None = None
+    is_over: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +67,6 @@ class Blueprint:
     """A service that another process asks the driver to launch. `unit` and `making` are those of each replica."""
 
     name: str
-    named: bool  # whether the user chose the name
     unit: Unit
     making: SentMaking
     config: ServiceConfig

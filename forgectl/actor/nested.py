@@ -22,8 +22,7 @@ async def launch_mesh(
     """Launch one mesh with the settings of `cls`, and construct `made(*args, **kwargs)` in each rank."""
     unit = cls._unit()
     making = _making(origin, cls, made, args, kwargs, unit).sent()
-    asked = driver(origin).ask(f"the launch of {unit.mesh}", LAUNCH, unit, cls.mesh_name is not None, making)
-    handle: ActorHandle = await asked
+    handle: ActorHandle = await driver(origin).launch(unit.mesh, cls.mesh_name is not None, LAUNCH, unit, making)
     return handle
 
 
@@ -41,14 +40,14 @@ async def launch_service(
     unit, settings = replica._unit(), cls._settings()
     blueprint = Blueprint(
         cls._base_name(),
-        cls.mesh_name is not None,
         unit,
         _making(origin, cls, made, args, kwargs, unit).sent(),
         settings.service_config(cls.num_replicas),
         endpoints_of(made),
         settings.return_first_rank_result,
     )
-    service: ServiceHandle = await driver(origin).ask(f"the launch of {blueprint.name}", SERVE, blueprint)
+    named = cls.mesh_name is not None
+    service: ServiceHandle = await driver(origin).launch(blueprint.name, named, SERVE, blueprint)
     return service
 
 

@@ -41,6 +41,7 @@ class Origin:
     machine: str  # boot id of the launching machine
     folder: str  # folder of the message sockets there
     agent: str  # socket of the agent there
+    driver_may_restart: bool = False
 
     def launched_here(self, name: str) -> Any:
         """The mesh of this name, or the service of this key, if this process launched it, else None."""

@@ -42,6 +42,14 @@ class ServiceHandle(Ends):
         """The service's name. The meshes of its replicas are NAME.0, NAME.1 and so on."""
         return self._service.form.name
 
+    @property
+    def adopted(self) -> bool:
+        """Whether the driver was restarted, and replicas of the driver before it live on, with their state.
+
+        False in every process but the driver.
+        """
+        return self._service.adopted
+
     def session(self, sess_id: str | None = None) -> Session:
         """`async with service.session():` calls inside go to one replica as long as it lives.
 

@@ -12,8 +12,9 @@ To ranks:
 
 To the run's driver, each with the asking process and the number of its request after the verb. KEY is a service's:
 
-(LAUNCH, unit, whether its name was chosen, SentMaking)      → ActorHandle
-(SERVE, Blueprint)                                           → ServiceHandle
+(LAUNCH, Launch, unit, SentMaking)                           → ActorHandle
+(SERVE, Launch, Blueprint)                                   → ServiceHandle
+(KEEP, LAUNCH or SERVE, what follows it)                     → whether it lives; for each later driver to adopt
 (STOP, mesh, generation that the handle knows, grace)
 (LATE, mesh, generation, which call had no answer in time)
 (ROUTE, KEY, endpoint, args, kwargs, session)                → value; each argument as nested frames
@@ -31,7 +32,7 @@ from __future__ import annotations
 CONSTRUCT, INVOKE, ASK = "construct", "invoke", "ask"
 STREAM, NEXT, LEAVE = "stream", "next", "leave"
 
-LAUNCH, SERVE, STOP, LATE = "launch", "serve", "stop", "late"
+LAUNCH, SERVE, KEEP, STOP, LATE = "launch", "serve", "keep", "stop", "late"
 ROUTE, LEND, PARTS, PART, ENDED = "route", "lend", "parts", "part", "ended"
 BEGIN, TERMINATE, SCALE, CLOSE = "begin", "terminate", "scale", "close"
 CANCEL, ALIVE = "cancel", "alive"

@@ -335,7 +335,7 @@ class HostMesh:
     def _context(self, generation: int) -> dict[str, str]:
         """The variables that the driver and actors need to reach their run."""
         if self.share.kind == "driver":
-            return {"FORGE_RUN_DIR": str(self._run_dir)}
+            return {"FORGE_RUN_DIR": str(self._run_dir), "FORGE_GENERATION": str(generation)}
         if not self.share.stays:
             return {}
         return {

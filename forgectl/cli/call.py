@@ -81,18 +81,21 @@ def _values(name: str, endpoint: str, args: list[Any], kwargs: dict[str, Any], t
     from forgectl.cli.driver_client import ask_driver
     from forgectl.cli.find import find
     from forgectl.controller import client
-    from forgectl.errors import NotFoundError, UsageError
+    from forgectl.errors import BusyError, NotFoundError, UsageError
     from forgectl.protocol.endpoint_calls import CallEndpoint, Values
 
     named = find(name)
     target = named.target or _only_target(named)
+    found = client.document(named.run)
     if target not in named.meshes:  # a service
         if named.rank is not None:
             raise UsageError(f"{name}: a service answers by any replica", hint=f"name one: {target}.0/{named.rank}")
+        if any(m.kind == "driver" and m.state in ("restarting", "starting") for m in found.meshes):
+            what = f"the driver of run {named.run.run}, which chooses the replica, is being restarted"
+            raise BusyError(what, hint=f"try again, or call a replica: {named.run.run}/{target}.0")
         request = CallEndpoint(target, endpoint, args, kwargs, timeout)
         values: list[Any] = ask_driver(named.run, request, Values, None).values
         return values
-    found = client.document(named.run)
     mesh = found.mesh(target)
     if mesh.kind not in candidates.CALLED:
         there = ", ".join(m.mesh for m in found.meshes if m.kind in candidates.CALLED) or "none"

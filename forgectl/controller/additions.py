@@ -7,13 +7,16 @@ import dataclasses
 import os
 from collections.abc import Awaitable, Callable, Collection
 
+from forgectl.controller.adoption import check_driver, claimed
+from forgectl.controller.records import Added, Adopted
 from forgectl.controller.run_state import Run
 from forgectl.controller.state import MeshState
 from forgectl.errors import BusyError, UsageError
-from forgectl.model.plan import MAX_RANKS, Gpu, HostPlan, MeshPlan, Unit
+from forgectl.model.plan import MAX_RANKS, Gpu, HostPlan, MeshPlan
 from forgectl.names import DRIVER, free_name
 from forgectl.plan.addition import held_by, place_more, replace_lost
 from forgectl.plan.sharing import sharers
+from forgectl.protocol.control import AddMesh
 
 GpusOfHosts = dict[str, tuple[Gpu, ...]]
 
@@ -28,19 +31,24 @@ class Additions:
         self._lock = asyncio.Lock()
         self._look = look
 
-    async def place(self, run: Run, unit: Unit, *, named: bool) -> MeshPlan:
-        """The plan of one more mesh; raises ForgeError if the run has no room for it. `named`: its name was chosen."""
+    async def answer(self, run: Run, request: AddMesh) -> Added | Adopted:
+        """The record of one more mesh, or of one that is adopted; raises ForgeError, as if there is no room."""
+        unit = request.unit
         async with self._lock:
+            if (orphan := claimed(run, request)) is not None:
+                return Adopted(orphan.name)
             if run.ended or run.stop is not None:
                 raise BusyError(f"run {run.id} is ending; no mesh can be added to it")
             if unit.procs + sum(m.plan.procs for m in run.meshes.values() if not m.ended) > MAX_RANKS:
                 raise UsageError(f"mesh {unit.mesh}: a run has at most {MAX_RANKS} ranks")
             if (owner := run.meshes.get(unit.share_gpus_with or "")) is not None and owner.ended:
                 raise UsageError(f"mesh {unit.mesh} is to share the GPUs of {owner.name}, which has ended")
-            unit = dataclasses.replace(unit, mesh=_free_name(run, unit.mesh, named=named))
+            unit = dataclasses.replace(unit, mesh=_free_name(run, unit.mesh, named=request.named))
             gpus = await self._gpus(run) if unit.with_gpus else {}
+            check_driver(run, request)  # it may have ended meanwhile
             there = tuple(host.plan for host in run.hosts.values() if not host.given_up)
-            return place_more(dataclasses.replace(run.plan, hosts=there), unit, gpus, os.environ, _living(run))
+            plan = place_more(dataclasses.replace(run.plan, hosts=there), unit, gpus, os.environ, _living(run))
+            return Added(plan, request.claim, request.terms)
 
     async def replace(self, run: Run, mesh: MeshState) -> MeshPlan:
         """A new plan of a mesh, on hosts that are not lost; raises ForgeError if no hosts have room."""

@@ -32,6 +32,8 @@ def reason(mesh: MeshState) -> str | None:
         return f"stopped by {mesh.stop.by}"
     if mesh.diagnosed:
         return mesh.diagnosed.message
+    if mesh.orphan and mesh.open:
+        return "waits until its driver, which was restarted, launches it again"
     if mesh.last_failure and mesh.due is not None:
         return mesh.last_failure  # it has not restarted yet
     if mesh.again is not None:

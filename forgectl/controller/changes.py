@@ -103,7 +103,7 @@ class Changes:
 
 
 def _of_mesh(run: Run, before: MeshFacts | None, now: MeshFacts) -> Iterable[str]:
-    """The hosts that a change of a mesh concerns. For actors that is all: any process of the run may have a handle."""
-    if now.plan.stays or (before is not None and before.plan.stays):
+    """The hosts that a change of a mesh concerns: all, if any process of the run may send it requests."""
+    if now.plan.is_asked or (before is not None and before.plan.is_asked):
         return run.hosts
     return (*now.hosts, *(before.hosts if before else ()))

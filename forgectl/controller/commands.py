@@ -40,7 +40,7 @@ def commands(run: Run, host: str, subjects: Collection[str] | None = None) -> li
     meshes = list(run.meshes.values() if subjects is None else (run.meshes[s] for s in subjects if s != HOST))
     found: list[Command] = [Release(m.name, m.left[host]) for m in meshes if host in m.left]
     found += _for_messenger(run, host) if on_host else []
-    found += [news(m, run.hosts) for m in meshes if m.plan.stays]
+    found += [news(m, run.hosts) for m in meshes if m.plan.is_asked]
     here = (_for_mesh(run, mesh, host) for mesh in meshes if host in mesh.plan.by_host)
     return [*found, *(command for command in here if command is not None)]
 

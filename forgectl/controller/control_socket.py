@@ -11,7 +11,6 @@ from typing import Protocol
 from forgectl.controller.agent_link import Use
 from forgectl.controller.log_fetcher import LogFetcher
 from forgectl.controller.run_state import Run
-from forgectl.model.plan import Unit
 from forgectl.model.status import RunStatus
 from forgectl.protocol.control import (
     CLI_TO_CONTROLLER,
@@ -53,7 +52,7 @@ class Subject(Protocol):
     def call_timed_out(self, what: CallTimedOut) -> None: ...
     def ask_restart(self, meshes: dict[str, int], grace: float, by: str) -> None: ...
 
-    async def add_mesh(self, unit: Unit, named: bool) -> MeshAdded | Refusal: ...
+    async def add_mesh(self, request: AddMesh) -> MeshAdded | Refusal: ...
 
     def take_report(self, report: Report) -> None: ...
 
@@ -136,7 +135,7 @@ class ControlServer:
                 stream.send(part)
             stream.send(StacksShown())
         elif isinstance(request, AddMesh):
-            stream.send(await self._subject.add_mesh(request.unit, request.named))
+            stream.send(await self._subject.add_mesh(request))
         elif isinstance(request, Report):
             self._subject.take_report(request)
         elif isinstance(request, CallTimedOut):

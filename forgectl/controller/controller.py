@@ -50,9 +50,9 @@ from forgectl.controller.state import FAILURE_GRACE, MeshState
 from forgectl.controller.status_document import run_document
 from forgectl.errors import ForgeError, NotOursError
 from forgectl.model.event import RunEvent
-from forgectl.model.plan import Gpu, HostPlan, Plan, Unit
+from forgectl.model.plan import Gpu, HostPlan, Plan
 from forgectl.model.status import RunStatus
-from forgectl.protocol.control import CallTimedOut, HostStacks, MeshAdded, Report, ShowStacks
+from forgectl.protocol.control import AddMesh, CallTimedOut, HostStacks, MeshAdded, Report, ShowStacks
 from forgectl.protocol.supervision import AgentConfig, Event, GetGpus, GetStacks, HostGpus, Stacks, Stop
 from forgectl.redaction import Redaction, of_run
 from forgectl.stacks.evidence import RankEvidence
@@ -305,14 +305,15 @@ class Controller:
         if not self.run.ended:
             self.record(RestartAsked(meshes, grace, by))
 
-    async def add_mesh(self, unit: Unit, named: bool) -> MeshAdded | Refusal:
-        """Add a mesh to the run; `named` as in `Additions.place`."""
+    async def add_mesh(self, request: AddMesh) -> MeshAdded | Refusal:
+        """Add a mesh to the run, or let the driver adopt one."""
         try:
-            plan = await self._additions.place(self.run, unit, named=named)
+            record = await self._additions.answer(self.run, request)
         except ForgeError as e:
             return Refusal.of(e)
-        self.record(Added(plan))
-        return MeshAdded(plan.mesh, self.run.meshes[plan.mesh].first)
+        self.record(record)
+        name = record.plan.mesh if isinstance(record, Added) else record.mesh
+        return MeshAdded(name, self.run.meshes[name].first)
 
     def take_report(self, report: Report) -> None:
         """Record what the driver reports of a mesh: set up, or failed."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from forgectl.controller.causes import failure_in, hang_of, policy_of, restart_text
 from forgectl.controller.records import (
     Added,
+    Adopted,
     AgentLost,
     AgentUp,
     Born,
@@ -25,6 +26,7 @@ from forgectl.controller.run_state import Run, replaced
 from forgectl.controller.state import MOST_TEXT, MeshState, RankState, describe
 from forgectl.model.event import EventName, Failure, RunEvent
 from forgectl.model.status import OVER, MeshStateName, RunStateName
+from forgectl.names import DRIVER
 from forgectl.protocol.supervision import Notice, RankExited, RankStarted
 
 
@@ -99,6 +101,9 @@ class Events:
             yield self._event("host_lost", record.why, host=record.host)
         elif isinstance(record, Added):
             yield self._event("mesh_added", _size(record.plan.procs), mesh=record.plan.mesh)
+        elif isinstance(record, Adopted):
+            generation = self._run.meshes[DRIVER].generation
+            yield self._event("mesh_adopted", f"by generation {generation} of the driver", mesh=record.mesh)
         elif isinstance(record, Moved):
             hosts = ", ".join(record.plan.hosts)
             yield self._event("mesh_moved", f"its next generation is on {hosts}", mesh=record.plan.mesh)

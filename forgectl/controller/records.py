@@ -80,9 +80,18 @@ class RestartAsked:
 
 @dataclass(frozen=True)
 class Added:
-    """The driver's code asked for one more mesh."""
+    """The driver's code asked for one more mesh; `claim` and `terms` as in AddMesh."""
 
     plan: MeshPlan
+    claim: str = field(default="", metadata=UNLESS_DEFAULT)
+    terms: dict[str, str] | None = field(default=None, metadata=UNLESS_DEFAULT)
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """The driver's code launched again what an earlier driver had launched, and has that mesh from now on."""
+
+    mesh: str
 
 
 @dataclass(frozen=True)
@@ -149,8 +158,8 @@ class HookEnded:
 
 
 RECORDS = (
-    *(Born, AgentUp, AgentLost, Happened, StopAsked, RestartAsked, Added, Moved, Stranded, Waited, TimeUp, Report),
-    *(Diagnosed, HookBegun, HookEnded),
+    *(Born, AgentUp, AgentLost, Happened, StopAsked, RestartAsked, Added, Adopted, Moved, Stranded, Waited, TimeUp),
+    *(Report, Diagnosed, HookBegun, HookEnded),
 )
 Record: TypeAlias = (
     Born
@@ -160,6 +169,7 @@ Record: TypeAlias = (
     | StopAsked
     | RestartAsked
     | Added
+    | Adopted
     | Moved
     | Stranded
     | Waited

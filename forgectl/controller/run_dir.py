@@ -170,6 +170,11 @@ class RunDir:
         return self.path / "message-keys"
 
     @property
+    def services_folder(self) -> Path:
+        """What a driver that may be restarted has written down of its services."""
+        return self.path / "services"
+
+    @property
     def final_file(self) -> Path:
         """The state of a run that has ended; there is none before."""
         return self.path / "status.json"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from forgectl.controller import verdict
 from forgectl.controller.records import (
     Added,
+    Adopted,
     AgentLost,
     AgentUp,
     Born,
@@ -102,6 +103,8 @@ class Run:
             self._happened(now, record)
         elif isinstance(record, Added):
             self._added(record)
+        elif isinstance(record, Adopted):
+            self.meshes[record.mesh].orphan = False
         elif isinstance(record, Moved):
             self._moved(record)
         elif isinstance(record, Stranded):
@@ -150,7 +153,9 @@ class Run:
     def _added(self, record: Added) -> None:
         name = record.plan.mesh
         before = self.meshes.pop(name, None)  # so that the new mesh comes last in the order
-        mesh = self.meshes[name] = MeshState(record.plan, added=True, stop=self.stop)
+        mesh = self.meshes[name] = MeshState(
+            record.plan, added=True, stop=self.stop, claim=record.claim, terms=record.terms
+        )
         # If a mesh of this name ended before, its logs stay, and agents know its generations: continue the numbers.
         mesh.begin_generation(before.generation + 1 if before else 0)
         mesh.first = mesh.generation
@@ -370,6 +375,8 @@ class Run:
             mesh.begin_generation(mesh.generation + 1)
             mesh.due = now + mesh.wait if mesh.wait and not asked else None
             mesh.needs_hosts = any(self.hosts[name].given_up for name in mesh.plan.hosts)
+            if mesh.plan.kind == "driver":
+                self._leave_orphans()
         elif mesh.done and mesh.stop is None:
             mesh.become("succeeded", now)
         elif mesh.failed and any(r.state == "lost" for r in mesh.ranks.values()):
@@ -380,6 +387,16 @@ class Run:
             mesh.become("failed", now)
         else:
             mesh.become("succeeded" if mesh.done else "stopped", now)
+
+    def _leave_orphans(self) -> None:
+        """The driver has ended, and another one will begin: meshes wait until it adopts them.
+
+        Those that it was constructing begin anew, as the next driver cannot know how far it came.
+        """
+        for mesh in self.meshes.values():
+            mesh.orphan = mesh.plan.stays and not mesh.ended
+            if mesh.orphan and mesh.open and not mesh.ending:
+                mesh.again = RestartAsked({mesh.name: mesh.generation}, FAILURE_GRACE, "the restart of its driver")
 
     def _settle_run(self, now: float) -> None:
         meshes = list(self.meshes.values())

@@ -95,6 +95,9 @@ class MeshState:
     gone: set[str] = field(default_factory=set)  # hosts where no process of the generation is left
     set_up: bool = False  # the driver has reported that `setup` returned on every rank
     added: bool = False  # by code, during the run
+    claim: str = ""  # by which a later driver adopts it; see AddMesh
+    terms: dict[str, str] | None = None
+    orphan: bool = False  # its driver has ended, and the next one has not adopted it yet
     port: int | None = None
     stop: StopAsked | None = None
     again: RestartAsked | None = None  # somebody wants the next generation

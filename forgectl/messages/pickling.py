@@ -45,8 +45,7 @@ def dumps(value: Any) -> list[Any]:
             pass
         buffers.clear()
     file = io.BytesIO()
-    _of_tensors()
-    _ByValue(file, protocol=5, buffer_callback=in_band).dump(value)
+    ByValue(file, protocol=5, buffer_callback=in_band).dump(value)
     return [file.getvalue(), *buffers]
 
 
@@ -92,8 +91,14 @@ def size(frames: Sequence[Any]) -> int:
 _reducers: dict[type, Any] = {}
 
 
-class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
+class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
+    """Takes every value that `dumps` takes."""
+
     dispatch_table = ChainMap(_reducers, cloudpickle.Pickler.dispatch_table)
+
+    def __init__(self, file: Any, protocol: int = 5, buffer_callback: Any = None) -> None:
+        super().__init__(file, protocol, buffer_callback)
+        _of_tensors()
 
 
 def _of_tensors() -> dict[type, Any]:

@@ -20,8 +20,9 @@ SCHEMA = 1
 EventName = Literal[
     "run_started", "run_up", "run_stopping", "run_ended", "controller_replaced",
     "host_up", "host_lost",
-    "mesh_added", "mesh_moved", "mesh_starting", "mesh_up", "mesh_failing", "mesh_hung", "mesh_resumed",
-    "mesh_restarted", "mesh_stopping", "mesh_failed", "mesh_ended",
+    "mesh_added", "mesh_adopted", "mesh_moved",
+    "mesh_starting", "mesh_up", "mesh_failing", "mesh_hung", "mesh_resumed", "mesh_restarted",
+    "mesh_stopping", "mesh_failed", "mesh_ended",
     "rank_started", "rank_exited", "call_timed_out", "notice", "hook_failed",
 ]  # fmt: skip
 HookName = Literal["failed", "hung", "restarted", "host_lost", "ended"]

@@ -324,6 +324,11 @@ class MeshPlan:
         return self.program.kind == "actor"
 
     @property
+    def is_asked(self) -> bool:
+        """Whether processes of the run send it requests: actors, and the driver."""
+        return self.stays or self.kind == "driver"
+
+    @property
     def procs(self) -> int:
         """World size: the number of all ranks."""
         return self.unit.procs

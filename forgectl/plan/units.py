@@ -8,7 +8,7 @@ from forgectl.model.plan import PRELOAD, Declaration, HangPolicy, MeshKind, Prog
 from forgectl.names import DRIVER
 
 if TYPE_CHECKING:
-    from forgectl.spec.model import Mesh, Spec
+    from forgectl.spec.model import Mesh, Restart, Spec
 
 
 def units_of(spec: Spec) -> list[Unit]:
@@ -18,9 +18,11 @@ def units_of(spec: Spec) -> list[Unit]:
     for name, service in spec.services.items():
         units += [_unit(f"{name}.{i}", "service", service.program, service) for i in range(service.num_replicas)]
     if spec.driver is not None:
-        units.append(_driver(spec.driver.program, dict(spec.driver.env), spec.driver.python, spec.driver.time_limit))
+        driver = spec.driver
+        policy = _policy(driver.restart)
+        units.append(_driver(driver.program, dict(driver.env), driver.python, policy, driver.time_limit))
     elif spec.actors or spec.services:
-        units.append(_driver(Program("resident", "(resident)"), {}, None))
+        units.append(_driver(Program("resident", "(resident)"), {}, None, RestartPolicy()))
     return units
 
 
@@ -52,14 +54,24 @@ def _unit(mesh: str, kind: MeshKind, program: Program, body: Mesh) -> Unit:
         python=body.python,
         preload=tuple(body.preload),
         start_method=body.start_method,
-        restart=RestartPolicy(body.restart.max, body.restart.within, body.restart.backoff),
+        restart=_policy(body.restart),
         share_gpus_with=body.share_gpus_with,
         time_limit=body.time_limit,
         hang=HangPolicy(body.hang.after, body.hang.start, body.hang.do, body.hang.logs),
     )
 
 
-def _driver(program: Program, env: dict[str, str], python: str | None, time_limit: float | None = None) -> Unit:
+def _policy(restart: Restart) -> RestartPolicy:
+    return RestartPolicy(restart.max, restart.within, restart.backoff)
+
+
+def _driver(
+    program: Program,
+    env: dict[str, str],
+    python: str | None,
+    restart: RestartPolicy,
+    time_limit: float | None = None,
+) -> Unit:
     return Unit(
         mesh=DRIVER,
         kind="driver",
@@ -71,6 +83,6 @@ def _driver(program: Program, env: dict[str, str], python: str | None, time_limi
         python=python,
         preload=() if program.kind == "command" else PRELOAD,
         start_method="fork",
-        restart=RestartPolicy(),
+        restart=restart,
         time_limit=time_limit,
     )

@@ -81,13 +81,20 @@ class Restart:
 
 @dataclass(frozen=True)
 class AddMesh:
-    """Place and start one more mesh; answered by MeshAdded or Refusal.
+    """Place and start one more mesh, or adopt one; answered by MeshAdded or Refusal.
 
-    Unless `named`, a number is appended to its name if the name is taken.
+    Unless `named`, a number is appended to its name if the name is taken. `claim` is the same for the launch that a
+    driver repeats after its restart: the mesh that an earlier driver launched by it is adopted, if it lives and its
+    `terms`, a digest for each thing that was asked for besides the unit, are the same. `driver` is the generation of
+    the driver that asks. `only_adopt`: there is no new mesh; NotFoundError refuses it if there is none to adopt.
     """
 
     unit: Unit
     named: bool
+    claim: str = ""
+    terms: dict[str, str] | None = None
+    driver: int = 0
+    only_adopt: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,7 @@ class CallTimedOut:
 
 @dataclass(frozen=True)
 class MeshAdded:
-    """The name of the new mesh in the run, and its first generation; an earlier mesh of that name had those before."""
+    """The name of the mesh in the run, and its first generation; an earlier mesh of that name had those before."""
 
     mesh: str
     generation: int = 0

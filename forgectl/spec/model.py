@@ -190,7 +190,14 @@ class Driver(Runnable):
 
     env: Env = Field(default_factory=dict, description="Its environment")
     python: Interpreter | None = Field(default=None, description="Another interpreter than forgectl's own")
-    time_limit: Within | None = Field(default=None, description="How long it may run; then the run has failed")
+    restart: Restart = Field(
+        default=Restart(),
+        description="When to start it again after a failure; actors and services live on, and the new one adopts them;"
+        " default: never, and the run ends with it",
+    )
+    time_limit: Within | None = Field(
+        default=None, description="How long it may run, restarts included; then the run has failed"
+    )
 
 
 class Hooks(Model):

@@ -19,7 +19,7 @@ from forgectl.actor.driver.live_service import LiveReplica, LiveService, begin_b
 from forgectl.actor.driver.run_client import RunClient
 from forgectl.actor.errands import BEAT_SECONDS, Grant
 from forgectl.actor.handle import ActorHandle
-from forgectl.actor.making import Blueprint, SentMaking
+from forgectl.actor.making import Blueprint, Launch, SentMaking
 from forgectl.actor.remote_errors import RemoteError, RemoteTraceback, carrier
 from forgectl.actor.service.lending import Loan
 from forgectl.actor.service.replica import NeverSent, Work
@@ -31,6 +31,7 @@ from forgectl.actor.verbs import (
     CLOSE,
     DESK,
     ENDED,
+    KEEP,
     LATE,
     LAUNCH,
     LEND,
@@ -42,13 +43,17 @@ from forgectl.actor.verbs import (
     STOP,
     TERMINATE,
 )
-from forgectl.errors import ActorDied, ServiceStopped, UnreachableError
+from forgectl.errors import ActorDied, ForgeError, ServiceStopped, ServiceUnavailable, UnreachableError
 from forgectl.messages import pickling
 from forgectl.messages.frames import socket_name
 from forgectl.messages.serving import Server
 from forgectl.model.plan import Unit
+from forgectl.system.tasks import within
 
 log = logging.getLogger("forgectl")
+
+INHERITANCE_SECONDS = 60.0
+"""How long requests wait for a service of an earlier driver."""
 
 
 class Desk:
@@ -61,6 +66,7 @@ class Desk:
         self._do: dict[str, Callable[..., Awaitable[Any]]] = {
             LAUNCH: self._launch,
             SERVE: self._serve,
+            KEEP: self._keep,
             STOP: self._stop,
             LATE: self._late,
             ROUTE: self._route,
@@ -74,7 +80,7 @@ class Desk:
             LEND: self._lend_one,
             PART: self._lend_part,
         }
-        path = Path(client.here.folder, socket_name(DESK, 0, 0))
+        path = Path(client.here.folder, socket_name(DESK, client.generation, 0))
         self._server = Server(path, self._perform, _carried, _cast_failed)
         self._tick()
 
@@ -113,59 +119,79 @@ class Desk:
 
     # ------------------------------------------------------------ meshes
 
-    async def _launch(self, unit: Unit, named: bool, making: SentMaking) -> ActorHandle:
-        return await launch(self._client, unit, making.received(), named=named, may_be_declared=False)
+    async def _launch(self, asked: Launch, unit: Unit, making: SentMaking) -> ActorHandle:
+        return await launch(self._client, unit, making.received(), asked, may_be_declared=False)
 
-    async def _serve(self, blueprint: Blueprint) -> ServiceHandle:
-        return await begin_blueprint(self._client, blueprint)
+    async def _serve(self, asked: Launch, blueprint: Blueprint) -> ServiceHandle:
+        return await begin_blueprint(self._client, asked, blueprint)
+
+    async def _keep(self, verb: str, *what: Any) -> bool:
+        """Adopt what the asker had launched by an earlier driver; False if that has ended."""
+        try:
+            await self._do[verb](*what)
+        except ForgeError:
+            return False
+        return True
 
     async def _stop(self, mesh: str, generation: int, grace: float) -> None:
         live = self._client.launched(mesh, generation)
         if live is not None:
             await live.shutdown(grace)
+        else:
+            await self._client.end_orphan(mesh, generation, grace)
 
     async def _late(self, mesh: str, generation: int, what: str) -> None:
         await self._client.send_late(mesh, generation, what)
 
     # ------------------------------------------------------------ services
 
-    def _service(self, key: str) -> LiveService:
-        service: LiveService | None = self._client.keyed_services.get(key)
-        if service is None:
-            raise ServiceStopped(f"service {key.partition(' ')[0]} is shut down, or was before the request started")
-        return service
+    async def _service(self, key: str) -> LiveService:
+        """The service of a key; waits for one that an earlier driver had, and that this one has not launched yet."""
+        service = key.partition(" ")[0]
+        if (here := self._client.inherited.get(key)) is not None and not here.is_set():
+            try:
+                await within(INHERITANCE_SECONDS, here.wait())
+            except (asyncio.TimeoutError, TimeoutError):
+                raise ServiceUnavailable(
+                    f"service {service}: the driver was restarted {INHERITANCE_SECONDS:g} s ago, and has not launched "
+                    "it again"
+                ) from None
+        found: LiveService | None = self._client.keyed_services.get(key)
+        if found is None:
+            raise ServiceStopped(f"service {service} is shut down, or was before the request started")
+        return found
 
     async def _route(
         self, key: str, endpoint: str, args: list[list[Any]], kwargs: dict[str, list[Any]], session: str | None
     ) -> Any:
         unopened = tuple(map(_Unopened, args)), {name: _Unopened(arg) for name, arg in kwargs.items()}
-        return await self._service(key).core.route(endpoint, *unopened, session)
+        return await (await self._service(key)).core.route(endpoint, *unopened, session)
 
     async def _begin_session(self, key: str) -> str:
-        return self._service(key).core.start_session()
+        return (await self._service(key)).core.start_session()
 
     async def _terminate_session(self, key: str, session: str) -> None:
-        self._service(key).core.terminate_session(session)
+        (await self._service(key)).core.terminate_session(session)
 
     async def _scale(self, key: str, replicas: int) -> None:
-        await self._service(key).core.scale(replicas)
+        await (await self._service(key)).core.scale(replicas)
 
     async def _close(self, key: str, timeout: float) -> None:
-        if key in self._client.keyed_services:
-            await self._service(key).close(timeout)
+        if key in self._client.keyed_services or key in self._client.inherited:
+            await (await self._service(key)).close(timeout)
 
     # ------------------------------------------------------------ replicas lent to other processes
 
     async def _lend_one(self, asker: str, number: int, key: str, endpoint: str, session: str | None) -> Grant:
-        core = self._service(key).core
+        core = (await self._service(key)).core
         return await _granted(self._begin(asker, number, 0, functools.partial(core.lend, endpoint, session)))
 
     async def _parts(self, key: str, endpoint: str) -> list[int]:
-        core = self._service(key).core
+        core = (await self._service(key)).core
         return [replica.index for replica in await core.all_up(endpoint)]
 
     async def _lend_part(self, asker: str, number: int, part: int, key: str, endpoint: str) -> Grant | None:
-        core = self._service(key).core
+        core = (await self._service(key)).core
         if (replica := core.staying(part)) is None:
             return None  # it was scaled away meanwhile
         return await _granted(self._begin(asker, number, part, functools.partial(core.lend_part, replica, endpoint)))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from forgectl.actor.driver.run_client import RunClient, run_client
+from forgectl.actor.making import Launch, check_owner, making_of
 from forgectl.actor.surroundings import Moment, Surroundings
 from forgectl.model.plan import Unit
 
@@ -36,15 +38,17 @@ async def _client(coming: Unit) -> RunClient:
 async def launch_mesh(cls: Any, made: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ActorHandle:
     """Launch one mesh with the settings of `cls`, and construct `made(*args, **kwargs)` in each rank."""
     unit, now = cls._unit(), Moment.now()
+    named, claim = _claim(cls)
     client = await _client(unit)
     from forgectl.actor.driver.launching import launch
-    from forgectl.actor.making import check_owner, making_of
+    from forgectl.actor.terms import terms_of
 
     check_owner(cls._settings().share_gpus_with, unit, client.run.run)
     taken = _taken_along(client, unit, now)
     unit = dataclasses.replace(unit, env={**taken.at_import, **unit.env})
     making = making_of(cls, made, args, kwargs, unit, taken)
-    launching = launch(client, unit, making, named=cls.mesh_name is not None)
+    asked = Launch(named, claim, terms_of(args, kwargs) if client.may_restart else None)
+    launching = launch(client, unit, making, asked)
     return await client.in_loop(launching, f"the launch of {unit.mesh}")
 
 
@@ -56,7 +60,24 @@ def _taken_along(client: RunClient, unit: Unit, now: Moment) -> Surroundings:
 
 async def launch_service(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ServiceHandle:
     """Start `cls.num_replicas` replicas and the service that routes to them."""
+    asked = Launch(*_claim(cls))
     client = await _client(cls._unit())
     from forgectl.actor.driver.live_service import begin_service
 
-    return await client.in_loop(begin_service(client, cls, args, kwargs), f"the launch of {cls._base_name()}")
+    return await client.in_loop(begin_service(client, cls, asked, args, kwargs), f"the launch of {cls._base_name()}")
+
+
+_launches: Counter[str] = Counter()
+"""Name → launches of that name which did not choose it."""
+
+
+def _claim(cls: Any) -> tuple[bool, str]:
+    """Whether the name of a launch was chosen, and its claim: else the place among the launches of its name.
+
+    Call it before anything is awaited, so that the places are in the order of the launches.
+    """
+    name: str = cls._base_name()
+    if cls.mesh_name is not None:
+        return True, name
+    _launches[name] += 1
+    return False, f"{name}#{_launches[name]}"

@@ -97,6 +97,8 @@ class LiveMesh(CalledMesh):
         elif now.open and now.generation > self._attempted:
             self._attempted = now.generation
             self._tasks.begin(self._fill(now))
+        elif now.state == "ready" and now.generation > self._attempted:
+            self._adopt(now)
         elif now.state == "starting" and self._ranks is not None and now.generation == self._ranks.generation:
             self._tasks.begin(self._report_up(now.generation))  # a new controller may not have received the report
 
@@ -122,13 +124,26 @@ class LiveMesh(CalledMesh):
 
     # ------------------------------------------------------------ a generation
 
+    def _adopt(self, now: MeshStatus) -> None:
+        """Use a generation that an earlier driver constructed."""
+        self._attempted = now.generation
+        self.adopted = True
+        self._known = self._ranks_of(now)
+        self._came_up(self._known)
+        self._notify_listeners()
+
+    def _ranks_of(self, now: MeshStatus) -> Ranks:
+        places = [self._client.place_of(rank.host) for rank in now.ranks]
+        return Ranks(self.name, now.generation, places, self._client.here)
+
     async def _fill(self, now: MeshStatus) -> None:
         """Construct an actor in each rank of a generation, run `setup`, and report the result."""
         generation = now.generation
-        places = [self._client.place_of(rank.host) for rank in now.ranks]
-        ranks = self._making_ranks = Ranks(self.name, generation, places, self._client.here)
+        ranks = self._making_ranks = self._ranks_of(now)
         try:
             await self._make(ranks)
+            if self._client.may_restart:  # first: the next driver must know of every generation that was called
+                await self._report_up(generation)
         except ActorDied as e:
             if ranks.died is None:  # another mesh died, whose handle the constructor used
                 await self._report_failure(generation, e)

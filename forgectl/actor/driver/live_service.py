@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import itertools
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -12,21 +11,21 @@ from forgectl.actor.called_service import CalledService, ServiceForm
 from forgectl.actor.driver.launching import launch
 from forgectl.actor.driver.live_mesh import LiveMesh
 from forgectl.actor.driver.run_client import RunClient
+from forgectl.actor.driver.service_record import ServiceRecord
 from forgectl.actor.endpoint import EndpointInfo, endpoints_of, interface_of
 from forgectl.actor.errands import Grant
 from forgectl.actor.foreign_service import ForeignService
 from forgectl.actor.handle import ActorHandle
 from forgectl.actor.inflow import Inflow, RoutedInflow
-from forgectl.actor.making import Blueprint
+from forgectl.actor.making import Blueprint, Launch
 from forgectl.actor.service.service import ServiceConfig, ServiceCore
+from forgectl.actor.service.session import SessionTable
 from forgectl.actor.service_handle import ServiceHandle
 from forgectl.actor.stream import Stream
-from forgectl.errors import ForgeError
+from forgectl.errors import ForgeError, NotFoundError
 from forgectl.system.futures import Future
 from forgectl.system.tasks import Background
 from forgectl.wire.codec import to_json
-
-_numbers = itertools.count(1)
 
 
 class LiveReplica:
@@ -43,6 +42,10 @@ class LiveReplica:
     @property
     def healthy(self) -> bool:
         return self._mesh.healthy
+
+    @property
+    def adopted(self) -> bool:
+        return self._mesh.adopted
 
     @property
     def ended(self) -> Exception | None:
@@ -76,9 +79,12 @@ class LiveService(CalledService):
     `cls`: its class, if this process has it.
     """
 
-    def __init__(self, client: RunClient, form: ServiceForm, core: ServiceCore, cls: type | None) -> None:
+    def __init__(
+        self, client: RunClient, form: ServiceForm, core: ServiceCore, record: ServiceRecord, cls: type | None
+    ) -> None:
         super().__init__(form)
-        self.key = f"{form.name} {next(_numbers)}"  # with a space: no mesh is called so
+        self.key = record.key
+        self._record = record
         self.core = core
         self.cls = cls
         self._client = client
@@ -130,6 +136,7 @@ class LiveService(CalledService):
     async def _close(self, timeout: float) -> None:
         await self.core.shutdown(timeout)
         self.forget()
+        self._record.delete()
 
     def forget(self) -> None:
         """Give its name free; requests of other processes are told that it has stopped."""
@@ -138,7 +145,9 @@ class LiveService(CalledService):
             del self._client.services[self.form.name]
 
 
-async def begin_service(client: RunClient, cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ServiceHandle:
+async def begin_service(
+    client: RunClient, cls: Any, asked: Launch, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> ServiceHandle:
     """Start the service of a class that this process has."""
     settings = cls._settings()
 
@@ -149,23 +158,32 @@ async def begin_service(client: RunClient, cls: Any, args: tuple[Any, ...], kwar
         return LiveReplica(handle, cls.shutdown, first_rank=settings.return_first_rank_result)
 
     endpoints = endpoints_of(cls)
-    name = client.service_name(cls._base_name(), named=cls.mesh_name is not None)
-    form = ServiceForm(name, interface_of(cls), _batched(endpoints), settings.return_first_rank_result)
-    return await _begin(client, form, settings.service_config(cls.num_replicas), endpoints, start, cls)
+    record = _record(client, cls._base_name(), asked)
+    form = ServiceForm(record.name, interface_of(cls), _batched(endpoints), settings.return_first_rank_result)
+    return await _begin(client, form, settings.service_config(cls.num_replicas), endpoints, start, record, cls)
 
 
-async def begin_blueprint(client: RunClient, asked: Blueprint) -> ServiceHandle:
-    """Start a service that another process asks for."""
-    making = asked.making.received()
+async def begin_blueprint(client: RunClient, asked: Launch, blueprint: Blueprint) -> ServiceHandle:
+    """Start a service that another process asks for. Raises NotFoundError if the launch is over and it has ended."""
+    if asked.is_over and asked.claim not in client.records.earlier:
+        raise NotFoundError(f"service {blueprint.name} has ended")
+    making = blueprint.making.received()
 
     async def start(name: str) -> LiveReplica:
-        unit = dataclasses.replace(asked.unit, mesh=name)
-        handle = await launch(client, unit, making, named=True, may_be_declared=False)
-        return LiveReplica(handle, ActorHandle.shutdown, first_rank=asked.first_rank)
+        unit = dataclasses.replace(blueprint.unit, mesh=name)
+        handle = await launch(client, unit, making, Launch(True, name), may_be_declared=False)
+        return LiveReplica(handle, ActorHandle.shutdown, first_rank=blueprint.first_rank)
 
-    name = client.service_name(asked.name, named=asked.named)
-    form = ServiceForm(name, making.interface, _batched(asked.endpoints), asked.first_rank)
-    return await _begin(client, form, asked.config, asked.endpoints, start, None)
+    record = _record(client, blueprint.name, asked)
+    form = ServiceForm(record.name, making.interface, _batched(blueprint.endpoints), blueprint.first_rank)
+    return await _begin(client, form, blueprint.config, blueprint.endpoints, start, record, None)
+
+
+def _record(client: RunClient, name: str, asked: Launch) -> ServiceRecord:
+    """That of the service which an earlier driver began by this launch, else a new one."""
+    if (earlier := client.records.earlier.pop(asked.claim, None)) is not None:
+        return earlier
+    return client.records.begin(client.service_name(name, named=asked.named), asked.claim)
 
 
 def _batched(endpoints: Mapping[str, EndpointInfo]) -> frozenset[str]:
@@ -178,15 +196,26 @@ async def _begin(
     config: ServiceConfig,
     endpoints: Mapping[str, EndpointInfo],
     start: Callable[[str], Awaitable[LiveReplica]],
+    record: ServiceRecord,
     cls: type | None,
 ) -> ServiceHandle:
-    """Start the service and all its replicas; `start` starts the one of a name. After an error no mesh is left."""
-    core = ServiceCore(form.name, config, endpoints, lambda index: start(f"{form.name}.{index}"))
-    service = LiveService(client, form, core, cls)
-    client.services[form.name] = client.keyed_services[service.key] = service
+    """Start the service and all its replicas; `start` starts the one of a name. After an error no new mesh is left."""
+    sessions = SessionTable(form.name, known=record.sessions, note=record.note, note_end=record.note_end)
+    core = ServiceCore(form.name, config, endpoints, lambda index: start(f"{form.name}.{index}"), sessions)
+    service = LiveService(client, form, core, record, cls)
+    client.services[form.name] = service
+    awaited = client.inherited.get(service.key)
     try:
-        await core.start()
+        living, first_new = await client.living_replicas(form.name)
+        record.write()
+        client.keyed_services[service.key] = service
+        if awaited is not None:
+            awaited.set()
+        await core.start(living, first_new)
     except BaseException:
         service.forget()
+        if awaited is None:
+            record.delete()
         raise
+    service.adopted = bool(living)
     return ServiceHandle(service)

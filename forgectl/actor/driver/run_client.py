@@ -12,12 +12,15 @@ import concurrent.futures
 import contextlib
 import functools
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from forgectl.actor.driver.service_record import ServiceRecords
+from forgectl.actor.making import Launch
 from forgectl.actor.origin import Origin, set_launched_lookup
 from forgectl.actor.surroundings import Moment
 from forgectl.controller import client
@@ -26,7 +29,7 @@ from forgectl.controller.start_run import begin_run
 from forgectl.errors import BusyError, ForgeError, UsageError
 from forgectl.model.plan import LEASE, LOG_LIMIT, HostPlan, Plan, Unit
 from forgectl.model.status import MeshStatus, RunStatus
-from forgectl.names import free_name, name_of
+from forgectl.names import DRIVER, free_name, name_of
 from forgectl.protocol.control import (
     BY_HANDLE,
     AddMesh,
@@ -79,7 +82,13 @@ class RunClient:
         self.services: dict[str, Any] = {}  # LiveService by name
         self.keyed_services: dict[str, Any] = {}  # the same by key
         self.desk: Any = None  # the Desk, from the first launch on
-        self._unclaimed = {name for d in plan.declared for name in d.meshes}
+        self.generation = 0 if own else int(os.environ.get("FORGE_GENERATION", "0"))  # of this driver
+        self.may_restart = not own and plan.mesh(DRIVER).restart.max > 0
+        self.records = ServiceRecords(run.services_folder if self.may_restart else None)
+        self.inherited = {r.key: asyncio.Event() for r in self.records.earlier.values()}  # set once they are here
+        self._declared = {name for d in plan.declared for name in d.meshes}
+        self._unclaimed = set(self._declared) if self.generation == 0 else set()
+        self._synced: concurrent.futures.Future[None] = concurrent.futures.Future()
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, name="forgectl", daemon=True).start()
         self._output = _output() if own else None  # in the driver of a launch, the launch shows it
@@ -111,7 +120,8 @@ class RunClient:
     def origin(self) -> Origin:
         """The origin that handles of this process carry."""
         number = next(i for i, host in enumerate(self.plan.hosts) if host.local)
-        return Origin(self.run.run, boot_id(), self.here.folder, str(self.run.agent_socket(number)))
+        agent = str(self.run.agent_socket(number))
+        return Origin(self.run.run, boot_id(), self.here.folder, agent, self.may_restart)
 
     def place_of(self, host: str) -> str:
         """The place (`frames.Address`) of a host of the run."""
@@ -156,6 +166,11 @@ class RunClient:
         for mesh in status.meshes:
             if mesh.generation >= self._first_generations.get(mesh.mesh, 0):
                 self._notify(mesh)
+        self._are_synced()
+
+    def _are_synced(self) -> None:
+        if not self._synced.done():
+            self._synced.set_result(None)
 
     def _take_last(self, final: RunStatus | None) -> None:
         """Apply the state in which the run ended; None if the run left none."""
@@ -164,6 +179,7 @@ class RunClient:
         for mesh in meshes:
             self._notify(mesh)
         self.ended = True
+        self._are_synced()
         for name, watcher in list(self._watchers.items()):
             if all(mesh.mesh != name for mesh in meshes):
                 watcher(MeshStatus.lost(name, "its run has ended"))
@@ -193,18 +209,67 @@ class RunClient:
 
     # ------------------------------------------------------------ requests to the controller
 
-    async def obtain(self, unit: Unit, *, named: bool, may_be_declared: bool) -> str:
-        """Get a mesh for a unit, one that the spec declares or a new one; returns its name. Raises ForgeError."""
+    async def obtain(self, unit: Unit, asked: Launch, *, may_be_declared: bool) -> str:
+        """Get a mesh for a unit, and return its name: one that the spec declares, one to adopt or a new one.
+
+        Raises ForgeError.
+        """
         if may_be_declared and unit.mesh in self._unclaimed:
             self._unclaimed.discard(unit.mesh)
             return unit.mesh
-        answer = await asyncio.to_thread(self._ask, AddMesh(unit, named))
+        if may_be_declared and unit.mesh in self._declared:  # a later driver asks for it, as it may have ended
+            unit = self.plan.mesh(unit.mesh).unit
+        if self.generation:
+            await self._until_stopped(unit.mesh)
+        request = AddMesh(unit, asked.named, asked.claim, asked.terms, self.generation, asked.is_over)
+        answer = await asyncio.to_thread(self._ask, request)
         if isinstance(answer, Refusal):
             raise answer.error()
         if not isinstance(answer, MeshAdded):
             raise ForgeError(f"run {self.run.run} has ended; no mesh can be added to it")
         self._first_generations[answer.mesh] = answer.generation
         return answer.mesh
+
+    async def end_orphan(self, mesh: str, generation: int, grace: float) -> None:
+        """End a mesh that an earlier driver launched, and wait for that; it may have ended."""
+        await self._know()
+        latest = self._latest.get(mesh)
+        if latest is not None and not latest.ended and latest.generation >= generation and mesh not in self._watchers:
+            await self.stop(mesh, grace)
+            await self._until_ended(mesh)
+
+    async def _until_stopped(self, mesh: str) -> None:
+        """Wait for the end of a mesh that an earlier driver was ending: this launch is for a new one."""
+        await self._know()
+        if mesh not in self._watchers and mesh in self._latest and self._latest[mesh].state == "stopping":
+            await self._until_ended(mesh)
+
+    async def _until_ended(self, mesh: str) -> None:
+        gone = asyncio.Event()
+
+        def look(now: MeshStatus) -> None:
+            if now.ended:
+                gone.set()
+
+        self.watch(mesh, look)
+        try:
+            await gone.wait()
+        finally:
+            self.forget(mesh, look)
+
+    async def _know(self) -> None:
+        """Wait until the controller has reported the state of the run."""
+        await asyncio.wrap_future(self._synced)
+
+    async def living_replicas(self, service: str) -> tuple[list[int], int]:
+        """The indexes of replicas that an earlier driver launched and that live, and the first one that none had."""
+        if not self.generation:
+            return [], 0
+        await self._know()
+        pattern = re.compile(rf"{re.escape(service)}\.([0-9]+)")
+        found = {int(match[1]): self._latest[name] for name in self._latest if (match := pattern.fullmatch(name))}
+        living = sorted(i for i, m in found.items() if m.kind == "service" and not m.ended and m.state != "stopping")
+        return living, max(living and found, default=-1) + 1
 
     def launched(self, mesh: str, generation: int) -> Any:
         """The mesh of that name which had that generation; None if only an earlier one did, which has ended."""
@@ -215,7 +280,7 @@ class RunClient:
         if named and name in self.services:
             hint = "choose another mesh_name, or shut that one down"
             raise BusyError(f"there is a service {name} already", hint=hint)
-        return free_name(name, self.services)
+        return free_name(name, {*self.services, *(record.name for record in self.records.earlier.values())})
 
     async def report(self, report: Report) -> None:
         """Report to the controller whether a generation's actors were set up; secrets are redacted."""
@@ -262,16 +327,14 @@ class RunClient:
     def close(self, by: str = "the end of its script") -> None:
         """Clean up at the end of the process.
 
-        If this process began the run, end the run and wait until nothing of it is left. In the driver of another run,
-        end the meshes that were launched here.
+        If this process began the run, end the run and wait until nothing of it is left. Of a launch, the controller
+        ends the run, or restarts the driver.
         """
         if self.belongs_to_parent or self._closing:
             return
         self._closing = True
         self._stop_serving()
         if not self._own:
-            with contextlib.suppress(ForgeError, OSError):
-                self._ask(Shutdown(tuple(self.meshes), END_GRACE, "the end of its driver"), answer=False)
             return
         with contextlib.suppress(ForgeError, OSError):
             self._ask(Shutdown(None, 5.0, by), answer=False)

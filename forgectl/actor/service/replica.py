@@ -28,6 +28,10 @@ class ReplicaMesh(Protocol):
     name: str  # such as "policy.0"
 
     @property
+    def adopted(self) -> bool:
+        """Whether an earlier driver constructed it."""
+
+    @property
     def healthy(self) -> bool:
         """Ready for calls now."""
 

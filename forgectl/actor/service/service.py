@@ -69,12 +69,13 @@ class ServiceCore:
         config: ServiceConfig,
         endpoints: Mapping[str, EndpointInfo],
         start: Callable[[int], Awaitable[ReplicaMesh]],
+        sessions: SessionTable | None = None,
     ) -> None:
         self.name = name
         self.config = config
         self._endpoints = dict(endpoints)
         self._start_mesh = start
-        self._sessions = SessionTable(name)
+        self._sessions = SessionTable(name) if sessions is None else sessions
         routers = {n: make_router(info.router) for n, info in endpoints.items() if info.router is not None}
         self._placement = Placement(
             name, make_router(config.router), routers, self._sessions, config.unavailable_timeout, self._changed
@@ -286,13 +287,18 @@ class ServiceCore:
 
     # Size
 
-    async def start(self) -> None:
-        """Start all replicas at the same time. If one fails, shuts the others down and raises its error."""
+    async def start(self, living: Sequence[int] = (), first_new: int = 0) -> None:
+        """Start all replicas at the same time. If one fails, shuts the others down and raises its error.
+
+        `living`: the indexes that an earlier driver gave to replicas that live; `start` adopts these. It may be more
+        than the configured number, and is then as `scale` left it. New replicas have `first_new` and later ones.
+        """
         async with self._sizing:
             self._check_running()
             if self._poll_timer is not None:
                 raise RuntimeError(f"service {self.name} is started already")
-            await self._add(self.config.num_replicas)
+            self._next_index = first_new
+            await self._add(max(0, self.config.num_replicas - len(living)), living)
             self._poll()
 
     async def scale(self, n: int) -> None:
@@ -313,9 +319,10 @@ class ServiceCore:
             ended = [r for r in self._placement.replicas.values() if r.mesh.ended is not None]
             await self._retire([*ended, *(r for r in lasting if r not in kept)])
 
-    async def _add(self, count: int) -> None:
-        indexes = range(self._next_index, self._next_index + count)
-        self._next_index += count
+    async def _add(self, new: int, living: Sequence[int] = ()) -> None:
+        indexes = [*living, *range(self._next_index, self._next_index + new)]
+        self._next_index += new
+        count = len(indexes)
         starts = [asyncio.ensure_future(self._start_mesh(index)) for index in indexes]
         self._starting.update(starts)
         self._placement.coming += count
@@ -339,7 +346,7 @@ class ServiceCore:
         for start in starts:
             start.cancel()
         meshes = await asyncio.gather(*starts, return_exceptions=True)
-        up = [mesh for mesh in meshes if not isinstance(mesh, BaseException)]
+        up = [mesh for mesh in meshes if not isinstance(mesh, BaseException) and not mesh.adopted]
         await asyncio.gather(*(mesh.shutdown() for mesh in up), return_exceptions=True)
 
     async def _retire(self, replicas: list[Replica]) -> None:

@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Any, Protocol
@@ -75,12 +75,26 @@ class SessionTable:
     last are remembered; an older one begins anew when it is used again. Ids of `start` last until they are terminated.
     """
 
-    def __init__(self, service: str, most_idle: int = MOST_IDLE) -> None:
+    def __init__(
+        self,
+        service: str,
+        most_idle: int = MOST_IDLE,
+        known: Mapping[str, int | None] = {},
+        note: Callable[[str, int | None], object] = lambda session, index: None,
+        note_end: Callable[[str], object] = lambda session: None,
+    ) -> None:
+        """`known`: sessions to begin with.
+
+        `note` is called with each session that began or has another replica, `note_end` with each that is forgotten.
+        """
         self._service = service
         self._most_idle = most_idle
-        self._replicas: dict[str, int | None] = {}
+        self._replicas: dict[str, int | None] = dict(known)
         self._calls: dict[str, int] = {}  # of the user's own ids: calls under way
-        self._idle: OrderedDict[str, None] = OrderedDict()  # the user's own ids without calls, the latest last
+        self._idle: OrderedDict[str, None] = OrderedDict.fromkeys(s for s in known if not s.startswith(STARTED))
+        """The user's own ids without calls, the latest last."""
+        self._note = note
+        self._note_end = note_end
         self._lock = threading.Lock()
 
     def __contains__(self, session: str) -> bool:
@@ -91,6 +105,7 @@ class SessionTable:
         session = STARTED + os.urandom(16).hex()
         with self._lock:
             self._replicas[session] = None
+            self._note(session, None)
         return session
 
     def terminate(self, session: str) -> None:
@@ -99,6 +114,7 @@ class SessionTable:
             self._check(session)
             del self._replicas[session]
             self._idle.pop(session, None)
+            self._note_end(session)
 
     @contextlib.contextmanager
     def use(self, session: str) -> Iterator[None]:
@@ -128,7 +144,9 @@ class SessionTable:
         if session in self._replicas:  # not terminated meanwhile
             self._idle[session] = None
         while len(self._idle) > self._most_idle:
-            del self._replicas[self._idle.popitem(last=False)[0]]
+            oldest, _ = self._idle.popitem(last=False)
+            del self._replicas[oldest]
+            self._note_end(oldest)
 
     def _check(self, session: str) -> None:
         if session not in self._replicas:
@@ -146,6 +164,7 @@ class SessionTable:
         with self._lock:
             if session in self._replicas:
                 self._replicas[session] = index
+                self._note(session, index)
 
     def count(self) -> Counter[int | None]:
         """The number of sessions on each replica."""

@@ -56,6 +56,7 @@ class FakeMesh:
     def __init__(self, index: int, answer: Callable[..., Any] | None = None) -> None:
         self.name = f"fake.{index}"
         self.healthy = True
+        self.adopted = False
         self.ended: Exception | None = None
         self.answer = answer
         self.running: list[Running] = []

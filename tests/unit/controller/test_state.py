@@ -335,7 +335,7 @@ def test_a_run_ends_with_its_driver_though_scripts_go_on() -> None:
     h.start("m")
     h.exit(0)
     h.gone()
-    assert h.told() == [Release, Stop]
+    assert h.told() == [MeshNews, Release, Stop]
     h.happen(MeshGone("n", 0))
     assert h.run.state == "succeeded"
 

@@ -118,7 +118,7 @@ BAD = [
     "hosts: {file: good.txt, name: x}\nscripts: {a: {run: train.py}}",
     "hosts: [{name: a, slots: -1}]\nscripts: {a: {run: train.py}}",
     "sync: rsync\nscripts: {a: {run: train.py}}",
-    "driver: {run: main.py, restart: {max: 1}}",
+    "driver: {run: main.py, procs: 2}",
     "'on': {fails: echo}\nscripts: {a: {run: train.py}}",
     "'on': {failed: {run: echo}}\nscripts: {a: {run: train.py}}",
     "secrets: {A: b}\nscripts: {a: {run: train.py}}",
