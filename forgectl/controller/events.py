@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from forgectl.controller.causes import failure_in, policy_of, restart_text
+from forgectl.controller.causes import failure_in
 from forgectl.controller.records import (
     Added,
     AgentLost,
@@ -20,6 +20,7 @@ from forgectl.controller.records import (
     Moved,
     Record,
 )
+from forgectl.controller.restarts import policy_of, restart_text
 from forgectl.controller.run_state import Run
 from forgectl.controller.state import MOST_TEXT, MeshState, RankState, describe
 from forgectl.model.event import EventName, Failure, RunEvent

@@ -21,6 +21,7 @@ from forgectl.controller.records import (
     TimeUp,
     Waited,
 )
+from forgectl.controller.restarts import fall_of, refusal
 from forgectl.controller.state import (
     FAILURE_GRACE,
     MOST_TEXT,
@@ -290,7 +291,7 @@ class Run:
         if isinstance(what, StoreOpened):
             mesh.port = what.port
         elif isinstance(what, RankStarted):
-            mesh.rank_started(what)
+            mesh.rank_started(what, now)
         elif isinstance(what, RankExited):
             mesh.rank_exited(what, now)
         elif isinstance(what, MeshGone):
@@ -320,9 +321,10 @@ class Run:
             return
         if mesh.ending:
             may = mesh.stop is None and mesh.state != "stopping" and self._has_hosts()
+            mesh.fall = fall_of(mesh, now) if mesh.failed and mesh.again is None else None
             if may and mesh.again is not None:
                 mesh.become("restarting", now)
-            elif may and mesh.failed and mesh.may_restart(now):
+            elif may and mesh.failed and refusal(mesh, now) is None:
                 mesh.decide_wait(now)
                 mesh.become("restarting", now)
             else:
@@ -358,7 +360,7 @@ class Run:
             mesh.become("succeeded", now)
         elif mesh.failed and any(r.state == "lost" for r in mesh.ranks.values()):
             mesh.become("lost", now)
-        elif mesh.failed and mesh.stop is not None and mesh.may_restart(now):
+        elif mesh.failed and mesh.stop is not None and refusal(mesh, now) is None:
             mesh.become("stopped", now)  # it was restarting when somebody ended it
         elif mesh.failed:
             mesh.become("failed", now)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from forgectl.controller import backoff
 from forgectl.controller.records import RestartAsked, StopAsked
+from forgectl.controller.repetition import Fall, repeated
 from forgectl.model.plan import HostPlan, MeshPlan, RankPlan
 from forgectl.model.status import OVER, HostStateName, MeshStateName, RankStateName
 from forgectl.protocol.supervision import MeshNews, MessengerOpened, RankExited, RankStarted
@@ -108,6 +109,9 @@ class MeshState:
     in_a_row: int = 0  # restarts since it was last up for long
     wait: float = 0.0  # seconds that the restart under way waits once the failed generation is gone
     due: float | None = None  # when that wait is over
+    fall: Fall | None = None  # where the generation fell soon after its start
+    fell_before: Fall | None = None  # the same of the generation before, unless somebody asked for this one
+    ran_at: float | None = None  # when the first rank of the generation was reported as started
     begun_at: float | None = None  # when it first began to start; its time limit counts from then
     time_up: bool = False  # it has reached its time limit
     killed: int = 0
@@ -152,6 +156,11 @@ class MeshState:
         return f"time limit of {show_duration(limit)}" if self.time_up and limit else self.cannot_start
 
     @property
+    def repeated(self) -> str | None:
+        """Why another generation would fail at the same place as the last two; None if it need not."""
+        return repeated(self.fell_before, self.fall)
+
+    @property
     def has_begun(self) -> bool:
         """Whether any rank of this generation has been started."""
         return len(self.unstarted) < len(self.ranks)
@@ -174,8 +183,9 @@ class MeshState:
         most = MOST_REPORTS + MOST_REPORTS_PER_RANK * len(self.plan.ranks_on(host))
         return self.report_counts.get(host, 0) < most
 
-    def rank_started(self, what: RankStarted) -> None:
+    def rank_started(self, what: RankStarted, now: float) -> None:
         """Note that a rank runs."""
+        self.ran_at = now if self.ran_at is None else self.ran_at
         rank = self.ranks[what.rank]
         rank.pid, rank.log, rank.state = what.pid, what.log, "running"
         self.unstarted.discard(what.rank)
@@ -224,11 +234,9 @@ class MeshState:
         never_came_up = self.cannot_start and not self.set_up and self.generation == self.first
         return not (self.time_up or self.hopeless or never_came_up)
 
-    def may_restart(self, now: float) -> bool:
-        """Whether `restart:` allows for one more generation."""
+    def has_restarts_left(self, now: float) -> bool:
+        """Whether `restart:` allows for one more generation by its number."""
         policy = self.plan.restart
-        if not self.may_try_again:
-            return False
         recent = [t for t in self.restarts if policy.within is None or now - t < policy.within]
         return len(recent) < policy.max
 
@@ -267,6 +275,7 @@ class MeshState:
         self.cannot_start = None
         self.error = None
         self.detail = ""
+        self.fell_before, self.fall, self.ran_at = self.fall, None, None
 
 
 @dataclass

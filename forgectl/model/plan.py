@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from forgectl.frozen import UNLESS_DEFAULT, dataclass
 
@@ -15,6 +15,7 @@ MeshKind = Literal["actor", "service", "script", "driver"]
 StartMethod = Literal["fork", "spawn"]
 SyncKind = Literal["content", "none"]
 OnFailure = Literal["stop", "continue"]
+RestartCause = Literal["crash", "hang", "host_lost", "oom"]
 
 MAX_RANKS = 4096
 """Ranks of one run: a message about all of them must fit a line of the protocol."""
@@ -100,17 +101,21 @@ class Program:
     args: tuple[str, ...] = ()
 
 
+RESTART_CAUSES: tuple[RestartCause, ...] = get_args(RestartCause)
+
+
 @dataclass(frozen=True)
 class RestartPolicy:
     """Restart the whole mesh at most `max` times within `within` seconds (None: in all).
 
     The first restart is at once. Of further ones in a row the second waits `backoff` seconds, and each one after it
-    twice as long as the one before: see `controller/backoff.py`.
+    twice as long as the one before: see `controller/backoff.py`. `on` are the causes for which it is restarted.
     """
 
     max: int = 0
     within: float | None = None
     backoff: float = field(default=BACKOFF, metadata=UNLESS_DEFAULT)
+    on: tuple[RestartCause, ...] = field(default=RESTART_CAUSES, metadata=UNLESS_DEFAULT)
 
 
 SERVICE_RESTART = RestartPolicy(3, 600.0)

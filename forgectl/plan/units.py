@@ -52,7 +52,7 @@ def _unit(mesh: str, kind: MeshKind, program: Program, body: Mesh) -> Unit:
         python=body.python,
         preload=tuple(body.preload),
         start_method=body.start_method,
-        restart=RestartPolicy(body.restart.max, body.restart.within, body.restart.backoff),
+        restart=RestartPolicy(body.restart.max, body.restart.within, body.restart.backoff, body.restart.on),
         share_gpus_with=body.share_gpus_with,
         time_limit=body.time_limit,
     )

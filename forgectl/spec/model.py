@@ -15,10 +15,12 @@ from forgectl.model.plan import (
     LEASE,
     LOG_LIMIT,
     PRELOAD,
+    RESTART_CAUSES,
     SERVICE_RESTART,
     SYNC_LIMIT,
     OnFailure,
     Program,
+    RestartCause,
     SyncKind,
 )
 from forgectl.spec.hosts import DRIVERS_HOST, LOCAL, Env, Hosts, Model
@@ -41,6 +43,7 @@ from forgectl.spec.scalars import (
     Within,
     Words,
     choice,
+    choices,
     or_variable,
     spread,
 )
@@ -72,6 +75,13 @@ Failure = Annotated[
 ]
 
 
+RestartOn = Annotated[
+    tuple[RestartCause, ...],
+    BeforeValidator(choices(*RESTART_CAUSES)),
+    or_variable({"type": "array", "items": {"enum": [*RESTART_CAUSES]}, "minItems": 1}),
+]
+
+
 class Restart(Model):
     """Restart the whole mesh at most `max` times in the time `within`."""
 
@@ -81,6 +91,9 @@ class Restart(Model):
         default=BACKOFF,
         description="The first restart is at once, the second in a row after this time, each further one after twice"
         " the time of the one before, up to a minute; 0: all at once",
+    )
+    on: RestartOn = Field(
+        default=RESTART_CAUSES, description="The causes for which it is restarted; any other is a failure for good"
     )
 
 
