@@ -40,11 +40,14 @@ class _Seen(NamedTuple):
     detail: str
     wait: float
     ranks: Mapping[int, RankState]  # those of that generation, which keep changing with it
+    hosts: tuple[str, ...]
 
     @classmethod
     def of(cls, m: MeshState) -> _Seen:
         asked = m.again.by if m.again else None
-        return cls(m.state, m.generation, m.failed, len(m.restarts), asked, m.cause, m.detail, m.wait, m.ranks)
+        return cls(
+            m.state, m.generation, m.failed, len(m.restarts), asked, m.cause, m.detail, m.wait, m.ranks, m.plan.hosts
+        )
 
 
 class Events:
@@ -88,8 +91,12 @@ class Events:
         elif isinstance(record, Added):
             yield self._event("mesh_added", _size(record.plan.procs), mesh=record.plan.mesh)
         elif isinstance(record, Moved):
-            hosts = ", ".join(record.plan.hosts)
-            yield self._event("mesh_moved", f"its next generation is on {hosts}", mesh=record.plan.mesh)
+            message = f"its next generation is on {', '.join(record.plan.hosts)}"
+            before = self._meshes[record.plan.mesh].hosts if record.plan.mesh in self._meshes else ()
+            came = {host for host in record.plan.hosts if host not in before}
+            took = [f"{new} takes the place of {old}" for old, new in self._run.heirs.items() if new in came]
+            message += f": spare {', '.join(took)}" if took else ""
+            yield self._event("mesh_moved", message, mesh=record.plan.mesh)
         elif isinstance(record, HookEnded) and record.why:
             yield self._event("hook_failed", f"`on: {record.hook}` for event {record.seq}: {record.why}")
         elif isinstance(record, Happened) and self._read.get(record.host, 0) < record.seq:

@@ -87,6 +87,7 @@ class MeshState:
     generation: int = 0
     first: int = 0  # its first generation on these hosts
     before: int = 0  # generations that it had on other hosts
+    lost: set[str] = field(default_factory=set)  # hosts of its plan that were lost since its generation began
     needs_hosts: bool = False  # a host of its plan is lost: the next generation needs another plan
     left: dict[str, int] = field(default_factory=dict)  # host it was moved away from → first generation there
     ranks: dict[int, RankState] = field(default_factory=dict)
@@ -287,6 +288,8 @@ class HostState:
     pid: int | None = None
     boot_id: str | None = None
     given_up: bool = False  # no agent can be started there
+    spare: bool = False  # kept for meshes that lose a host, and none has come yet
+    standing_by: str | None = None  # why a spare is not ready; "" if it is, None while it warms
     messenger: MessengerOpened | None = None  # where actors are on several machines
     messengers_lost: int = 0
     last_seq: int = 0

@@ -292,6 +292,11 @@ class MeshPlan:
         return self.program.kind == "actor"
 
     @property
+    def may_move(self) -> bool:
+        """Whether it may run on other hosts than now: the driver may not, nor may a mesh that names its hosts."""
+        return self.kind != "driver" and not isinstance(self.unit.hosts, tuple)
+
+    @property
     def procs(self) -> int:
         """World size: the number of all ranks."""
         return self.unit.procs
@@ -359,6 +364,7 @@ class Plan:
     sync_limit: int = SYNC_LIMIT  # bytes of workdir that may be copied
     on_failure: OnFailure | None = field(default=None, metadata=UNLESS_DEFAULT)
     on: HookPlan | None = field(default=None, metadata=UNLESS_DEFAULT)
+    spares: tuple[str, ...] = field(default=(), metadata=UNLESS_DEFAULT)  # hosts without ranks, for one that is lost
     lends_input: bool = field(default=False, metadata=UNLESS_DEFAULT)  # to its one rank, see cli/lent_input.py
 
     @property

@@ -214,12 +214,22 @@ class Body(Model):
     )
     sync_limit: Size = Field(default=SYNC_LIMIT, description="Maximum of what is copied of workdir")
     driver: Driver | None = Field(default=None, description="The user's own controlling script")
+    spares: Count = Field(
+        default=0,
+        description="How many of the hosts, the last ones, are kept without ranks and with warm fork servers: one takes"
+        " the place of a host that is lost",
+    )
     on_failure: Failure | None = Field(
         default=None,
         description="stop: the first mesh that fails for good ends the run; continue: the others go on;"
         " default: a failed script ends a launch in the foreground",
     )
     on: Hooks | None = Field(default=None, description="Commands for events, such as `failed: ./notify.sh`")
+
+    @property
+    def spare_hosts(self) -> tuple[Host, ...]:
+        """The last `spares` of `hosts`."""
+        return self.hosts[len(self.hosts) - self.spares :] if self.spares else ()
 
     @property
     def has_driver(self) -> bool:
