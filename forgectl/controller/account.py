@@ -107,12 +107,22 @@ def _mesh(mesh: MeshStatus, events: Iterable[RunEvent]) -> MeshAccount | None:
         if event.mesh == mesh.mesh and event.failure is not None:
             before = found.get(event.failure.generation)
             found[event.failure.generation] = dataclasses.replace(event, seq=before.seq) if before else event
+        elif event.mesh == mesh.mesh and event.event == "mesh_moved" and found:
+            number = max(found)
+            found[number] = _then(found[number], event.message)
     if not found:
         return _without_events(mesh)
     *earlier, (_, last) = sorted(found.items())
     assert last.failure is not None
     alike = _alike([event.failure for _, event in earlier if event.failure])
     return MeshAccount(mesh.mesh, mesh.state, last.seq, last.failure, alike)
+
+
+def _then(event: RunEvent, what: str) -> RunEvent:
+    """The event of a failure, of which it is known what else was done about it."""
+    assert event.failure is not None
+    failure = dataclasses.replace(event.failure, policy=f"{event.failure.policy}; {what}")
+    return dataclasses.replace(event, failure=failure)
 
 
 def _alike(failures: Iterable[Failure]) -> tuple[Earlier, ...]:

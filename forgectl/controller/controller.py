@@ -31,6 +31,7 @@ from forgectl.controller.prune import begin_pruning
 from forgectl.controller.records import (
     Added,
     AgentLost,
+    AgentUp,
     Born,
     Happened,
     Moved,
@@ -284,7 +285,7 @@ class Controller:
 
     def _apply(self, when: float, record: Record) -> None:
         self.run.apply(when, record)
-        if isinstance(record, (Happened, AgentLost)) and not self.run.hosts[record.host].plan.local:
+        if isinstance(record, (Happened, AgentUp, AgentLost)) and not self.run.hosts[record.host].plan.local:
             self.log_fetcher.take(record)
 
     def logs_fetched(self, host: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from forgectl.controller.hook import MOST_OUTPUT
 from tests.conftest import Forge, processes_of, until
 from tests.process.deaths import controller_of, end, records
+from tests.process.outputs import events_of
 
 FAILS = "import sys; print('about to fail'); sys.exit(7)"
 TOKEN = "ghp_" + "a1B2c3D4" * 5
@@ -21,11 +22,6 @@ def given(forge: Forge, name: str) -> list[dict[str, Any]]:
     """The events that a command has appended to a file, in their order."""
     found = [json.loads(line) for line in (forge.folder / name).read_text().splitlines()]
     return sorted(found, key=lambda event: event["seq"])
-
-
-def events_of(forge: Forge, run: str) -> list[dict[str, Any]]:
-    """What `forgectl events --json` prints."""
-    return [json.loads(line) for line in forge.ok("events", run, "--json").splitlines()]
 
 
 def hook_failures(forge: Forge, run: str) -> list[str]:
