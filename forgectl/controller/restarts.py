@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from forgectl.controller.causes import failure_of_mesh, kind_of
-from forgectl.controller.repetition import Fall, fall_of_exception, fall_of_exit
+from forgectl.controller.repetition import Fall, fall_of_exception, fall_of_exit, repeated
 from forgectl.controller.state import MeshState
 from forgectl.model.plan import RestartCause
 from forgectl.model.status import FailureKind
@@ -37,6 +37,12 @@ def fall_of(mesh: MeshState, now: float) -> Fall | None:
     return None if end.asked else fall_of_exit(end.exit_code, end.signal, seconds)
 
 
+def note_fall(mesh: MeshState, now: float) -> None:
+    """Note where the generation of a mesh that is to end fell, and whether that repeats the one before."""
+    mesh.fall = fall_of(mesh, now) if mesh.failed and mesh.again is None else None
+    mesh.repeated = repeated(mesh.fell_before, mesh.fall) if mesh.has_restarts_left(now) else None
+
+
 def refusal(mesh: MeshState, now: float) -> str | None:
     """Why no restart follows the failure of a mesh's generation; None if `restart:` allows for one."""
     policy = mesh.plan.restart
@@ -48,12 +54,10 @@ def refusal(mesh: MeshState, now: float) -> str | None:
         return "no restart: it would fail in the same way"
     if (cause := _cause(mesh)) not in policy.on:
         return f"no restart: its `restart.on` is [{', '.join(policy.on)}], and this is {cause}"
-    if mesh.repeated:
-        return mesh.repeated
     if not mesh.has_restarts_left(now):
         within = "" if policy.within is None else f" within {show_duration(policy.within)}"
         return f"gave up: restarted {policy.max} of {policy.max} times{within}"
-    return None
+    return mesh.repeated
 
 
 def policy_of(mesh: MeshState, now: float) -> str:

@@ -21,7 +21,7 @@ from forgectl.controller.records import (
     TimeUp,
     Waited,
 )
-from forgectl.controller.restarts import fall_of, refusal
+from forgectl.controller.restarts import note_fall, refusal
 from forgectl.controller.state import (
     FAILURE_GRACE,
     MOST_TEXT,
@@ -349,7 +349,7 @@ class Run:
             return
         if mesh.ending:
             may = mesh.stop is None and mesh.state != "stopping" and self._has_hosts()
-            mesh.fall = fall_of(mesh, now) if mesh.failed and mesh.again is None else None
+            note_fall(mesh, now)
             if may and mesh.again is not None:
                 mesh.become("restarting", now)
             elif may and mesh.failed and refusal(mesh, now) is None:

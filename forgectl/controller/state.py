@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from forgectl.controller import backoff
 from forgectl.controller.records import RestartAsked, StopAsked
-from forgectl.controller.repetition import Fall, repeated
+from forgectl.controller.repetition import Fall
 from forgectl.model.plan import HostPlan, MeshPlan, RankPlan
 from forgectl.model.status import OVER, HostStateName, MeshStateName, RankStateName
 from forgectl.protocol.supervision import MeshNews, MessengerOpened, RankExited, RankStarted
@@ -112,6 +112,7 @@ class MeshState:
     due: float | None = None  # when that wait is over
     fall: Fall | None = None  # where the generation fell soon after its start
     fell_before: Fall | None = None  # the same of the generation before, unless somebody asked for this one
+    repeated: str | None = None  # why another generation would fail at the same place as the last two
     ran_at: float | None = None  # when the first rank of the generation was reported as started
     begun_at: float | None = None  # when it first began to start; its time limit counts from then
     time_up: bool = False  # it has reached its time limit
@@ -155,11 +156,6 @@ class MeshState:
         """Why it failed, if that is not the failure of a rank."""
         limit = self.plan.unit.time_limit
         return f"time limit of {show_duration(limit)}" if self.time_up and limit else self.cannot_start
-
-    @property
-    def repeated(self) -> str | None:
-        """Why another generation would fail at the same place as the last two; None if it need not."""
-        return repeated(self.fell_before, self.fall)
 
     @property
     def has_begun(self) -> bool:
@@ -276,7 +272,7 @@ class MeshState:
         self.cannot_start = None
         self.error = None
         self.detail = ""
-        self.fell_before, self.fall, self.ran_at = self.fall, None, None
+        self.fell_before, self.fall, self.repeated, self.ran_at = self.fall, None, None, None
 
 
 @dataclass
