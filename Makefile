@@ -45,6 +45,7 @@ bench: $(READY)
 	-$(BIN)/python benchmarks/messages.py --json benchmarks/results/messages.json
 	-$(BIN)/python benchmarks/deaths.py --repeat 5 --json benchmarks/results/deaths.json
 	-$(BIN)/python benchmarks/hosts.py --json benchmarks/results/hosts.json
+	-$(BIN)/python benchmarks/spares.py --json benchmarks/results/spares.json
 	-$(BIN)/python benchmarks/syncing.py --json benchmarks/results/syncing.json
 	-$(BIN)/python benchmarks/many_hosts.py --json benchmarks/results/many_hosts.json
 	-$(BIN)/python benchmarks/weights.py --json benchmarks/results/weights.json

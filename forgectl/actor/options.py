@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from forgectl.actor.service.routing import Router, make_router
 from forgectl.actor.service.service import ServiceConfig
-from forgectl.model.plan import BACKOFF, MAX_RANKS, SERVICE_RESTART, RestartPolicy
+from forgectl.model.plan import BACKOFF, MAX_RANKS, RESTART_CAUSES, SERVICE_RESTART, RestartPolicy
 from forgectl.names import NAME, nearest
 
-_RESTARTS = "give a number, or {'max': 3, 'within': SECONDS, 'backoff': SECONDS}"
+_RESTARTS = "give a number, or {'max': 3, 'within': SECONDS, 'backoff': SECONDS, 'on': [CAUSE, …]}"
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,10 @@ class Settings:
     """The settings of a mesh or a service, apart from those that are class attributes of ForgeActor.
 
     env: environment variables of the ranks.
-    restart: how many restarts, or {"max": N, "within": SECONDS, "backoff": SECONDS}, or a RestartPolicy. None: no
-    restart for an actor, and 3 in 10 minutes for each replica of a service. The first restart is at once, the second in
-    a row waits `backoff` (1 s), each further one twice as long as the one before, up to a minute; 0: all at once.
+    restart: how many restarts, or {"max": N, "within": SECONDS, "backoff": SECONDS, "on": [CAUSE, …]}, or a
+    RestartPolicy. None: no restart for an actor, and 3 in 10 minutes for each replica of a service. The first restart
+    is at once, the second in a row waits `backoff` (1 s), each further one twice as long as the one before, up to a
+    minute; 0: all at once. Causes: "crash", "hang", "host_lost", "oom"; by default all.
     time_limit: how many seconds a mesh may run, restarts included; then it has failed. None: for ever.
     start_method: "fork" or "spawn".
     preload: modules that the fork server imports once. None: torch, if it is installed.
@@ -75,8 +76,13 @@ class Settings:
         if isinstance(given, RestartPolicy):
             policy = given
         else:
-            parts = dict(given) if isinstance(given, Mapping) else {"max": given}
-            policy = RestartPolicy(parts.pop("max", 0), parts.pop("within", None), parts.pop("backoff", BACKOFF))
+            parts: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {"max": given}
+            policy = RestartPolicy(
+                parts.pop("max", 0),
+                parts.pop("within", None),
+                parts.pop("backoff", BACKOFF),
+                parts.pop("on", RESTART_CAUSES),
+            )
             if parts:
                 raise ValueError(f"restart is {given!r}; {_RESTARTS}")
         if not isinstance(policy.max, int) or isinstance(policy.max, bool) or policy.max < 0:
@@ -85,7 +91,10 @@ class Settings:
             raise ValueError(f"restart within {policy.within!r}; give a positive number of seconds")
         if not _is_seconds(policy.backoff, least=0):
             raise ValueError(f"restart backoff {policy.backoff!r}; give a number of seconds, or 0 for no wait")
-        return policy
+        causes: Any = policy.on
+        if isinstance(causes, str) or not causes or not all(c in RESTART_CAUSES for c in causes):
+            raise ValueError(f"restart on {causes!r}; give a list of some of {', '.join(RESTART_CAUSES)}")
+        return dataclasses.replace(policy, on=tuple(c for c in RESTART_CAUSES if c in causes))
 
     def service_config(self, num_replicas: int) -> ServiceConfig:
         """The settings that concern a service; raises ValueError for an invalid one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ from typing import Any
 
 from forgectl.agent.enclosure.enclosure import sweep_run
 from forgectl.agent.event_log import EventLog
+from forgectl.agent.forkserver.forks import ForkServerError
 from forgectl.agent.forkserver.pool import ForkServers
 from forgectl.agent.forkserver.spawn import StartedForkServer
 from forgectl.agent.hang_watch import HangWatch
@@ -56,6 +58,8 @@ from forgectl.protocol.supervision import (
     ReadLogs,
     Release,
     Stacks,
+    StandBy,
+    StandingBy,
     Start,
     Stats,
     Stop,
@@ -211,6 +215,8 @@ class Agent:
             self._tasks.begin(self._read_logs(command))
         elif isinstance(command, GetGpus):
             self._tasks.begin(self._look_for_gpus(command))
+        elif isinstance(command, StandBy):
+            self._tasks.begin(self._stand_by(command))
         elif isinstance(command, Prepare):
             if not NAME.fullmatch(command.mesh.mesh):
                 raise ProtocolError(f"{command.mesh.mesh[:80]!r} is not the name of a mesh")  # it becomes part of paths
@@ -255,15 +261,33 @@ class Agent:
         }
         self._answer(Stacks(await self.stacks.look(wanted, native=request.native)))
 
+    async def _stand_by(self, request: StandBy) -> None:
+        """Be a spare: warm what ranks would need, and hold the GPUs until the agent ends. Answer once that is done."""
+        why = ""
+        try:
+            servers = self._servers.stand_by(request.shares)
+            if {g.uuid for g in request.gpus} - self._leases.uuids:
+                await self._leases.acquire(request.gpus, mesh="spare")
+            for server in servers:
+                await asyncio.wait({server.warm})
+                server.check_warm()
+        except KeyError as e:
+            why = f"the secret {e.args[0]} is not known any more"
+        except (ForgeError, ForkServerError, OSError) as e:
+            why = str(e)
+        self._answer(StandingBy(why))
+
     async def _look_for_gpus(self, request: GetGpus) -> None:
-        """Answer with the host's GPUs; with none if one that the spec names is gone."""
+        """Answer with the host's GPUs, those of this run as free; with none if one that the spec names is gone."""
         config = self.config
         machine = boot_id() if config.leaves else ""
         try:
             found = await asyncio.to_thread(
                 discover, request.gpus, host=config.host, environ=os.environ, run=config.run, machine=machine
             )
-            self._answer(HostGpus(found.gpus))
+            ours = self._leases.uuids
+            gpus = (dataclasses.replace(g, holder=None) if g.uuid in ours else g for g in found.gpus)
+            self._answer(HostGpus(tuple(gpus)))
         except (NoSuchGpu, ForgeError) as e:
             log(f"no GPUs: {e}")
             self._answer(HostGpus(()))

@@ -33,6 +33,11 @@ class RunLeases:
             self._given = [*(given for given in self._given if given.locks), lease]
             return lease
 
+    @property
+    def uuids(self) -> frozenset[str]:
+        """The GPUs that the run holds here now."""
+        return frozenset(uuid for lease in self._given for uuid, _ in zip(lease.uuids, lease.locks, strict=False))
+
     def _copies(self, uuids: set[str]) -> GpuLease:
         """A share in those locks that meshes of this run hold: descriptors of the same open files."""
         held = {uuid: lock for lease in self._given for uuid, lock in zip(lease.uuids, lease.locks, strict=False)}

@@ -110,12 +110,22 @@ def _mesh(mesh: MeshStatus, events: Iterable[RunEvent]) -> MeshAccount | None:
             before = found.get(generation)
             same = before is not None and (before.event != "mesh_hung" or kind == "hang")
             found[generation] = dataclasses.replace(event, seq=before.seq) if before and same else event
+        elif event.mesh == mesh.mesh and event.event == "mesh_moved" and found:
+            number = max(found)
+            found[number] = _then(found[number], event.message)
     if not found:
         return _without_events(mesh)
     *earlier, (_, last) = sorted(found.items())
     assert last.failure is not None
     alike = _alike([event.failure for _, event in earlier if event.failure])
     return MeshAccount(mesh.mesh, mesh.state, last.seq, last.failure, alike, mesh.hung is not None)
+
+
+def _then(event: RunEvent, what: str) -> RunEvent:
+    """The event of a failure, of which it is known what else was done about it."""
+    assert event.failure is not None
+    failure = dataclasses.replace(event.failure, policy=f"{event.failure.policy}; {what}")
+    return dataclasses.replace(event, failure=failure)
 
 
 def _alike(failures: Iterable[Failure]) -> tuple[Earlier, ...]:

@@ -16,6 +16,7 @@ from forgectl.model.plan import MAX_RANKS, Gpu, HostPlan, MeshPlan
 from forgectl.names import DRIVER, free_name
 from forgectl.plan.addition import held_by, place_more, replace_lost
 from forgectl.plan.sharing import sharers
+from forgectl.plan.spares import move_to_spares
 from forgectl.protocol.control import AddMesh
 
 GpusOfHosts = dict[str, tuple[Gpu, ...]]
@@ -46,17 +47,19 @@ class Additions:
             unit = dataclasses.replace(unit, mesh=_free_name(run, unit.mesh, named=request.named))
             gpus = await self._gpus(run) if unit.with_gpus else {}
             check_driver(run, request)  # it may have ended meanwhile
-            there = tuple(host.plan for host in run.hosts.values() if not host.given_up)
+            there = tuple(host.plan for host in run.hosts.values() if not host.given_up and not host.spare)
             plan = place_more(dataclasses.replace(run.plan, hosts=there), unit, gpus, os.environ, _living(run))
             return Added(plan, request.claim, request.terms)
 
     async def replace(self, run: Run, mesh: MeshState) -> MeshPlan:
         """A new plan of a mesh, on hosts that are not lost; raises ForgeError if no hosts have room."""
         async with self._lock:
-            lost = {name for name, host in run.hosts.items() if host.given_up}
+            lost = {name for name, host in run.hosts.items() if host.given_up} | mesh.lost
             leaving = {mesh.name, *sharers(mesh.name, _living(run))}
             gpus = await self._gpus(run, leaving) if mesh.plan.unit.with_gpus else {}
-            return replace_lost(run.plan, mesh.plan, lost, gpus, os.environ, _living(run))
+            living = _living(run)
+            moved = move_to_spares(run.plan, mesh.plan, lost, run.spares, run.heirs, gpus, os.environ, living)
+            return moved or replace_lost(run.plan, mesh.plan, lost, gpus, os.environ, living)
 
     async def _gpus(self, run: Run, leaving: Collection[str] = ()) -> GpusOfHosts:
         """Host → its GPUs and who holds them, as if the meshes `leaving` held none."""

@@ -45,6 +45,8 @@ FENCE_SECONDS = 1.0
 STOP_SECONDS = 60.0
 """What a host may take, beyond the grace, to report the end of a generation. An agent waits 5 s after SIGKILL, and
 twice 10 s for a fork server that hangs."""
+RETURN_SECONDS = 2.0
+"""The pause between two attempts to start an agent on a host that was lost."""
 IDLE_EVENTS = 100_000
 IDLE_BYTES = 256 << 20
 """Most events of one connection, and their bytes, that may change nothing: for example, replayed ones."""
@@ -98,6 +100,12 @@ class Owner(Protocol):
 
     def logs_fetched(self, host: str) -> bool: ...
 
+    def synced(self, host: str) -> None: ...
+
+    def wants_back(self, host: str) -> bool: ...
+
+    def may_leave(self, host: str) -> bool: ...
+
 
 class AgentLink:
     """Keeps one host's agent connected from the start of the run to its end.
@@ -140,6 +148,8 @@ class AgentLink:
         self._ponged = False  # a Pong has come over this connection
         self._received = 0  # bytes of this connection, before the current message
         self._idle_events = self._idle_bytes = 0
+        self._barred = False  # it broke the protocol, or is of another version
+        self._over = asyncio.Event()  # nobody waits for the host to come back any more
         self._ends: dict[tuple[str, int], float] = {}  # mesh and generation → when its end is overdue
 
     @property
@@ -158,16 +168,49 @@ class AgentLink:
             self._way.close()
 
     async def _serve(self) -> None:
-        while not self._quit_sent and await self._once():
+        while not self._quit_sent and (await self._once() or await self._comes_back()):
             pass
         if self._quit_sent:
             await self._way.wait_gone(self.host.pid, self.host.boot_id)
             self.host.state = "gone"
 
+    async def _comes_back(self) -> bool:
+        """Wait until a lost host has a new agent; False if it is not to come back, or the run ends before."""
+        while not self._barred and self._owner.wants_back(self.name):
+            self._over.clear()
+            attempt, over = (asyncio.ensure_future(c) for c in (self._begin_anew(), self._over.wait()))
+            await asyncio.wait({attempt, over}, return_when=asyncio.FIRST_COMPLETED)
+            over.cancel()
+            if attempt.done() and attempt.result():
+                return True
+            attempt.cancel()
+        return False
+
+    async def _begin_anew(self) -> bool:
+        """Start an agent on a host that was lost; if that fails, wait for a while. Returns whether it was started."""
+        try:
+            stream = await self._way.connect()
+            if stream is None:
+                await self._way.start_agent(self._config(True))
+                self._last_pong = time.monotonic()
+                self._failures, self._unsure, self._adopted, self._ends = 0, False, False, {}
+                return True
+            stream.abort()  # its agent is about to end
+        except (ForgeError, ProtocolError, OSError):
+            pass
+        await asyncio.sleep(RETURN_SECONDS)
+        return False
+
+    def _record_loss(self, loss: AgentLost) -> None:
+        """Record that the host is lost, unless it already is."""
+        if not self.host.given_up:
+            self._owner.record(loss)
+
     def _lose(self, what: str, hint: str | None) -> None:
         """Record the host as lost for good, with what it did as the reason."""
+        self._barred = True
         why = f"host {self.name} was given up: {what[:MOST_TEXT]}"
-        self._owner.record(AgentLost(self.name, why, UnreachableError.exit_code, hint, final=True))
+        self._record_loss(AgentLost(self.name, why, UnreachableError.exit_code, hint, final=True))
 
     async def _once(self) -> bool:
         """Make one connection, or try to, and serve it; returns whether to go on."""
@@ -184,7 +227,8 @@ class AgentLink:
         try:
             await self._converse(stream)
         except ForgeError as e:
-            self._owner.record(AgentLost(self.name, e.message, e.exit_code, e.hint, final=True))
+            self._barred = True
+            self._record_loss(AgentLost(self.name, e.message, e.exit_code, e.hint, final=True))
             return False
         except ProtocolError as e:
             await self._break_off(stream, str(e))
@@ -246,7 +290,7 @@ class AgentLink:
                     f"host {self.name} was unreachable for longer than its lease of {self._lease:g} s; "
                     f"at its end the agent ended all that it ran ({error.message})"
                 )
-            self._owner.record(AgentLost(self.name, why, error.exit_code, error.hint, final=True, lease=known))
+            self._record_loss(AgentLost(self.name, why, error.exit_code, error.hint, final=True, lease=known))
             return False
         await self._pause(left)
         return True
@@ -263,13 +307,13 @@ class AgentLink:
         """Start an agent where none is alive; the ranks of an earlier one ended with it. Returns whether to go on."""
         first = self.host.pid is None and not self._unsure
         why = "" if first else self._why_gone()
-        if self._adopted and self._way.may_drop:
-            self._owner.record(AgentLost(self.name, why, final=True))
+        if (self._adopted and self._way.may_drop) or (not first and self._owner.may_leave(self.name)):
+            self._record_loss(AgentLost(self.name, why, final=True))
             return False
         try:
             pid = await self._way.start_agent(self._config(not first))
         except ForgeError as e:
-            self._owner.record(AgentLost(self.name, e.message, e.exit_code, e.hint, final=True))
+            self._record_loss(AgentLost(self.name, e.message, e.exit_code, e.hint, final=True))
             return False
         if not first and pid != self.host.pid:
             self._owner.record(AgentLost(self.name, why))
@@ -345,6 +389,7 @@ class AgentLink:
                 raise ProtocolError("it sent a second Synced")
             self._synced, self._catching_up = True, False
             self.push()
+            self._owner.synced(self.name)
         else:
             self._take_answer(message)
         self._received = stream.received
@@ -390,6 +435,8 @@ class AgentLink:
 
     def push(self, subjects: Collection[str] | None = None) -> None:
         """Send the commands that were not sent over this connection yet; `subjects` are those of `commands`."""
+        if not self._owner.wants_back(self.name):
+            self._over.set()
         if self._stream is None or not self._synced:
             return
         for command in self._owner.commands_for(self.name, subjects):

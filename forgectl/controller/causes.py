@@ -10,7 +10,6 @@ from forgectl.controller.records import Diagnosed
 from forgectl.controller.state import MeshState, RankState, describe, first_failed
 from forgectl.model.event import Failure, Fell, ranges
 from forgectl.model.status import FailureKind, FailureStatus
-from forgectl.system.times import show_duration
 
 _MEMORY = re.compile(r"\b(?:\w*OutOfMemoryError|MemoryError)\b|CUDA out of memory")
 _NUMBER = re.compile(r"\d+")
@@ -22,10 +21,11 @@ ENDED = "ended by forgectl"
 def reason(mesh: MeshState) -> str | None:
     """Why the mesh is in its state, in one line; None if there is no special reason."""
     if mesh.cause:
-        return mesh.cause
+        return f"{mesh.cause}; {mesh.repeated}" if mesh.repeated else mesh.cause
     if mesh.failed and (root := mesh.root_cause()):
         others = len(mesh.collateral())
-        return describe(root) + (f" ({others} more fell with it)" if others else "")
+        fell = f" ({others} more fell with it)" if others else ""
+        return describe(root) + fell + (f"; {mesh.repeated}" if mesh.repeated else "")
     if mesh.unkillable:
         return f"not even SIGKILL ended {', '.join(mesh.unkillable)}"
     if mesh.stop is not None and mesh.state in ("stopping", "stopped"):
@@ -161,28 +161,3 @@ def _fell(ranks: Iterable[RankState], root: RankState | None) -> Iterator[Fell]:
             key = how = "ended in other ways"
         groups.setdefault(key, (how[:200], []))[1].append(rank.plan.rank)
     return (Fell(ranges(numbers), len(numbers), how) for how, numbers in groups.values())
-
-
-def policy_of(mesh: MeshState, now: float) -> str:
-    """What is done about the failure of the mesh's generation, in words."""
-    policy = mesh.plan.restart
-    if mesh.state == "restarting":
-        return restart_text(mesh, len(mesh.restarts) + 1, mesh.wait)
-    if mesh.time_up:
-        return "no restart: its time limit is over"
-    if not policy.max:
-        return "no restart: it has no `restart:`"
-    if mesh.stop is not None and mesh.cannot_start is None:
-        return f"no restart: the end was asked for by {mesh.stop.by}"
-    if not mesh.may_restart(now) and not mesh.may_try_again:
-        return "no restart: it would fail in the same way"
-    if not mesh.may_restart(now):
-        within = "" if policy.within is None else f" within {show_duration(policy.within)}"
-        return f"gave up: restarted {policy.max} of {policy.max} times{within}"
-    return "no restart: no host is left for it"
-
-
-def restart_text(mesh: MeshState, number: int, wait: float) -> str:
-    """`restart 3 of 30 after 4 s`. More than the maximum are possible where only those within a time count."""
-    at_most = f" of {mesh.plan.restart.max}" if number <= mesh.plan.restart.max else ""
-    return f"restart {number}{at_most}" + (f" after {wait:g} s" if wait else " at once")

@@ -25,11 +25,11 @@ def agent_config(
 ) -> AgentConfig:
     """The configuration of the `first` agent of a run on that host, or of one that replaces another.
 
-    It has only the secrets of the meshes that run there, unless the plan may grow. `coming`: meshes that are not in
-    the plan yet.
+    It has only the secrets of the meshes that run there, unless others may come: the plan may grow, or has spares.
+    `coming`: meshes that are not in the plan yet.
     """
     here = [m for m in (*plan.meshes, *coming) if host.name in m.hosts]
-    needed = set(plan.secrets) if plan.may_grow else {name for m in here for name in m.secrets}
+    needed = set(plan.secrets) if plan.may_grow or plan.spares else {name for m in here for name in m.secrets}
     return AgentConfig(
         version=__version__,
         run=run.run,

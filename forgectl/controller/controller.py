@@ -31,8 +31,8 @@ from forgectl.controller.log_fetcher import LogFetcher
 from forgectl.controller.message_keys import MessageKeys
 from forgectl.controller.prune import begin_pruning
 from forgectl.controller.records import (
-    Added,
     AgentLost,
+    AgentUp,
     Born,
     Diagnosed,
     Happened,
@@ -46,14 +46,27 @@ from forgectl.controller.records import (
 )
 from forgectl.controller.run_dir import AgentPlace, RunDir
 from forgectl.controller.run_state import Run
-from forgectl.controller.state import FAILURE_GRACE, MeshState
+from forgectl.controller.state import FAILURE_GRACE, HostState, MeshState
 from forgectl.controller.status_document import run_document
 from forgectl.errors import ForgeError, NotOursError
 from forgectl.model.event import RunEvent
 from forgectl.model.plan import Gpu, HostPlan, Plan
 from forgectl.model.status import RunStatus
+from forgectl.plan.placement import gpus_needed
+from forgectl.plan.shares import share_of
+from forgectl.plan.spares import standing_in
 from forgectl.protocol.control import AddMesh, CallTimedOut, HostStacks, MeshAdded, Report, ShowStacks
-from forgectl.protocol.supervision import AgentConfig, Event, GetGpus, GetStacks, HostGpus, Stacks, Stop
+from forgectl.protocol.supervision import (
+    AgentConfig,
+    Event,
+    GetGpus,
+    GetStacks,
+    HostGpus,
+    Stacks,
+    StandBy,
+    StandingBy,
+    Stop,
+)
 from forgectl.redaction import Redaction, of_run
 from forgectl.stacks.evidence import RankEvidence
 from forgectl.stacks.whole_mesh import whole_mesh
@@ -77,6 +90,8 @@ LOGS_SECONDS = 300.0
 Handed = dict[str, list[int]]
 """Host → descriptors of what the launching command has started there."""
 GPU_SECONDS = 10.0
+STAND_BY_SECONDS = 300.0
+"""What a spare may take to import what it preloads."""
 
 
 class Controller:
@@ -272,13 +287,43 @@ class Controller:
         answer = await self.links[host.name].ask(GetGpus(host.gpus), HostGpus, GPU_SECONDS, check_gpus)
         return answer.gpus if answer else ()
 
+    def synced(self, host: str) -> None:
+        """Have a spare warm what it would need, as its agent answers and may know nothing of that."""
+        if self.run.hosts[host].spare:
+            self._tasks.begin(self._stand_by(self.run.hosts[host]))
+
+    async def _stand_by(self, host: HostState) -> None:
+        living = [m.plan for m in self.run.meshes.values() if not m.ended]
+        needed = gpus_needed(living)
+        gpus = await self._look_for_gpus(host.plan) if needed else ()
+        free = [g for g in gpus if g.holder is None]
+        meshes = standing_in(self.run.plan, living, host.plan.name, os.environ)
+        shares = tuple(share_of(mesh, host.plan) for mesh in meshes)
+        link = self.links[host.plan.name]
+        answer = await link.ask(StandBy(shares, tuple(free[:needed])), StandingBy, STAND_BY_SECONDS)
+        why = "it did not answer" if answer is None else answer.why
+        if len(free) < needed:
+            why = why or f"{len(free)} of its {len(gpus)} GPUs are free, and it needs {needed}"
+        if why:
+            note(f"spare {host.plan.name}: {why[:500]}")
+        host.standing_by = why
+        self._report_soon()
+
+    def wants_back(self, host: str) -> bool:
+        """Whether a host that was lost may come back."""
+        return self.run.wants_back(host)
+
+    def may_leave(self, host: str) -> bool:
+        """Whether spares take all that a host ran, if its agent has ended."""
+        return self.run.may_leave(host)
+
     def changed(self) -> None:
         """Report a change of the state that has no record in the journal."""
         self._report_soon()
 
     def _apply(self, when: float, record: Record) -> None:
         self.run.apply(when, record)
-        if isinstance(record, (Happened, AgentLost)) and not self.run.hosts[record.host].plan.local:
+        if isinstance(record, (Happened, AgentUp, AgentLost)) and not self.run.hosts[record.host].plan.local:
             self.log_fetcher.take(record)
 
     def logs_fetched(self, host: str) -> bool:
@@ -312,8 +357,11 @@ class Controller:
         except ForgeError as e:
             return Refusal.of(e)
         self.record(record)
-        name = record.plan.mesh if isinstance(record, Added) else record.mesh
-        return MeshAdded(name, self.run.meshes[name].first)
+        if isinstance(record, Adopted):
+            return MeshAdded(record.mesh, self.run.meshes[record.mesh].first)
+        for name in self.run.spares:
+            self.synced(name)
+        return MeshAdded(record.plan.mesh, self.run.meshes[record.plan.mesh].first)
 
     def take_report(self, report: Report) -> None:
         """Record what the driver reports of a mesh: set up, or failed."""

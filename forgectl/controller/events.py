@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from forgectl.controller.causes import failure_in, hang_of, policy_of, restart_text
+from forgectl.controller.causes import failure_in, hang_of
 from forgectl.controller.records import (
     Added,
     Adopted,
@@ -22,6 +22,7 @@ from forgectl.controller.records import (
     Moved,
     Record,
 )
+from forgectl.controller.restarts import policy_of, restart_text
 from forgectl.controller.run_state import Run, replaced
 from forgectl.controller.state import MOST_TEXT, MeshState, RankState, describe
 from forgectl.model.event import EventName, Failure, RunEvent
@@ -44,13 +45,14 @@ class _Seen(NamedTuple):
     hangs: bool  # and was looked at
     ended_by_hang: bool
     ranks: Mapping[int, RankState]  # those of that generation, which keep changing with it
+    hosts: tuple[str, ...]
 
     @classmethod
     def of(cls, m: MeshState) -> _Seen:
         asked = m.again.by if m.again else None
         return cls(
             *(m.state, m.generation, m.failed, len(m.restarts), asked, m.cause, m.detail, m.wait),
-            *(m.diagnosed is not None, m.ended_by_hang, m.ranks),
+            *(m.diagnosed is not None, m.ended_by_hang, m.ranks, m.plan.hosts),
         )
 
 
@@ -105,8 +107,12 @@ class Events:
             generation = self._run.meshes[DRIVER].generation
             yield self._event("mesh_adopted", f"by generation {generation} of the driver", mesh=record.mesh)
         elif isinstance(record, Moved):
-            hosts = ", ".join(record.plan.hosts)
-            yield self._event("mesh_moved", f"its next generation is on {hosts}", mesh=record.plan.mesh)
+            message = f"its next generation is on {', '.join(record.plan.hosts)}"
+            before = self._meshes[record.plan.mesh].hosts if record.plan.mesh in self._meshes else ()
+            came = {host for host in record.plan.hosts if host not in before}
+            took = [f"{new} takes the place of {old}" for old, new in self._run.heirs.items() if new in came]
+            message += f": spare {', '.join(took)}" if took else ""
+            yield self._event("mesh_moved", message, mesh=record.plan.mesh)
         elif isinstance(record, Diagnosed):
             mesh = self._run.meshes.get(record.mesh)
             if record.call:

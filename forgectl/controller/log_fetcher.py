@@ -15,7 +15,7 @@ from pathlib import Path
 
 from forgectl.controller.agent_link import AgentLink, note
 from forgectl.controller.host_claims import LOG_KEY, check_parts
-from forgectl.controller.records import AgentLost, Happened
+from forgectl.controller.records import AgentLost, AgentUp, Happened
 from forgectl.controller.run_dir import RunDir
 from forgectl.protocol.supervision import LogAt, LogPart, LogParts, MeshGone, RankStarted, ReadLogs
 from forgectl.system.files import open_to_write
@@ -75,8 +75,11 @@ class LogFetcher:
         """Set the links to agents; those of ssh hosts are used."""
         self._links = {link.name: link for link in links if not link.host.plan.local}
 
-    def take(self, record: Happened | AgentLost) -> None:
+    def take(self, record: Happened | AgentUp | AgentLost) -> None:
         """Note what a record of an ssh host means for its logs."""
+        if isinstance(record, AgentUp):  # it may have come back, with logs of before
+            self._mark_changed(record.host)
+            return
         if isinstance(record, AgentLost):  # its ranks ended with it; the next agent finds their logs
             self._end(record.host, self._logs[record.host].values())
             return

@@ -23,6 +23,7 @@ from forgectl.controller.records import (
     TimeUp,
     Waited,
 )
+from forgectl.controller.restarts import note_fall, refusal
 from forgectl.controller.state import (
     FAILURE_GRACE,
     MOST_TEXT,
@@ -69,12 +70,13 @@ class Run:
     was_up: bool = False
     stop: StopAsked | None = None
     error: Refusal | None = None
+    heirs: dict[str, str] = field(default_factory=dict)  # host that was lost → spare that has taken its place
     hooks_begun: set[int] = field(default_factory=set)  # the events whose commands of `on:` were started
 
     @classmethod
     def new(cls, run_id: str, plan: Plan) -> Run:
         run = cls(run_id, plan)
-        run.hosts = {h.name: HostState(h) for h in plan.hosts}
+        run.hosts = {h.name: HostState(h, spare=h.name in plan.spares) for h in plan.hosts}
         run.meshes = {m.mesh: MeshState(m) for m in plan.meshes}
         for mesh in run.meshes.values():
             mesh.begin_generation(0)
@@ -136,11 +138,15 @@ class Run:
                 self._agent_lost(now, AgentLost(record.host, replaced(record.host)))
             host.last_seq = 0
             host.messenger = None
+        if host.given_up and self.plan.spares:  # it has come back
+            host.spare = True
+            self.heirs.pop(record.host, None)
         host.state, host.pid, host.boot_id, host.given_up = "up", record.pid, record.boot_id, False
 
     def _agent_lost(self, now: float, record: AgentLost) -> None:
         host = self.hosts[record.host]
         host.state, host.given_up, host.messenger = "lost", record.final, None
+        host.standing_by = None
         started = self.was_up or any(m.has_begun for m in self.meshes.values())
         if self.stop is None and not started:
             self._roll_back(now, Refusal(record.code, record.why, record.hint))
@@ -148,6 +154,7 @@ class Run:
             if record.host in mesh.plan.by_host and not mesh.ended:
                 mesh.prepared.discard(record.host)
                 mesh.gone.add(record.host)
+                mesh.lost |= {record.host} if record.final else set()
                 mesh.lose_ranks(record.host, now, record.why, lease=record.lease)
 
     def _added(self, record: Added) -> None:
@@ -160,13 +167,28 @@ class Run:
         mesh.begin_generation(before.generation + 1 if before else 0)
         mesh.first = mesh.generation
 
+    @property
+    def spares(self) -> list[str]:
+        """The hosts that can take the place of a lost one now."""
+        return [name for name, host in self.hosts.items() if host.spare and host.state == "up"]
+
+    def may_leave(self, name: str) -> bool:
+        """Whether all that runs on a host can go to a spare at once: sooner than a new agent there could be ready."""
+        here = [m.plan for m in self.meshes.values() if not m.ended and name in m.plan.by_host]
+        others = [spare for spare in self.spares if spare != name]
+        return bool(others and here) and all(plan.may_move for plan in here)
+
+    def wants_back(self, name: str) -> bool:
+        """Whether a host that was lost may come back: as a spare."""
+        return bool(self.plan.spares) and self.hosts[name].given_up and self.stop is None and not self.ended
+
     def to_move(self) -> list[MeshState]:
         """The meshes that need other hosts now. One that shares GPUs waits until their owner is where it will be."""
         return [m for m in self.meshes.values() if m.needs_hosts and not self._owner_must_move(m)]
 
     def _owner_must_move(self, mesh: MeshState) -> bool:
         owner = self.meshes.get(mesh.plan.unit.share_gpus_with or "")
-        return owner is not None and not owner.ended and any(self.hosts[h].given_up for h in owner.plan.hosts)
+        return owner is not None and not owner.ended and bool(owner.lost)
 
     def _moved(self, record: Moved) -> None:
         """Give the next generation its new hosts. Their agents take it for another mesh of the same name."""
@@ -176,9 +198,16 @@ class Run:
         mesh.left |= {h: mesh.first for h in mesh.plan.hosts if h not in record.plan.hosts}
         for host in record.plan.hosts:
             mesh.left.pop(host, None)
+        if len(record.plan.hosts) == len(mesh.plan.hosts):
+            pairs = zip(mesh.plan.hosts, record.plan.hosts, strict=True)
+            self.heirs |= {old: new for old, new in pairs if old in mesh.lost and self.hosts[new].spare}
+        for host in record.plan.hosts:
+            self.hosts[host].spare = False
         mesh.before += mesh.generation - mesh.first
-        mesh.plan, mesh.first, mesh.prepared, mesh.needs_hosts = record.plan, mesh.generation, set(), False
+        mesh.plan, mesh.first, mesh.prepared = record.plan, mesh.generation, set()
         mesh.begin_generation(mesh.generation)
+        mesh.lost = {h for h in record.plan.hosts if self.hosts[h].given_up}  # while its place was looked for
+        mesh.needs_hosts = bool(mesh.lost)
 
     def _stranded(self, now: float, record: Stranded) -> None:
         mesh = self.meshes[record.mesh]
@@ -306,7 +335,7 @@ class Run:
         if isinstance(what, StoreOpened):
             mesh.port = what.port
         elif isinstance(what, RankStarted):
-            mesh.rank_started(what)
+            mesh.rank_started(what, now)
         elif isinstance(what, RankExited):
             mesh.rank_exited(what, now)
         elif isinstance(what, MeshGone):
@@ -341,9 +370,10 @@ class Run:
             return
         if mesh.ending:
             may = mesh.stop is None and mesh.state != "stopping" and self._has_hosts()
+            note_fall(mesh, now)
             if may and mesh.again is not None:
                 mesh.become("restarting", now)
-            elif may and mesh.failed and mesh.may_restart(now):
+            elif may and mesh.failed and refusal(mesh, now) is None:
                 mesh.decide_wait(now)
                 mesh.become("restarting", now)
             else:
@@ -374,14 +404,14 @@ class Run:
                 mesh.restarts.append(now)
             mesh.begin_generation(mesh.generation + 1)
             mesh.due = now + mesh.wait if mesh.wait and not asked else None
-            mesh.needs_hosts = any(self.hosts[name].given_up for name in mesh.plan.hosts)
+            mesh.needs_hosts = bool(mesh.lost)
             if mesh.plan.kind == "driver":
                 self._leave_orphans()
         elif mesh.done and mesh.stop is None:
             mesh.become("succeeded", now)
         elif mesh.failed and any(r.state == "lost" for r in mesh.ranks.values()):
             mesh.become("lost", now)
-        elif mesh.failed and mesh.stop is not None and mesh.may_restart(now):
+        elif mesh.failed and mesh.stop is not None and refusal(mesh, now) is None:
             mesh.become("stopped", now)  # it was restarting when somebody ended it
         elif mesh.failed:
             mesh.become("failed", now)

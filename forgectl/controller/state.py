@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from forgectl.controller import backoff
 from forgectl.controller.records import Diagnosed, RestartAsked, StopAsked
+from forgectl.controller.repetition import Fall
 from forgectl.model.plan import HostPlan, MeshPlan, RankPlan
 from forgectl.model.status import OVER, HostStateName, MeshStateName, RankStateName
 from forgectl.protocol.supervision import MeshNews, MessengerOpened, ProgressStopped, RankExited, RankStarted
@@ -86,6 +87,7 @@ class MeshState:
     generation: int = 0
     first: int = 0  # its first generation on these hosts
     before: int = 0  # generations that it had on other hosts
+    lost: set[str] = field(default_factory=set)  # hosts of its plan that were lost since its generation began
     needs_hosts: bool = False  # a host of its plan is lost: the next generation needs another plan
     left: dict[str, int] = field(default_factory=dict)  # host it was moved away from → first generation there
     ranks: dict[int, RankState] = field(default_factory=dict)
@@ -111,6 +113,10 @@ class MeshState:
     in_a_row: int = 0  # restarts since it was last up for long
     wait: float = 0.0  # seconds that the restart under way waits once the failed generation is gone
     due: float | None = None  # when that wait is over
+    fall: Fall | None = None  # where the generation fell soon after its start
+    fell_before: Fall | None = None  # the same of the generation before, unless somebody asked for this one
+    repeated: str | None = None  # why another generation would fail at the same place as the last two
+    ran_at: float | None = None  # when the first rank of the generation was reported as started
     begun_at: float | None = None  # when it first began to start; its time limit counts from then
     time_up: bool = False  # it has reached its time limit
     hung: dict[str, ProgressStopped] = field(default_factory=dict)  # host → its ranks that hang
@@ -188,8 +194,9 @@ class MeshState:
         most = MOST_REPORTS + MOST_REPORTS_PER_RANK * len(self.plan.ranks_on(host))
         return self.report_counts.get(host, 0) < most
 
-    def rank_started(self, what: RankStarted) -> None:
+    def rank_started(self, what: RankStarted, now: float) -> None:
         """Note that a rank runs."""
+        self.ran_at = now if self.ran_at is None else self.ran_at
         rank = self.ranks[what.rank]
         rank.pid, rank.log, rank.state = what.pid, what.log, "running"
         self.unstarted.discard(what.rank)
@@ -249,11 +256,9 @@ class MeshState:
         never_came_up = self.cannot_start and not self.set_up and self.generation == self.first
         return not (self.time_up or self.hopeless or never_came_up)
 
-    def may_restart(self, now: float) -> bool:
-        """Whether `restart:` allows for one more generation."""
+    def has_restarts_left(self, now: float) -> bool:
+        """Whether `restart:` allows for one more generation by its number."""
         policy = self.plan.restart
-        if not self.may_try_again:
-            return False
         recent = [t for t in self.restarts if policy.within is None or now - t < policy.within]
         return len(recent) < policy.max
 
@@ -295,6 +300,7 @@ class MeshState:
         self.hung = {}
         self.diagnosed = None
         self.ended_by_hang = False
+        self.fell_before, self.fall, self.repeated, self.ran_at = self.fall, None, None, None
 
 
 @dataclass
@@ -306,6 +312,8 @@ class HostState:
     pid: int | None = None
     boot_id: str | None = None
     given_up: bool = False  # no agent can be started there
+    spare: bool = False  # kept for meshes that lose a host, and none has come yet
+    standing_by: str | None = None  # why a spare is not ready; "" if it is, None while it warms
     messenger: MessengerOpened | None = None  # where actors are on several machines
     messengers_lost: int = 0
     last_seq: int = 0

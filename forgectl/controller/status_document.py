@@ -19,6 +19,7 @@ from forgectl.model.status import (
     RankStatus,
     RestartStatus,
     RunStatus,
+    SpareName,
 )
 from forgectl.protocol.supervision import RankStats
 from forgectl.system.times import timestamp
@@ -105,7 +106,10 @@ def _in_order(run: Run) -> list[MeshState]:
 
 def _host(host: HostState) -> HostStatus:
     seen = None if host.last_seen is None else timestamp(host.last_seen)
-    return HostStatus(host.plan.name, host.state, host.plan.address, seen, host.pid)
+    spare: SpareName | None = None
+    if host.spare and host.state != "lost":
+        spare = "warming" if host.standing_by is None else "cold" if host.standing_by else "warm"
+    return HostStatus(host.plan.name, host.state, host.plan.address, seen, host.pid, spare)
 
 
 def _mesh(mesh: MeshState, hosts: dict[str, HostState], run_dir: RunDir, use: dict[int, RankStats]) -> MeshStatus:

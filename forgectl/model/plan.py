@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from forgectl.frozen import UNLESS_DEFAULT, dataclass
 
@@ -16,6 +16,7 @@ MeshKind = Literal["actor", "service", "script", "driver"]
 StartMethod = Literal["fork", "spawn"]
 SyncKind = Literal["content", "none"]
 OnFailure = Literal["stop", "continue"]
+RestartCause = Literal["crash", "hang", "host_lost", "oom"]
 
 MAX_RANKS = 4096
 """Ranks of one run: a message about all of them must fit a line of the protocol."""
@@ -119,17 +120,21 @@ class Program:
     args: tuple[str, ...] = ()
 
 
+RESTART_CAUSES: tuple[RestartCause, ...] = get_args(RestartCause)
+
+
 @dataclass(frozen=True)
 class RestartPolicy:
     """Restart the whole mesh at most `max` times within `within` seconds (None: in all).
 
     The first restart is at once. Of further ones in a row the second waits `backoff` seconds, and each one after it
-    twice as long as the one before: see `controller/backoff.py`.
+    twice as long as the one before: see `controller/backoff.py`. `on` are the causes for which it is restarted.
     """
 
     max: int = 0
     within: float | None = None
     backoff: float = field(default=BACKOFF, metadata=UNLESS_DEFAULT)
+    on: tuple[RestartCause, ...] = field(default=RESTART_CAUSES, metadata=UNLESS_DEFAULT)
 
 
 SERVICE_RESTART = RestartPolicy(3, 600.0)
@@ -329,6 +334,11 @@ class MeshPlan:
         return self.stays or self.kind == "driver"
 
     @property
+    def may_move(self) -> bool:
+        """Whether it may run on other hosts than now: the driver may not, nor may a mesh that names its hosts."""
+        return self.kind != "driver" and not isinstance(self.unit.hosts, tuple)
+
+    @property
     def procs(self) -> int:
         """World size: the number of all ranks."""
         return self.unit.procs
@@ -396,6 +406,7 @@ class Plan:
     sync_limit: int = SYNC_LIMIT  # bytes of workdir that may be copied
     on_failure: OnFailure | None = field(default=None, metadata=UNLESS_DEFAULT)
     on: HookPlan | None = field(default=None, metadata=UNLESS_DEFAULT)
+    spares: tuple[str, ...] = field(default=(), metadata=UNLESS_DEFAULT)  # hosts without ranks, for one that is lost
     lends_input: bool = field(default=False, metadata=UNLESS_DEFAULT)  # to its one rank, see cli/lent_input.py
 
     @property

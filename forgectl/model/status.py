@@ -19,6 +19,8 @@ MeshStateName = Literal[
 RunStateName = Literal["starting", "running", "stopping", "succeeded", "failed", "stopped", "lost"]
 RankStateName = Literal["starting", "running", "exited", "killed", "lost"]
 HostStateName = Literal["starting", "up", "reconnecting", "lost", "gone"]
+SpareName = Literal["warming", "warm", "cold"]
+"""Whether a spare could take ranks at once; `cold`: something is in its way, and it would start as any other host."""
 FailureKind = Literal[
     "exception", "exit", "signal", "out_of_memory", "hang", "host_lost", "lease", "time_limit", "not_started",
 ]  # fmt: skip
@@ -45,6 +47,7 @@ class HostStatus:
     address: str
     last_seen: str | None
     agent_pid: int | None
+    spare: SpareName | None = field(default=None, metadata=UNLESS_DEFAULT)
 
 
 @dataclass(frozen=True)

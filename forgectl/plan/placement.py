@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from forgectl.errors import SpecError, SpecProblem
@@ -30,15 +30,18 @@ def place(
     others have taken the GPUs.
     """
     units = units_of(spec)
-    return _assemble(spec, facts, units, _allot(spec, facts, units), python, inherited or {})
+    plan = _assemble(spec, facts, units, _allot(spec, facts, units), python, inherited or {})
+    _refuse_small_spares(spec, facts, plan)
+    return plan
 
 
 def _allot(spec: Spec, facts: Mapping[str, HostFacts], units: list[Unit]) -> dict[str, Allotment]:
     problems = _too_few_hosts(spec, units)
     hopeless = {p.where.removesuffix(".hosts") for p in problems}
     requests = [(u, RoomRequest(u.mesh, where(u), u.procs, u.hosts)) for u in units if where(u) not in hopeless]
-    caps = {h.name: h.slots for h in spec.hosts if h.slots is not None}
-    pool, hint = Pool({h.name: facts[h.name].gpus for h in spec.hosts}, caps=caps), None
+    hosts = spec.hosts[: len(spec.hosts) - spec.spares]
+    caps = {h.name: h.slots for h in hosts if h.slots is not None}
+    pool, hint = Pool({h.name: facts[h.name].gpus for h in hosts}, caps=caps), None
     wanting_gpus = [request for unit, request in requests if unit.with_gpus]
     with_gpus = allot(wanting_gpus, pool.free())
     if isinstance(with_gpus, list):
@@ -50,7 +53,7 @@ def _allot(spec: Spec, facts: Mapping[str, HostFacts], units: list[Unit]) -> dic
                     "without with_gpus (of `run`: --gpus) it runs on CPUs; a host's `gpus: N` declares accelerators "
                     "that NVML does not see"
                 )
-    slots = Slots.of({h.name: h.slots for h in spec.hosts})
+    slots = Slots.of({h.name: h.slots for h in hosts})
     neither = [r for u, r in requests if not u.with_gpus and not u.share_gpus_with and u.kind != "driver"]
     without = allot(neither, slots)
     if isinstance(without, list):
@@ -66,6 +69,25 @@ def _allot(spec: Spec, facts: Mapping[str, HostFacts], units: list[Unit]) -> dic
     return with_gpus | without | _of_driver(spec, units)
 
 
+def gpus_needed(meshes: Iterable[MeshPlan]) -> int:
+    """How many GPUs a host needs to take the place of any host of these meshes."""
+    used: dict[str, set[str]] = {}
+    for mesh in meshes:
+        if mesh.may_move and mesh.restart.max:
+            for host, gpus in mesh.gpus.items():
+                used.setdefault(host, set()).update(g.uuid for g in gpus)
+    return max(map(len, used.values()), default=0)
+
+
+def _refuse_small_spares(spec: Spec, facts: Mapping[str, HostFacts], plan: Plan) -> None:
+    """Raise SpecError if a spare has too few GPUs, in use or not, for the place of any other host."""
+    needed = gpus_needed(plan.meshes)
+    small = [f"{h.name} has {len(facts[h.name].gpus)}" for h in spec.spare_hosts if len(facts[h.name].gpus) < needed]
+    if small:
+        message = f"a spare needs {needed} GPUs to take the place of any other host, and {', '.join(small)}"
+        raise SpecError(spec.source, [spec.problem("spares", message)])
+
+
 def _of_driver(spec: Spec, units: list[Unit]) -> dict[str, Allotment]:
     """The driver runs on the first local host and takes neither GPUs nor slots."""
     hosts = tuple(h.name for h in spec.all_hosts if h.local)[:1]
@@ -73,11 +95,12 @@ def _of_driver(spec: Spec, units: list[Unit]) -> dict[str, Allotment]:
 
 
 def _too_few_hosts(spec: Spec, units: list[Unit]) -> list[SpecProblem]:
-    names = ", ".join(h.name for h in spec.hosts[:8])
+    hosts = spec.hosts[: len(spec.hosts) - spec.spares]
+    names = ", ".join(h.name for h in hosts[:8]) + (f", besides {spec.spares} of spares" if spec.spares else "")
     short = {
-        f"{where(u)}.hosts": f"wants {u.hosts} hosts, but the spec has {len(spec.hosts)}: {names}"
+        f"{where(u)}.hosts": f"wants {u.hosts} hosts, but the spec has {len(hosts)}: {names}"
         for u in units
-        if isinstance(u.hosts, int) and u.hosts > len(spec.hosts)
+        if isinstance(u.hosts, int) and u.hosts > len(hosts)
     }
     return [spec.problem(*problem) for problem in short.items()]
 
@@ -93,6 +116,8 @@ def _assemble(
     used = {name for a in allotments.values() for name in a.hosts}
     code_may_add = any(u.kind == "driver" for u in units)
     may_move = any(u.restart.max and not isinstance(u.hosts, tuple) for u in units)  # to a host without ranks now
+    spares = tuple(h.name for h in spec.spare_hosts)
+    used.update(spares)
     hosts = [h for h in spec.all_hosts if h.name in used or code_may_add or may_move] or list(spec.hosts[:1])
     one_machine = len({facts[h.name].network or facts[h.name].machine for h in hosts}) == 1
     host_plans = {h.name: _host_plan(h, facts[h.name], python, one_machine) for h in hosts}
@@ -116,6 +141,7 @@ def _assemble(
         declared=declarations_of(spec),
         sync=spec.sync,
         sync_limit=spec.sync_limit,
+        spares=spares,
         on_failure=spec.on_failure,
         on=HookPlan(spec.on.commands, str(spec.folder), spec.on.timeout) if spec.on else None,
     )

@@ -62,7 +62,7 @@ def _unit(mesh: str, kind: MeshKind, program: Program, body: Mesh) -> Unit:
 
 
 def _policy(restart: Restart) -> RestartPolicy:
-    return RestartPolicy(restart.max, restart.within, restart.backoff)
+    return RestartPolicy(restart.max, restart.within, restart.backoff, restart.on)
 
 
 def _driver(

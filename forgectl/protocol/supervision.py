@@ -186,6 +186,14 @@ class GetStacks:
 
 
 @dataclass(frozen=True)
+class StandBy:
+    """Ask for StandingBy: warm the fork servers of these shares, and lease these GPUs, without any rank."""
+
+    shares: tuple[MeshShare, ...]
+    gpus: tuple[Gpu, ...] = ()
+
+
+@dataclass(frozen=True)
 class LogAt:
     """A position in a rank's log; `offset` in bytes from its beginning."""
 
@@ -252,6 +260,13 @@ class HostGpus:
     """The host's GPUs, in the order in which ranks should get them."""
 
     gpus: tuple[Gpu, ...]
+
+
+@dataclass(frozen=True)
+class StandingBy:
+    """All is warm and leased; else `why` it is not."""
+
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -445,11 +460,11 @@ class Follow:
 
 CONTROLLER_TO_AGENT = (
     *(Hello, Ping, Ack, Prepare, OpenStore, Start, Stop, Release, OpenMessenger, Links, MeshNews),
-    *(GetStats, GetGpus, GetStacks, ReadLogs, Quit),
+    *(GetStats, GetGpus, GetStacks, StandBy, ReadLogs, Quit),
 )
 
 
-AGENT_TO_CONTROLLER = (Welcome, Refusal, Synced, Pong, Stats, HostGpus, Stacks, LogParts, Event)
+AGENT_TO_CONTROLLER = (Welcome, Refusal, Synced, Pong, Stats, HostGpus, Stacks, StandingBy, LogParts, Event)
 
 
 FOLLOWER_TO_AGENT = (Follow,)

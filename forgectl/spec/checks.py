@@ -52,6 +52,7 @@ class Checks:
         for name, service in self.document.services.items():
             self._replicas(name, service)
         self._sharing()
+        self._spares()
         self._total()
         for where, env, pinned in self._environments():
             self._environment(where, env, pinned)
@@ -146,6 +147,30 @@ class Checks:
             near = max(procs - procs % hosts, hosts)
             message = f"{procs} does not spread evenly over {hosts} hosts; {near} would"
             self.problems.add(f"{where}.procs", message)
+
+    def _spares(self) -> None:
+        """There must be hosts for ranks besides the spares, and meshes that could take a spare."""
+        count, hosts = self.document.spares, self.document.hosts
+        if not count or not self.sound("spares", "hosts"):
+            return
+        if count >= len(hosts):
+            message = f"{count} of {len(hosts)} host{'s' * (len(hosts) != 1)} leave none for ranks"
+            self.problems.add("spares", f"{message}; list more hosts, or keep fewer")
+            return
+        spares = {host.name for host in self.document.spare_hosts}
+        for where, mesh in self.meshes:
+            for i, name in enumerate(mesh.hosts if isinstance(mesh.hosts, tuple) else ()):
+                if name in spares:
+                    message = f"{show(name)} is a spare, as the last {count} of hosts are kept without ranks"
+                    self.problems.add(step(f"{where}.hosts", i), message)
+        takers = [mesh for _, mesh in self.meshes if not isinstance(mesh.hosts, tuple)]
+        mine = any(mesh.restart.max and "host_lost" in mesh.restart.on for mesh in takers)
+        if not mine and not self.document.driver and self.sound(*(where for where, _ in self.meshes)):
+            self.problems.add(
+                "spares",
+                "no mesh would ever take one: that needs `restart: {max: 3}`, with host_lost in `on`, and no list of"
+                " names in `hosts`",
+            )
 
     def _sharing(self) -> None:
         """Every `share_gpus_with` must lead to a mesh with GPUs of its own."""

@@ -16,11 +16,13 @@ from forgectl.model.plan import (
     LEASE,
     LOG_LIMIT,
     PRELOAD,
+    RESTART_CAUSES,
     SERVICE_RESTART,
     SYNC_LIMIT,
     HangAction,
     OnFailure,
     Program,
+    RestartCause,
     SyncKind,
 )
 from forgectl.spec.hosts import DRIVERS_HOST, LOCAL, Env, Hosts, Model
@@ -43,6 +45,7 @@ from forgectl.spec.scalars import (
     Within,
     Words,
     choice,
+    choices,
     or_variable,
     spread,
 )
@@ -71,6 +74,13 @@ Failure = Annotated[
     OnFailure,
     BeforeValidator(choice("stop", "continue")),
     or_variable({"enum": ["stop", "continue"]}),
+]
+
+
+RestartOn = Annotated[
+    tuple[RestartCause, ...],
+    BeforeValidator(choices(*RESTART_CAUSES)),
+    or_variable({"type": "array", "items": {"enum": [*RESTART_CAUSES]}, "minItems": 1}),
 ]
 
 
@@ -107,6 +117,9 @@ class Restart(Model):
         default=BACKOFF,
         description="The first restart is at once, the second in a row after this time, each further one after twice"
         " the time of the one before, up to a minute; 0: all at once",
+    )
+    on: RestartOn = Field(
+        default=RESTART_CAUSES, description="The causes for which it is restarted; any other is a failure for good"
     )
 
 
@@ -235,12 +248,22 @@ class Body(Model):
     )
     sync_limit: Size = Field(default=SYNC_LIMIT, description="Maximum of what is copied of workdir")
     driver: Driver | None = Field(default=None, description="The user's own controlling script")
+    spares: Count = Field(
+        default=0,
+        description="How many of the hosts, the last ones, are kept without ranks and with warm fork servers: one takes"
+        " the place of a host that is lost",
+    )
     on_failure: Failure | None = Field(
         default=None,
         description="stop: the first mesh that fails for good ends the run; continue: the others go on;"
         " default: a failed script ends a launch in the foreground",
     )
     on: Hooks | None = Field(default=None, description="Commands for events, such as `failed: ./notify.sh`")
+
+    @property
+    def spare_hosts(self) -> tuple[Host, ...]:
+        """The last `spares` of `hosts`."""
+        return self.hosts[len(self.hosts) - self.spares :] if self.spares else ()
 
     @property
     def has_driver(self) -> bool:

@@ -141,6 +141,29 @@ def choice(*options: str) -> Callable[[Any], str]:
     return read
 
 
+def choices(*options: str) -> Callable[[Any], tuple[str, ...]]:
+    """A list of some of the options, each at most once; the result has their order."""
+    one = choice(*options)
+
+    def read(value: Any) -> tuple[str, ...]:
+        if not isinstance(value, (list, tuple)):
+            raise wrong(f"expected a list of {', '.join(options)}, got {show(value)}")
+        if not value:
+            raise wrong(f"expected a list of {', '.join(options)}, got an empty list")
+        found: set[str] = set()
+        for i, item in enumerate(value):
+            try:
+                word = one(item)
+            except PydanticCustomError as e:
+                raise wrong(str(e), at=str(i)) from None
+            if word in found:
+                raise wrong(f"{word} is listed twice", at=str(i))
+            found.add(word)
+        return tuple(o for o in options if o in found)
+
+    return read
+
+
 def words(value: Any) -> Any:
     """A program with its arguments: a string, which is split as a shell does, or a list."""
     if isinstance(value, str):

@@ -83,8 +83,9 @@ def _call(frame: Frame) -> str:
 
 
 def _user_index(frames: Sequence[Frame]) -> int | None:
-    return next((i for i, f in enumerate(frames) if _is_users(f.file)), None)
+    return next((i for i, f in enumerate(frames) if is_users(f.file)), None)
 
 
-def _is_users(file: str) -> bool:
+def is_users(file: str) -> bool:
+    """Whether a file is the user's own, neither a library's nor ours."""
     return file.endswith(".py") and not _LIBRARY.search(file) and not _OURS.search(file)

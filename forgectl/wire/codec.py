@@ -84,8 +84,8 @@ def _written(kind: type) -> tuple[tuple[str, bool], ...] | None:
 
 @functools.cache
 def _optional(kind: Any) -> tuple[tuple[str, Any], ...]:
-    """The fields of a dataclass that JSON has only where they differ from their defaults, and those."""
-    return tuple((f.name, f.default) for f in dataclasses.fields(kind) if f.metadata == UNLESS_DEFAULT)
+    """The fields of a dataclass that JSON has only where they differ from their defaults, and those as JSON."""
+    return tuple((f.name, to_json(f.default)) for f in dataclasses.fields(kind) if f.metadata == UNLESS_DEFAULT)
 
 
 # ---------------------------------------------------------------- annotations

@@ -51,3 +51,8 @@ def until_said(forge: Forge, run: str, mesh: str, text: str, rank: int = 0, gene
 def failures(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Mesh → its failure, of those that failed."""
     return {m["mesh"]: m["failure"] for m in document["meshes"] if m["failure"]}
+
+
+def events_of(forge: Forge, run: str) -> list[dict[str, Any]]:
+    """What `forgectl events --json` prints."""
+    return [json.loads(line) for line in forge.ok("events", run, "--json").splitlines()]

@@ -12,8 +12,9 @@ from typing import Any
 from forgectl.controller.hook import MOST_OUTPUT
 from tests.conftest import Forge, processes_of, until
 from tests.process.deaths import controller_of, end, records
+from tests.process.outputs import events_of
 
-FAILS = "import sys; print('about to fail'); sys.exit(7)"
+FAILS = "import os, sys; print('about to fail'); sys.exit(7 + int(os.environ['TORCHELASTIC_RESTART_COUNT']))"
 TOKEN = "ghp_" + "a1B2c3D4" * 5
 
 
@@ -21,11 +22,6 @@ def given(forge: Forge, name: str) -> list[dict[str, Any]]:
     """The events that a command has appended to a file, in their order."""
     found = [json.loads(line) for line in (forge.folder / name).read_text().splitlines()]
     return sorted(found, key=lambda event: event["seq"])
-
-
-def events_of(forge: Forge, run: str) -> list[dict[str, Any]]:
-    """What `forgectl events --json` prints."""
-    return [json.loads(line) for line in forge.ok("events", run, "--json").splitlines()]
 
 
 def hook_failures(forge: Forge, run: str) -> list[str]:
@@ -57,7 +53,7 @@ scripts:
 """
     spec = forge.spec(text, "specs/spec.yaml")
     result = forge.run("launch", spec, "--name", "r")
-    assert result.returncode == 7
+    assert result.returncode == 9
     [run] = forge.runs()
     [failed], restarted, [ended] = given(forge, "failed"), given(forge, "restarted"), given(forge, "ended")
     assert [(e["failure"]["generation"], e["failure"]["policy"]) for e in restarted] == [
@@ -67,7 +63,7 @@ scripts:
     assert (failed["hook"], failed["mesh"], failed["name"], failed["run"]) == ("failed", "crash", "r", run)
     assert failed["failure"]["log_tail"] == ["about to fail"]
     assert failed["failure"]["policy"] == "gave up: restarted 2 of 2 times"
-    assert (ended["state"], ended["exit_code"], ended["run_dir"]) == ("failed", 7, str(forge.run_dir(run)))
+    assert (ended["state"], ended["exit_code"], ended["run_dir"]) == ("failed", 9, str(forge.run_dir(run)))
     assert not (forge.folder / "lost").exists()
     log = log_of_hooks(forge, run)
     assert f"\n{folder}\nto https://hooks.test/x about {run}\n" in log
@@ -158,7 +154,7 @@ def test_ctrl_c_twice_ends_a_command_that_hangs(forge: Forge) -> None:
 
 def test_a_command_that_was_not_begun_is_begun_by_the_next_controller(forge: Forge) -> None:
     """Of five restarts at once four begin their commands, which wait; the controller dies, and none is run twice."""
-    forge.write("crash.py", "import os, sys; sys.exit(7 if int(os.environ['TORCHELASTIC_RESTART_COUNT']) < 6 else 0)")
+    forge.write("crash.py", "import os, sys; sys.exit((6 - int(os.environ['TORCHELASTIC_RESTART_COUNT'])) % 7)")
     run = forge.launch(
         """
 on: {restarted: 'cat >> told; while ! [ -e go ]; do sleep 0.02; done', timeout: 1m}

@@ -16,6 +16,8 @@ from tests.process.deaths import controller_of, end
 from tests.process.outputs import document_of, log_of, over
 
 FAILS = "import sys; sys.exit(7)"
+FALLS = "import os, sys; sys.exit(5 + int(os.environ['TORCHELASTIC_RESTART_COUNT']))"
+"""Each time in another way: a program that fails in the same way is not tried again."""
 STEPS = "import time, pathlib, sys\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\n"
 CRASH = "scripts: {crash: {run: crash.py, preload: [], restart: {max: MAX, backoff: BACKOFF}}}"
 
@@ -47,24 +49,24 @@ def lines_until(process: Popen[str], text: str) -> list[str]:
 
 
 def test_the_first_restart_is_at_once_and_each_further_one_waits(forge: Forge) -> None:
-    forge.write("crash.py", "import os, sys, time; print(time.time()); sys.exit(5)")
+    forge.write("crash.py", f"import time; print(time.time()); {FALLS}")
     result = forge.run("launch", forge.spec(crash(3, "300ms")))
     [run] = forge.runs()
-    assert result.returncode == 5
+    assert result.returncode == 8
     began = [float(log_of(forge, run, "crash", 0, n)) for n in range(4)]
     assert began[2] - began[1] >= 0.3
     assert began[3] - began[2] >= 0.6
     assert [line for line in result.stderr.splitlines() if "restart " in line] == [
         "forgectl: crash: restart 1 of 3: rank 0 on local exited with code 5",
-        "forgectl: crash: restart 2 of 3 in 0.3 s: rank 0 on local exited with code 5",
-        "forgectl: crash: restart 3 of 3 in 0.6 s: rank 0 on local exited with code 5",
+        "forgectl: crash: restart 2 of 3 in 0.3 s: rank 0 on local exited with code 6",
+        "forgectl: crash: restart 3 of 3 in 0.6 s: rank 0 on local exited with code 7",
     ]
 
 
 def test_no_restart_is_lost_from_view_without_waits(forge: Forge) -> None:
-    forge.write("crash.py", FAILS)
+    forge.write("crash.py", FALLS)
     result = forge.run("launch", forge.spec(crash(30, "0")))
-    assert result.returncode == 7
+    assert result.returncode == 35
     numbers: list[int] = []
     for first, last in re.findall(r"restarts? (\d+)(?: to (\d+))? of 30", result.stderr):
         numbers += range(int(first), int(last or first) + 1)
@@ -72,18 +74,18 @@ def test_no_restart_is_lost_from_view_without_waits(forge: Forge) -> None:
 
 
 def test_a_mesh_that_waits_is_shown_so_and_is_ended_at_once(forge: Forge) -> None:
-    forge.write("crash.py", FAILS)
+    forge.write("crash.py", FALLS)
     run = forge.launch(crash(9, "1h"))
     mesh = waiting(forge, run, 2)
     assert (mesh["state"], mesh["restarts"], mesh["restarting"]["wait"]) == ("restarting", 2, 3600.0)
     row = forge.ok("status").splitlines()[1]
-    assert re.search(r" 2/9 .* restarting in \d+ s: rank 0 on local exited with code 7$", row), row
+    assert re.search(r" 2/9 .* restarting in \d+ s: rank 0 on local exited with code 6$", row), row
     assert "1 × never started" in forge.ok("shutdown", "--run", run)
     assert forge.document(run)["state"] == "stopped"
 
 
 def test_ctrl_c_ends_a_wait(forge: Forge) -> None:
-    forge.write("crash.py", FAILS)
+    forge.write("crash.py", FALLS)
     launch = forge.start("launch", forge.spec(crash(9, "1h")))
     lines_until(launch, "restart 2 of 9 in 3600 s")
     [run] = forge.runs()
@@ -95,7 +97,7 @@ def test_ctrl_c_ends_a_wait(forge: Forge) -> None:
 
 
 def test_the_next_controller_keeps_the_schedule(forge: Forge) -> None:
-    forge.write("crash.py", FAILS)
+    forge.write("crash.py", FALLS)
     run = forge.launch(crash(9, "1h"))
     before = waiting(forge, run, 2)["restarting"]
     end(controller_of(forge, run))
@@ -104,12 +106,32 @@ def test_the_next_controller_keeps_the_schedule(forge: Forge) -> None:
 
 
 def test_a_wait_goes_on_while_there_is_no_controller(forge: Forge) -> None:
-    forge.write("crash.py", "import os, sys; sys.exit(7 if os.environ['TORCHELASTIC_RESTART_COUNT'] < '2' else 0)")
+    forge.write("crash.py", "import os, sys; sys.exit((7, 8, 0)[int(os.environ['TORCHELASTIC_RESTART_COUNT'])])")
     run = forge.launch(crash(9, "1s"))
     waiting(forge, run, 2)
     end(controller_of(forge, run))
     document = forge.until_ended(run)
     assert (document["state"], document["meshes"][0]["restarts"]) == ("succeeded", 2)
+
+
+def test_the_same_line_twice_is_not_tried_again(forge: Forge) -> None:
+    forge.write("crash.py", "def main():\n    raise ValueError(object())\n\nmain()\n")
+    result = forge.run("launch", forge.spec(crash(9, "1h")))
+    assert result.returncode == 1
+    why = r"failed twice at crash\.py:2 within \d+ s of its start: not tried again"
+    assert re.search(f"crash failed: rank 0 on local exited with code 1: ValueError: .*; {why}", result.stderr)
+    [run] = forge.runs()
+    [mesh] = forge.document(run)["meshes"]
+    assert (mesh["state"], mesh["restarts"]) == ("failed", 1)
+    assert re.search(f"then +{why}", forge.run("why", run).stdout)
+
+
+def test_a_cause_that_is_not_listed_is_a_failure_for_good(forge: Forge) -> None:
+    forge.write("crash.py", FALLS)
+    result = forge.run("launch", forge.spec(crash(9, "0, on: [host_lost, oom]")))
+    [run] = forge.runs()
+    assert (result.returncode, forge.document(run)["meshes"][0]["restarts"]) == (5, 0)
+    assert "its `restart.on` is [host_lost, oom], and this is crash" in forge.run("why", run).stdout
 
 
 def test_calls_wait_for_a_mesh_that_waits(forge: Forge) -> None:

@@ -1,4 +1,4 @@
-"""Rank 0 fails after a tenth of a second, so that its mesh restarts again and again; the others stay."""
+"""Rank 0 fails after a tenth of a second, each time in another way: its mesh restarts again and again; others stay."""
 
 import os
 import signal
@@ -7,6 +7,6 @@ import time
 
 if os.environ["RANK"] == "0":
     time.sleep(0.1)
-    sys.exit(1)
+    sys.exit(1 + int(os.environ["TORCHELASTIC_RESTART_COUNT"]) % 100)
 while True:
     signal.pause()

@@ -20,6 +20,7 @@ class ForkServers:
         self._config = config
         self._reaper = reaper
         self._servers = {w.plan: ForkServer(w, reaper) for w in warming}
+        self._standing_by: set[ForkServerPlan] = set()
         reaper.reap()  # a server may have ended already
 
     def of(self, share: MeshShare) -> ForkServer:
@@ -31,9 +32,15 @@ class ForkServers:
             server = self._servers[plan] = ForkServer(begin(plan, log), self._reaper)
         return server
 
+    def stand_by(self, shares: Iterable[MeshShare]) -> list[ForkServer]:
+        """The servers of these shares, which stay until the agent ends; raises as `of`."""
+        found = {self._plan(share): self.of(share) for share in shares}
+        self._standing_by = set(found)
+        return list(found.values())
+
     def keep(self, shares: Iterable[MeshShare]) -> None:
-        """End the servers that none of these needs."""
-        wanted = {self._plan(share) for share in shares}
+        """End the servers that none of these needs, except those of `stand_by`."""
+        wanted = {self._plan(share) for share in shares} | self._standing_by
         for plan in [p for p in self._servers if p not in wanted]:
             self._servers.pop(plan).stop()
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from forgectl.model.environment import AT_LAUNCH, PER_RANK
-from forgectl.model.plan import BACKOFF, Gpu, HookPlan, MeshPlan, OnFailure, Plan, RankPlan
+from forgectl.model.plan import BACKOFF, RESTART_CAUSES, Gpu, HookPlan, MeshPlan, OnFailure, Plan, RankPlan
 from forgectl.system.times import show_duration
 from forgectl.wire.codec import to_json
 
@@ -132,8 +132,10 @@ def _restarts(mesh: MeshPlan) -> str:
         return "never"
     within = mesh.restart.within
     text = str(mesh.restart.max) if within is None else f"{mesh.restart.max} in {show_duration(within)}"
-    backoff = mesh.restart.backoff
-    return text if backoff == BACKOFF else f"{text}, {f'backoff {show_duration(backoff)}' if backoff else 'at once'}"
+    backoff, causes = mesh.restart.backoff, mesh.restart.on
+    if backoff != BACKOFF:
+        text += f", backoff {show_duration(backoff)}" if backoff else ", at once"
+    return text if causes == RESTART_CAUSES else f"{text}, on {', '.join(causes)}"
 
 
 def _program(mesh: MeshPlan) -> str:

@@ -234,6 +234,8 @@ def test_a_class_within_others_is_still_found_by_its_path() -> None:
         ({"restart": {"max": 3, "backoff": -1}}, ValueError, "restart backoff -1; give a number of seconds"),
         ({"restart": {"max": 3, "backoff": "5s"}}, ValueError, "restart backoff '5s'"),
         ({"restart": RestartPolicy(3, backoff=float("nan"))}, ValueError, "restart backoff nan"),
+        ({"restart": {"max": 3, "on": ["crashes"]}}, ValueError, "restart on"),
+        ({"restart": {"max": 3, "on": "crash"}}, ValueError, "restart on 'crash'"),
         ({"time_limit": "2h"}, ValueError, "time_limit is '2h'; give a positive number of seconds"),
         ({"time_limit": 0}, ValueError, "time_limit is 0"),
         ({"time_limit": float("inf")}, ValueError, "time_limit is inf"),
@@ -275,6 +277,7 @@ def test_an_unknown_setting_that_is_near_none_names_all() -> None:
         ({"max": 3, "within": 60}, RestartPolicy(3, 60)),
         ({"max": 3, "backoff": 0}, RestartPolicy(3, backoff=0)),
         ({"max": 3, "within": 60, "backoff": 2.5}, RestartPolicy(3, 60, 2.5)),
+        ({"max": 3, "on": ["oom", "crash"]}, RestartPolicy(3, on=("crash", "oom"))),
         (RestartPolicy(1, 2.0), RestartPolicy(1, 2.0)),
     ],
 )

@@ -45,11 +45,14 @@ def test_what_becomes_of_failures_is_shown_where_it_is_not_the_default() -> None
 on_failure: continue
 scripts:
   a: {module: a, restart: {max: 3, backoff: 5s}, time_limit: 90m}
-  b: {module: b, restart: {max: 3, within: 1h, backoff: 0}}
+  b: {module: b, restart: {max: 3, within: 1h, backoff: 0, on: [host_lost]}}
 """
     plan = placed(spec_of(spec), hosts_of("local:0")[1])
     lines = rows(printed(plan_table(plan), width=120))
-    assert [line.split(" ", 5)[5] for line in lines[1:3]] == ["3, backoff 5s -m a", "3 in 1h, at once -m b"]
+    assert [line.split(" ", 5)[5] for line in lines[1:3]] == [
+        "3, backoff 5s -m a",
+        "3 in 1h, at once, on host_lost -m b",
+    ]
     assert "on_failure: continue (the other meshes go on)" in lines
     assert any(line.startswith("a on local: 1 rank, fork from") and line.endswith(", time limit 90m") for line in lines)
     assert not any("time limit" in line for line in lines if line.startswith("b on"))

@@ -99,6 +99,14 @@ class Owner:
 
     def changed(self) -> None: ...
 
+    def synced(self, host: str) -> None: ...
+
+    def wants_back(self, host: str) -> bool:
+        return False
+
+    def may_leave(self, host: str) -> bool:
+        return False
+
     def logs_fetched(self, host: str) -> bool:
         return True
 

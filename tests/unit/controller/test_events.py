@@ -23,6 +23,7 @@ from forgectl.controller.records import (
     StopAsked,
     TimeUp,
 )
+from forgectl.controller.repetition import SOON
 from forgectl.controller.run_dir import RunDir
 from forgectl.controller.run_state import Run
 from forgectl.controller.status_document import run_document
@@ -315,6 +316,7 @@ def failing(times: int, most: int) -> History:
         if n > 1:
             h.ring()
         h.start()
+        h.now += SOON  # else it would not be tried again
         h.exit(0, 1 if n < times - 1 else 7)
         h.gone()
     return h

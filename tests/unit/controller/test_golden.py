@@ -125,9 +125,9 @@ def restarted() -> Case:
 def waiting() -> Case:
     """For its third restart, that is for two seconds."""
     h = history(mesh(restart=RestartPolicy(3)))
-    for _ in range(3):
+    for code in (3, 2, 1):
         h.start()
-        h.fail()
+        h.fail(code=code)
     return Case(h)
 
 

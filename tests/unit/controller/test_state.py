@@ -132,9 +132,10 @@ class History:
         self.record(record)
         return waited
 
-    def fail(self, name: str = "m", code: int = 1) -> None:
-        """Its first rank fails, and nothing is left of its generation."""
+    def fail(self, name: str = "m", code: int | None = None) -> None:
+        """Its first rank fails, each time in another way, and nothing is left of its generation."""
         mesh = self.mesh(name)
+        code = 1 + mesh.generation if code is None else code
         self.happen(RankExited(name, mesh.generation, 0, code, None), mesh.plan.ranks[0].host)
         self.gone(name)
 
@@ -463,18 +464,18 @@ def test_a_waiting_mesh_says_for_what_and_until_when() -> None:
         r = m.restarting
         seen.append((m.state, m.restarts, r and (r.number, r.wait, r.at is not None), m.reason))
 
-    for _ in range(2):
+    for code in (6, 7):
         h.start()
-        h.exit(0, 7)
+        h.exit(0, code)
         look()
         h.gone()
         look()
     h.ring()
     look()
-    why = "rank 0 on a exited with code 7"
+    first, why = "rank 0 on a exited with code 6", "rank 0 on a exited with code 7"
     assert seen == [
-        ("restarting", 0, (1, 0.0, False), why),
-        ("starting", 1, None, f"restarted: {why}"),
+        ("restarting", 0, (1, 0.0, False), first),
+        ("starting", 1, None, f"restarted: {first}"),
         ("restarting", 1, (2, 1.0, False), why),
         ("restarting", 2, (2, 1.0, True), why),
         ("starting", 2, None, f"restarted: {why}"),
@@ -555,7 +556,7 @@ def test_restarts_do_not_extend_a_time_limit() -> None:
     begun = h.mesh().begun_at
     h.fail()
     h.start()
-    h.exit(0, 1)
+    h.exit(0, 2)
     assert h.run.alarms() == {}  # it is ended already
     h.gone()
     assert begun is not None

@@ -182,7 +182,7 @@ log_limit: 1MiB
 services: {policy: {class: m:P, num_replicas: 2, hosts: [here]}}
 driver: {command: "sh -c true", env: {WHO: driver}}
 actors: {trainer: {class: m:T, procs: 4, hosts: 2, with_gpus: true, python: /opt/py, env: {BOTH: mesh},
-                   restart: {max: 3, within: 10m}, start_method: spawn, preload: [torch, numpy]}}
+                   restart: {max: 3, within: 10m, on: [crash]}, start_method: spawn, preload: [torch, numpy]}}
 scripts: {sft: {module: json.tool --help, hosts: [here]}}
 """
 
@@ -222,7 +222,7 @@ def test_a_mesh_carries_what_its_spec_says() -> None:
     trainer = plan.mesh("trainer")
     assert trainer.hosts == ("gpu01", "here")
     assert trainer.python == {"gpu01": "/opt/py", "here": "/opt/py"}
-    assert (trainer.restart.max, trainer.restart.within) == (3, 600.0)
+    assert (trainer.restart.max, trainer.restart.within, trainer.restart.on) == (3, 600.0, ("crash",))
     assert (trainer.start_method, trainer.preload) == ("spawn", ("torch", "numpy"))
     assert [(r.rank, r.host, r.local_rank, r.gpus) for r in trainer.ranks] == [
         (0, "gpu01", 0, ("0",)),

@@ -20,7 +20,7 @@ from tests.unit.spec.spec_cases import ENVIRON, SOURCE, make_folder
 
 KEYS = [
     *("name", "workdir", "hosts", "env", "secrets", "lease", "log_limit", "actors", "services", "scripts", "driver"),
-    *("class", "args", "procs", "with_gpus", "restart", "max", "within", "start_method", "python", "preload"),
+    *("class", "args", "procs", "with_gpus", "restart", "max", "within", "on", "start_method", "python", "preload"),
     *(
         "share_gpus_with",
         "hang",

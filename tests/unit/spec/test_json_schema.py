@@ -82,7 +82,7 @@ GOOD = [
     FULL,
     SFT,
     "scripts: {a: {run: train.py, share_gpus_with: b}, b: {run: train.py, with_gpus: true}}",
-    "name: 3\nlease: 45\nlog_limit: 1 GiB\nscripts: {a: {module: 'x y', restart: {max: 1, within: 0.5}}}",
+    "name: 3\nlease: 45\nlog_limit: 1 GiB\nscripts: {a: {module: 'x y', restart: {max: 1, within: 0.5, 'on': [oom]}}}",
     "hosts: [{ssh: a@b}, {local: true}, {name: x, gpus: 2}]\nscripts: {a: {command: [echo, 1], hosts: [x]}}",
     "env: {A: 1, B: yes, C: 1.5, D: }\nscripts: {a: {run: [train.py, --lr, 0.1], procs: '${SIZE}', hosts: 2}}\n"
     "hosts: [a, b]",
@@ -119,6 +119,7 @@ BAD = [
     "hosts: [{name: a, slots: -1}]\nscripts: {a: {run: train.py}}",
     "sync: rsync\nscripts: {a: {run: train.py}}",
     "driver: {run: main.py, procs: 2}",
+    "scripts: {a: {module: a, restart: {on: [crashes]}}}",
     "'on': {fails: echo}\nscripts: {a: {run: train.py}}",
     "'on': {failed: {run: echo}}\nscripts: {a: {run: train.py}}",
     "secrets: {A: b}\nscripts: {a: {run: train.py}}",

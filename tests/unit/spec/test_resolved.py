@@ -76,7 +76,8 @@ def test_defaults_variables_overrides_and_listed_hosts_are_filled_in(tmp_path: P
     assert (found["lease"], found["log_limit"], found["workdir"]) == ("36h", "1536MiB", str(tmp_path))
     assert found["scripts"]["a"] | {"preload": None} == {
         "run": ["train.py", "--n", "3"], "procs": 4, "with_gpus": False, "start_method": "fork",
-        "restart": {"max": 0, "within": "90s", "backoff": "1s"}, "preload": None,
+        "restart": {"max": 0, "within": "90s", "backoff": "1s", "on": ["crash", "hang", "host_lost", "oom"]},
+        "preload": None,
         "hang": {"after": "10m", "do": "report", "logs": False},
     }  # fmt: skip
     assert "hf_secret" not in as_yaml(resolved(spec)) + as_json(resolved(spec))

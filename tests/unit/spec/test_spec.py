@@ -147,7 +147,8 @@ def test_arguments_are_read_by_the_core_rules_of_yaml_12(tmp_path: Path) -> None
     ("written", "seconds"), [("500ms", 0.5), ("30", 30), ("1.5m", 90), ("1h", 3600), ("2 d", 172800)]
 )
 def test_durations(tmp_path: Path, written: str, seconds: float) -> None:
-    spec = read(tmp_path, f"{SFT}    restart: {{max: 1, within: {written}}}\n")
+    spec = read(tmp_path, f"{SFT}    restart: {{max: 1, within: {written}, on: [oom, crash]}}\n")
+    assert spec.scripts["sft"].restart.on == ("crash", "oom")
     assert spec.scripts["sft"].restart.within == pytest.approx(seconds)
 
 
