@@ -31,6 +31,7 @@ from forgectl.controller.log_fetcher import LogFetcher
 from forgectl.controller.message_keys import MessageKeys
 from forgectl.controller.prune import begin_pruning
 from forgectl.controller.records import (
+    Adopted,
     AgentLost,
     AgentUp,
     Born,
