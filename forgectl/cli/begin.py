@@ -34,11 +34,10 @@ def here() -> Path:
         raise UsageError("the current folder was removed", hint="cd to one that exists") from None
 
 
-DEFAULT_SPECS = ("forge.yaml", "forge.yml")
-
-
 def default_spec() -> Path | None:
     """The spec of the current folder that no command line has to name."""
+    from forgectl.spec.load import DEFAULT_SPECS
+
     return next((Path(name) for name in DEFAULT_SPECS if Path(name).is_file()), None)
 
 
@@ -50,7 +49,7 @@ def spec_file(named: Path | None, command: str) -> Path:
         others = [shlex.quote(path.name) for path in sorted(here().glob("*.y*ml"))[:3]]
         name = f"name one, such as {', '.join(others)}" if others else f"forgectl {command} SPEC"
         raise UsageError(
-            f"no SPEC was named, and {here()} has no {DEFAULT_SPECS[0]}",
+            f"no SPEC was named, and {here()} has no forge.yaml",
             hint=f"{name}; or `forgectl init` writes a first one",
         )
     if named.suffix == ".py" and named.is_file():
