@@ -10,7 +10,7 @@ SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))
 IS_SUPPORTED = @$(PYTHON) -c '$(SUPPORTED)' || \
     { echo "forgectl is tested with Python 3.10 to 3.13; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 
-.PHONY: demo lint check test soak gpu bench bench-trl docs install uninstall clean
+.PHONY: demo lint check test soak matrix gpu bench bench-trl docs install uninstall clean
 
 demo: $(READY)
 	$(BIN)/forgectl launch sample_configs/story.yaml
@@ -31,6 +31,10 @@ test: lint
 soak: $(READY)
 	@tests/lab/install.sh
 	SOAK=8 $(BIN)/python -m pytest -q -n 4 tests/process/test_interrupts.py tests/ssh/test_ssh_interrupts.py
+
+# The lowest and the newest versions of what forgectl depends on, in environments of their own, from the package index.
+matrix: $(READY)
+	$(BIN)/python tools/matrix.py
 
 gpu: $(READY)
 	$(BIN)/python tests/gpu/check.py

@@ -300,6 +300,8 @@ class _Launch:
         for sentence in self._news.of(status):
             self._print(sentence)
         for mesh in status.meshes:
+            if mesh.implicit and mesh.state not in ("failed", "lost"):
+                continue  # nobody has written it
             restarts = list(render.restarts(mesh, self._restarts.get(mesh.mesh, 0)))
             state = (mesh.state, mesh.generation)
             changed = self._shown.get(mesh.mesh) != state and mesh.state != "pending" and not mesh.restarting
