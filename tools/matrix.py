@@ -25,7 +25,7 @@ TESTS = (
     "tests/process/test_hands.py",
     "tests/process/test_completion.py",
     "tests/process/test_launch.py",
-    "tests/process/test_messages.py",
+    "tests/unit/messages",
 )
 """What is nearest to the dependencies: command lines, specs, tables, and messages of actors."""
 
