@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from forgectl.errors import NotInstalledError, SpecError, UsageError
 from forgectl.hosts.installation import install_command
 from forgectl.model.plan import MeshPlan, Plan
+from forgectl.names import DEFAULT_SPECS
 
 if TYPE_CHECKING:
     from forgectl.spec.model import Spec
@@ -36,8 +37,6 @@ def here() -> Path:
 
 def default_spec() -> Path | None:
     """The spec of the current folder that no command line has to name."""
-    from forgectl.spec.load import DEFAULT_SPECS
-
     return next((Path(name) for name in DEFAULT_SPECS if Path(name).is_file()), None)
 
 
@@ -49,7 +48,7 @@ def spec_file(named: Path | None, command: str) -> Path:
         others = [shlex.quote(path.name) for path in sorted(here().glob("*.y*ml"))[:3]]
         name = f"name one, such as {', '.join(others)}" if others else f"forgectl {command} SPEC"
         raise UsageError(
-            f"no SPEC was named, and {here()} has no forge.yaml",
+            f"no SPEC was named, and {here()} has no {DEFAULT_SPECS[0]}",
             hint=f"{name}; or `forgectl init` writes a first one",
         )
     if named.suffix == ".py" and named.is_file():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from forgectl.errors import NotFoundError
-from forgectl.names import NAME
+from forgectl.names import DEFAULT_SPECS, NAME
 from forgectl.spec import overrides as override
 from forgectl.spec import programs, sources
 from forgectl.spec.checks import Checks
@@ -22,9 +22,6 @@ from forgectl.spec.scalars import NAME_RULE
 from forgectl.spec.validate import validated
 
 MAX_ENTRIES = 1000  # hosts, or meshes of one kind
-
-DEFAULT_SPECS = ("forge.yaml", "forge.yml")
-"""Names of the file that is the spec of its folder: commands need not name it, and its run has the folder's name."""
 
 
 def load(

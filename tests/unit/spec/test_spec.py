@@ -13,7 +13,8 @@ import pytest
 import forgectl
 from forgectl.errors import NotFoundError, SpecError
 from forgectl.model.plan import Program
-from forgectl.spec.load import DEFAULT_SPECS, load
+from forgectl.names import DEFAULT_SPECS
+from forgectl.spec.load import load
 from forgectl.spec.model import Host, Restart
 from forgectl.spec.read import escape
 from tests.unit.spec.spec_cases import problems, read
