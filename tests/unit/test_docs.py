@@ -96,10 +96,3 @@ def test_the_page_of_events_has_every_event_and_key() -> None:
     keys = {field.name for kind in (RunEvent, Failure, Fell) for field in dataclasses.fields(kind)}
     for name in (*get_args(EventName), *get_args(HookName), *get_args(FailureKind), *keys):
         assert f"`{name}`" in text, name
-
-
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_forgectl_is_installed_from_its_checkout(page: Path) -> None:
-    """No index has it, and a name that pages tell people to install from one invites others to take it there."""
-    installed = re.findall(r"(?:pip|pipx|uv tool) install ([^`\n#]*)", page.read_text())
-    assert not [what for what in installed if re.search(r"(?<![\w./-])forgectl(?![\w.-])", what)]
