@@ -10,7 +10,7 @@ SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))
 IS_SUPPORTED = @$(PYTHON) -c '$(SUPPORTED)' || \
     { echo "forgectl is tested with Python 3.10 to 3.13; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 
-.PHONY: demo lint check test soak chaos gpu bench bench-trl docs install uninstall clean
+.PHONY: demo lint check test soak chaos matrix gpu bench bench-trl docs install uninstall clean
 
 demo: $(READY)
 	$(BIN)/forgectl launch sample_configs/story.yaml
@@ -35,6 +35,10 @@ soak: $(READY)
 # A thousand kills of anything at random moments, which takes half an hour; begun again, it goes on where it was.
 chaos: $(READY)
 	PYTHONPATH=benchmarks $(BIN)/python -m tests.faults.chaos --kills 1000 --json benchmarks/results/chaos.json
+
+# The lowest and the newest versions of what forgectl depends on, in environments of their own, from the package index.
+matrix: $(READY)
+	$(BIN)/python tools/matrix.py
 
 gpu: $(READY)
 	$(BIN)/python tests/gpu/check.py

@@ -9,6 +9,8 @@ from itertools import count
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
+DEFAULT_SPECS = ("forge.yaml", "forge.yml")
+"""Names of the file that is the spec of its folder: commands need not name it, and its run has the folder's name."""
 DRIVER = "driver"
 """The name that only the mesh of a run's driver has."""
 SECRETS = "FORGE_SECRETS"

@@ -37,6 +37,7 @@ from forgectl.cli.version import VERSION, version
 from forgectl.cli.wait import wait
 from forgectl.cli.why import why
 from forgectl.errors import ForgeError, SpecError
+from forgectl.names import nearest
 from forgectl.version import __version__
 
 
@@ -178,8 +179,8 @@ def _usage(error: click.UsageError) -> str:
     """Click's message, but its own sentence about an unknown option, which differs between its versions."""
     if not isinstance(error, click.NoSuchOption):
         return error.format_message()
-    near = [option for option in sorted(error.possibilities or ()) if option != "--help"]
-    return f"no such option: {error.option_name}" + (f"; did you mean {' or '.join(near)}?" if near else "")
+    near = nearest(error.option_name, [option for option in error.possibilities or () if option != "--help"])
+    return f"no such option: {error.option_name}" + (f"; did you mean {near}?" if near else "")
 
 
 def _with_heading(error: ForgeError) -> str:

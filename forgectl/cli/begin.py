@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from forgectl.errors import NotInstalledError, SpecError, UsageError
 from forgectl.hosts.installation import install_command
 from forgectl.model.plan import MeshPlan, Plan
+from forgectl.names import DEFAULT_SPECS
 
 if TYPE_CHECKING:
     from forgectl.spec.model import Spec
@@ -32,9 +33,6 @@ def here() -> Path:
         return Path.cwd()
     except FileNotFoundError:
         raise UsageError("the current folder was removed", hint="cd to one that exists") from None
-
-
-DEFAULT_SPECS = ("forge.yaml", "forge.yml")
 
 
 def default_spec() -> Path | None:

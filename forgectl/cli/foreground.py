@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 WAIT_SECONDS = 1.0
 """Time after which the user sees what a run that is over still waits for."""
 
+EARLY_SECONDS = 5.0
+"""Longest time for which the lines of a mesh's first ranks wait until all of its ranks run, and that is said."""
+
 
 @dataclass(frozen=True)
 class LaunchOptions:
@@ -139,6 +142,7 @@ class _Launch:
         self._lent = lent
         self._stderr = render.stderr(lent.stderr if lent else None)
         self._shown: dict[str, tuple[str, int]] = {}  # mesh → the state and generation that were last printed
+        self._early: dict[tuple[str, int], float] = {}  # mesh and generation → since when its first ranks run
         self._restarts: dict[str, int] = {}  # mesh → the number of the restart that was last printed
         self._interrupts = 0  # signals that were printed
         self._was_up = False
@@ -235,13 +239,8 @@ class _Launch:
         if status is not None:
             self._was_up = self._was_up or status.was_up
             self._print_changes(status)
-            for mesh in status.meshes:
-                for rank in mesh.ranks:
-                    if rank.log and self._lent and self._lent.terminal:
-                        self._lent.write_log(Path(rank.log))
-                    elif rank.log and self._shows.rank(rank.rank):
-                        self._logs.add(LogSource(f"{mesh.mesh}/{rank.rank}@{rank.host}", Path(rank.log)), self._last)
-            self._last = None
+        if (now := self._watch.status) is not None and (status is not None or self._early):
+            self._add_logs(now)
         self._print_waiting()
         late = self._next_deadline()
         if late is not None and time.monotonic() >= late:
@@ -249,6 +248,20 @@ class _Launch:
             now = self._watch.status
             self._late = [m.mesh for m in now.meshes if not m.up and not m.ended] if now else []
             self._watch.stop(_TOO_LATE, TimedOutError.exit_code)
+
+    def _add_logs(self, status: RunStatus) -> None:
+        early = {(m.mesh, m.generation) for m in status.meshes if m.state == "starting" and _runs_soon(m)}
+        self._early = {key: self._early.get(key, time.monotonic()) for key in early}
+        for mesh in status.meshes:
+            since = self._early.get((mesh.mesh, mesh.generation))
+            if since is not None and time.monotonic() - since < EARLY_SECONDS:
+                continue
+            for rank in mesh.ranks:
+                if rank.log and self._lent and self._lent.terminal:
+                    self._lent.write_log(Path(rank.log))
+                elif rank.log and self._shows.rank(rank.rank):
+                    self._logs.add(LogSource(f"{mesh.mesh}/{rank.rank}@{rank.host}", Path(rank.log)), self._last)
+        self._last = None
 
     def _show_logs(self) -> None:
         for chunk in self._logs.poll():
@@ -289,6 +302,8 @@ class _Launch:
         for sentence in (*self._news.of(status), *self._hangs.of(status)):
             self._print(sentence)
         for mesh in status.meshes:
+            if mesh.implicit and mesh.state not in ("failed", "lost"):
+                continue  # nobody has written it
             restarts = list(render.restarts(mesh, self._restarts.get(mesh.mesh, 0)))
             state = (mesh.state, mesh.generation)
             changed = self._shown.get(mesh.mesh) != state and mesh.state != "pending" and not mesh.restarting
@@ -312,6 +327,11 @@ class _Launch:
             self._tell(f"{mesh.mesh} {mesh.state} ({ranks}, run {status.run})")
         else:
             self._tell(render.state_sentence(mesh), style="dim" if mesh.state != "failed" else "")
+
+
+def _runs_soon(mesh: MeshStatus) -> bool:
+    """Whether some ranks of a mesh run that counts as up once all do; actors print much before they are ready."""
+    return mesh.kind in ("script", "driver") and any(rank.log for rank in mesh.ranks)
 
 
 def _one_place(*streams: TextIO) -> bool:

@@ -115,8 +115,12 @@ def _note(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 
 
 def argument(name: str, *, help: str, metavar: str, **settings: Any) -> Callable[[F], F]:
-    """Give a command an argument that its help explains."""
-    return click.argument(name, cls=_Argument, explained=help, metavar=metavar, **settings)
+    """Give commands an argument that their help explains."""
+
+    def decorate(function: F) -> F:  # each time anew: one of click 8.1.0 forgets its class when it is used
+        return click.argument(name, cls=_Argument, explained=help, metavar=metavar, **settings)(function)
+
+    return decorate
 
 
 SECONDS = click.FloatRange(min=0.0)

@@ -11,6 +11,7 @@ and `restarting` not before the wait of controller/backoff.py is over.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -23,6 +24,10 @@ from forgectl.protocol.supervision import MeshNews, MessengerOpened, ProgressSto
 from forgectl.system.processes import signal_name
 from forgectl.system.times import show_duration
 from forgectl.wire.envelope import Refusal
+
+UNSEEN_SECONDS = 2.0
+"""Time in which the death of a rank is reported after others have lost their connections to it."""
+_LOST_A_PEER = re.compile(r"Connection (?:closed|reset) by (?:remote )?peer|Broken pipe|ncclRemoteError")
 
 MESH_TRANSITIONS: dict[MeshStateName, tuple[MeshStateName, ...]] = {
     "pending": ("starting", "restarting", "stopping", "failed", "stopped", "lost"),
@@ -321,9 +326,18 @@ class HostState:
 
 
 def first_failed(ranks: Iterable[RankState]) -> RankState | None:
-    """The rank that failed first: the root cause."""
+    """The rank that failed first: the root cause.
+
+    A rank that lost its connection to another one counts as the later of the two: the kernel closes the sockets of a
+    process that dies before its parent learns of its end, and long before where it has to give back a GPU.
+    """
     failed = [r for r in ranks if r.failed]
-    return min(failed, key=lambda r: (r.failed_at or 0.0, r.plan.rank), default=None)
+    return min(failed, key=lambda r: ((r.failed_at or 0.0) + _lag(r), r.plan.rank), default=None)
+
+
+def _lag(rank: RankState) -> float:
+    lost_a_peer = rank.exit and rank.exit.error and _LOST_A_PEER.search(rank.exit.error)
+    return UNSEEN_SECONDS if lost_a_peer else 0.0
 
 
 def describe(rank: RankState) -> str:

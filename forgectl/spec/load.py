@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from forgectl.errors import NotFoundError
-from forgectl.names import NAME
+from forgectl.names import DEFAULT_SPECS, NAME
 from forgectl.spec import overrides as override
 from forgectl.spec import programs, sources
 from forgectl.spec.checks import Checks
@@ -112,7 +112,7 @@ def _parse(
     if problems.found or workdir is None:
         return None
     fields = {field: getattr(document, field) for field in Body.model_fields}
-    run_name = name or document.name or _stem(source)
+    run_name = name or document.name or _name_of(folder / Path(source).name)
     spec = Spec(name=run_name, source=source, folder=folder, workdir=workdir, **fields)
     spec._places.update(problems.places)
     spec._text = text
@@ -133,10 +133,10 @@ def _with_empty_meshes(data: dict[str, Any]) -> None:
             data[kind] = {name: {} if isinstance(mesh, Null) else mesh for name, mesh in group.items()}
 
 
-def _stem(source: str) -> str:
-    """A valid name for the run, as near to the file's name as possible."""
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source).stem).lstrip("._-")[:63]
-    return stem.rstrip("-") or "run"
+def _name_of(file: Path) -> str:
+    """A valid name for the run, as near to the name of its file as possible, or of its folder if that has one spec."""
+    own = file.parent.resolve().name if file.name in DEFAULT_SPECS else file.stem
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", own).lstrip("._-")[:63].rstrip("-") or "run"
 
 
 def _not_found(path: Path, error: Exception) -> NotFoundError:

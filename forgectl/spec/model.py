@@ -280,7 +280,9 @@ class Body(Model):
 class Document(Body):
     """A spec as it is written."""
 
-    name: Name | None = Field(default=None, description="Name of the run; default: the file's stem")
+    name: Name | None = Field(
+        default=None, description="Name of the run; default: the file's stem; of forge.yaml, its folder's"
+    )
     workdir: SomeText = Field(default=".", description="Where ranks start and import from; default: the spec's folder")
 
 

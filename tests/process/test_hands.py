@@ -31,6 +31,7 @@ def test_up_ps_and_down_are_about_the_spec_of_the_folder(forge: Forge) -> None:
     assert (nothing.returncode, nothing.stdout) == (0, ""), "as docker compose"
     assert nothing.stderr == "forgectl: no run of forge.yml is alive\n"
     run = forge.ok("up", "-d").strip()
+    assert run.startswith("work-"), "it has the folder's name, so that those of two folders differ"
     assert run in forge.ok("ps") and forge.ok("ps", "-q").split() == [other, run]
     assert [m["mesh"] for m in json.loads(forge.ok("plan", "--json"))["meshes"]] == ["stay"]
     beside = forge.ok("up", "-d", "--name", "beside").strip()
@@ -103,7 +104,7 @@ def test_lines_of_some_ranks_and_without_prefix(say: Forge) -> None:
     bare = say.run("run", "-n", 2, "--preload", "", "--no-prefix", "--ranks", "1", "--json", "say.py")
     assert json.loads(bare.stdout)["runs"][0]["state"] == "succeeded"
     assert [line for line in bare.stderr.splitlines() if not line.startswith("forgectl: ")] == ["line of say 1"]
-    attached = say.run("attach", "forge", "--ranks", "2")
+    attached = say.run("attach", say.folder.name, "--ranks", "2")
     assert attached.stdout == "good/2@local │ line of good 2\n"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 
 from tests.conftest import Forge, until
 
@@ -31,6 +32,14 @@ def test_foreground_ends_with_the_workload_and_shows_its_logs(forge: Forge) -> N
     result = forge.run("launch", forge.spec("scripts: {work: {run: work.py, procs: 3, preload: []}}"))
     assert result.returncode == 0, result.stderr
     assert sorted(result.stdout.splitlines()) == [f"work/{n}@local │ rank {n}" for n in range(3)]
+
+
+def test_a_mesh_runs_before_its_ranks_print(forge: Forge) -> None:
+    forge.write("work.py", "print('first')")
+    words = ("run", "-n", "4", "--preload", "", "--max-restarts", "1", "work.py")
+    shown, _ = forge.start(*words, stderr=subprocess.STDOUT).communicate(timeout=60)
+    lines = [line.partition(" (")[0].rpartition("│ ")[2] for line in shown.splitlines()]
+    assert lines == ["forgectl: work starting", "forgectl: work running", *["first"] * 4, "forgectl: work succeeded"]
 
 
 def test_foreground_ends_with_the_failed_workloads_code(forge: Forge) -> None:

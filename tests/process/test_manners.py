@@ -42,7 +42,7 @@ WRONG = [
     ("attach nobody --ranks 0-", 64, "--ranks '0-'", ""),
     ("config spec.yaml -o xml", 64, "'xml' is not one of 'yaml', 'json'", ""),
     ("config spec.yaml --set scripts.stay.proc=3", 65, "knows no key 'proc'", "'procs'"),
-    ("launch --tiemout 3 spec.yaml", 64, "--tiemout", "--timeout"),
+    ("launch --tiemout 3 spec.yaml", 64, "no such option: --tiemout; did you mean --timeout?", "launch --help"),
     ("launch spec.yaml --timeout soon", 64, "'soon'", "forgectl launch --help"),
     ("launch spec.yaml --timeout -1", 64, "-1.0 is not in the range", ""),
     ("launch spec.yaml extra", 64, "unexpected extra argument", "forgectl launch --help"),
@@ -54,7 +54,7 @@ WRONG = [
     ("launch spec.yaml --name ../up", 65, "'../up' is not a name", ""),
     ("run", 64, "nothing to run", "forgectl run"),
     ("run wrok.py", 66, "no script wrok.py", "did you mean 'work.py'?"),
-    ("run -n 0 work.py", 64, "'-n'", "forgectl run --help"),
+    ("run -n 0 work.py", 64, "Invalid value for '-n' / '--nproc': 0 is not", "forgectl run --help"),
     ("run -n two work.py", 64, "'two'", "forgectl run --help"),
     ("run -e NOVALUE work.py", 64, "expected NAME=VALUE", ""),
     ("run --name a/b work.py", 64, "--name: 'a/b' is not a name", ""),
@@ -124,6 +124,7 @@ def test_what_cannot_be_done_is_said_in_a_paragraph(
     assert advises in result.stderr
     assert result.stderr.startswith("forgectl: ")
     assert "Traceback" not in result.stderr
+    assert "env var" not in result.stderr, "a variable is named only where it may set the option"
     assert len(result.stderr.splitlines()) <= 3
     assert desk.runs() == []
     if isinstance(known := app.get_command(click.Context(app), command.partition(" ")[0]), Command):

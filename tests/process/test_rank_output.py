@@ -73,7 +73,7 @@ def test_a_later_mesh_of_the_same_name_is_shown(forge: Forge) -> None:
 def test_a_forked_child_shows_the_ranks_of_its_own_run(forge: Forge) -> None:
     lines = shown(forge, "sets_out_anew_in_a_child")
     assert [line for line in lines if line.startswith("again/")] == ["again/0 │ one", "again/0 │ other"]
-    assert len(lines) == 12
+    assert len([line for line in lines if " │ " in line]) == 12, "Python warns of forks of threads, too"
 
 
 def test_the_environment_mutes_all(forge: Forge) -> None:

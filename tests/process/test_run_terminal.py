@@ -149,6 +149,23 @@ def test_without_a_terminal_the_one_rank_has_the_input_of_the_command(forge: For
     assert result.stdout == "a\nb\n", "a rank that reads nothing takes nothing"
 
 
+def test_several_ranks_print_colours_where_they_are_asked_to(forge: Forge) -> None:
+    """Their output goes to logs, so that libraries find no terminal; rich and others obey FORCE_COLOR."""
+    program = "from rich.console import Console; Console(width=80).print('[red]alarm[/red]')\n"
+    forge.write("rich_colours.py", program)
+    forge.env.pop("NO_COLOR")
+    with screen(forge, "-n", "2", "rich_colours.py") as it:
+        assert it.end() == 0
+        assert b"\x1b[31malarm" not in it.shown and it.shown.count(b"alarm") == 2
+    with screen(forge, "-n", "2", "-e", "FORCE_COLOR=1", "rich_colours.py") as it:
+        assert it.end() == 0
+        assert it.shown.count(b"\x1b[31malarm") == 2
+    forge.env["NO_COLOR"] = "1"
+    with screen(forge, "-n", "2", "-e", "FORCE_COLOR=1", "-e", "NO_COLOR=", "rich_colours.py") as it:
+        assert it.end() == 0
+        assert b"\x1b[31malarm" not in it.shown and it.shown.count(b"alarm") == 2, "the reader wants none"
+
+
 def test_several_ranks_have_no_input(forge: Forge) -> None:
     forge.write("read.py", "import sys\nprint(repr(sys.stdin.read()))\n")
     lines = forge.ok(*ALONE, "-n", 2, "read.py", input="abc\n").splitlines()

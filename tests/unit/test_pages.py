@@ -73,7 +73,8 @@ def test_commands_and_their_options_exist(block: Block) -> None:
 def parsed(arguments: list[str]) -> None:
     """Let the real parser read a command line; it raises click.UsageError for what does not exist."""
     with contextlib.suppress(click.exceptions.Exit), app.make_context("forgectl", list(arguments)) as top:  # --version
-        name, command, rest = app.resolve_command(top, [*top._protected_args, *top.args])
+        first = "_protected_args" if hasattr(top, "_protected_args") else "protected_args"  # the latter in click 8.1
+        name, command, rest = app.resolve_command(top, [*getattr(top, first), *top.args])
         assert command is not None
         command.make_context(name, list(rest), parent=top)
 

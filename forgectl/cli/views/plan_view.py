@@ -31,12 +31,13 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
 def plan_table(plan: Plan) -> Group:
     """The plan as tables for people, at 80 columns and more."""
-    parts: list[RenderableType] = [_summary(plan)]
+    meshes = [m for m in plan.meshes if m.program.kind != "resident"]  # a driver that the spec does not have
+    parts: list[RenderableType] = [_summary(meshes)]
     if plan.on_failure:
         parts += ["", _FAILURES[plan.on_failure]]
     if plan.on:
         parts += ["", _hooks(plan.on)]
-    for mesh in plan.meshes:
+    for mesh in meshes:
         for host in mesh.hosts:
             parts += ["", *_mesh_on_host(mesh, host)]
     return Group(*parts)
@@ -48,9 +49,9 @@ def _hooks(on: HookPlan) -> Table:
     return _pairs({f"on {name}": line for name, line in words.items()})
 
 
-def _summary(plan: Plan) -> Table:
+def _summary(meshes: Iterable[MeshPlan]) -> Table:
     table = _table("MESH", "KIND", "PROCS", "HOSTS", "GPUS", "RESTARTS", "RUNS")
-    for mesh in plan.meshes:
+    for mesh in meshes:
         table.add_row(
             _plain(mesh.mesh),
             mesh.kind,

@@ -40,6 +40,12 @@ def test_each_mesh_has_a_line_and_each_rank_has_one() -> None:
     assert "0 - RANK=0 LOCAL_RANK=0 ROLE_RANK=0" in lines
 
 
+def test_the_driver_that_a_spec_does_not_have_is_not_shown() -> None:
+    plan = placed(spec_of("actors: {one: {class: mine:One}}"), hosts_of("local:0")[1])
+    assert [mesh.mesh for mesh in plan.meshes] == ["one", "driver"]
+    assert "driver" not in printed(plan_table(plan), width=120)
+
+
 def test_what_becomes_of_failures_is_shown_where_it_is_not_the_default() -> None:
     spec = """
 on_failure: continue
@@ -62,7 +68,7 @@ scripts:
 def test_every_variable_is_shown_once_for_a_mesh_on_a_host() -> None:
     plan = planned()
     text = printed(plan_table(plan), width=200)
-    for mesh in plan.meshes:
+    for mesh in (m for m in plan.meshes if m.kind != "driver"):
         for host in mesh.hosts:
             section = text.split(f"{mesh.mesh} on {host}: ")[1].split(" on ")[0]
             rank = mesh.ranks_on(host)[0]

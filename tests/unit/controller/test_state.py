@@ -220,6 +220,24 @@ def test_the_first_cause_is_told_from_what_fell_with_it() -> None:
     assert (h.mesh().state, h.run.state, h.run.exit_code) == ("failed", "failed", 1)
 
 
+def test_a_rank_that_lost_its_peer_is_not_the_cause() -> None:
+    """The death of the peer is noticed later than its connections end."""
+    lost = "RuntimeError: [pair.cc:537] Connection closed by peer [127.0.0.1]:4711"
+    for end in ((None, 9), (6, None)):
+        h = History(mesh(procs=2))
+        h.start()
+        h.exit(1, 1, error=lost, failed_ago=0.8)
+        h.exit(0, *end, failed_ago=0.05)
+        root = h.mesh().root_cause()
+        assert root is not None and root.plan.rank == 0
+    h = History(mesh(procs=2))
+    h.start()
+    h.exit(1, 1, error=lost, failed_ago=0.8)
+    h.exit(0, 1, error=lost, failed_ago=0.2)
+    root = h.mesh().root_cause()
+    assert root is not None and root.plan.rank == 1, "of two, the first"
+
+
 def test_the_exit_code_of_a_signal() -> None:
     h = History(mesh())
     h.start()

@@ -28,7 +28,20 @@ _TYPES: dict[str, Any] = {
     "number": (int, float),
 }
 _KEYWORDS = {
-    *("$ref", "$defs", "$schema", "title", "description", "default", "type", "enum", "anyOf", "oneOf", "required"),
+    *(
+        "$ref",
+        "$defs",
+        "$schema",
+        "title",
+        "description",
+        "default",
+        "type",
+        "enum",
+        "allOf",
+        "anyOf",
+        "oneOf",
+        "required",
+    ),
     *("properties", "additionalProperties", "items", "minItems", "pattern"),
     *("minimum", "maximum", "exclusiveMinimum"),
 }
@@ -42,6 +55,8 @@ def conforms(value: Any, schema: Any) -> bool:
     if "type" in schema and not _has_type(value, schema["type"]):
         return False
     if "enum" in schema and value not in schema["enum"]:
+        return False
+    if not all(conforms(value, option) for option in schema.get("allOf", ())):  # pydantic 2.8 writes it around $ref
         return False
     if "anyOf" in schema and not any(conforms(value, option) for option in schema["anyOf"]):
         return False
@@ -143,7 +158,7 @@ def test_it_is_a_json_schema_with_a_description_of_every_key() -> None:
     assert json.loads(json.dumps(SCHEMA)) == SCHEMA
     assert SCHEMA["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert set(SCHEMA["properties"]) == {
-        *("name", "workdir", "hosts", "env", "secrets", "lease", "log_limit", "sync", "sync_limit"),
+        *("name", "workdir", "hosts", "env", "secrets", "lease", "log_limit", "sync", "sync_limit", "spares"),
         *("actors", "services", "scripts", "driver", "on_failure", "on"),
     }
     assert "class" in SCHEMA["$defs"]["Actor"]["properties"]
@@ -162,7 +177,7 @@ def test_only_keywords_are_used_that_are_checked_here() -> None:
         for key in ("properties", "$defs"):
             for value in schema.get(key, {}).values():
                 found |= keywords(value)
-        for value in [*schema.get("anyOf", ()), *schema.get("oneOf", ())]:
+        for value in [option for key in ("allOf", "anyOf", "oneOf") for option in schema.get(key, ())]:
             found |= keywords(value)
         return found | keywords(schema.get("items")) | keywords(schema.get("additionalProperties"))
 

@@ -13,6 +13,7 @@ import pytest
 import forgectl
 from forgectl.errors import NotFoundError, SpecError
 from forgectl.model.plan import Program
+from forgectl.names import DEFAULT_SPECS
 from forgectl.spec.load import load
 from forgectl.spec.model import Host, Restart
 from forgectl.spec.read import escape
@@ -319,6 +320,20 @@ def test_a_run_is_named_after_its_file(tmp_path: Path, file: str, name: str) -> 
     path = tmp_path / file
     path.write_text("scripts: {a: {command: 'true'}}")
     assert load(path, environ={}).name == name
+
+
+@pytest.mark.parametrize("file", DEFAULT_SPECS)
+def test_the_run_of_a_folders_spec_is_named_after_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    for folder, name in (("first", "first"), ("my trial", "my-trial"), ("é", "run")):
+        (tmp_path / folder / "inner").mkdir(parents=True)
+        path = tmp_path / folder / file
+        path.write_text("scripts: {a: {command: 'true'}}")
+        monkeypatch.chdir(path.parent / "inner")
+        assert {load(p, environ={}).name for p in (path, Path("..", file))} == {name}
+        monkeypatch.chdir(path.parent)
+        assert load(Path(file), environ={}).name == name
 
 
 def test_no_more_than_a_hundred_problems_are_told(tmp_path: Path) -> None:
