@@ -14,6 +14,7 @@ from typing import Any
 
 import zmq
 import zmq.backend
+from zmq.backend import zmq_poll
 
 from forgectl.messages.frames import LONG
 
@@ -29,7 +30,7 @@ Socket = zmq.Socket[bytes]
 _send = zmq.backend.Socket.send
 """The backend's method: that of zmq.Socket also checks options in Python, which takes as long again."""
 _NOW, _MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
-_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
+_POLLIN = int(zmq.POLLIN)
 
 _context: tuple[int, zmq.Context[zmq.Socket[bytes]]] | None = None
 
@@ -99,11 +100,12 @@ def send(to: Socket, parts: Sequence[Any]) -> None:
 def taken(from_: Socket, *, all_: bool, named: bool = False) -> list[list[Any]]:
     """The next message that has arrived, or with `all_` up to TURN; if none, the descriptor will show the next one.
 
-    Use `all_` only if several are likely: a check that finds none takes longer than a message. `named`: see `receive`.
+    Without `all_` one is expected, and received at once. With `all_` there may be none, which is found out first:
+    an attempt that finds none takes as long as several messages. `named`: see `receive`.
     """
-    if from_.closed or not has_come(from_):
+    if from_.closed or (all_ and not has_come(from_)):
         return []
-    found = []
+    found: list[list[Any]] = []
     while (frames := receive(from_, named)) is not None:
         found.append(frames)
         if not all_ or len(found) == TURN:
@@ -113,7 +115,7 @@ def taken(from_: Socket, *, all_: bool, named: bool = False) -> list[list[Any]]:
 
 def has_come(from_: Socket) -> bool:
     """Whether a message can be received."""
-    return bool(from_.getsockopt(_EVENTS) & _POLLIN)  # type: ignore[operator]
+    return bool(zmq_poll([(from_, _POLLIN)], 0))  # less than the socket's option EVENTS, which pyzmq looks up first
 
 
 def receive(from_: Socket, named: bool = False) -> list[Any] | None:
