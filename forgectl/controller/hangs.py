@@ -36,7 +36,8 @@ def describe_late(what: str, mesh: MeshState, ranks: Sequence[RankEvidence]) -> 
     verdict = diagnose(ranks)
     lines = verdict.text.splitlines() or [_places(ranks)]
     message = f"{what}: {lines[0]}"[:MOST_TEXT]
-    return Diagnosed(mesh.name, mesh.generation, message, tuple(lines), verdict.suspects, call=True)
+    cut = tuple(line[:MOST_TEXT] for line in lines)
+    return Diagnosed(mesh.name, mesh.generation, message, cut, verdict.suspects, call=True)
 
 
 def incident_of(what: Diagnosed, ranks: Sequence[RankEvidence]) -> dict[str, Any]:
