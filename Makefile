@@ -58,6 +58,7 @@ bench: $(READY)
 	-$(BIN)/python benchmarks/soak.py --json benchmarks/results/soak.json
 	-$(BIN)/python benchmarks/grpo.py --only asynchronous,synchronous --json benchmarks/results/grpo.json
 	-$(BIN)/python benchmarks/grpo.py --only smollm --json benchmarks/results/grpo_smollm.json
+	-$(BIN)/python benchmarks/hangs.py --json benchmarks/results/hangs.json
 	$(BIN)/python benchmarks/pages.py
 
 docs: $(READY)

@@ -32,7 +32,7 @@ KINDS = (
     *("skipped", "order", "shape", "subgroup", "loop", "gil", "loader", "stop", "lock", "two_locks", "read", "receive"),
     *("empty_queue", "left", "waits_back"),
 )
-AT_ONCE = 24
+AT_ONCE = 60
 """Most ranks that run at once."""
 AFTER, START = 5, 25
 """Seconds without progress after which they hang."""
@@ -149,31 +149,38 @@ def _try(forge: Forge, batch: Sequence[Hang]) -> Iterator[Outcome]:
     forge.seconds("launch", str(folder / "spec.yaml"), "-d")
     try:
         for hang in batch:
-            yield _outcome(forge, folder, hang)
+            wait_for((folder / hang.mesh).exists, f"{hang}", timeout=120)
+        yield from _outcomes(forge, folder, batch)
     finally:
         forge.seconds("shutdown", folder.name, "--timeout", "0")
 
 
-def _outcome(forge: Forge, folder: Path, hang: Hang) -> Outcome:
-    mark = folder / hang.mesh
-    wait_for(mark.exists, f"{hang}", timeout=120)
-    began = mark.stat().st_mtime
-    event: dict[str, Any] = {}
+def _outcomes(forge: Forge, folder: Path, batch: Sequence[Hang]) -> Iterator[Outcome]:
+    """What is said of each, as it is reported."""
+    incidents = Path(forge.status(folder.name)["run_dir"]) / "incidents"
+    left = {hang.mesh: hang for hang in batch}
 
-    def is_reported() -> bool:
-        nonlocal event
-        found = [e for e in _events(forge, folder.name, hang) if e["event"] == "mesh_hung" and _unix(e["time"]) > began]
-        event = found[-1] if found else {}
-        return bool(event)
+    def reported() -> Iterator[Outcome]:
+        for event in _events(forge, folder.name):
+            hang = left.get(event.get("mesh", ""))
+            seconds = _unix(event["time"]) - (folder / hang.mesh).stat().st_mtime if hang else 0.0
+            if hang is not None and event["event"] == "mesh_hung" and seconds > 0:
+                del left[hang.mesh]
+                yield _outcome(hang, json.loads(next(incidents.glob(f"{event['seq']:06}-*")).read_text()), seconds)
 
-    wait_for(is_reported, f"the report of {hang}", timeout=120)
-    incident = json.loads(next((_run_dir(forge, folder.name) / "incidents").glob(f"{event['seq']:06}-*")).read_text())
+    deadline = time.monotonic() + 120
+    while left:
+        if time.monotonic() > deadline:
+            raise BenchmarkError(f"no report of {', '.join(map(str, left.values()))}")
+        yield from reported()
+
+
+def _outcome(hang: Hang, incident: dict[str, Any], seconds: float) -> Outcome:
     suspects, said = tuple(incident["suspects"]), "\n".join(incident["verdict"])
     wronged = bool(set(suspects) - {hang.culprit}) or (hang.kind == "waits_back" and bool(suspects))
-    line = _has_line(said, hang)
-    unclear = hang.ranks == 2 and hang.kind in ("skipped", "order", "shape", "subgroup")
-    named = suspects == (hang.culprit,) or (not suspects and (unclear or hang.kind == "waits_back"))
-    return Outcome(hang, named and line and not wronged, wronged, suspects, said, _unix(event["time"]) - began)
+    unclear = hang.kind == "waits_back" or (hang.ranks == 2 and hang.kind in ("skipped", "order", "shape", "subgroup"))
+    named = suspects == (hang.culprit,) or (unclear and not suspects)
+    return Outcome(hang, named and _has_line(said, hang) and not wronged, wronged, suspects, said, seconds)
 
 
 def _has_line(said: str, hang: Hang) -> bool:
@@ -195,16 +202,12 @@ def _functions(program: Path) -> dict[str, tuple[int, int]]:
     return {node.name: (node.lineno, node.end_lineno or node.lineno) for node in found}
 
 
-def _events(forge: Forge, name: str, hang: Hang) -> list[dict[str, Any]]:
-    argv = forge.argv("events", f"{name}/{hang.mesh}", "--json")
+def _events(forge: Forge, name: str) -> list[dict[str, Any]]:
+    argv = forge.argv("events", name, "--json")
     done = subprocess.run(argv, env=forge.env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise BenchmarkError(f"forgectl events ended with {done.returncode}:\n{done.stderr[-2000:]}")
     return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def _run_dir(forge: Forge, name: str) -> Path:
-    return Path(forge.status(name)["run_dir"])
 
 
 def _unix(text: str) -> float:

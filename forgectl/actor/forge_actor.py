@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from forgectl.actor.handle_types import InHandles, Unspecified
     from forgectl.actor.service.routing import Router
     from forgectl.actor.service_handle import ServiceHandle
-    from forgectl.model.plan import RestartPolicy
+    from forgectl.model.plan import HangPolicy, RestartPolicy
 else:
     InHandles = object
 
@@ -155,6 +155,7 @@ class ForgeActor(InHandles):
         python: str | None = None,
         share_gpus_with: Any = None,
         time_limit: float | None = None,
+        hang: Mapping[str, Any] | HangPolicy | None = None,
         logs: bool = True,
         router: str | Router | type[Router] = "round_robin",
         health_poll_rate: float = 1.0,
@@ -281,6 +282,7 @@ class ForgeActor(InHandles):
             restart=settings.restart_policy(service=cls._kind == "service"),
             share_gpus_with=mesh_name_of(settings.share_gpus_with),
             time_limit=settings.time_limit,
+            hang=settings.hang_policy(),
         )
 
 

@@ -6,14 +6,24 @@ import dataclasses
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from forgectl.actor.service.routing import Router, make_router
 from forgectl.actor.service.service import ServiceConfig
-from forgectl.model.plan import BACKOFF, MAX_RANKS, RESTART_CAUSES, SERVICE_RESTART, RestartPolicy
+from forgectl.model.plan import (
+    BACKOFF,
+    MAX_RANKS,
+    RESTART_CAUSES,
+    SERVICE_RESTART,
+    HangAction,
+    HangPolicy,
+    RestartPolicy,
+)
 from forgectl.names import NAME, nearest
 
 _RESTARTS = "give a number, or {'max': 3, 'within': SECONDS, 'backoff': SECONDS, 'on': [CAUSE, …]}"
+
+_HANGS = "give {'after': SECONDS, 'start': SECONDS, 'do': 'report', 'restart' or 'nothing', 'logs': False}"
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,8 @@ class Settings:
     is at once, the second in a row waits `backoff` (1 s), each further one twice as long as the one before, up to a
     minute; 0: all at once. Causes: "crash", "hang", "host_lost", "oom"; by default all.
     time_limit: how many seconds a mesh may run, restarts included; then it has failed. None: for ever.
+    hang: when a rank is taken for hung: {"after": SECONDS, "start": SECONDS, "do": "report", "restart" or "nothing",
+    "logs": False}, each optional, or a HangPolicy. None: after 10 minutes without progress it is reported.
     start_method: "fork" or "spawn".
     preload: modules that the fork server imports once. None: torch, if it is installed.
     python: another interpreter for the ranks.
@@ -42,6 +54,7 @@ class Settings:
     python: str | None = None
     share_gpus_with: Any = None
     time_limit: float | None = None
+    hang: Mapping[str, Any] | HangPolicy | None = None
     logs: bool = True
     router: str | Router | type[Router] = "round_robin"
     health_poll_rate: float = 1.0
@@ -65,6 +78,7 @@ class Settings:
         if self.preload is not None:
             object.__setattr__(self, "preload", tuple(self.preload))
         self.restart_policy(service=False)
+        self.hang_policy()
         self.service_config(1)
         make_router(self.router)
 
@@ -95,6 +109,22 @@ class Settings:
         if isinstance(causes, str) or not causes or not all(c in RESTART_CAUSES for c in causes):
             raise ValueError(f"restart on {causes!r}; give a list of some of {', '.join(RESTART_CAUSES)}")
         return dataclasses.replace(policy, on=tuple(c for c in RESTART_CAUSES if c in causes))
+
+    def hang_policy(self) -> HangPolicy:
+        """When a rank of the mesh hangs; raises ValueError or TypeError for an invalid `hang`."""
+        given = self.hang
+        if isinstance(given, Mapping):
+            if unknown := given.keys() - {f.name for f in dataclasses.fields(HangPolicy)}:
+                raise ValueError(f"hang is {given!r}; it has no {min(unknown)!r}: {_HANGS}")
+            given = HangPolicy(**given)
+        policy = HangPolicy() if given is None else given
+        if not isinstance(policy, HangPolicy):
+            raise TypeError(f"hang is {given!r}; {_HANGS}")
+        times = [policy.after, *([] if policy.start is None else [policy.start])]
+        valid = all(_is_seconds(seconds, least=0.001) for seconds in times) and isinstance(policy.logs, bool)
+        if not valid or policy.do not in get_args(HangAction):
+            raise ValueError(f"hang is {given!r}; {_HANGS}")
+        return policy
 
     def service_config(self, num_replicas: int) -> ServiceConfig:
         """The settings that concern a service; raises ValueError for an invalid one."""

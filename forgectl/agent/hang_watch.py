@@ -94,7 +94,9 @@ class HangWatch:
             await asyncio.gather(*(self._look(mesh, watch) for mesh, watch in due))
 
     async def _look(self, mesh: HostMesh, watch: _MeshWatch) -> None:
-        found = await watch.look(mesh)
+        found = None
+        with contextlib.suppress(Exception):  # a rank may answer anything, and others are to be watched all the same
+            found = await watch.look(mesh)
         generation = mesh.generation
         over = generation is None or generation.number != watch.generation or generation.stopping.is_set()
         if found is not None and not over:

@@ -214,14 +214,11 @@ class Controller:
         failing = any(event.event == "mesh_failing" for event in events)
         for event in events:
             mesh = self.run.meshes.get(event.mesh or "")
-            hosts: dict[str, str] = {host.plan.name: host.state for host in self.run.hosts.values()}
-            if event.event in ("mesh_hung", "call_timed_out"):
-                assert self._seen is not None
-                self._incidents.write(event, mesh, hosts, **incident_of(*self._seen))
-            elif (event.event == "mesh_failing" and not (mesh and mesh.ended_by_hang)) or (
-                event.event == "host_lost" and not failing
-            ):
-                self._incidents.write(event, mesh, hosts)
+            saves = event.event in ("mesh_hung", "call_timed_out") or (event.event == "host_lost" and not failing)
+            if saves or (event.event == "mesh_failing" and not (mesh and mesh.ended_by_hang)):
+                hosts: dict[str, str] = {host.plan.name: host.state for host in self.run.hosts.values()}
+                seen = incident_of(*self._seen) if self._seen else {}
+                self._incidents.write(event, mesh, hosts, **seen)
             elif event.event in ("mesh_restarted", "mesh_failed") and event.mesh in self._events.failing:
                 self._incidents.amend(self._events.failing[event.mesh], event)
             self._hooks.take(event)
@@ -267,14 +264,19 @@ class Controller:
     ) -> None:
         """Look where the ranks of a mesh are, and record it. Nothing of a mesh that hangs is ended before."""
         generation = mesh.generation
-        answers = {part.host: part.meshes async for part in self.stacks(ShowStacks({mesh.name: tuple(mesh.ranks)}))}
-        if not self.run.ended and mesh.generation == generation and not mesh.ended:
+        request = ShowStacks({mesh.name: tuple(mesh.ranks)})
+        try:
+            answers = {part.host: part.meshes async for part in self.stacks(request)}
+            if self.run.ended or mesh.ended or mesh.generation != generation:
+                return
             seen = whole_mesh(self.document().mesh(mesh.name), answers)
             if (found := describe(mesh, seen)) is not None:
                 self._seen = found, seen
                 self.record(found)
-        self._diagnosing.discard(mesh.name)
-        self._diagnose_hung()
+        finally:
+            self._seen = None
+            self._diagnosing.discard(mesh.name)
+        self._diagnose_hung()  # if it has begun to hang meanwhile
 
     def call_timed_out(self, what: CallTimedOut) -> None:
         """Save where the ranks of a mesh are that has not answered a call in time."""

@@ -9,7 +9,7 @@ from typing import Any
 from forgectl.controller.records import Diagnosed
 from forgectl.controller.state import MOST_TEXT, MeshState
 from forgectl.model.event import ranges
-from forgectl.stacks.diagnosis import diagnose
+from forgectl.stacks.diagnosis import Kind, diagnose
 from forgectl.stacks.evidence import RankEvidence
 from forgectl.stacks.places import fold
 from forgectl.system.times import show_duration
@@ -27,8 +27,14 @@ def describe_hang(mesh: MeshState, ranks: Sequence[RankEvidence]) -> Diagnosed |
     seconds = max(what.seconds for what in mesh.hung.values())
     lines = verdict.text.splitlines() or [_places([r for r in ranks if r.rank in hung])]
     message = f"no progress for {show_duration(round(seconds))}: {lines[0]}"[:MOST_TEXT]
-    suspects = verdict.suspects or (tuple(hung) if verdict.kind == "nothing" and len(hung) < len(ranks) else ())
-    return Diagnosed(mesh.name, mesh.generation, message, tuple(line[:MOST_TEXT] for line in lines), suspects)
+    cut = tuple(line[:MOST_TEXT] for line in lines)
+    return Diagnosed(mesh.name, mesh.generation, message, cut, verdict.suspects or _alone(mesh, verdict.kind, hung))
+
+
+def _alone(mesh: MeshState, kind: Kind, hung: Sequence[int]) -> tuple[int, ...]:
+    """The ranks that hang while the others go on, where none waits in a collective. Hosts report one by one."""
+    others_go_on = len(hung) < len(mesh.ranks) and len(mesh.plan.hosts) == 1
+    return tuple(hung) if kind == "nothing" and others_go_on else ()
 
 
 def describe_late(what: str, mesh: MeshState, ranks: Sequence[RankEvidence]) -> Diagnosed:
@@ -36,7 +42,8 @@ def describe_late(what: str, mesh: MeshState, ranks: Sequence[RankEvidence]) -> 
     verdict = diagnose(ranks)
     lines = verdict.text.splitlines() or [_places(ranks)]
     message = f"{what}: {lines[0]}"[:MOST_TEXT]
-    return Diagnosed(mesh.name, mesh.generation, message, tuple(lines), verdict.suspects, call=True)
+    cut = tuple(line[:MOST_TEXT] for line in lines)
+    return Diagnosed(mesh.name, mesh.generation, message, cut, verdict.suspects, call=True)
 
 
 def incident_of(what: Diagnosed, ranks: Sequence[RankEvidence]) -> dict[str, Any]:

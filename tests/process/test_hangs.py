@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import Forge, until
 
+HANG = Path(__file__).parents[2] / "benchmarks" / "programs" / "hang.py"
 WAITER = """
 import time
 from pathlib import Path
@@ -178,3 +179,19 @@ def test_a_call_without_an_answer_in_time_saves_the_stacks_of_its_mesh(forge: Fo
     assert events(forge, run, "mesh_hung") == []
     (forge.folder / "go").touch()
     assert forge.until_ended(run)["state"] == "succeeded"
+
+
+def test_the_right_rank_and_its_line_are_named_whatever_keeps_the_others_waiting(forge: Forge) -> None:
+    """Some of the hangs of benchmarks/hangs.py, with its program."""
+    culprits = {"skipped": 3, "shape": 2, "subgroup": 1, "loader": 0, "left": 1, "two_locks": 2}
+    scripts = "".join(
+        f"  {kind}: {{run: {HANG} {kind} {rank} 3 at-{kind}, procs: 4, hang: {{after: 3s, start: 15s}}}}\n"
+        for kind, rank in culprits.items()
+    )
+    run = forge.launch(f"name: h\nscripts:\n{scripts}")
+    found = until(
+        lambda: len(hung := {e["mesh"]: e for e in events(forge, run, "mesh_hung")}) == 6 and hung, "six hangs"
+    )
+    assert {kind: event["rank"] for kind, event in found.items()} == culprits
+    for kind, event in found.items():
+        assert "hang.py:" in event["message"] or (kind == "left" and "exit code 0" in event["message"])

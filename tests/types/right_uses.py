@@ -191,6 +191,7 @@ def settings() -> None:
         env={"A": "1"},
         restart={"max": 3, "within": 600, "backoff": 0},
         time_limit=7200,
+        hang={"after": 600.0},
         start_method="spawn",
         preload=[],
         python="/opt/venv/bin/python",

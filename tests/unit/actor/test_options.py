@@ -11,7 +11,7 @@ from forgectl.actor.driver.run_client import living_run_client
 from forgectl.actor.forge_actor import RESERVED
 from forgectl.actor.handle import ActorHandle
 from forgectl.actor.service_handle import ServiceHandle
-from forgectl.model.plan import RestartPolicy
+from forgectl.model.plan import HangPolicy, RestartPolicy
 
 
 class Plain(ForgeActor):
@@ -239,6 +239,10 @@ def test_a_class_within_others_is_still_found_by_its_path() -> None:
         ({"time_limit": "2h"}, ValueError, "time_limit is '2h'; give a positive number of seconds"),
         ({"time_limit": 0}, ValueError, "time_limit is 0"),
         ({"time_limit": float("inf")}, ValueError, "time_limit is inf"),
+        ({"hang": 600}, TypeError, "hang is 600; give {'after'"),
+        ({"hang": {"after": "10m"}}, ValueError, "hang is HangPolicy"),
+        ({"hang": {"begin": 5}}, ValueError, "it has no 'begin'"),
+        ({"hang": {"do": "kill"}}, ValueError, "do='kill'"),
         ({"router": "fastest"}, ValueError, "fastest"),
         ({"max_concurrent_requests": 0}, ValueError, "max_concurrent_requests"),
         ({"max_concurrent_requests": "8"}, TypeError, "max_concurrent_requests is '8'; it must be a whole number"),
@@ -283,6 +287,13 @@ def test_an_unknown_setting_that_is_near_none_names_all() -> None:
 )
 def test_restart_may_be_written_in_several_ways(given: Any, policy: RestartPolicy) -> None:
     assert Plain.options(restart=given)._unit().restart == policy
+
+
+def test_a_hang_may_be_written_in_several_ways() -> None:
+    policy = HangPolicy(60.0, 90.0, "restart")
+    for given in ({"after": 60.0, "start": 90.0, "do": "restart"}, policy):
+        assert Plain.options(hang=given)._unit().hang == policy
+    assert Plain._unit().hang == HangPolicy()
 
 
 def test_a_time_limit_is_of_the_mesh() -> None:
