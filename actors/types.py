@@ -116,7 +116,8 @@ class Episode:
         """An episode of one completion, all of whose tokens count. `fields` are further fields of the episode."""
         import torch
 
-        fields.setdefault("episode_id", uuid.uuid4().hex)
+        if "episode_id" not in fields:
+            fields["episode_id"] = uuid.uuid4().hex
         return cls(
             group_id=group_id,
             prompt_ids=completion.prompt_ids,
