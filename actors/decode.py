@@ -380,8 +380,8 @@ class DecodeLoop:
     def load(self, weights: Weights, *, recompute: bool = False) -> None:
         """Copy new weights into the model, in place. Sequences in the batch go on with them.
 
-        Their keys and values stay as the old weights computed them; with `recompute` they are computed anew. Raises
-        ValueError where the weights are of another model.
+        Their keys and values stay as the old weights computed them; with `recompute` they are computed anew, as prompts
+        whose first tokens are yet to be sampled always are. Raises ValueError where the weights are of another model.
         """
         weights.copy_to(dict(self.module.named_parameters()))
         self.version = weights.version

@@ -122,7 +122,7 @@ class Episode:
             group_id=group_id,
             prompt_ids=completion.prompt_ids,
             token_ids=completion.token_ids,
-            loss_mask=torch.ones(len(completion.token_ids), dtype=torch.bool),
+            loss_mask=torch.ones(completion.token_ids.shape, dtype=torch.bool),
             logprobs=completion.logprobs,
             reward=reward,
             policy_version=completion.version,

@@ -508,11 +508,12 @@ def test_keys_and_values_stay_unless_told_otherwise(store: WeightStore) -> None:
     assert not torch.allclose(completion.logprobs[8:], after[8:], atol=1e-2)
 
 
-def test_a_prompt_that_waits_is_computed_anew_with_new_weights(store: WeightStore) -> None:
+@pytest.mark.parametrize("recompute", [True, False])
+def test_a_prompt_that_waits_is_computed_anew_with_new_weights(store: WeightStore, recompute: bool) -> None:
     loop = new_loop(max_batch=1)
     loop.add(Request("a", [1, 2, 3, 4], params(n=2, max_tokens=3, temperature=3.0, seed=1)))
     loop.step()
-    loop.load(store.fetch(), recompute=True)
+    loop.load(store.fetch(), recompute=recompute)
     second = finish(loop)["a"][1]
     assert (second.version, second.max_version) == (9, 9)
     assert torch.allclose(second.logprobs, forward_logprobs(model(1).module, second, 3.0), atol=1e-4)
