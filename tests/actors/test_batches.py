@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.batches import PrefixTrees, Sequences, demonstration, response_logprobs, shares_of, split_by_tokens
@@ -87,6 +87,7 @@ def test_what_responses_begin_with_is_computed_once() -> None:
     assert len({*zip(trees.rows.tolist(), trees.columns.tolist(), strict=True)}) == 1 + 2 + 3 + 3
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.lists(st.integers(0, 1), min_size=1, max_size=6)), max_size=24))
 def test_each_token_sees_what_it_follows_and_nothing_else(drawn: list[tuple[int, list[int]]]) -> None:
     prompts = [[0], [0, 1, 0], [1, 1]]
@@ -121,6 +122,7 @@ def test_models_of_transformers_give_the_same(tmp_path: Path) -> None:
         torch.testing.assert_close(row[: len(one.token_ids)], alone(module, one, 1.0), atol=1e-10, rtol=0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 50)), st.integers(1, 120) | st.none())
 def test_micro_batches_have_each_sequence_once_and_keep_the_budget(lengths: list[int], budget: int | None) -> None:
     parts = split_by_tokens(lengths, budget)
