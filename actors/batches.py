@@ -5,8 +5,9 @@ B is the number of sequences, T the tokens of the longest one, R those of the lo
 
 from __future__ import annotations
 
-import contextlib
+import heapq
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,13 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from actors.losses import entropy, log_probs
-from actors.models import Decoder
+from actors.models import Decoder, head_only_at
 from actors.types import Episode
 
 SHORT = 256
-"""The most tokens of a row of SharedPrompts: with more, attention to what is masked costs more than what is saved."""
+"""The most tokens of a row of PrefixTrees: with more, attention to what is masked costs more than what is saved."""
+PACKED = 128
+"""About how many tokens such a row has: with fewer there is more padding, with more attention to what is masked."""
 PAYS = 0.8
-"""The most tokens that SharedPrompts may leave of a batch, padding included."""
+"""The most tokens that PrefixTrees may leave of a batch, padding included."""
 Shares = Sequence[Sequence[Episode]]
 """Episodes by rank."""
 
@@ -54,12 +57,10 @@ class Sequences:
     def of(cls, episodes: Sequence[Episode]) -> Sequences:
         """Those of some episodes. Raises ValueError as `check_episodes` does."""
         check_episodes(episodes)
-        rows = [torch.cat([e.prompt_ids, e.token_ids]).long() for e in episodes]
-        return cls(
-            nn.utils.rnn.pad_sequence(rows, batch_first=True),
-            torch.tensor([len(row) for row in rows]),
-            torch.tensor([len(e.prompt_ids) for e in episodes]),
-        )
+        starts = torch.tensor([e.prompt_ids.shape[0] for e in episodes])
+        lengths = starts + torch.tensor([e.token_ids.shape[0] for e in episodes])
+        tokens = torch.cat([part for e in episodes for part in (e.prompt_ids, e.token_ids)]).long()
+        return cls(_rows(tokens, lengths, int(lengths.max())), lengths, starts)
 
     def to(self, device: torch.device) -> Sequences:
         """The same on a device."""
@@ -77,8 +78,9 @@ def check_episodes(episodes: Sequence[Episode]) -> None:
     for episode in episodes:
         if not episode.prompt_ids.shape[0]:  # much faster than len(), of which a step would make thousands
             raise ValueError(f"episode {episode.episode_id} has an empty prompt; begin it with at least one token")
-        length, mask, ref = episode.token_ids.shape[0], episode.loss_mask, episode.ref_logprobs
-        if mask.shape[0] != length or episode.logprobs.shape[0] != length or (ref is not None and len(ref) != length):
+        mask, logprobs, ref = episode.loss_mask, episode.logprobs, episode.ref_logprobs
+        length = episode.token_ids.shape[0]
+        if mask.shape[0] != length or logprobs.shape[0] != length or (ref is not None and ref.shape[0] != length):
             found = {name: getattr(episode, name) for name in ("loss_mask", "logprobs", "ref_logprobs")}
             wrong = {n: len(tensor) for n, tensor in found.items() if tensor is not None and len(tensor) != length}
             raise ValueError(f"episode {episode.episode_id} has {length} token_ids, but {wrong}")
@@ -105,7 +107,7 @@ def shares_of(data: Shares | Sequence[Episode], ranks: int) -> list[list[Episode
     Raises ValueError for another number of ranks.
     """
     if all(isinstance(item, Episode) for item in data):
-        by_length = sorted(cast("Sequence[Episode]", data), key=lambda e: -(len(e.prompt_ids) + len(e.token_ids)))
+        by_length = sorted(cast("Sequence[Episode]", data), key=lambda e: -_tokens([e]))
         return [by_length[rank::ranks] for rank in range(ranks)]
     shares = [list(share) for share in cast("Shares", data)]
     if len(shares) != ranks:
@@ -121,8 +123,11 @@ def shares_of_some(shares: Shares, chosen: Sequence[bool]) -> list[list[Episode]
     for episode in itertools.chain.from_iterable(kept):
         by_prompt.setdefault(tuple(episode.prompt_ids.tolist()), []).append(episode)
     dealt: list[list[Episode]] = [[] for _ in shares]
+    work = [0 for _ in shares]
     for group in sorted(by_prompt.values(), key=_tokens, reverse=True):
-        min(dealt, key=_tokens).extend(group)
+        rank = work.index(min(work))
+        dealt[rank].extend(group)
+        work[rank] += _tokens(group)
     return min(kept, dealt, key=lambda parts: max(map(_tokens, parts)))
 
 
@@ -149,8 +154,12 @@ def demonstration(prompt_ids: Tensor, token_ids: Tensor, **fields: Any) -> Episo
 
 def padded(rows: Sequence[Tensor], width: int) -> Tensor:
     """[R] tensors of unequal lengths as [B, width], with zeros behind each."""
-    filled = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-    return nn.functional.pad(filled, (0, width - filled.shape[1]))
+    return _rows(torch.cat(list(rows)), torch.tensor([row.shape[0] for row in rows]), width)
+
+
+def _rows(values: Tensor, lengths: Tensor, width: int) -> Tensor:
+    """Values one after the other, as rows [B, width] of these lengths; torch's pad_sequence takes ten times as long."""
+    return _spread(values, torch.arange(width) < lengths[:, None])
 
 
 def response_logprobs(
@@ -164,12 +173,13 @@ def response_logprobs(
     offsets = torch.arange(int((batch.lengths - batch.response_start).max()), device=batch.lengths.device)
     inside = offsets < (batch.lengths - batch.response_start)[:, None]  # [B, R]
     sequences, at = inside.nonzero(as_tuple=True)
-    shared = SharedPrompts.of(batch, inside) if isinstance(module, Decoder) else None
+    shared = PrefixTrees.of(batch) if isinstance(module, Decoder) else None
     if shared is None:  # the logits of a token are at the position before it
-        rows, columns, inputs = sequences, at + batch.response_start[sequences] - 1, {"input_ids": batch.input_ids}
+        rows, columns = sequences, at + batch.response_start[sequences] - 1
+        inputs = {"input_ids": batch.input_ids[:, : max(1, batch.input_ids.shape[1] - 1)]}  # nothing follows the last
     else:
         rows, columns, inputs = shared.rows, shared.columns, shared.inputs
-    with _head_only_at(module, rows, columns):
+    with head_only_at(module, rows, columns):
         logits = module(**inputs).logits[0]
     found = log_probs(logits, batch.input_ids[sequences, at + batch.response_start[sequences]], temperature)
     entropies = entropy(logits, temperature) if with_entropy else None
@@ -177,10 +187,11 @@ def response_logprobs(
 
 
 @dataclass(frozen=True, eq=False)
-class SharedPrompts:
-    """Responses to the same prompt in one row behind it, so that it is computed once. None sees another response.
+class PrefixTrees:
+    """Responses to the same prompt as a tree behind it: what several of them begin with is computed once.
 
-    G is the number of prompts, T the tokens of the longest row, N those of all responses.
+    None sees what only another one has. Several trees share a row, so there is little padding. G is the number of rows,
+    T the tokens of the longest one, N those of all responses.
     """
 
     inputs: dict[str, Tensor]
@@ -190,58 +201,74 @@ class SharedPrompts:
     columns: Tensor
 
     @classmethod
-    def of(cls, batch: Sequences, inside: Tensor) -> SharedPrompts | None:
-        """Those of a batch, whose response tokens are where `inside` [B, R] is True; None where it would not pay."""
-        prompts, lengths = batch.response_start, batch.lengths - batch.response_start
+    def of(cls, batch: Sequences) -> PrefixTrees | None:
+        """Those of a batch; None where they would not pay."""
         count, longest = batch.input_ids.shape
-        places = torch.arange(longest, device=prompts.device)
-        text = batch.input_ids.where(places < prompts[:, None], -1)
-        _, group = text[:, : int(prompts.max())].unique(dim=0, return_inverse=True)
-        order = group.argsort(stable=True)
-        before = lengths[order].cumsum(0) - lengths[order]  # tokens of the responses before, in that order
-        sizes = group.bincount()
-        first = sizes.cumsum(0) - sizes  # the place in that order of each group's first
-        start = prompts.clone()  # the column at which a response begins
-        start[order] += before - before[first][group[order]]
-        width = int((start + lengths).max())
-        if width > SHORT or len(sizes) * width > PAYS * count * longest:
+        if longest > SHORT:
             return None
-        owner = prompts.new_full((len(sizes), width), -1)  # the response of a token; -1: padding, -2: the prompt
-        ids, positions = torch.zeros_like(owner), torch.zeros_like(owner)
-        sequence, at = (text >= 0).nonzero(as_tuple=True)
-        ids[group[sequence], at] = batch.input_ids[sequence, at]
-        positions[group[sequence], at], owner[group[sequence], at] = at, -2
-        sequence, at = inside.nonzero(as_tuple=True)
-        row, column = group[sequence], start[sequence] + at
-        ids[row, column] = batch.input_ids[sequence, prompts[sequence] + at]
-        positions[row, column], owner[row, column] = prompts[sequence] + at, sequence
-        sees = (owner[:, None] == owner[:, :, None]) | (owner == -2)[:, None]
-        mask = sees & torch.ones(width, width, dtype=torch.bool, device=ids.device).tril()
+        trees: dict[tuple[int, ...], _Tree] = {}
+        wanted = list[tuple[_Tree, int]]()  # tree and place of the token before each response token
+        starts, ends = batch.response_start.tolist(), batch.lengths.tolist()
+        for tokens, start, end in zip(batch.input_ids.tolist(), starts, ends, strict=True):
+            prompt = tuple(tokens[:start])
+            tree = trees[prompt] = trees.get(prompt) or _Tree(prompt)
+            wanted.extend((tree, place) for place in tree.add(tokens[start:end]))
+        width = _pack(list(trees.values()))
+        rows = 1 + max(tree.row for tree in trees.values())
+        if width > SHORT or rows * width > PAYS * count * longest:
+            return None
+        nodes = [
+            (tree.row, tree.column + place, tree.column + parent, depth, token)
+            for tree in trees.values()
+            for place, (parent, depth, token) in enumerate(tree.nodes)
+        ]
+        row, column, parent, depth, token = torch.tensor(nodes).T
+        ids, positions = torch.zeros(2, rows, width, dtype=torch.int64)
+        ids[row, column], positions[row, column] = token, depth
+        mask = torch.eye(width, dtype=torch.bool).repeat(rows, 1, 1)
+        for level in (depth == d for d in range(1, int(depth.max()) + 1)):
+            mask[row[level], column[level]] |= mask[row[level], parent[level]]
         inputs = {"input_ids": ids, "position_ids": positions, "attention_mask": mask[:, None]}
-        return cls(inputs, row, torch.where(at == 0, prompts[sequence], column) - 1)
+        device = batch.input_ids.device
+        return cls(
+            {name: tensor.to(device) for name, tensor in inputs.items()},
+            torch.tensor([tree.row for tree, _ in wanted], device=device),
+            torch.tensor([tree.column + place for tree, place in wanted], device=device),
+        )
+
+
+class _Tree:
+    """A prompt and the responses to it, and where in a batch they are."""
+
+    row = column = 0
+
+    def __init__(self, prompt: Sequence[int]) -> None:
+        self.nodes = [(max(0, i - 1), i, token) for i, token in enumerate(prompt)]  # place of the parent, depth, token
+        self._prompt = len(prompt)
+        self._children: dict[tuple[int, int], int] = {}
+
+    def add(self, response: Sequence[int]) -> Iterator[int]:
+        """Add a response; the place of the token before each of its tokens. Its last token is before none."""
+        place = self._prompt - 1
+        for i, token in enumerate(response):
+            yield place
+            if i < len(response) - 1:
+                parent, place = place, self._children.setdefault((place, token), len(self.nodes))
+                if place == len(self.nodes):
+                    self.nodes.append((parent, self._prompt + i, token))
+
+
+def _pack(trees: Sequence[_Tree]) -> int:
+    """Place trees in rows of about PACKED tokens, as equal as may be; the tokens of the longest one."""
+    sizes = [len(tree.nodes) for tree in trees]
+    rows = math.ceil(sum(sizes) / max(PACKED, *sizes))
+    free = [(0, row) for row in range(rows)]  # a heap: the row with the fewest tokens comes first
+    for tree in sorted(trees, key=lambda tree: -len(tree.nodes)):
+        tree.column, tree.row = free[0]
+        heapq.heapreplace(free, (tree.column + len(tree.nodes), tree.row))
+    return max(used for used, _ in free)
 
 
 def _spread(values: Tensor, inside: Tensor) -> Tensor:
     """Values of the positions where `inside` [B, R] is True, as [B, R] with zeros elsewhere."""
     return values.new_zeros(inside.shape).masked_scatter(inside, values)
-
-
-@contextlib.contextmanager
-def _head_only_at(module: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
-    """Let the head of a language model see these positions alone: [B, T, C] becomes [1, N, C].
-
-    By a hook on the body, not by calls of the two: a sharded model must be called as a whole.
-    """
-
-    def choose(_body: nn.Module, _inputs: Any, output: Any) -> Any:
-        if isinstance(output, Tensor):
-            return output[rows, columns][None]
-        output.last_hidden_state = output.last_hidden_state[rows, columns][None]  # of transformers
-        return output
-
-    body: nn.Module = getattr(module, "base_model", None) or module.model
-    hook = body.register_forward_hook(choose)
-    try:
-        yield
-    finally:
-        hook.remove()

@@ -14,11 +14,11 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from actors.models import Decoder, LoadedModel
+from actors.models import Decoder, LoadedModel, head_only_at
 from actors.types import Completion, SamplingParams, StopReason
 
 PREFILL_TOKENS = 2048
@@ -210,6 +210,15 @@ class SlotCache:
 # ------------------------------------------------------------------ the loop
 
 
+class _Prompt(NamedTuple):
+    """What the model computed of a prompt."""
+
+    layers: list[tuple[torch.Tensor, torch.Tensor]]
+    """Keys and values, [K, T, D] for each layer."""
+    logits: torch.Tensor
+    """[V]: of the first token of a response."""
+
+
 class _Running:
     """A request in the loop."""
 
@@ -217,7 +226,7 @@ class _Running:
         self.request, self.limit = request, limit
         self.prompt_ids = torch.tensor(request.prompt, dtype=torch.int64)
         self.started = 0  # how many of its completions are or were in the batch
-        self.prefix: list[tuple[torch.Tensor, torch.Tensor]] | None = None  # of its prompt, while others are to start
+        self.computed: _Prompt | None = None  # while completions are to start
         self.completions: dict[int, Completion] = {}
 
 
@@ -236,22 +245,21 @@ class _Sequence:
 
     @property
     def cached(self) -> int:
-        """Tokens whose keys and values are in the cache: all but the newest."""
-        return len(self.of.request.prompt) - 1 + len(self.tokens)
-
-    @property
-    def newest(self) -> int:
-        return self.tokens[-1] if self.tokens else self.of.request.prompt[-1]
+        """Tokens whose keys and values are in the cache: all but the newest one that was sampled."""
+        return len(self.of.request.prompt) + max(0, len(self.tokens) - 1)
 
 
 @dataclass
 class _Batch:
-    """What the next step computes with, on the model's device; made anew when a sequence joins or leaves."""
+    """What the next step computes with, on the model's device; made anew when a sequence joins or leaves.
+
+    B counts all sequences; those that have just joined are the last, and their first logits are there already.
+    """
 
     tokens: torch.Tensor
-    """[B], the newest of each sequence."""
+    """[B, without those that have just joined], the newest of each sequence."""
     lengths: torch.Tensor
-    """[B], tokens in the cache."""
+    """[B, the same], tokens in the cache."""
     longest: int
     uniforms: list[torch.Tensor]
     """[B] for each of the next steps."""
@@ -300,6 +308,7 @@ class DecodeLoop:
         self._cache = SlotCache(max_batch, self.max_length)
         self._rows: list[_Sequence] = []
         self._batch: _Batch | None = None
+        self._first: list[torch.Tensor] = []  # logits [n, V] of the rows that have joined since the last step
         self._queue: list[tuple[int, int, _Running]] = []
         self._order = itertools.count()
         self._requests: dict[str, _Running] = {}
@@ -371,17 +380,17 @@ class DecodeLoop:
     def load(self, weights: Weights, *, recompute: bool = False) -> None:
         """Copy new weights into the model, in place. Sequences in the batch go on with them.
 
-        Their keys and values stay as the old weights computed them; with `recompute` they are computed anew. Raises
-        ValueError where the weights are of another model.
+        Their keys and values stay as the old weights computed them; with `recompute` they are computed anew, as prompts
+        whose first tokens are yet to be sampled always are. Raises ValueError where the weights are of another model.
         """
         weights.copy_to(dict(self.module.named_parameters()))
         self.version = weights.version
+        for _, _, waiting in self._queue:
+            waiting.computed = None
         if recompute:
-            for _, _, waiting in self._queue:
-                waiting.prefix = None
             prompts = [[*s.of.request.prompt, *s.tokens][: s.cached] for s in self._rows]
-            for row, prefix in self._prefill(prompts).items():
-                self._cache.put(row, prefix, len(prompts[row]))
+            for row, computed in enumerate(self._prefill(prompts)):
+                self._cache.put(row, computed.layers, len(prompts[row]))
 
     # -------------------------------------------------------------- a step
 
@@ -422,21 +431,30 @@ class DecodeLoop:
         """Run the model for the newest token of each sequence, and sample the next."""
         if self._batch is None or not self._batch.uniforms:
             self._batch = self._new_batch()
-        batch = self._batch
+        batch, logits = self._batch, self._first
+        if len(batch.tokens):
+            logits = [self._forward(batch), *logits]
+        tokens, logprobs = sample(
+            torch.cat(logits), batch.uniforms.pop(), batch.temperature, batch.restricted, batch.top_k, batch.top_p
+        )
+        if self._first:
+            self._first, self._batch = [], None
+        else:
+            batch.tokens, batch.lengths, batch.longest = tokens, batch.lengths + 1, batch.longest + 1
+        return tokens.tolist(), logprobs.tolist()
+
+    def _forward(self, batch: _Batch) -> torch.Tensor:
+        """Logits [B, V] of what follows the newest tokens, whose keys and values go into the cache."""
         self._cache.reserve(len(self._rows), batch.longest + 1)
         self._cache.write_at(batch.lengths, batch.longest)
         seen = torch.arange(batch.longest + 1, device=self._device) <= batch.lengths[:, None]
-        logits = self.module(
+        logits: torch.Tensor = self.module(
             input_ids=batch.tokens[:, None],
             position_ids=batch.lengths[:, None],
             attention_mask=seen[:, None, None],
             past_key_values=self._cache,
         ).logits[:, -1]
-        batch.tokens, logprobs = sample(
-            logits, batch.uniforms.pop(), batch.temperature, batch.restricted, batch.top_k, batch.top_p
-        )
-        batch.lengths, batch.longest = batch.lengths + 1, batch.longest + 1
-        return batch.tokens.tolist(), logprobs.tolist()
+        return logits
 
     def _new_batch(self) -> _Batch:
         def column(values: list[Any], dtype: torch.dtype = torch.int64) -> torch.Tensor:
@@ -444,14 +462,15 @@ class DecodeLoop:
 
         params = [sequence.of.request.params for sequence in self._rows]
         restricted = [row for row, p in enumerate(params) if p.top_k > 0 or p.top_p < 1]
-        lengths = [sequence.cached for sequence in self._rows]
+        going_on = [sequence for sequence in self._rows if sequence.tokens]
+        lengths = [sequence.cached for sequence in going_on]
         keys = column([sequence.key for sequence in self._rows])
         positions = column([len(sequence.tokens) for sequence in self._rows])
         steps = torch.arange(STEPS_AHEAD - 1, -1, -1, device=self._device)[:, None]  # they are taken from the end
         return _Batch(
-            tokens=column([sequence.newest for sequence in self._rows]),
+            tokens=column([sequence.tokens[-1] for sequence in going_on]),
             lengths=column(lengths),
-            longest=max(lengths),
+            longest=max(lengths, default=0),
             uniforms=list(uniforms(keys, positions + steps)),
             temperature=column([p.temperature for p in params], torch.float32),
             restricted=column(restricted),
@@ -467,7 +486,7 @@ class DecodeLoop:
         room = self.max_batch - len(self._rows)
         while room and self._queue:
             running = self._queue[0][2]
-            if running.prefix is None:
+            if running.computed is None:
                 longest = max(len(running.request.prompt), *(len(r.request.prompt) for r in joining), 1)
                 if joining and (len(joining) + 1) * longest > PREFILL_TOKENS:
                     break
@@ -478,24 +497,27 @@ class DecodeLoop:
                 heapq.heappop(self._queue)
         if not joining:
             return
-        fresh = [running for running in joining if running.prefix is None]
-        for i, prefix in self._prefill([running.request.prompt[:-1] for running in fresh]).items():
-            fresh[i].prefix = prefix
+        fresh = [running for running in joining if running.computed is None]
+        prompts = self._prefill([running.request.prompt for running in fresh])
+        for running, computed in zip(fresh, prompts, strict=True):
+            running.computed = computed
         self._batch = None
         for running in joining:
             self._start(running)
 
     def _start(self, running: _Running) -> None:
         """Give rows to completions of a request."""
-        n, length = running.request.params.n, len(running.request.prompt) - 1
+        n, length, computed = running.request.params.n, len(running.request.prompt), running.computed
+        assert computed is not None
         rows = slice(len(self._rows), min(self.max_batch, len(self._rows) + n - running.started))
         self._cache.reserve(rows.stop, length + 1)
-        self._cache.put(rows, running.prefix or (), length)
+        self._cache.put(rows, computed.layers, length)
+        self._first.append(computed.logits.expand(rows.stop - rows.start, -1))
         while len(self._rows) < rows.stop:
             self._rows.append(self._sequence(running, running.started))
             running.started += 1
         if running.started == n:
-            running.prefix = None
+            running.computed = None
 
     def _sequence(self, running: _Running, index: int) -> _Sequence:
         params = running.request.params
@@ -504,37 +526,35 @@ class DecodeLoop:
         return _Sequence(running, index, random_key(seed, running.request.request_id, index), ends)
 
     @torch.inference_mode()
-    def _prefill(self, prompts: Sequence[Sequence[int]]) -> dict[int, list[tuple[torch.Tensor, torch.Tensor]]]:
-        """Keys and values of prompts, in a few padded passes: index → [K, T, D] for each layer. Empty ones have none.
-
-        Padding comes behind, where nothing attends to it.
-        """
-        order = sorted((i for i, prompt in enumerate(prompts) if prompt), key=lambda i: len(prompts[i]))
-        prefixes: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    def _prefill(self, prompts: Sequence[Sequence[int]]) -> list[_Prompt]:
+        """Compute prompts in a few padded passes. Padding comes behind, where nothing attends to it."""
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        found: dict[int, _Prompt] = {}
         while order:
             longest = len(prompts[order[-1]])
             fitting = [i for i in order if 4 * len(prompts[i]) >= 3 * longest]
             chosen = fitting[-max(1, PREFILL_TOKENS // longest) :]
             del order[-len(chosen) :]
             padded = torch.tensor([[*prompts[i], *[0] * (longest - len(prompts[i]))] for i in chosen])
+            last = torch.tensor([len(prompts[i]) - 1 for i in chosen])
             positions = torch.arange(longest, device=self._device)
             collected = _Collected()
-            self.module(
-                input_ids=padded.to(self._device),
-                position_ids=positions[None],
-                attention_mask=(positions <= positions[:, None])[None, None],
-                past_key_values=collected,
-                logits_to_keep=1,  # they are not used: a prompt's last token is decoded as the sampled ones are
-            )
+            with head_only_at(self.module, torch.arange(len(chosen)).to(self._device), last.to(self._device)):
+                logits = self.module(
+                    input_ids=padded.to(self._device),
+                    position_ids=positions[None],
+                    attention_mask=(positions <= positions[:, None])[None, None],
+                    past_key_values=collected,
+                ).logits[0]
             for row, i in enumerate(chosen):
-                prefixes[i] = [(keys[row], values[row]) for keys, values in collected.layers]
-        return prefixes
+                found[i] = _Prompt([(keys[row], values[row]) for keys, values in collected.layers], logits[row])
+        return [found[i] for i in range(len(prompts))]
 
     # -------------------------------------------------------------- leaving
 
     def _end_of(self, sequence: _Sequence) -> StopReason | None:
         """Why a sequence has ended with its newest token; None: it goes on."""
-        if sequence.newest in sequence.ends:
+        if sequence.tokens[-1] in sequence.ends:
             return "stop"
         if stop := sequence.of.request.params.stop:
             window = 4 * max(map(len, stop)) + 8  # a character may be four tokens, and the first of them broken

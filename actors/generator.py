@@ -241,7 +241,8 @@ class Generator(ForgeActor):
         self._weights = weights
         self._limits: dict[str, Any] = {"max_batch": max_batch, "max_length": max_length, "seed": seed}
         self._recompute = recompute
-        self._calls: OrderedDict[str, _Call] = OrderedDict()  # by request_id; the latest REMEMBERED of those that ended
+        self._calls: dict[str, _Call] = {}  # by request_id, while somebody waits
+        self._ended: OrderedDict[str, _Call] = OrderedDict()  # the latest REMEMBERED others
 
     @endpoint
     async def setup(self) -> None:
@@ -298,6 +299,8 @@ class Generator(ForgeActor):
     async def _once(self, request: Request) -> list[Completion]:
         """Make a request, or wait for the same one that is under way."""
         name = request.request_id
+        if name in self._ended:
+            self._calls[name] = self._ended.pop(name)
         call = self._calls.get(name)
         if call is None:
             call = self._calls[name] = _Call(request, asyncio.ensure_future(self._backend.generate(request)))
@@ -313,14 +316,13 @@ class Generator(ForgeActor):
 
     def _forget(self, name: str, call: _Call) -> None:
         """End a request that nobody waits for; keep the completions of one that has ended, for a while."""
+        del self._calls[name]
         if not call.task.done() or call.task.cancelled() or call.task.exception():
             call.task.cancel()
-            del self._calls[name]
             return
-        self._calls.move_to_end(name)
-        ended = [other for other, call in self._calls.items() if not call.callers]
-        for other in ended[:-REMEMBERED]:
-            del self._calls[other]
+        self._ended[name] = call
+        if len(self._ended) > REMEMBERED:
+            self._ended.popitem(last=False)
 
     @endpoint(concurrent=True)
     async def update_weights(self, version: int | None = None, source: Any = None, drain: bool = False) -> int:

@@ -201,6 +201,15 @@ class Metric:
             return cls(kind, torch.cat([values.where(mask, -math.inf).flatten(), lowest]).max(), mask.sum())
         return cls(kind, values.where(mask, 0).sum(), mask.sum())
 
+    def numbers(self) -> tuple[Literal["mean", "sum", "max"], float, int]:
+        """What it is made of, for other processes: tensors take much longer to be sent. See `of_numbers`."""
+        return self.kind, float(self.value), int(self.count)
+
+    @classmethod
+    def of_numbers(cls, kind: Literal["mean", "sum", "max"], value: float, count: int) -> Metric:
+        """The same of what `numbers` returned."""
+        return cls(kind, torch.tensor(value, dtype=torch.float64), torch.tensor(count))
+
     def __add__(self, other: Metric) -> Metric:
         """That of both parts."""
         value = torch.maximum(self.value, other.value) if self.kind == "max" else self.value + other.value

@@ -6,6 +6,7 @@ B is the number of sequences, T of tokens in each, S of tokens that they attend 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -317,6 +318,10 @@ class _Body(nn.Module):
     ) -> torch.Tensor:
         hidden: torch.Tensor = self.embed_tokens(input_ids)
         rotation = _rotation(self.config, position_ids, hidden.dtype)
+        if attention_mask is not None:  # as what is added to scores: else each layer would make that of it
+            attention_mask = torch.zeros_like(attention_mask, dtype=hidden.dtype).masked_fill(
+                ~attention_mask, -torch.inf
+            )
         for layer in self.layers:
             hidden = layer(hidden, rotation, attention_mask, cache)
         return self.norm(hidden)
@@ -391,6 +396,27 @@ class _FeedForward(nn.Module):
         else:
             gate, up = self.gate_proj(hidden), self.up_proj(hidden)
         return self.down_proj(functional.silu(gate) * up)
+
+
+@contextlib.contextmanager
+def head_only_at(module: nn.Module, rows: torch.Tensor, columns: torch.Tensor) -> Iterator[None]:
+    """Let the head of a language model see these positions alone: [B, T, C] becomes [1, N, C].
+
+    By a hook on the body, not by calls of the two: a sharded model must be called as a whole.
+    """
+
+    def choose(_body: nn.Module, _inputs: Any, output: Any) -> Any:
+        if isinstance(output, torch.Tensor):
+            return output[rows, columns][None]
+        output.last_hidden_state = output.last_hidden_state[rows, columns][None]  # of transformers
+        return output
+
+    body: nn.Module = getattr(module, "base_model", None) or module.model
+    hook = body.register_forward_hook(choose)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _side_by_side(*linears: nn.Linear) -> torch.Tensor:

@@ -121,9 +121,9 @@ class Training:
             output = self._backward(part, chosen, totals)
             value += output.loss.detach().double().cpu()
             found = losses.merge([found, output.metrics])
-        found = {name: Metric(m.kind, m.value.cpu(), m.count.cpu()) for name, m in found.items()}
-        of_ranks = self.world.gather((value, found))
-        metrics = losses.results(losses.merge(metrics for _, metrics in of_ranks))
+        of_ranks = self.world.gather((float(value), {name: metric.numbers() for name, metric in found.items()}))
+        of_all = losses.merge({n: Metric.of_numbers(*m) for n, m in metrics.items()} for _, metrics in of_ranks)
+        metrics = losses.results(of_all)
         rewards, ages = [episode.reward for episode in everything], self.version - tensors.versions
         metrics |= {
             "tokens": float(totals.tokens),
@@ -135,7 +135,7 @@ class Training:
             "reward": sum(rewards) / len(rewards),
             "zero_variance_groups": float(zero_variance_groups(everything)),
         }
-        return float(sum(value for value, _ in of_ranks)), metrics
+        return sum(value for value, _ in of_ranks), metrics
 
     def optim_step(self, learning_rate: float | None = None) -> dict[str, float]:
         """Clip the gradients, change the weights by them and clear them; the norm before clipping, and the rate.
@@ -165,7 +165,7 @@ class Training:
         """This rank's. A sharded model's ranks need equally many: without data they take part with an empty one."""
         splits = []
         for share in shares:
-            lengths = [len(e.prompt_ids) + len(e.token_ids) for e in share]
+            lengths = [e.prompt_ids.shape[0] + e.token_ids.shape[0] for e in share]
             splits.append(split_by_tokens(lengths, self.options.micro_batch_tokens))
         for part in splits[self.world.rank]:
             yield [shares[self.world.rank][i] for i in part]
@@ -231,7 +231,7 @@ class _Tensors:
     @classmethod
     def of(cls, episodes: Sequence[Episode]) -> _Tensors:
         """Raises ValueError for episodes of which some have reference log-probabilities and some have not."""
-        width = max(len(e.token_ids) for e in episodes)
+        width = max(e.token_ids.shape[0] for e in episodes)
         references = [e.ref_logprobs for e in episodes if e.ref_logprobs is not None]
         if 0 < len(references) < len(episodes):
             raise ValueError(f"{len(references)} of {len(episodes)} episodes have ref_logprobs; give all or none")

@@ -116,12 +116,13 @@ class Episode:
         """An episode of one completion, all of whose tokens count. `fields` are further fields of the episode."""
         import torch
 
-        fields.setdefault("episode_id", uuid.uuid4().hex)
+        if "episode_id" not in fields:
+            fields["episode_id"] = uuid.uuid4().hex
         return cls(
             group_id=group_id,
             prompt_ids=completion.prompt_ids,
             token_ids=completion.token_ids,
-            loss_mask=torch.ones(len(completion.token_ids), dtype=torch.bool),
+            loss_mask=torch.ones(completion.token_ids.shape, dtype=torch.bool),
             logprobs=completion.logprobs,
             reward=reward,
             policy_version=completion.version,

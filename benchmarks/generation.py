@@ -1,7 +1,7 @@
 """Measures the decode loop beside transformers' `generate`: `python benchmarks/generation.py …`.
 
 Tokens per second at 1, 4, 16 and 64 requests of mixed lengths, with the same model; programs/generate_by_turns.py says
-which lengths. `--n` are the numbers of requests.
+which lengths. `--n` are the numbers of requests. And how long new weights hold sampling up.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from measure import Row
 from models import measured
 
 LEAST = {1: 0.95, 16: 2.0}
+STALL = 1.2
 OURS, THEIRS = "the decode loop", "transformers' generate"
 
 
@@ -44,7 +45,16 @@ def smollm(forge: Forge, options: Namespace) -> Iterator[Row]:
     yield from _rates(forge, models.smollm(), "smollm", len(os.sched_getaffinity(0)), options.repeat, options.n)
 
 
-SECTIONS: Sections = {"tiny": tiny, "smollm": smollm}
+def swap(forge: Forge, options: Namespace) -> Iterator[Row]:
+    """New weights while it samples, with a decoder of 67 million weights."""
+    seconds = measured(forge, "swap_weights.py", models.MIDDLE, 1, 3 * options.repeat)
+    for what, values in seconds.items():
+        yield Row("swap", f"268 MB of new weights: {what}", "s", tuple(values))
+    ratios = tuple(stall / load for stall, load in zip(seconds["stall"], seconds["load"], strict=True))
+    yield Row("swap", "268 MB of new weights: stall / load", "", ratios, STALL, "issue 13")
+
+
+SECTIONS: Sections = {"tiny": tiny, "smollm": smollm, "swap": swap}
 
 if __name__ == "__main__":
     sys.exit(run(SECTIONS, "Measures generation on this machine", [1, 4, 16, 64]))

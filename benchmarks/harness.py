@@ -38,7 +38,10 @@ def run(sections: Sections, description: str, ranks: list[int], arguments: list[
     report.show(console, rows, failed)
     if options.json:
         said = {k: v for k, v in vars(options).items() if k not in ("json", "resume")}
-        options.json.write_text(json.dumps(report.document(rows, failed, said), indent=1) + "\n")
+        document = report.document(rows, failed, said)
+        if set(options.only) < set(sections) and options.json.exists():
+            document["rows"] = report.merged(json.loads(options.json.read_text())["rows"], document["rows"])
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
     return 130 if interrupted else int(bool(failed) or any(row.ok is False for row in rows))
 
 
@@ -52,7 +55,7 @@ def _parse(sections: Sections, description: str, ranks: list[int], arguments: li
     parser.add_argument("--hangs", type=int, default=100, help="hangs in the section hangs of hangs.py")
     parser.add_argument("--seed", type=int, default=1, help="of what is drawn by chance there")
     parser.add_argument("--resume", type=Path, help="keep each hang's outcome in this file, and go on from it")
-    parser.add_argument("--json", type=Path, help="write all samples to this file")
+    parser.add_argument("--json", type=Path, help="write all samples to this file; with --only its other rows stay")
     options = parser.parse_args(arguments)
     options.only = options.only.split(",")
     if unknown := [name for name in options.only if name not in sections]:

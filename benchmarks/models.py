@@ -19,6 +19,8 @@ TINY = {
     "num_attention_heads": 4,
 }
 """A decoder of 0.8 million weights."""
+MIDDLE = TINY | {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4, "num_attention_heads": 16}
+"""A decoder of 67 million weights."""
 
 
 def smollm() -> str:

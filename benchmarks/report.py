@@ -79,6 +79,12 @@ def document(rows: Sequence[Row], failed: Mapping[str, str], options: Mapping[st
     }
 
 
+def merged(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of an earlier document, each replaced by the new one of its name, and behind them the other new ones."""
+    by_name = {(row["section"], row["what"]): row for row in (*old, *new)}  # a name keeps its first place
+    return list(by_name.values())
+
+
 def machine() -> dict[str, Any]:
     """The processor, its cores that we may use, memory, kernel, and how busy it is."""
     models = [s for s in Path("/proc/cpuinfo").read_text().splitlines() if s.startswith("model name")]

@@ -91,8 +91,9 @@ async def roll_out(policy: Policy) -> None:
             scored = await scores([row] * GROUP, answers)
             policy.rewards.extend(scored)
             await buffer.add.call_one(group_episodes(answers, scored, group), ticket)
-        finally:
+        except BaseException:
             await buffer.release.call_one(ticket)
+            raise
 
 
 async def train(policy: Policy) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.batches import Sequences, SharedPrompts, demonstration, response_logprobs, shares_of, split_by_tokens
+from actors.batches import PrefixTrees, Sequences, demonstration, response_logprobs, shares_of, split_by_tokens
 from actors.types import Episode
 from tests.actors.episodes import VOCABULARY, episode, episodes, tiny
 
@@ -69,18 +69,45 @@ def test_a_prompt_that_responses_share_is_computed_once(temperature: float, monk
     shared = measured()
     monkeypatch.setattr("actors.batches.SHORT", 0)
     torch.testing.assert_close(shared, measured(), atol=1e-11, rtol=1e-11)
-    assert tokens[0] < 0.6 * tokens[1] == 0.6 * 12 * 10
+    assert tokens[0] < 0.6 * tokens[1] == 0.6 * 12 * 9
     for row, one in zip(shared[0], given, strict=True):
         torch.testing.assert_close(row[: len(one.token_ids)], alone(tiny(), one, temperature), atol=1e-12, rtol=0)
 
 
+def test_what_responses_begin_with_is_computed_once() -> None:
+    prompt = torch.tensor([1, 2, 3])
+    responses = [[4, 5, 6], [4, 5, 7], [4, 5], [8, 4, 5, 6]]
+    given = [demonstration(prompt, torch.tensor(response)) for response in responses]
+    trees = PrefixTrees.of(Sequences.of([*given, demonstration(prompt[:2], torch.tensor([3, 4, 5]))]))
+    assert trees is not None
+    # the prompt, then 4 5, then 8 4 5: nothing needs what follows a last token; and the other prompt, then 3 4
+    assert sorted(trees.inputs["input_ids"].flatten().tolist()) == sorted([1, 2, 3, 4, 5, 8, 4, 5, 1, 2, 3, 4])
+    assert sorted(trees.inputs["position_ids"].flatten().tolist()) == sorted([0, 1, 2, 3, 4, 3, 4, 5, 0, 1, 2, 3])
+    assert len(trees.rows) == 3 + 3 + 2 + 4 + 3
+    assert len({*zip(trees.rows.tolist(), trees.columns.tolist(), strict=True)}) == 1 + 2 + 3 + 3
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.lists(st.integers(0, 1), min_size=1, max_size=6)), max_size=24))
+def test_each_token_sees_what_it_follows_and_nothing_else(drawn: list[tuple[int, list[int]]]) -> None:
+    prompts = [[0], [0, 1, 0], [1, 1]]
+    given = [demonstration(torch.tensor(prompts[i]), torch.tensor(response)) for i, response in drawn]
+    trees = PrefixTrees.of(Sequences.of(given)) if given else None
+    if trees is None:
+        return
+    ids, mask = trees.inputs["input_ids"], trees.inputs["attention_mask"][:, 0]
+    at = iter(zip(trees.rows.tolist(), trees.columns.tolist(), strict=True))
+    for i, response in drawn:
+        for length in range(len(response)):
+            row, column = next(at)
+            assert ids[row, mask[row, column]].tolist() == [*prompts[i], *response[:length]]
+            assert trees.inputs["position_ids"][row, column] == len(prompts[i]) + length - 1
+
+
 def test_prompts_are_not_shared_where_attention_would_cost_more() -> None:
-    long = [episode(i, 1, 100, prompt_ids=torch.zeros(100, dtype=torch.long)) for i in range(4)]
-    for some in (long, [episode(0, 4, 4)], episodes()):
-        batch = Sequences.of(some)
-        offsets = torch.arange(int((batch.lengths - batch.response_start).max()))
-        inside = offsets < (batch.lengths - batch.response_start)[:, None]
-        assert SharedPrompts.of(batch, inside) is None
+    long = [episode(i, 1, 100, prompt_ids=torch.zeros(200, dtype=torch.long)) for i in range(4)]
+    for some in (long, [episode(0, 4, 2)]):
+        assert PrefixTrees.of(Sequences.of(some)) is None
 
 
 def test_models_of_transformers_give_the_same(tmp_path: Path) -> None:
@@ -95,6 +122,7 @@ def test_models_of_transformers_give_the_same(tmp_path: Path) -> None:
         torch.testing.assert_close(row[: len(one.token_ids)], alone(module, one, 1.0), atol=1e-10, rtol=0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 50)), st.integers(1, 120) | st.none())
 def test_micro_batches_have_each_sequence_once_and_keep_the_budget(lengths: list[int], budget: int | None) -> None:
     parts = split_by_tokens(lengths, budget)

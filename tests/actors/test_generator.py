@@ -147,7 +147,7 @@ async def test_only_the_latest_requests_are_remembered(monkeypatch: pytest.Monke
     generator = await new()
     for i in range(8):
         await generator.generate("1", {"max_tokens": 1}, request_id=str(i))
-    assert list(generator._calls) == ["5", "6", "7"]
+    assert list(generator._ended) == ["5", "6", "7"]
     await generator.__cleanup__(None)
 
 

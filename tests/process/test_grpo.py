@@ -20,6 +20,7 @@ from tests.conftest import Forge, until
 
 SAMPLES = Path(__file__).parents[2] / "sample_configs"
 SMALL = ("actors.buffer.args.batch_size=16", "actors.buffer.args.drop_zero_variance=false")
+MAX_AGE = 1  # as the sample has it
 MODEL = "hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 2"
 
 pytestmark = pytest.mark.timeout(300)
@@ -31,7 +32,7 @@ def words(forge: Forge, driver: str, *settings: str) -> list[str]:
         shutil.copy(SAMPLES / name, forge.folder)
     text = (SAMPLES / "grpo.yaml").read_text()
     wide = "hidden_size: 128, intermediate_size: 384, num_hidden_layers: 3, num_attention_heads: 4"
-    assert wide in text
+    assert wide in text and f"max_policy_age: {MAX_AGE}" in text
     forge.write("grpo.yaml", text.replace(wide, MODEL))
     sets = [f"driver.run=grpo.py {driver}", *settings]
     return ["launch", "grpo.yaml", *(word for setting in sets for word in ("--set", setting))]
@@ -61,7 +62,9 @@ def test_it_leaves_metrics_samples_a_plot_a_checkpoint_and_a_model(forge: Forge)
     assert 0 <= rows[-1]["held_out"] <= 1
     samples = json_lines(forge.folder / "grpo-run/samples.jsonl")
     assert len({s["episode_id"] for s in samples}) == len(samples) > 0
-    assert max(row["policy_age_max"] for row in rows) <= 2
+    assert max(row["policy_age_max"] for row in rows) <= MAX_AGE
+    for sample in samples:  # step 1 trains version 0
+        assert 0 <= sample["step"] - 1 - sample["policy_version"] <= MAX_AGE
     assert (forge.folder / "grpo-run/metrics.png").read_bytes()[:4] == b"\x89PNG"
     assert load_model(str(forge.folder / "grpo-run/model")).config.hidden_size == 32
     again = forge.run(*words(forge, options.replace("10", "12"), *SMALL), timeout=240)
@@ -88,9 +91,13 @@ def test_it_goes_on_when_a_generator_and_a_trainer_rank_are_killed(forge: Forge)
         forge.until_mesh(run, mesh, lambda m: m["restarts"] == 1 and m["state"] == "ready")
     out, err = launch.communicate(timeout=240)
     assert launch.returncode == 0, out + err
-    steps = [row["step"] for row in metrics(forge.folder / "grpo-run")]
+    rows = metrics(forge.folder / "grpo-run")
+    steps = [row["step"] for row in rows]
     assert steps == sorted(set(steps))
     assert steps[-1] >= 60
+    assert max(row["policy_age_max"] for row in rows) <= MAX_AGE
+    samples = json_lines(forge.folder / "grpo-run/samples.jsonl")
+    assert len({s["episode_id"] for s in samples}) == len(samples) > 0, "an episode came twice"
 
 
 def test_a_language_model_resumes_after_the_driver_was_killed(forge: Forge) -> None:
