@@ -86,11 +86,12 @@ class Driver:
         if self._restarts:
             self._launched[launch.claim] = (verb, launch._replace(is_over=True), *what)
             if verb == LAUNCH:
-                self._news.watch(handle.mesh_name, functools.partial(self._forget_ended, launch.claim))
+                first = handle._mesh.foreign().first
+                self._news.watch(handle.mesh_name, functools.partial(self._forget_ended, launch.claim, first))
         return handle
 
-    def _forget_ended(self, claim: str, now: MeshNews) -> None:
-        if now.state in OVER:
+    def _forget_ended(self, claim: str, first: int, now: MeshNews) -> None:
+        if now.state in OVER and now.generation >= first:  # not an earlier mesh of the same name
             self._launched.pop(claim, None)
 
     def _repeat(self, ranks: Ranks) -> None:

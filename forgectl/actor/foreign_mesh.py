@@ -37,6 +37,11 @@ class ForeignMesh(CalledMesh):
         generation, places = (ranks.generation, ranks.places) if ranks else self._from_driver
         return _restore, (self.name, self.interface, self.procs, self.origin, generation, places)
 
+    @property
+    def first(self) -> int:
+        """The generation that the driver knew when it pickled the handle: this tells it from an earlier mesh."""
+        return self._from_driver[0]
+
     def foreign(self) -> ForeignMesh:
         """Itself: it is in that form already."""
         return self
@@ -85,8 +90,7 @@ class ForeignMesh(CalledMesh):
     async def shutdown(self, grace: float) -> None:
         """Have the driver end the mesh. Does nothing after its end."""
         if self._why_over is None:
-            generation = self._from_driver[0]  # tells it from a later mesh of the same name
-            await driver(self.origin).ask(f"{self.name}.shutdown", STOP, self.name, generation, grace)
+            await driver(self.origin).ask(f"{self.name}.shutdown", STOP, self.name, self.first, grace)
 
 
 def _restore(

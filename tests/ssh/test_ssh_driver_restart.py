@@ -13,7 +13,7 @@ def test_actors_on_other_hosts_outlive_their_driver(far: Far) -> None:
         "actors:\n"
         "  counter: {class: far_players:Counter, hosts: [host1], preload: []}\n"
         "  client: {class: far_players:Client, hosts: [host2], preload: []}\n"
-        "services: {pool: {class: far_players:Counter, num_replicas: 2, preload: []}}\n"
+        "services: {pool: {class: far_players:Counter, num_replicas: 2, hosts: [host2], preload: []}}\n"
         "driver: {run: drive_far_again.py, restart: {max: 3, backoff: 0}}\n"
     )
     document = document_of(far.forge.run("launch", far.forge.spec(spec), "--json"))
@@ -29,4 +29,4 @@ def test_actors_on_other_hosts_outlive_their_driver(far: Far) -> None:
         "pool.1": 0,
         "driver": 3,
     }
-    assert (far.forge.folder / "done").read_text() == "3 ['host1', 'host2']"
+    assert (far.forge.folder / "done").read_text() == "3 ['host2', 'host2']"
