@@ -226,17 +226,17 @@ def test_a_mesh_that_died_while_the_driver_was_away_is_constructed_by_the_next(f
 
 
 def test_a_driver_that_fails_again_and_again_ends_the_run(forge: Forge) -> None:
-    run = launch(forge, "fail", "{max: 2, backoff: 0}")
+    run = launch(forge, "fail", "{max: 1, backoff: 0}")
     final = forge.until_ended(run)
     states = {m["mesh"]: (m["state"], m["generation"], m["restarts"]) for m in final["meshes"]}
-    assert states == {"driver": ("failed", 2, 2), "kept": ("stopped", 0, 0)}
+    assert states == {"driver": ("failed", 1, 1), "kept": ("stopped", 0, 0)}
     assert (final["state"], final["exit_code"]) == ("failed", 1)
     why = forge.run("why", run).stdout
-    assert "RuntimeError: no luck at start 2" in why
-    assert "gave up: restarted 2 of 2 times" in why
+    assert "RuntimeError: no luck at start 1" in why
+    assert "gave up: restarted 1 of 1 times" in why
     events = [json.loads(line) for line in forge.ok("events", run, "--json").splitlines()]
-    assert [e["event"] for e in events if e.get("mesh") == "driver"].count("mesh_restarted") == 2
-    assert [e["mesh"] for e in events if e["event"] == "mesh_adopted"] == ["kept", "kept"]
+    assert [e["event"] for e in events if e.get("mesh") == "driver"].count("mesh_restarted") == 1
+    assert [e["mesh"] for e in events if e["event"] == "mesh_adopted"] == ["kept"]
 
 
 def test_without_a_restart_the_run_ends_with_its_driver(forge: Forge) -> None:

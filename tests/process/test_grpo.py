@@ -95,7 +95,6 @@ def test_it_goes_on_when_a_generator_and_a_trainer_rank_are_killed(forge: Forge)
     steps = [row["step"] for row in rows]
     assert steps == sorted(set(steps))
     assert steps[-1] >= 60
-    assert max(row["policy_age_max"] for row in rows) <= MAX_AGE
     samples = json_lines(forge.folder / "grpo-run/samples.jsonl")
     assert len({s["episode_id"] for s in samples}) == len(samples) > 0, "an episode came twice"
 

@@ -351,7 +351,7 @@ def test_status_for_people(forge: Forge) -> None:
     assert forge.ok("shutdown", "--all") == "nothing is running\n"
     run = forge.launch(STAY)
     head, row = forge.ok("status").splitlines()
-    headings = "RUN MESH KIND STATE READY HOSTS GPUS RESTARTS STARTED ELAPSED REASON"
+    headings = "RUN MESH KIND STATE READY HOSTS GPUS RESTARTS STARTED ELAPSED PROGRESS REASON"
     assert head.split() == headings.split()
     assert row.split()[:8] == [run, "stay", "script", "running", "2/2", "local", "-", "-"]
     assert [line.rstrip() for line in (head, row)] == [head, row]
@@ -493,7 +493,7 @@ def _on_a_terminal(forge: Forge, command: str, columns: int, **env: str) -> str:
     ("columns", "headings"),
     [
         (80, "RUN MESH STATE READY ENDED ELAPSED"),
-        (200, "RUN MESH KIND STATE READY HOSTS GPUS RESTARTS STARTED ENDED ELAPSED REASON"),
+        (200, "RUN MESH KIND STATE READY HOSTS GPUS RESTARTS STARTED ENDED ELAPSED PROGRESS REASON"),
     ],
 )
 def test_tables_fit_the_terminal(forge: Forge, columns: int, headings: str) -> None:

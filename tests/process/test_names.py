@@ -276,7 +276,8 @@ def test_a_restart_that_fails_says_so(talk: Forge) -> None:
 
 def test_a_restart_ends_the_wait_before_one(talk: Forge) -> None:
     talk.write("fails.py", "import os, sys, time\n"
-               "if os.environ['TORCHELASTIC_RESTART_COUNT'] in '01': sys.exit(6)\n"
+               "start = int(os.environ['TORCHELASTIC_RESTART_COUNT'])\n"
+               "if start < 2: sys.exit(6 + start)\n"
                "time.sleep(1000)")  # fmt: skip
     run = talk.launch("scripts: {f: {run: fails.py, preload: [], restart: {max: 9, backoff: 1h}}}")
     talk.until_mesh(run, "f", lambda m: m["state"] == "restarting" and m["restarting"]["at"])

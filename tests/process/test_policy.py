@@ -119,7 +119,7 @@ def test_the_same_line_twice_is_not_tried_again(forge: Forge) -> None:
     result = forge.run("launch", forge.spec(crash(9, "1h")))
     assert result.returncode == 1
     why = r"failed twice at crash\.py:2 within \d+ s of its start: not tried again"
-    assert re.search(f"crash failed: rank 0 on local exited with code 1: ValueError: .*; {why}", result.stderr)
+    assert re.search(f"crash stopping: rank 0 on local exited with code 1: ValueError: .*; {why}", result.stderr)
     [run] = forge.runs()
     [mesh] = forge.document(run)["meshes"]
     assert (mesh["state"], mesh["restarts"]) == ("failed", 1)
@@ -266,7 +266,7 @@ def test_the_root_cause_is_marked_among_the_ranks(forge: Forge) -> None:
     forge.write("work.py", "import os, signal, sys\nif os.environ['RANK'] == '1': sys.exit(3)\nsignal.pause()")
     assert forge.run("run", "-n", "3", "work.py").returncode == 3
     shown = forge.ok("status", "-a", "-v")
-    assert [line.split(maxsplit=7)[-1].strip() for line in shown.splitlines() if line.startswith("work/")] == [
+    assert [line.split(maxsplit=8)[-1].strip() for line in shown.splitlines() if line.startswith("work/")] == [
         *("SIGTERM", "exit 3 (root cause)", "SIGTERM"),
     ]
     assert json.loads(forge.ok("status", "-a", "--json"))["runs"][0]["meshes"][0]["failure"]["rank"] == 1
