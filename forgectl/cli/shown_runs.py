@@ -22,12 +22,12 @@ RECENT_SECONDS = 3600.0
 
 
 def collect(
-    everything: bool, *, recent: bool, stats: bool, also: Collection[str] = ()
+    everything: bool, *, recent: bool, stats: bool, metrics: bool, also: Collection[str] = ()
 ) -> tuple[list[RunStatus], list[ForgeError]]:
     """The runs to show, and the errors of runs that cannot be shown.
 
     `everything` includes runs that have ended, `recent` those that have failed lately, and of those that ended lately
-    `also` names more; `stats` adds what ranks use.
+    `also` names more; `stats` adds what ranks use, `metrics` what services count.
     """
     runs: list[RunStatus] = []
     troubles: list[ForgeError] = [*run_dir.refused_runs().values()]
@@ -40,7 +40,7 @@ def collect(
                     runs.append(final)
             continue
         try:
-            found = _status(run, stats=stats)
+            found = _status(run, stats=stats, metrics=metrics)
         except (ForgeError, FileNotFoundError) as e:  # the other runs must still be shown
             if isinstance(e, ForgeError) and run.plan_file.exists():
                 troubles.append(e)
@@ -50,9 +50,9 @@ def collect(
     return runs, troubles
 
 
-def look(named: Found, *, stats: bool) -> RunStatus:
+def look(named: Found, *, stats: bool, metrics: bool) -> RunStatus:
     """The state of a run, with what was named of it alone."""
-    found = _status(named.run, stats=stats)
+    found = _status(named.run, stats=stats, metrics=metrics)
     meshes = [m for m in found.meshes if named.target is None or m.mesh in named.meshes]
     if named.rank is not None:
         meshes = [dataclasses.replace(m, ranks=tuple(r for r in m.ranks if r.rank == named.rank)) for m in meshes]
@@ -65,10 +65,10 @@ def nothing() -> Text:
     return nothing_runs(last.read_final() if last else None)
 
 
-def _status(run: RunDir, *, stats: bool) -> RunStatus:
-    """A run's state; with `stats` also what its ranks use, and the metrics of its services."""
+def _status(run: RunDir, *, stats: bool, metrics: bool) -> RunStatus:
+    """A run's state; with `stats` also what its ranks use, with `metrics` what its driver tells of its services."""
     found = client.document(run, stats=stats)
-    if stats and not found.ended and any(m.kind == "service" for m in found.meshes):
+    if metrics and not found.ended and any(m.kind == "service" for m in found.meshes):
         from forgectl.cli.driver_client import ask_driver  # few runs have services
         from forgectl.protocol.endpoint_calls import GetMetrics, Metrics
 

@@ -52,6 +52,7 @@ def status(
 
     form = _form(form, quiet, as_json)
     ranks = verbose or bool(mesh)
+    shows_metrics = form == "json" or (ranks and form != "name")
     if watch:
         if form in ("wide", "name"):
             raise UsageError(f"-w keeps showing a table or JSON, not -o {form}")
@@ -62,9 +63,10 @@ def status(
         return status_watch.keep_showing(everything, as_json=form == "json", ranks=ranks)
     troubles: list[ForgeError] = []
     if mesh is not None:
-        runs = [look(find(mesh, ended=True), stats=form != "name")]
+        runs = [look(find(mesh, ended=True), stats=form != "name", metrics=shows_metrics)]
     else:
-        runs, troubles = collect(everything, recent=form in ("table", "wide"), stats=form != "name")
+        recent = form in ("table", "wide")
+        runs, troubles = collect(everything, recent=recent, stats=form != "name", metrics=shows_metrics)
     if form == "json":
         from forgectl.cli.views.json_text import json_text
         from forgectl.cli.views.status_json import status_json

@@ -36,7 +36,9 @@ def keep_showing(everything: bool, *, as_json: bool, ranks: bool) -> int:
     changes = ChangeWatch(run_dir.all_runs)
     with _display(as_json=as_json, ranks=ranks) as display, contextlib.suppress(KeyboardInterrupt):
         while True:
-            runs, _ = collect(everything, recent=not as_json, stats=display.shows_use, also=seen)
+            runs, _ = collect(
+                everything, recent=not as_json, stats=display.shows_use, metrics=display.shows_use, also=seen
+            )
             seen |= {run.run for run in runs}
             display.show(runs)
             changes.wait(EVERY)
@@ -52,7 +54,7 @@ def follow(named: Found, *, as_json: bool) -> int:
     with _display(as_json=as_json, ranks=True) as display:
         while True:
             try:
-                found = look(named, stats=display.shows_use)
+                found = look(named, stats=display.shows_use, metrics=display.shows_use)
             except (ForgeError, FileNotFoundError):
                 if named.run.plan_file.exists():
                     raise

@@ -111,7 +111,7 @@ def test_a_stopped_rank_is_named_and_its_going_on_is_said(forge: Forge) -> None:
     assert forge.mesh(run, "h").get("hung") is None
 
 
-@pytest.mark.parametrize(("how", "hang"), [("heartbeats", "after: 2s"), ("lines", "after: 2s, logs: true")])
+@pytest.mark.parametrize(("how", "hang"), [("heartbeats", "after: 5s"), ("lines", "after: 5s, logs: true")])
 def test_heartbeats_and_lines_are_progress_and_their_end_is_not(forge: Forge, how: str, hang: str) -> None:
     run = launch(forge, f"goes_on.py {how}", hang, preload="[]")
     until(lambda: (forge.mesh(run, "h")["seconds_since_progress"] or 9) < 2, "progress")
@@ -119,7 +119,7 @@ def test_heartbeats_and_lines_are_progress_and_their_end_is_not(forge: Forge, ho
     (forge.folder / "stop").touch()
     event = until_event(forge, run, "mesh_hung")
     assert "goes_on.py" in event["message"]
-    assert {*forge.mesh(run, "h")["hung"]["ranks"]} <= {0, 1, 2}  # that end within moments of each other
+    assert forge.mesh(run, "h")["hung"]["ranks"] == [0, 1, 2]
 
 
 def test_a_script_without_progress_is_left_alone_unless_it_has_a_start(forge: Forge) -> None:

@@ -119,7 +119,7 @@ def test_the_same_line_twice_is_not_tried_again(forge: Forge) -> None:
     result = forge.run("launch", forge.spec(crash(9, "1h")))
     assert result.returncode == 1
     why = r"failed twice at crash\.py:2 within \d+ s of its start: not tried again"
-    assert re.search(f"crash stopping: rank 0 on local exited with code 1: ValueError: .*; {why}", result.stderr)
+    assert re.search(f"forgectl: crash (?:stopping|failed): rank 0 on local exited with code 1: ValueError: .*; {why}", result.stderr)
     [run] = forge.runs()
     [mesh] = forge.document(run)["meshes"]
     assert (mesh["state"], mesh["restarts"]) == ("failed", 1)
