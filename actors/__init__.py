@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from actors.types import Completion as Completion
     from actors.types import Episode as Episode
     from actors.types import SamplingParams as SamplingParams
+    from actors.types import StaleBatch as StaleBatch
     from actors.types import StepResult as StepResult
     from actors.weights import Fetched as Fetched
     from actors.weights import WeightStore as WeightStore
@@ -100,6 +101,7 @@ _PUBLIC = {
     "SamplingParams": "types",
     "Sandbox": "sandbox",
     "SandboxUnavailable": "sandbox",
+    "StaleBatch": "types",
     "StepResult": "types",
     "TemplateChat": "environments",
     "ToolError": "environments",

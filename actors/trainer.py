@@ -22,7 +22,7 @@ from actors.batches import Shares
 from actors.checkpoint import Checkpoints, checkpoints_around
 from actors.models import LoadedModel, Model, load_model, save_model
 from actors.training import Training, TrainingOptions
-from actors.types import Episode, StepResult
+from actors.types import Episode, StaleBatch, StepResult
 from actors.weights import WeightStore
 from actors.world import World
 from forgectl import ActorDied, ForgeActor, endpoint
@@ -140,16 +140,25 @@ class Trainer(ForgeActor):
     @endpoint
     @_by_all_ranks
     def train_step(
-        self, data: Shares | Sequence[Episode], loss: Any = None, learning_rate: float | None = None
+        self,
+        data: Shares | Sequence[Episode],
+        loss: Any = None,
+        learning_rate: float | None = None,
+        version: int | None = None,
     ) -> StepResult:
         """Compute gradients and make one optimizer step; the result is the same on all ranks.
 
         data: the step's episodes by rank, as a ReplayBuffer gives them, or as one list, which is dealt out by length.
         For supervised training make them by `demonstration` and give the loss "sft". loss and learning_rate: in place
-        of the trainer's. Metrics: those of the loss, `grad_norm` before clipping, `learning_rate`, `tokens`,
-        `sequences`, `reward`, `zero_variance_groups`.
+        of the trainer's. version: of the weights that the data was sampled for, so that no episode is older than the
+        buffer's bound; raises StaleBatch, and trains nothing, where the trainer has published another. Metrics: those
+        of the loss, `grad_norm` before clipping, `learning_rate`, `tokens`, `sequences`, `reward`,
+        `zero_variance_groups`.
         """
         self._check()
+        if version not in (None, self._training.version):
+            has = self._training.version
+            raise StaleBatch(f"the batch is for version {version} of the weights, but the trainer has version {has}")
         result = self._training.train_step(data, loss, learning_rate)
         self._save_at_times()
         return result

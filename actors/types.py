@@ -135,6 +135,10 @@ class Episode:
         return dataclasses.replace(self, **changes)
 
 
+class StaleBatch(Exception):
+    """Data came for a version of the weights that the trainer no longer has, as after a restart of its ranks."""
+
+
 @dataclass(frozen=True)
 class StepResult:
     """What a training step did."""

@@ -19,7 +19,7 @@ from statistics import fmean
 from typing import Any
 
 import forgectl
-from actors import Completion, SamplingParams, group_episodes
+from actors import Completion, SamplingParams, StaleBatch, group_episodes
 
 names = ("trainer", "generator", "buffer", "rewards", "reference", "data", "metrics")
 trainer, generator, buffer, rewards, reference, data, metrics = map(forgectl.get, names)
@@ -72,6 +72,7 @@ async def evaluate(how: SamplingParams, show: int = 0) -> float:
 
 async def warm_up(policy: Policy) -> None:
     """Show the trainer right answers until it finds some by itself; where it begins is the reference."""
+    await policy.publish()
     while options.warm_up and await evaluate(task.SAMPLED) < options.warm_up:
         for _ in range(10):
             examples = [task.example(row) for row in await data.batch.call_one(128)]
@@ -103,8 +104,8 @@ async def train(policy: Policy) -> None:
     while policy.step < options.steps and min(policy.held_out, fmean(policy.recent or [0])) < options.until:
         try:
             await learn(policy)
-        except forgectl.ActorDied as e:
-            if e.mesh != "trainer":
+        except (forgectl.ActorDied, StaleBatch) as e:  # a rank of the trainer died, in a call or between two
+            if isinstance(e, forgectl.ActorDied) and e.mesh != "trainer":
                 raise
             print(e, flush=True)
             await begin(policy)  # once the ranks are up again; it raises where they may not restart any more
@@ -118,11 +119,11 @@ async def learn(policy: Policy) -> None:
     batch = [
         [e.replaced(ref_logprobs=k) for e, k in zip(*part, strict=True)] for part in zip(batch, known, strict=True)
     ]
-    result = (await trainer.train_step.call(batch)).get(0)
+    result = (await trainer.train_step.call(batch, version=policy.version)).get(0)
     await policy.publish()
     shown = {**result.metrics, "loss": result.loss, "reward": fmean(policy.rewards or [result.metrics["reward"]])}
     shown["tokens_per_second"] = result.metrics["tokens"] / (time.monotonic() - began)
-    if result.step <= policy.step:  # the trainer died between two calls, and went on from its checkpoint
+    if result.step <= policy.step:  # the trainer died before it published, and went on from its checkpoint
         await metrics.resume.call_one(result.step - 1)
     policy.step, policy.rewards = result.step, []
     policy.recent.append(shown["reward"])

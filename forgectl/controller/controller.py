@@ -537,7 +537,7 @@ def main(arguments: list[str]) -> None:
     if "--lock" in options:
         os.set_inheritable(int(options["--lock"]), False)
     elif not _become_only_controller(run_dir):
-        os.write(1, b"ready\n")
+        _say_ready()
         return
     if run_dir.read_final() is None:
         private_folder(sockets)  # not before: nobody would remove it again for a run that has ended
@@ -545,6 +545,12 @@ def main(arguments: list[str]) -> None:
         with contextlib.suppress(ForgeError, OSError):  # `forgectl prune` says what is wrong
             begin_pruning()  # now, as the runs of a user take more room when one has ended
     else:
+        _say_ready()
+
+
+def _say_ready() -> None:
+    """Tell who started this controller that it listens, or that there is nothing more to do."""
+    with contextlib.suppress(BrokenPipeError):  # killed meanwhile
         os.write(1, b"ready\n")
 
 
@@ -571,7 +577,7 @@ def _become_only_controller(run_dir: RunDir) -> bool:
 
 async def _run(run_dir: RunDir, secrets: dict[str, str], adopt: bool, owner: Identity | None, handed: Handed) -> None:
     def announce() -> None:
-        os.write(1, b"ready\n")
-        os.dup2(2, 1)  # the log; the process that waits for the line above sees the end of the pipe
+        _say_ready()
+        os.dup2(2, 1)  # the log; the process that waits for that line sees the end of the pipe
 
     await Controller(run_dir, secrets, adopt, owner, handed).serve(announce)

@@ -13,6 +13,7 @@ import torch
 
 from actors.models import load_model
 from actors.trainer import Trainer
+from actors.types import StaleBatch
 from actors.weights import WeightStore
 from tests.actors.episodes import TINY, episodes
 from tests.conftest import Forge
@@ -45,6 +46,17 @@ def test_a_step_is_trained_published_and_exported(tmp_path: Path) -> None:
     for name, tensor in exported.items():
         assert torch.equal(tensor, published[name])
         assert not torch.equal(tensor, before[name])
+
+
+def test_a_batch_for_another_version_of_the_weights_is_refused(tmp_path: Path) -> None:
+    store = WeightStore("policy", folder=tmp_path)
+    trainer = made(weights=store)
+    version = trainer.push_weights()
+    assert trainer.train_step(episodes(), version=version).step == 1
+    again = made(weights=store)  # as after a restart of the mesh
+    with pytest.raises(StaleBatch, match="for version 1 of the weights, but the trainer has version 2"):
+        again.train_step(episodes(), version=version)
+    assert asyncio.run(again.get_status()).step == 0
 
 
 def test_gradients_and_step_may_be_asked_for_apart() -> None:

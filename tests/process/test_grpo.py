@@ -63,8 +63,8 @@ def test_it_leaves_metrics_samples_a_plot_a_checkpoint_and_a_model(forge: Forge)
     samples = json_lines(forge.folder / "grpo-run/samples.jsonl")
     assert len({s["episode_id"] for s in samples}) == len(samples) > 0
     assert max(row["policy_age_max"] for row in rows) <= MAX_AGE
-    for sample in samples:  # step 1 trains version 0
-        assert 0 <= sample["step"] - 1 - sample["policy_version"] <= MAX_AGE
+    for sample in samples:  # step 1 trains version 1
+        assert 0 <= sample["step"] - sample["policy_version"] <= MAX_AGE
     assert (forge.folder / "grpo-run/metrics.png").read_bytes()[:4] == b"\x89PNG"
     assert load_model(str(forge.folder / "grpo-run/model")).config.hidden_size == 32
     again = forge.run(*words(forge, options.replace("10", "12"), *SMALL), timeout=240)
@@ -95,8 +95,60 @@ def test_it_goes_on_when_a_generator_and_a_trainer_rank_are_killed(forge: Forge)
     steps = [row["step"] for row in rows]
     assert steps == sorted(set(steps))
     assert steps[-1] >= 60
+    assert max(row["policy_age_max"] for row in rows) <= MAX_AGE
     samples = json_lines(forge.folder / "grpo-run/samples.jsonl")
     assert len({s["episode_id"] for s in samples}) == len(samples) > 0, "an episode came twice"
+
+
+SEVENS = """
+from actors import SamplingParams
+
+SAMPLED, BEST = SamplingParams(max_tokens=4), SamplingParams(max_tokens=4, temperature=0)
+
+def held_out():
+    return [{"prompt": f"{i:02d}+"} for i in range(8)]
+
+def training(epoch=0, seed=0):
+    return ({"prompt": f"{i:02d}="} for i in range(100))
+
+def sevens(completions):
+    ended = [0 < len(text) < 4 for text in completions]
+    return [text.count("7") / len(text) if end else 0.0 for text, end in zip(completions, ended)]
+"""
+
+
+def test_the_reward_goes_on_rising_after_a_trainer_rank_is_killed(forge: Forge) -> None:
+    """A task that a tiny model learns in dozens of steps: to answer with sevens, and to end."""
+    forge.write("sevens.py", SEVENS)
+    task = ("actors.rewards.args.functions=['sevens:sevens']", "actors.data.args.source=sevens:training")
+    fast = ("actors.trainer.args.optimizer.lr=1.0e-2", "actors.buffer.args.batch_size=64")
+    driver = "--task sevens --warm-up 0 --until 0.9 --evaluate 5 --save 5"
+    launch = forge.start(*words(forge, driver, *SMALL[1:], *task, *fast))
+    folder = forge.folder / "grpo-run"
+    until(lambda: saved_step(folder) > 0 and metrics(folder)[-1]["reward"] > 0.3, "a checkpoint, and some reward", 120)
+    [run] = forge.runs()
+    rewards_before = [row["reward"] for row in metrics(folder)]
+    os.kill(forge.mesh(run, "trainer")["ranks"][1]["pid"], signal.SIGKILL)
+    out, err = launch.communicate(timeout=240)
+    assert launch.returncode == 0, out + err
+    assert "trainer: restart 1 of 3: rank 1 on local was killed by SIGKILL" in err
+    assert rewards_before[0] < 0.3
+    assert max(rewards_before) < 0.9
+    rows = metrics(folder)
+    assert rows[-1]["reward"] > 0.85
+    assert max(row["policy_age_max"] for row in rows) <= MAX_AGE
+    assert re.search(r"reward (0\.9\d|1\.00) on the prompts that are held out\n.*see ", out, re.DOTALL)
+
+
+def test_a_malformed_row_ends_the_run_with_its_line(forge: Forge) -> None:
+    rows = [json.dumps({"prompt": str(i)}) for i in range(2000)]
+    rows[1016] = '{"prompt": '
+    forge.write("rows.jsonl", "\n".join(rows))
+    forge.write("read.py", "import forgectl\nfor _ in range(20): forgectl.get('data').batch.call_one(100).get()")
+    spec = "actors: {data: {class: 'actors:DatasetActor', args: {source: rows.jsonl}}}\ndriver: {run: read.py}"
+    done = forge.run("launch", forge.spec(spec))
+    assert done.returncode == 1
+    assert re.search(r"ValueError: .*rows\.jsonl, line 1,017: not JSON", done.stderr), done.stderr
 
 
 def test_a_language_model_resumes_after_the_driver_was_killed(forge: Forge) -> None:
