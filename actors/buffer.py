@@ -11,6 +11,7 @@ import math
 import pkgutil
 import random
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -122,7 +123,7 @@ class Buffer:
         self._ready: list[_Group] = []
         self._forming: dict[str, _Group] = {}
         self._tickets: dict[str, int] = {}  # → the version that its group is to be sampled with
-        self._known: dict[str, None] = {}  # ids, the latest last
+        self._known = OrderedDict[str, None]()  # ids, the latest last
         self._next_version: int | None = None  # of the policy that the next batch will train, as far as is known
         self.newest_version: int | None = None
         """The highest version of the policy that `sample` or `admit` was called with."""
@@ -175,7 +176,7 @@ class Buffer:
             return False
         self._known[episode.episode_id] = None
         while len(self._known) > REMEMBERED:
-            del self._known[next(iter(self._known))]
+            self._known.popitem(last=False)  # a dict would pass over all that it has lost, each time
         self._counts["added"] += 1
         group = self._forming.setdefault(episode.group_id, _Group(self._counts["added"], episode.policy_version))
         group.add(episode)
@@ -316,7 +317,7 @@ class Buffer:
         ]
         self._ready = [g for g in groups if len(g.episodes) == self.group_size]
         self._forming = {g.episodes[0].group_id: g for g in groups if len(g.episodes) < self.group_size}
-        self._known = dict.fromkeys(state_dict["known"])
+        self._known = OrderedDict.fromkeys(state_dict["known"])
         self._random.setstate(state_dict["random"])
         self._next_version = state_dict["next_version"]
         self._equal_in_a_row = state_dict["equal_in_a_row"]

@@ -74,7 +74,7 @@ async def warm_up(policy: Policy) -> None:
     """Show the trainer right answers until it finds some by itself; where it begins is the reference."""
     await policy.publish()
     while options.warm_up and await evaluate(task.SAMPLED) < options.warm_up:
-        for _ in range(10):
+        for _ in range(5):
             examples = [task.example(row) for row in await data.batch.call_one(128)]
             await trainer.train_step.call(examples, loss="sft", learning_rate=1e-3)
         await policy.publish()

@@ -83,31 +83,47 @@ class Loop:
         self.version = (await self.trainer.push_weights.call(wait=True)).get(0)
         await self.generator.update_weights.fanout(self.version, source=self.trainer.slice(procs=0))
 
-    async def group(self) -> list[Episode]:
-        """Answers to the next prompt, with their rewards."""
-        row, name = await self.data.sample.call_one(), uuid.uuid4().hex
-        assert row is not None
-        answers = await self.generator.generate.route(row["prompt"], self.sampled, request_id=name)
-        prompts, columns = [row["prompt"]] * len(answers), {"answer": [row["answer"]] * len(answers)}
-        scored = await self.rewards.reward.call_one(prompts, [a.text for a in answers], **columns)
-        return group_episodes(answers, scored.total, name)
+    async def groups(self, count: int) -> list[list[Episode]]:
+        """Answers to the next prompts, with their rewards."""
+        rows = await self.data.batch.call_one(count)
+        names = [uuid.uuid4().hex for _ in rows]
+        requests = [
+            self.generator.generate.route(row["prompt"], self.sampled, request_id=name)
+            for row, name in zip(rows, names, strict=True)
+        ]
+        groups = await asyncio.gather(*requests)
+        every = [(row, answer.text) for row, answers in zip(rows, groups, strict=True) for answer in answers]
+        columns = {"answer": [row["answer"] for row, _ in every]}
+        scored = await self.rewards.reward.call_one(
+            [row["prompt"] for row, _ in every], [t for _, t in every], **columns
+        )
+        totals, size = scored.total, self.job.group
+        return [
+            group_episodes(answers, totals[i * size : (i + 1) * size], name)
+            for i, (answers, name) in enumerate(zip(groups, names, strict=True))
+        ]
 
     async def roll_out(self) -> None:
         while True:
             ticket = await self.buffer.admit.call_one(self.version)
             assert ticket is not None
             try:
-                await self.buffer.add.call_one(await self.group(), ticket)
+                [group] = await self.groups(1)
+                await self.buffer.add.call_one(group, ticket)
             except BaseException:
                 await self.buffer.release.call_one(ticket)
                 raise
 
+    async def batch(self) -> Any:
+        """What the next step trains on: answers of the present weights, or those that have come to the buffer."""
+        if self.job.max_policy_age == 0:
+            return [episode for group in await self.groups(self.job.prompts) for episode in group]
+        return await self.buffer.sample.call_one(self.version, timeout=None)
+
     async def learn(self) -> None:
         ends = list[float]()
         for _ in range(self.job.steps):
-            batch = await self.buffer.sample.call_one(self.version, timeout=None)
-            assert batch is not None
-            await self.step(batch)
+            await self.step(await self.batch())
             await self.publish()
             ends.append(time.perf_counter())
         self.record.seconds.extend(after - before for before, after in itertools.pairwise(ends))
@@ -140,8 +156,7 @@ async def complete(job: Job) -> dict[str, Any]:
     loop = Loop(job)
     await loop.start_trainer(job.model)
     await loop.start_others()
-    groups = [await loop.group() for _ in range(job.prompts)]
-    episodes = [episode for group in groups for episode in group]
+    episodes = await loop.batch()
     for _ in range(job.steps):
         await loop.step(episodes)
     completions = {
@@ -157,7 +172,8 @@ async def train(job: Job) -> dict[str, Any]:
     await loop.start_trainer(job.model)
     await loop.start_others()
     await loop.publish()
-    rollouts = [asyncio.ensure_future(loop.roll_out()) for _ in range(job.prompts * (1 + (job.max_policy_age > 0)))]
+    count = 2 * job.prompts if job.max_policy_age else 0
+    rollouts = [asyncio.ensure_future(loop.roll_out()) for _ in range(count)]
     learning = asyncio.ensure_future(loop.learn())
     ended, going_on = await asyncio.wait([learning, *rollouts], return_when=asyncio.FIRST_COMPLETED)
     for task in going_on:
