@@ -140,9 +140,11 @@ def standing(forge: Forge, chance: random.Random) -> list[Hit]:
         victim = victims.any_of(run, *PARTS)
         if process is not None and chance.random() < 0.2:
             victim = ("command", process.pid)
+        # Who dies together with its controller is not brought back: the run is lost then.
+        if victim is not None and victim[0] == "controller" and whole is None:
+            settled(forge, run)
         role = victim[0] if victim is not None and victims.kill(*victim) else None
         before, whole = whole, None
-        # Who dies together with its controller is not brought back: the run is lost then.
         if chance.random() < 0.6 or role == "controller":
             whole = pids(settled(forge, run)["meshes"][0])
         restarts = command is not None and command[0] == "restart"
@@ -191,11 +193,15 @@ def launching(forge: Forge, chance: random.Random) -> list[Hit]:
     for run in [r for r in forge.runs() if (forge.run_dir(r) / "plan.json").exists()]:
 
         def known(run: str = run) -> bool:
-            document = forge.document(run)
-            [mesh] = document["meshes"]
-            return bool(document["ended_at"]) or (document["state"] == "running" and mesh["ready"] == 2)
+            found = [document for document in forge.status("-a") if document["run"] == run]
+            return all(d["ended_at"] or (d["state"] == "running" and d["meshes"][0]["ready"] == 2) for d in found)
 
         until(known, f"{run} to be up or gone, after the death of {role}")
+        if run not in forge.runs():
+            _, err = launch.communicate(timeout=60)
+            assert role == "controller", f"{run} never began, after the death of {role}: {err}"
+            assert "Traceback" not in err, err
+            continue
         if again and role != "command":
             assert not forge.document(run)["ended_at"], f"it restarts, and ended after the death of {role}"
         forge.run("shutdown", "--run", run, "--force")
