@@ -101,9 +101,13 @@ async def train(policy: Policy) -> None:
     """Learn until the policy is good enough; where a rank of the trainer dies, go on from the last checkpoint."""
     policy.held_out = await evaluate(task.BEST, options.show)
     print(f"reward {policy.held_out:.2f} on the prompts that are held out", flush=True)
-    while policy.step < options.steps and min(policy.held_out, fmean(policy.recent or [0])) < options.until:
+    while True:
         try:
-            await learn(policy)
+            while policy.step < options.steps and min(policy.held_out, fmean(policy.recent or [0])) < options.until:
+                await learn(policy)
+            await save()
+            await trainer.export.call(f"{options.folder}/model")
+            return
         except (forgectl.ActorDied, StaleBatch) as e:  # a rank of the trainer died, in a call or between two
             if isinstance(e, forgectl.ActorDied) and e.mesh != "trainer":
                 raise
@@ -141,7 +145,9 @@ async def save() -> None:
 
 
 async def begin(policy: Policy) -> None:
-    """Go on from the last checkpoint, or begin where there is none yet."""
+    """Go on from the last checkpoint, or begin where there is none yet; how good the policy is must show again."""
+    policy.recent.clear()
+    policy.held_out = 0.0
     if not await resume(policy):
         policy.step = 0
         await metrics.resume.call_one(0)
@@ -171,8 +177,6 @@ async def main() -> None:
     rollouts.cancel()
     await asyncio.gather(rollouts, return_exceptions=True)
     print(f"reward {await evaluate(task.BEST, options.show):.2f} on the prompts that are held out", flush=True)
-    await save()
-    await trainer.export.call(f"{options.folder}/model")
     print(f"see {await metrics.plot.call_one()}", flush=True)
 
 

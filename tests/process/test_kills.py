@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
+import select
 import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import forgectl
 from forgectl.system import cgroups
 from tests.conftest import Forge, listening_ports, processes_of, until
 from tests.process.deaths import (
@@ -30,6 +36,7 @@ STAY = f"lease: 2s\nscripts: {{stay: {RANKS}}}"
 RESTART = "lease: 2s\nscripts: {stay: {run: PROGRAMS/stay.py, procs: 2, preload: [], restart: {max: 9, backoff: 0}}}"
 DAEMON = "lease: 2s\nscripts: {daemon: {run: PROGRAMS/daemon.py HOW, procs: 2, preload: []}}"
 OVER = ("succeeded", "failed", "stopped", "lost")
+BOOT = Path(forgectl.__file__).with_name("boot.py")
 
 
 def daemons_of(forge: Forge, run: str, count: int) -> list[int]:
@@ -394,3 +401,16 @@ def test_a_detached_launch_that_is_killed_comes_up_or_is_gone(forge: Forge) -> N
             up += 1
     assert ended + up == len(runs)
     forge.ok("shutdown", "--all", "--force")
+
+
+def test_a_fork_server_ends_quietly_when_its_agent_dies_with_answers_unread(tmp_path: Path) -> None:
+    agent, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with agent, theirs:
+        words = [sys.executable, str(BOOT), "forkserver", str(theirs.fileno())]
+        server = subprocess.Popen(words, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, text=True)
+        theirs.close()
+        agent.send(json.dumps({"workdir": str(tmp_path), "preload": []}).encode())
+        assert select.select([agent], [], [], 60)[0], "it got warm, and said so"
+        agent.close()  # as by a SIGKILL: the server's connection is reset
+        _, err = server.communicate(timeout=60)
+    assert (server.returncode, err) == (0, "")

@@ -122,7 +122,10 @@ class _Server:
                         os.read(self.wakeup, 4096)
                     self._reap()
                     continue
-                message, fds, _, _ = socket.recv_fds(self.agent, PACKET, 64)
+                try:
+                    message, fds, _, _ = socket.recv_fds(self.agent, PACKET, 64)
+                except ConnectionResetError:  # the agent was killed, and had not read all that we sent
+                    return None
                 if not message:
                     return None
                 child = self._fork(json.loads(message), fds)
