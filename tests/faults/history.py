@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Event = dict[str, Any]
@@ -78,6 +78,8 @@ def wrong_causes(events: Iterable[Event], hits: Sequence[Hit]) -> list[str]:
     """The failures that no hit explains, and the hits of ranks after which the rank's generation did not fail."""
     events = list(events)
     born = {(e["host"], e["pid"]): e for e in events if e["event"] == "rank_started"}
+    # A rank that has just been forked still has the command line of its fork server.
+    hits = [replace(h, role="rank") if h.role == "forkserver" and (h.host, h.pid) in born else h for h in hits]
     failing = [e for e in events if e["event"] == "mesh_failing"]
     found = [f"nothing explains: {e['message']}" for e in failing if not any(_explains(h, e, born) for h in hits)]
     over = {(e["mesh"], e["generation"]) for e in failing}
