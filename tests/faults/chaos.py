@@ -114,7 +114,8 @@ def judge(forge: Forge, run: str, hits: list[Hit]) -> None:
     assert not (wrong := wrong_causes(events, hits)), f"{wrong}\n{hits}\n{text}"
     told = json.loads(forge.ok("why", run, "--json"))
     assert told["state"] == document["state"]
-    last = {e["mesh"]: e["failure"] for e in events if e["event"] == "mesh_failing"}
+    failures = [e for e in events if e["event"] in ("mesh_failing", "mesh_restarted") and e.get("failure")]
+    last = {e["mesh"]: e["failure"] for e in failures}  # by a restart all its ranks have told when they ended
     for mesh in told["meshes"]:
         if mesh["failure"] and mesh["mesh"] in last:
             same = ("kind", "generation", "rank", "host", "signal", "message")

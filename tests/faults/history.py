@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 Event = dict[str, Any]
@@ -78,8 +78,6 @@ def wrong_causes(events: Iterable[Event], hits: Sequence[Hit]) -> list[str]:
     """The failures that no hit explains, and the hits of ranks after which the rank's generation did not fail."""
     events = list(events)
     born = {(e["host"], e["pid"]): e for e in events if e["event"] == "rank_started"}
-    # A rank that has just been forked still has the command line of its fork server.
-    hits = [replace(h, role="rank") if h.role == "forkserver" and (h.host, h.pid) in born else h for h in hits]
     failing = [e for e in events if e["event"] == "mesh_failing"]
     found = [f"nothing explains: {e['message']}" for e in failing if not any(_explains(h, e, born) for h in hits)]
     over = {(e["mesh"], e["generation"]) for e in failing}
@@ -96,14 +94,14 @@ def wrong_causes(events: Iterable[Event], hits: Sequence[Hit]) -> list[str]:
 
 def _explains(hit: Hit, failing: Event, born: Mapping[tuple[str, int], Event]) -> bool:
     failure = failing["failure"]
-    if hit.role == "rank":
+    if hit.role == "forkserver" and "the fork server ended by signal 9" in failure["message"]:
+        return True
+    if hit.role in ("rank", "forkserver"):  # a rank that has just been forked has the command line of its fork server
         start = born.get((hit.host, hit.pid))
         if start is None:  # killed before anybody knew it
             return failure["host"] in (hit.host, None) and failure["signal"] == 9
         same = all(start[key] == failing[key] for key in ("mesh", "generation"))
         return same and (failure["kind"], failure["rank"], failure["signal"]) == ("signal", start["rank"], 9)
-    if hit.role == "forkserver":
-        return "the fork server ended by signal 9" in failure["message"]
     if hit.role == "messenger":
         return f"the messenger on host {hit.host}: it ended by signal 9" in failure["message"]
     if hit.role == "agent":
