@@ -403,14 +403,18 @@ def test_a_detached_launch_that_is_killed_comes_up_or_is_gone(forge: Forge) -> N
     forge.ok("shutdown", "--all", "--force")
 
 
-def test_a_fork_server_ends_quietly_when_its_agent_dies_with_answers_unread(tmp_path: Path) -> None:
+@pytest.mark.parametrize("setup", [None, {"preload": []}, {"preload": ["no_such_module"]}])
+def test_a_fork_server_ends_quietly_when_its_agent_dies(tmp_path: Path, setup: dict[str, Any] | None) -> None:
+    """Before it has said what to do, or before it has read the answer."""
     agent, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with agent, theirs:
         words = [sys.executable, str(BOOT), "forkserver", str(theirs.fileno())]
         server = subprocess.Popen(words, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, text=True)
         theirs.close()
-        agent.send(json.dumps({"workdir": str(tmp_path), "preload": []}).encode())
-        assert select.select([agent], [], [], 60)[0], "it got warm, and said so"
-        agent.close()  # as by a SIGKILL: the server's connection is reset
+        if setup is not None:
+            agent.send(json.dumps({"workdir": str(tmp_path), **setup}).encode())
+            if not setup["preload"]:
+                assert select.select([agent], [], [], 60)[0], "it got warm, and said so"
+        agent.close()  # as by a SIGKILL: what was not read resets the server's connection
         _, err = server.communicate(timeout=60)
     assert (server.returncode, err) == (0, "")

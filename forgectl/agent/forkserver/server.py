@@ -40,14 +40,18 @@ def main(arguments: list[str]) -> Child | None:
     agent.set_inheritable(False)
     die_with_parent(os.getppid())
     become_subreaper()
-    setup = json.loads(agent.recv(PACKET))
+    first, _ = _received(agent)
+    if not first:
+        return None
+    setup = json.loads(first)
     redaction.of_process()
     gc.disable()  # imports make many objects and drop few: without the collector they are an eighth faster
     late_variables.note()
     try:
         _preload(setup["workdir"], setup["preload"])
     except BaseException as e:
-        agent.send(json.dumps(_why_cold(e)).encode())
+        with contextlib.suppress(OSError):  # the agent is gone
+            agent.send(json.dumps(_why_cold(e)).encode())
         return None
     finally:
         late_variables.noted()
@@ -56,6 +60,15 @@ def main(arguments: list[str]) -> Child | None:
     server = _Server(agent)
     server.send({"warm": True, "torch": "torch" in sys.modules})
     return server.serve()
+
+
+def _received(agent: socket.socket) -> tuple[bytes, list[int]]:
+    """A message and its descriptors; an empty one once the agent is gone."""
+    try:
+        message, fds, _, _ = socket.recv_fds(agent, PACKET, 64)
+    except ConnectionResetError:  # it was killed, and had not read all that we sent
+        return b"", []
+    return message, fds
 
 
 _NO_MONARCH = "it imports monarch, whose threads do not survive a fork: import it in the actor's module instead"
@@ -122,10 +135,7 @@ class _Server:
                         os.read(self.wakeup, 4096)
                     self._reap()
                     continue
-                try:
-                    message, fds, _, _ = socket.recv_fds(self.agent, PACKET, 64)
-                except ConnectionResetError:  # the agent was killed, and had not read all that we sent
-                    return None
+                message, fds = _received(self.agent)
                 if not message:
                     return None
                 child = self._fork(json.loads(message), fds)
