@@ -158,15 +158,16 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
 # ------------------------------------------------------------ real ranks
 
 
-def train(forge: Forge, scene: str, *, code: int = 0) -> subprocess.CompletedProcess[str]:
+def train(forge: Forge, scene: str, *, code: int = 0, seconds: float = 90.0) -> subprocess.CompletedProcess[str]:
     bring(forge)
     shutil.copy(Path(__file__).with_name("episodes.py"), forge.folder)
     forge.env["OMP_NUM_THREADS"] = "1"
-    return play(forge, f"train.py {scene}", code=code)
+    return play(forge, f"train.py {scene}", code=code, seconds=seconds)
 
 
+@pytest.mark.timeout(300)  # five meshes that import torch, beside other tests
 def test_loss_and_gradients_are_the_same_for_any_number_of_ranks(forge: Forge) -> None:
-    train(forge, "all_numbers_of_ranks_train_alike")
+    train(forge, "all_numbers_of_ranks_train_alike", seconds=240)
 
 
 def test_another_number_of_ranks_resumes(forge: Forge) -> None:

@@ -26,10 +26,10 @@ def to_play(forge: Forge, scene: str) -> list[str]:
     return [str(forge.folder / program), *words]
 
 
-def play(forge: Forge, scene: str, *, code: int = 0) -> subprocess.CompletedProcess[str]:
+def play(forge: Forge, scene: str, *, code: int = 0, seconds: float = 90.0) -> subprocess.CompletedProcess[str]:
     """Run a script, whose assertions must hold, to its end; by then nothing of its run may be left."""
     process = forge.python(*to_play(forge, scene))
-    out, err = process.communicate(timeout=90)
+    out, err = process.communicate(timeout=seconds)
     assert process.returncode == code, f"{process.returncode}\n{out}\n{err}"
     assert processes_with(f"FORGECTL_HOME={forge.home}") == {}
     for run in forge.runs():
