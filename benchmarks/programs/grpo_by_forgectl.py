@@ -118,7 +118,9 @@ class Loop:
         """What the next step trains on: answers of the present weights, or those that have come to the buffer."""
         if self.job.max_policy_age == 0:
             return [episode for group in await self.groups(self.job.prompts) for episode in group]
-        return await self.buffer.sample.call_one(self.version, timeout=None)
+        batch = await self.buffer.sample.call_one(self.version, timeout=None)
+        assert batch is not None
+        return batch
 
     async def learn(self) -> None:
         ends = list[float]()

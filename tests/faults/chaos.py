@@ -114,12 +114,16 @@ def judge(forge: Forge, run: str, hits: list[Hit]) -> None:
     assert not (wrong := wrong_causes(events, hits)), f"{wrong}\n{hits}\n{text}"
     told = json.loads(forge.ok("why", run, "--json"))
     assert told["state"] == document["state"]
-    failures = [e for e in events if e["event"] in ("mesh_failing", "mesh_restarted") and e.get("failure")]
-    last = {e["mesh"]: e["failure"] for e in failures}  # by a restart all its ranks have told when they ended
+    first = {e["mesh"]: e["failure"] for e in events if e["event"] == "mesh_failing"}
+    told_last = [e for e in events if e["event"] in ("mesh_failing", "mesh_restarted") and e.get("failure")]
+    last = {e["mesh"]: e["failure"] for e in told_last}  # by a restart all ranks have told when they ended
     for mesh in told["meshes"]:
-        if mesh["failure"] and mesh["mesh"] in last:
-            same = ("kind", "generation", "rank", "host", "signal", "message")
-            assert {k: mesh["failure"][k] for k in same} == {k: last[mesh["mesh"]][k] for k in same}, text
+        if mesh["failure"] and mesh["mesh"] in first:
+            for event, same in (
+                (first, ("kind", "generation", "host", "signal")),
+                (last, ("kind", "generation", "rank", "host", "signal", "message")),
+            ):
+                assert {k: mesh["failure"][k] for k in same} == {k: event[mesh["mesh"]][k] for k in same}, text
     for log in (forge.run_dir(run) / "controller.log", *(forge.run_dir(run) / "agents").glob("*.log")):
         assert "Traceback" not in (said := log.read_text(errors="replace") if log.exists() else ""), said[-3000:]
 

@@ -98,8 +98,8 @@ def _explains(hit: Hit, failing: Event, born: Mapping[tuple[str, int], Event]) -
         return True
     if hit.role in ("rank", "forkserver"):  # a rank that has just been forked has the command line of its fork server
         start = born.get((hit.host, hit.pid))
-        if start is None:  # killed before anybody knew it
-            return failure["host"] in (hit.host, None) and failure["signal"] == 9
+        if start is None:  # killed before anybody knew it; a fork server's death was told above
+            return hit.role == "rank" and failure["host"] in (hit.host, None) and failure["signal"] == 9
         same = all(start[key] == failing[key] for key in ("mesh", "generation"))
         return same and (failure["kind"], failure["rank"], failure["signal"]) == ("signal", start["rank"], 9)
     if hit.role == "messenger":

@@ -50,8 +50,7 @@ def main(arguments: list[str]) -> Child | None:
     try:
         _preload(setup["workdir"], setup["preload"])
     except BaseException as e:
-        with contextlib.suppress(OSError):  # the agent is gone
-            agent.send(json.dumps(_why_cold(e)).encode())
+        _send(agent, _why_cold(e))
         return None
     finally:
         late_variables.noted()
@@ -69,6 +68,12 @@ def _received(agent: socket.socket) -> tuple[bytes, list[int]]:
     except ConnectionResetError:  # it was killed, and had not read all that we sent
         return b"", []
     return message, fds
+
+
+def _send(agent: socket.socket, message: dict[str, Any], fds: list[int] | None = None) -> None:
+    data = json.dumps(message).encode()
+    with contextlib.suppress(OSError):  # the agent is gone: the next read ends this process too
+        socket.send_fds(agent, [data], fds or [])
 
 
 _NO_MONARCH = "it imports monarch, whose threads do not survive a fork: import it in the actor's module instead"
@@ -183,6 +188,4 @@ class _Server:
 
     def send(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
         """Send the agent an answer, with descriptors."""
-        data = json.dumps(message).encode()
-        with contextlib.suppress(OSError):  # the agent is gone: the next read ends this process too
-            socket.send_fds(self.agent, [data], fds or [])
+        _send(self.agent, message, fds)
