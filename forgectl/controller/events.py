@@ -47,6 +47,11 @@ class _Seen(NamedTuple):
     ranks: Mapping[int, RankState]  # those of that generation, which keep changing with it
     hosts: tuple[str, ...]
 
+    @property
+    def waits(self) -> bool:
+        """Whether its generation begins once its hosts are ready: one that ends has failed, or was asked to."""
+        return self.state in ("pending", "restarting") and not self.failed and self.asked is None
+
     @classmethod
     def of(cls, m: MeshState) -> _Seen:
         asked = m.again.by if m.again else None
@@ -187,6 +192,10 @@ class Events:
         restarted = not same and after.restarts > before.restarts
         fails = (after.failed and not before.failed) if same else restarted and not before.failed
         if fails or (after.state in ("failed", "lost") and before.state != after.state and not before.failed):
+            if before.waits:  # whoever reads of the end of a generation has read of its beginning
+                message = f"generation {before.generation} waited for its hosts"
+                about = {"mesh": mesh.name, "generation": before.generation, "state": before.state}
+                yield self._event("mesh_starting", message, **about)
             found = self._failure(mesh, before, after, policy_of(mesh, self._now) if same else "")
             if not after.ended_by_hang:  # else the event `mesh_hung` has its incident
                 self.failing[mesh.name] = self.count + 1

@@ -70,6 +70,11 @@ def until_event(forge: Forge, run: str, name: str) -> dict[str, Any]:
     return event
 
 
+def goes_on(rank: dict[str, Any]) -> bool:
+    seconds = rank["seconds_since_progress"]  # None: it has not begun
+    return seconds is not None and seconds < 2
+
+
 def why(forge: Forge, run: str) -> dict[str, Any]:
     mesh: dict[str, Any] = json.loads(forge.ok("why", run, "--json"))["meshes"][0]
     return mesh
@@ -114,7 +119,7 @@ def test_a_stopped_rank_is_named_and_its_going_on_is_said(forge: Forge) -> None:
 @pytest.mark.parametrize(("how", "hang"), [("heartbeats", "after: 5s"), ("lines", "after: 5s, logs: true")])
 def test_heartbeats_and_lines_are_progress_and_their_end_is_not(forge: Forge, how: str, hang: str) -> None:
     run = launch(forge, f"goes_on.py {how}", hang, preload="[]")
-    until(lambda: (forge.mesh(run, "h")["seconds_since_progress"] or 9) < 2, "progress")
+    until(lambda: all(goes_on(rank) for rank in forge.mesh(run, "h")["ranks"]), "progress of all")
     assert events(forge, run, "mesh_hung") == []
     (forge.folder / "stop").touch()
     event = until_event(forge, run, "mesh_hung")

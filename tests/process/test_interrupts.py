@@ -22,24 +22,29 @@ SERIES = [(number, seed) for number in (signal.SIGINT, signal.SIGTERM, signal.SI
 """Of MOMENTS each, spread evenly over a launch."""
 
 
-def _life(forge: Forge) -> float:
-    """Seconds that a launch of SHORT takes here and now, several at once."""
-    starts = [time.monotonic()]
-    launches = [forge.start("launch", "short.yaml", "--name", f"whole-{i}") for i in range(AT_ONCE)]
-    for launch in launches:
-        launch.communicate(timeout=60)
-        assert launch.returncode == 0
-    return time.monotonic() - starts[0]
+class _Life:
+    """How long a launch of SHORT takes here and now, several at once: the machine may have been busier a moment ago."""
 
+    def __init__(self, forge: Forge) -> None:
+        self._forge = forge
+        began = time.monotonic()
+        launches = [forge.start("launch", "short.yaml", "--name", f"whole-{i}") for i in range(AT_ONCE)]
+        for launch in launches:
+            launch.communicate(timeout=60)
+            assert launch.returncode == 0
+        self.seconds = time.monotonic() - began
 
-def _interrupted(forge: Forge, number: signal.Signals, name: str, after: float, *options: str) -> tuple[int, str]:
-    """Exit code and stderr of a launch that gets a signal `after` seconds."""
-    launch = forge.start("launch", "short.yaml", "--name", name, *options)
-    time.sleep(after)  # the moment is what is tested
-    if launch.poll() is None:
-        launch.send_signal(number)
-    _, err = launch.communicate(timeout=60)
-    return launch.returncode, err
+    def interrupted(self, number: signal.Signals, name: str, part: float) -> tuple[int, str]:
+        """Exit code and stderr of a launch that gets a signal when this part of its life is over."""
+        began = time.monotonic()
+        launch = self._forge.start("launch", "short.yaml", "--name", name)
+        try:
+            launch.wait(part * self.seconds)
+            self.seconds = min(self.seconds, time.monotonic() - began)
+        except subprocess.TimeoutExpired:
+            launch.send_signal(number)
+        _, err = launch.communicate(timeout=60)
+        return launch.returncode, err
 
 
 def _is_of_the_interpreter(code: int, err: str, number: int) -> bool:
@@ -60,17 +65,17 @@ def _is_of_the_first_imports(line: str) -> bool:
 def test_a_signal_at_any_moment_of_a_launch_leaves_nothing(forge: Forge, number: signal.Signals, seed: int) -> None:
     forge.write("short.py", "import time; time.sleep(0.2)")
     forge.spec(SHORT, "short.yaml")
-    life = _life(forge)
+    life = _Life(forge)
     chance = random.Random(100 * number + seed)
-    moments = {f"r{i}": 1.1 * life * (i + chance.random()) / MOMENTS for i in range(MOMENTS)}
+    moments = {f"r{i}": 1.1 * (i + chance.random()) / MOMENTS for i in range(MOMENTS)}
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        results = dict(zip(moments, pool.map(lambda m: _interrupted(forge, number, *m), moments.items()), strict=True))
+        results = dict(zip(moments, pool.map(lambda m: life.interrupted(number, *m), moments.items()), strict=True))
 
     begun = {run.rpartition("-")[0]: run for run in forge.runs()}
     stopped = 0
     for name, (code, err) in results.items():
-        where = f"{name}, {moments[name]:.3f} s of {life:.3f} s: {code}\n{err}"
+        where = f"{name}, {moments[name]:.3f} of {life.seconds:.3f} s: {code}\n{err}"
         if name not in begun:
             if number == signal.SIGINT and not _is_of_the_interpreter(code, err, number):
                 assert (code, err) == (130, ""), where

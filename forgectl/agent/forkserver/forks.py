@@ -53,6 +53,7 @@ class ForkServer:
         self._log = warming.log
         self._pid = warming.pid
         self._code: int | None = None  # its exit code; a signal is negative
+        self._ended = asyncio.Event()  # it was collected, and `_code` is known
         self._socket = warming.socket
         self._reaper = reaper
         self._loop = asyncio.get_running_loop()
@@ -87,7 +88,8 @@ class ForkServer:
         """Ask the server, once it is warm, to fork a child; raises ForkServerError."""
         await asyncio.shield(self.warm)
         if not self.alive:
-            raise ForkServerError("the fork server is gone")
+            await self._ended.wait()
+            raise self._end()
         self._tokens += 1
         token = self._tokens
         asked: asyncio.Future[ForkedProcess] = self._loop.create_future()
@@ -160,7 +162,8 @@ class ForkServer:
         while self.alive and self._on_message():  # what it sent before, such as why it could not get warm
             pass
         self._hang_up()
-        error = ForkServerError(self._how_ended(), self._log_end())
+        self._ended.set()
+        error = self._end()
         if not self.warm.done():
             self.warm.set_exception(error)
         for asked in self._asked.values():
@@ -177,8 +180,8 @@ class ForkServer:
         code = self._code
         return f"the fork server ended by {f'signal {-code}' if code and code < 0 else f'exit code {code}'}"
 
-    def _log_end(self) -> str:
-        return "\n".join(rank_logs.tail(self._log, lines=100, limit_bytes=4000))
+    def _end(self) -> ForkServerError:
+        return ForkServerError(self._how_ended(), "\n".join(rank_logs.tail(self._log, lines=100, limit_bytes=4000)))
 
     def stop(self) -> None:
         """SIGKILL the server: it has nothing to clean up."""

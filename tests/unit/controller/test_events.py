@@ -105,6 +105,39 @@ def test_an_agent_that_was_replaced_was_lost_though_no_controller_lived_to_recor
     assert "the agent on host a was replaced" in [e.message for e in events]
 
 
+def test_a_generation_whose_agent_is_lost_before_it_could_begin_has_begun_all_the_same() -> None:
+    h = born(History(mesh(procs=1, restart=RestartPolicy(2))))
+    h.start()
+    h.record(AgentLost("a", "the agent on host a was killed"))
+    h.record(AgentUp("a", 998, "boot"))
+    h.record(AgentLost("a", "the agent on host a was killed"))
+    h.record(AgentUp("a", 999, "boot"))
+    h.record(AgentLost("a", "the agent on host a was killed"))
+    told_of = [(e.event, e.generation) for e in told(h) if e.event.startswith("mesh_")]
+    assert told_of == [
+        *(("mesh_starting", 0), ("mesh_up", 0), ("mesh_failing", 0), ("mesh_restarted", 0)),
+        *(("mesh_starting", 1), ("mesh_failing", 1), ("mesh_restarted", 1)),
+        *(("mesh_starting", 2), ("mesh_failing", 2), ("mesh_failed", 2)),
+    ]
+    [waited] = [e for e in told(h) if e.event == "mesh_starting" and e.generation == 1]
+    assert (waited.message, waited.state) == ("generation 1 waited for its hosts", "restarting")
+
+
+def test_a_generation_that_is_ending_does_not_begin_again() -> None:
+    """Its second host is lost, or it is asked to restart, while the first one is awaited."""
+    for hosts in ("a", "b"), ("b", "a"):
+        h = born(History(mesh(hosts=("a", "b"), restart=RestartPolicy(2)), hosts=("a", "b")))
+        h.start()
+        for host in hosts:
+            h.record(AgentLost(host, f"the agent on host {host} was killed"))
+        assert [e.generation for e in told(h) if e.event == "mesh_starting"] == [0]
+    h = born(History(mesh(restart=RestartPolicy(2))))
+    h.start()
+    h.record(RestartAsked({"m": 0}, 1.0, "forgectl restart"))
+    h.record(AgentLost("a", "the agent on host a was killed"))
+    assert [e.generation for e in told(h) if e.event == "mesh_starting"] == [0]
+
+
 def test_a_failure_is_told_when_it_is_noticed_and_when_it_is_over() -> None:
     h = History(mesh(procs=4, restart=RestartPolicy(1)))
     h.start()
