@@ -142,8 +142,8 @@ class Controller:
             if event.seq not in self.run.hooks_begun:
                 self._hooks.take(event)
         self.record(Born(os.getpid(), adopt, not whole, owner or self.run.owner))
-        reachable = (_may_answer(h, p) for h, p in zip(self.run.plan.hosts, places, strict=True))
-        if adopt and not self.run.ended and not any(reachable):
+        away = any(not host.local for host in self.run.plan.hosts)  # whether agents live there, AgentLink finds out
+        if adopt and not (self.run.ended or away or run_dir.has_agent()):
             # Nothing is left to adopt: the leases are over, or the machine was rebooted.
             self.record(StopAsked(None, 0.0, "the loss of its controller"))
 
@@ -503,17 +503,6 @@ def _redaction(plan: Plan, secrets: dict[str, str]) -> Redaction:
         *(e for m in plan.meshes for e in m.env.values()),
     ]
     return of_run(secrets.values(), os.environ, *environments)
-
-
-def _may_answer(host: HostPlan, place: AgentPlace) -> bool:
-    """Whether an agent may listen on the host. For an ssh host that takes time to find out, so AgentLink does it."""
-    if not host.local:
-        return True
-    try:
-        dial(place.socket, 5.0).close()
-        return True
-    except OSError:
-        return False
 
 
 def main(arguments: list[str]) -> None:

@@ -257,7 +257,7 @@ class RunDir:
         return _is_locked(self.path / "controller.lock")
 
     def has_agent(self) -> bool:
-        """Whether an agent of the run lives on this machine."""
+        """Whether an agent of the run lives on this machine, even one that does not listen yet."""
         return any(_is_locked(lock) for lock in (self.path / "agents").glob("*.lock"))
 
     def lock_controller(self) -> int | None:

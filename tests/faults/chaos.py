@@ -39,6 +39,11 @@ HOST = "hosts: [{name: local, gpus: 2}]\n"
 STAY = "scripts: {stay: {run: PROGRAMS/stay.py, procs: 2, with_gpus: true, preload: []RESTART}}"
 FOR_EVER = ", restart: {max: 100000, backoff: 0}"
 PARTS = ("controller", "agent", "forkserver", "rank")
+NOT_STARTED = {
+    "agent": "the agent on host local was killed",
+    "forkserver": "could not start on host local: the fork server ended by signal 9",
+}
+"""Role → what a launch says if such a part was killed before a rank had begun: it fails, whatever `restart:` is."""
 KILLS = 8
 """Kills of a run that stays up."""
 
@@ -207,8 +212,9 @@ def launching(forge: Forge, chance: random.Random) -> list[Hit]:
             assert role == "controller", f"{run} never began, after the death of {role}: {err}"
             assert "Traceback" not in err, err
             continue
-        if again and role != "command":
-            assert not forge.document(run)["ended_at"], f"it restarts, and ended after the death of {role}"
+        if again and role != "command" and forge.document(run)["ended_at"]:  # its first ranks could not be started
+            _, err = launch.communicate(timeout=60)
+            assert launch.returncode and NOT_STARTED.get(role, "-") in err, f"ended after the death of {role}: {err}"
         forge.run("shutdown", "--run", run, "--force")
         if role != "command" and not detached:
             _, err = launch.communicate(timeout=60)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import forgectl
+from forgectl.controller.run_dir import RunDir
 from forgectl.system import cgroups
 from tests.conftest import Forge, listening_ports, processes_of, until
 from tests.process.deaths import (
@@ -202,6 +203,47 @@ def test_an_agent_killed_while_it_takes_over_leaves_that_to_another(forge: Forge
         end(until(lambda: [p for p in forge.roles(run)["agent"] if p != first], "the next agent")[0])
     assert forge.until_ended(run)["state"] == "lost"
     assert not any(map(lives, daemons))
+
+
+def launch_with_an_agent_that_does_not_listen(forge: Forge, *options: str) -> tuple[subprocess.Popen[str], str, int]:
+    """A launch, its run, and its agent, which is stopped: it holds its lock by then."""
+    for number in range(20):
+        launch = forge.start("launch", forge.spec(RESTART), "--name", f"n{number}", *options)
+        run = run_named(forge, f"n{number}")
+        run_dir = RunDir(forge.run_dir(run))
+        until(run_dir.has_agent, "the lock of an agent")
+        until(lambda run=run: len(beginning_agents(forge, run)) == 1, "the agent alone")  # type: ignore[misc]
+        [agent] = beginning_agents(forge, run)
+        os.kill(agent, signal.SIGSTOP)
+        if not run_dir.agent_socket(0).exists():
+            return launch, run, agent
+        os.kill(agent, signal.SIGCONT)
+        forge.ok("shutdown", run)
+        launch.communicate(timeout=60)
+    raise AssertionError("20 agents listened before they could be stopped")
+
+
+def beginning_agents(forge: Forge, run: str) -> list[int]:
+    """The processes that are an agent, or about to become one."""
+    first = [pid for pid, command in processes_of(run).items() if "/agent/bootstrap.py" in command]
+    return [*forge.roles(run)["agent"], *first]
+
+
+@pytest.mark.parametrize("options", [(), ("-d",)], ids=["foreground", "detached"])
+def test_a_controller_that_dies_before_its_agent_listens_has_a_successor_that_waits_for_it(
+    forge: Forge, options: tuple[str, ...]
+) -> None:
+    launch, run, agent = launch_with_an_agent_that_does_not_listen(forge, *options)
+    forge.document(run)  # its controller answers
+    first = controller_of(forge, run)
+    end(first)
+    until(lambda: [p for p in forge.roles(run)["controller"] if p != first], "another controller")
+    os.kill(agent, signal.SIGCONT)
+    mesh = forge.until_mesh(run, "stay", lambda m: m["ready"] == 2 and m["state"] == "running")
+    assert (mesh["generation"], agent_of(forge, run)) == (0, agent)
+    forge.ok("shutdown", run)
+    _, err = launch.communicate(timeout=60)
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("spec", [STAY, RESTART], ids=["plain", "restart"])
