@@ -41,7 +41,6 @@ class _Seen(NamedTuple):
     asked: str | None
     cause: str | None
     detail: str
-    wait: float
     hangs: bool  # and was looked at
     ended_by_hang: bool
     ranks: Mapping[int, RankState]  # those of that generation, which keep changing with it
@@ -56,7 +55,7 @@ class _Seen(NamedTuple):
     def of(cls, m: MeshState) -> _Seen:
         asked = m.again.by if m.again else None
         return cls(
-            *(m.state, m.generation, m.failed, len(m.restarts), asked, m.cause, m.detail, m.wait),
+            *(m.state, m.generation, m.failed, len(m.restarts), asked, m.cause, m.detail),
             *(m.diagnosed is not None, m.ended_by_hang, m.ranks, m.plan.hosts),
         )
 
@@ -190,18 +189,18 @@ class Events:
     def _of_mesh(self, mesh: MeshState, before: _Seen, after: _Seen) -> Iterator[RunEvent]:
         same = before.generation == after.generation
         restarted = not same and after.restarts > before.restarts
+        policy = restart_text(mesh, after.restarts, mesh.wait) if restarted else policy_of(mesh, self._now)
         fails = (after.failed and not before.failed) if same else restarted and not before.failed
         if fails or (after.state in ("failed", "lost") and before.state != after.state and not before.failed):
             if before.waits:  # whoever reads of the end of a generation has read of its beginning
                 message = f"generation {before.generation} waited for its hosts"
                 about = {"mesh": mesh.name, "generation": before.generation, "state": before.state}
                 yield self._event("mesh_starting", message, **about)
-            found = self._failure(mesh, before, after, policy_of(mesh, self._now) if same else "")
+            found = self._failure(mesh, before, after, policy)
             if not after.ended_by_hang:  # else the event `mesh_hung` has its incident
                 self.failing[mesh.name] = self.count + 1
             yield self._about("mesh_failing", mesh, found, before.generation, state=after.state)
         if restarted:
-            policy = restart_text(mesh, after.restarts, before.wait)
             found = self._failure(mesh, before, before, policy)
             yield self._about("mesh_restarted", mesh, found, before.generation)
         elif not same:

@@ -121,6 +121,12 @@ def test_a_generation_whose_agent_is_lost_before_it_could_begin_has_begun_all_th
     ]
     [waited] = [e for e in told(h) if e.event == "mesh_starting" and e.generation == 1]
     assert (waited.message, waited.state) == ("generation 1 waited for its hosts", "restarting")
+    policies = [(e.event, e.failure.policy) for e in told(h) if e.failure]
+    assert policies == [
+        *(("mesh_failing", "restart 1 of 2 at once"), ("mesh_restarted", "restart 1 of 2 at once")),
+        *(("mesh_failing", "restart 2 of 2 after 1 s"), ("mesh_restarted", "restart 2 of 2 after 1 s")),
+        *(("mesh_failing", "gave up: restarted 2 of 2 times"), ("mesh_failed", "gave up: restarted 2 of 2 times")),
+    ]
 
 
 def test_a_generation_that_is_ending_does_not_begin_again() -> None:
