@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -21,15 +22,31 @@ NOBODY = 65534
 
 
 def as_user(uid: int) -> list[str]:
-    """What goes before a command that this user is to run."""
+    """What goes before a command of this interpreter that this user is to run."""
+    if uid:
+        _is_open_to_others()
+    return _setpriv(uid)
+
+
+def _setpriv(uid: int) -> list[str]:
     return ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+
+
+@functools.cache
+def _is_open_to_others() -> None:
+    """Fail where only its owner may run this interpreter, as below a private home."""
+    if os.getuid() != 0 or not shutil.which("setpriv"):
+        pytest.fail("a second user takes root, and setpriv of util-linux")
+    tried = subprocess.run(
+        [*_setpriv(NOBODY), sys.executable, "-c", ""], capture_output=True, text=True, cwd="/", check=False
+    )
+    if tried.returncode:
+        pytest.fail(f"a second user takes an interpreter that others may run: {tried.stderr.strip()}")
 
 
 @contextlib.contextmanager
 def another_user(*arguments: object) -> Iterator[subprocess.Popen[str]]:
     """intruder.py, run by nobody; it is over when this block is."""
-    if os.getuid() != 0 or not shutil.which("setpriv"):
-        pytest.fail("a second user takes root, and setpriv of util-linux")
     with tempfile.TemporaryDirectory(prefix="forge-intruder-") as folder:  # where that user can read it
         Path(folder).chmod(0o755)
         program = Path(shutil.copy(PROGRAMS / "intruder.py", folder))
