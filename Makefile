@@ -21,7 +21,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 check: lint
-	$(BIN)/python -m pytest -q tests/unit -n auto
+	$(BIN)/python -m pytest -q tests/unit -n auto -m 'not thorough'
 
 test: lint
 	@tests/lab/install.sh

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -137,6 +138,7 @@ class History:
             assert single == sorted(single)
 
 
+@pytest.mark.thorough
 @settings(deadline=None, max_examples=300)
 @given(STEPS, st.integers(1, 3), st.integers(1, 2), st.sampled_from(["round_robin", "least_loaded", "session"]))
 def test_random_histories(steps: list[tuple[Any, ...]], replicas: int, limit: int, router: str) -> None:

@@ -201,6 +201,7 @@ def test_metrics_are_plain_and_right() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.thorough
 def test_calls_leave_no_memory_behind() -> None:
     async def main() -> None:
         async with Rig(num_replicas=2, answer=lambda value: value, max_concurrent_requests=4) as rig:

@@ -41,6 +41,7 @@ def test_any_json(document: object, rest: bytes) -> None:
     read(json.dumps(document).encode() + b"\n" + rest)
 
 
+@pytest.mark.thorough
 @given(
     st.one_of(THREADS, VALUES), st.one_of(GROUPS, VALUES), st.one_of(st.lists(st.integers(-3, 60), max_size=2), VALUES),
     st.one_of(st.dictionaries(st.sampled_from(["entries", "pg_config", "pg_status", "version"]), VALUES), VALUES),

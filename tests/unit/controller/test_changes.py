@@ -226,6 +226,7 @@ def followed_runs(draw: st.DrawFn) -> Followed:
     return f
 
 
+@pytest.mark.thorough
 @settings(max_examples=300, deadline=None)
 @given(followed_runs())
 def test_a_look_at_what_changed_gives_what_a_look_at_everything_gives(f: Followed) -> None:

@@ -223,6 +223,7 @@ OURS = st.sampled_from(
 EVENTS = st.tuples(st.sampled_from(BOTH), st.one_of(NUMBERS, st.just(0)), st.one_of(HAPPENED, HAPPENED, JSON))
 
 
+@pytest.mark.thorough
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.one_of(EVENTS, EVENTS, EVENTS, OURS), max_size=40), st.booleans())
 def test_whatever_hosts_say_the_run_is_sound_and_the_same_after_a_replay(events: list[Any], catching_up: bool) -> None:

@@ -134,6 +134,7 @@ def test_following_orders_what_comes_and_what_was_there(logs: Logs, monkeypatch:
     assert stream.done
 
 
+@pytest.mark.thorough
 @settings(deadline=None)
 @given(
     writes=st.lists(

@@ -21,6 +21,7 @@ pieces = st.one_of(
 lines = st.lists(pieces, max_size=12).map("".join)
 
 
+@pytest.mark.thorough
 @given(lines, st.booleans())
 @example("\x1b\x07[31m", True)
 @example("\x1b\x1b[0m[2J", True)
@@ -97,6 +98,7 @@ def test_without_color_styles_go_too() -> None:
     assert harmless("\x1b[31mred\x1b[0m", color=False) == "red"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("hostile", ["\x1b]", "\x1bP0", "\x1b[", "\x1b[1;", "\x1b(", "\x1b[0 ", "\r", "\x1b[31m"])
 def test_the_work_grows_with_the_line_and_no_faster(hostile: str) -> None:
     """A pattern that backtracks would not end here before the timeout: this is 2 MB of it."""

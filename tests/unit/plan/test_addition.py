@@ -148,6 +148,7 @@ def test_where_no_host_is_left_and_for_a_driver_there_is_no_other_place() -> Non
         replace_lost(plan, plan.mesh("driver"), {"a"}, {}, {})
 
 
+@pytest.mark.thorough
 @settings(max_examples=200, deadline=None)
 @given(problems(), st.data())
 def test_a_mesh_in_another_place_is_the_same_in_all_else(problem: Problem, data: st.DataObject) -> None:

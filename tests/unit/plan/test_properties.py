@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -103,6 +104,7 @@ def problems(draw: st.DrawFn) -> Problem:
     return Problem(hosts, slots, tuple(meshes))
 
 
+@pytest.mark.thorough
 @settings(max_examples=400, deadline=None)
 @given(problems())
 def test_a_plan_is_made_exactly_where_one_exists(problem: Problem) -> None:
@@ -124,6 +126,7 @@ def test_a_plan_is_made_exactly_where_one_exists(problem: Problem) -> None:
     assert outcome == expected
 
 
+@pytest.mark.thorough
 @settings(max_examples=400, deadline=None)
 @given(problems())
 def test_every_plan_is_whole_even_exclusive_and_the_same_again(problem: Problem) -> None:

@@ -108,18 +108,21 @@ def test_texts(folder: Path, text: str) -> None:
     accepts_or_explains(folder, text.encode(errors="surrogatepass"))
 
 
+@pytest.mark.thorough
 @given(st.lists(st.sampled_from(TOKENS), max_size=40))
 @settings(deadline=None, max_examples=300)
 def test_scraps_of_yaml(folder: Path, tokens: list[str]) -> None:
     accepts_or_explains(folder, "".join(tokens).encode())
 
 
+@pytest.mark.thorough
 @given(specs)
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 def test_structures(folder: Path, spec: dict[str, Any]) -> None:
     accepts_or_explains(folder, json.dumps(spec).encode())
 
 
+@pytest.mark.thorough
 @given(st.lists(st.lists(st.sampled_from([*KEYS, "0", "1", ""]), max_size=4), max_size=3), values)
 @settings(deadline=None, max_examples=200)
 def test_overrides(folder: Path, paths: list[list[str]], value: Any) -> None:

@@ -93,6 +93,7 @@ values = st.recursive(
 )  # fmt: skip
 
 
+@pytest.mark.thorough
 @settings(deadline=None)
 @given(
     st.dictionaries(texts, values, max_size=3), st.dictionaries(st.from_regex(r"X[A-Z]{1,3}", fullmatch=True), texts)

@@ -144,6 +144,7 @@ def folders(new_repository: Callable[[], Path]) -> list[Path]:
     return found
 
 
+@pytest.mark.thorough
 @settings(max_examples=60, deadline=None)
 @given(st.lists(FILE, min_size=FOLDERS, max_size=FOLDERS))
 def test_what_a_file_leaves_out_is_what_git_ignores(folders: list[Path], files: list[bytes]) -> None:
@@ -163,6 +164,7 @@ def repository(new_repository: Callable[[], Path]) -> Path:
     return repository
 
 
+@pytest.mark.thorough
 @settings(max_examples=150, deadline=None)
 @given(FILE, st.dictionaries(st.sampled_from([b"d", b"e", b"d/d", b"e/a", b"e/foo/x"]), FILE))
 def test_what_nested_files_leave_out_is_what_git_ignores(
@@ -224,6 +226,7 @@ def reading(text: bytes) -> float:
     return time.process_time() - began
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("line", [b"*a" * 120, b"x/" + b"*a" * 500, b"[[:x" * 200 + b"]", b"**/" * 300 + b"b"])
 def test_work_grows_with_the_length_of_a_file_and_no_faster(line: bytes) -> None:
     """Whether it has many lines, or a long one, whose regular expression took the square of its length to compile."""

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -131,6 +132,7 @@ def expected(now: Snapshot, last: Snapshot, host: Snapshot) -> Snapshot:
     return kept
 
 
+@pytest.mark.thorough
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(EDITS, DEEDS), min_size=1, max_size=4))
 def test_after_each_sync_the_host_has_the_workdir(rounds: list[tuple[list[Edit], list[Edit]]]) -> None:

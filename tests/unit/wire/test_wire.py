@@ -40,12 +40,14 @@ def decoded(message: object) -> object:
         return str(e)
 
 
+@pytest.mark.thorough
 @given(st.sampled_from([*(kind.__name__ for kind in ALL), "x"]), st.dictionaries(st.text(max_size=5), VALUES))
 def test_any_json_is_a_message_or_a_protocol_error(name: str, fields: dict[str, object]) -> None:
     for message in ({"type": name, **fields}, {"type": [name]}, [name], name, None):
         assert decoded(message)
 
 
+@pytest.mark.thorough
 @given(st.data())
 def test_fields_of_the_right_name_and_any_value_are_a_message_or_a_protocol_error(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(ALL))
