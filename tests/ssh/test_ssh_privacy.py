@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 from forgectl.messages.keys import RunKeys
 from tests.conftest import listening_ports, processes_of, until
@@ -79,13 +80,17 @@ def stores(far: Far, run: str) -> set[tuple[str, int]]:
 
 
 def test_hosts_listen_for_messages_on_one_port_and_have_no_secret_on_disk(far: Far) -> None:
+    began = time.time()
     run = far.launch(ACTORS)
     keys = RunKeys.from_text((far.forge.run_dir(run) / "message-keys").read_text())
     for name in ("host1", "host2"):
         assert len(far.lab.listening(name) - stores(far, run)) == 1
         secret = keys.secret(name)
-        found = far.lab.run(name, ["grep", "-rlF", secret, "/var/tmp", "/tmp", "/run", "/dev/shm"])
-        assert found.stdout == ""
+        find = ["find", "/var/tmp", "/tmp", "/run", "/dev/shm", "-type", "f", "-newermt", f"@{int(began)}", "-print0"]
+        found = far.lab.run(name, find, errors="surrogateescape").stdout.split("\0")
+        written = [path for path in found if path]
+        assert any("forgectl" in path for path in written)
+        assert far.lab.run(name, ["grep", "-lF", secret, *written]).stdout == ""
         for command in far.processes(run)[name].values():
             assert secret not in command
         for pid in far.processes(run)[name]:
