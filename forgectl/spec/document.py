@@ -18,6 +18,8 @@ MAX_SCALAR = 100_000  # characters; Linux limits each argument and variable of a
 MAX_ALIASES = 100
 MAX_EXPANDED = 10_000  # nodes that all aliases together may expand to
 
+_TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
+_OF_LIBYAML = "maximum nesting depth"
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
@@ -70,6 +72,8 @@ def compose(data: bytes, problems: Problems, *, override: str | None = None) -> 
         return builder.document()
     except yaml.MarkedYAMLError as e:
         place = builder.place(e.problem_mark or e.context_mark)
+        if _OF_LIBYAML in (e.problem or ""):  # newer ones have such a limit, and read ahead of what we count
+            problems.stop("", _TOO_DEEP, place=place)
         problems.stop(override or "", f"not valid YAML: {_reason(e, text)}", place=place)
     except (yaml.YAMLError, ValueError, OverflowError) as e:  # not only YAMLError, without libyaml
         problems.stop(override or "", f"not valid YAML: {show(str(e))}", place=builder.place(None))
@@ -166,8 +170,7 @@ class _Builder:
             return Scalar(event.value, plain=not event.style)
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            message = f"nested deeper than {MAX_DEPTH} levels"
-            self.problems.stop("", message, place=self.place(event.start_mark))
+            self.problems.stop("", _TOO_DEEP, place=self.place(event.start_mark))
         node = self.sequence(where) if isinstance(event, yaml.SequenceStartEvent) else self.mapping(where)
         self.depth -= 1
         return node

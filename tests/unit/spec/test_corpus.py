@@ -49,6 +49,15 @@ def test_all_problems_are_told_with_their_places(path: Path, tmp_path: Path) -> 
         assert _without_folder(text, tmp_path).startswith(fragment)
 
 
+@pytest.mark.parametrize("depth", [51, 999, 1001, 100_000])
+def test_a_depth_that_libyaml_may_refuse_itself_is_told_in_the_same_words(depth: int, tmp_path: Path) -> None:
+    """Where it does so, the place is that of its own limit."""
+    spec = tmp_path / "deep.yaml"
+    spec.write_text(f"a: {'[' * depth}{']' * depth}\n")
+    [problem] = refused(spec, tmp_path).problems
+    assert (problem.line, problem.render("s").partition(": ")[2]) == (1, "nested deeper than 50 levels")
+
+
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
 def test_every_problem_is_one_harmless_line(path: Path, tmp_path: Path) -> None:
     error = refused(path, tmp_path)
