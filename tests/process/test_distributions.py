@@ -41,7 +41,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sdist")
     with tarfile.open(built("build_sdist", TOP, folder)) as archive:
         archive.extractall(folder, filter="data")
-    return next(folder.glob("forgectl-*/"))
+    return next(path for path in folder.glob("forgectl-*") if path.is_dir())
 
 
 def test_the_source_distribution_has_all_that_git_has(tree: Path) -> None:

@@ -188,8 +188,8 @@ async def a_deadline_ends_the_call_and_not_the_rank() -> None:
             return "slept"
 
     n = await Napper.options(preload=[], procs=2).as_actor()
-    await raised(asyncio.TimeoutError, n.options(timeout=0.1).nap.call(str(HERE)))
-    await raised(asyncio.TimeoutError, n.slice(procs=1).options(timeout=0.1).nap.call_one(str(HERE)))
+    await raised(TimeoutError, n.options(timeout=0.1).nap.call(str(HERE)))
+    await raised(TimeoutError, n.slice(procs=1).options(timeout=0.1).nap.call_one(str(HERE)))
     assert len(n.slice(procs=1).options(timeout=0.1)) == 1
     if sys.version_info >= (3, 11):
         try:

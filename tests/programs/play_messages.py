@@ -147,7 +147,7 @@ async def nothing_is_kept_of_calls_that_are_over() -> None:
         await c.add.call(1)
     for _ in range(20):
         await raised(ValueError, c.fail.call())
-    await raised(asyncio.TimeoutError, late.hang.call())
+    await raised(TimeoutError, late.hang.call())
     ranks = ranks_of(c)
     way = exchange(ranks._here)
     while len(way._under_way) > 2:  # an error of one rank does not wait for the other's
