@@ -43,7 +43,7 @@ NOT_STARTED = {
     "agent": "the agent on host local was killed",
     "forkserver": "could not start on host local: the fork server ended by signal 9",
 }
-"""Role → what a launch says if such a part was killed before a rank had begun: it fails, whatever `restart:` is."""
+"""Role → what a launch says if such a part was killed before all ranks had begun: it fails, whatever `restart:` is."""
 KILLS = 8
 """Kills of a run that stays up."""
 
@@ -212,8 +212,9 @@ def launching(forge: Forge, chance: random.Random) -> list[Hit]:
             assert role == "controller", f"{run} never began, after the death of {role}: {err}"
             assert "Traceback" not in err, err
             continue
-        if again and role != "command" and forge.document(run)["ended_at"]:  # its first ranks could not be started
+        if again and role != "command" and forge.document(run)["ended_at"]:
             _, err = launch.communicate(timeout=60)
+            assert "mesh_up" not in {e["event"] for e in events_of(forge, run)}, f"ended after the death of {role}"
             assert launch.returncode and NOT_STARTED.get(role, "-") in err, f"ended after the death of {role}: {err}"
         forge.run("shutdown", "--run", run, "--force")
         if role != "command" and not detached:
