@@ -189,19 +189,18 @@ class Events:
     def _of_mesh(self, mesh: MeshState, before: _Seen, after: _Seen) -> Iterator[RunEvent]:
         same = before.generation == after.generation
         restarted = not same and after.restarts > before.restarts
-        policy = restart_text(mesh, after.restarts, mesh.wait) if restarted else policy_of(mesh, self._now)
         fails = (after.failed and not before.failed) if same else restarted and not before.failed
         if fails or (after.state in ("failed", "lost") and before.state != after.state and not before.failed):
             if before.waits:  # whoever reads of the end of a generation has read of its beginning
-                message = f"generation {before.generation} waited for its hosts"
-                about = {"mesh": mesh.name, "generation": before.generation, "state": before.state}
-                yield self._event("mesh_starting", message, **about)
+                number, message = before.generation, f"generation {before.generation} waited for its hosts"
+                yield self._event("mesh_starting", message, mesh=mesh.name, generation=number, state=before.state)
+            policy = restart_text(mesh, after.restarts) if restarted else policy_of(mesh, self._now)
             found = self._failure(mesh, before, after, policy)
             if not after.ended_by_hang:  # else the event `mesh_hung` has its incident
                 self.failing[mesh.name] = self.count + 1
             yield self._about("mesh_failing", mesh, found, before.generation, state=after.state)
         if restarted:
-            found = self._failure(mesh, before, before, policy)
+            found = self._failure(mesh, before, before, restart_text(mesh, after.restarts))
             yield self._about("mesh_restarted", mesh, found, before.generation)
         elif not same:
             yield self._asked(mesh, before)

@@ -63,17 +63,17 @@ def refusal(mesh: MeshState, now: float) -> str | None:
 def policy_of(mesh: MeshState, now: float) -> str:
     """What is done about the failure of the mesh's generation, in words."""
     if mesh.state == "restarting":
-        return restart_text(mesh, len(mesh.restarts) + 1, mesh.wait)
+        return restart_text(mesh, len(mesh.restarts) + 1)
     asked = mesh.stop is not None and mesh.cannot_start is None
     if asked and mesh.stop and mesh.plan.restart.max and not mesh.time_up:
         return f"no restart: the end was asked for by {mesh.stop.by}"
     return refusal(mesh, now) or "no restart: no host is left for it"
 
 
-def restart_text(mesh: MeshState, number: int, wait: float) -> str:
+def restart_text(mesh: MeshState, number: int) -> str:
     """`restart 3 of 30 after 4 s`. More than the maximum are possible where only those within a time count."""
     at_most = f" of {mesh.plan.restart.max}" if number <= mesh.plan.restart.max else ""
-    return f"restart {number}{at_most}" + (f" after {wait:g} s" if wait else " at once")
+    return f"restart {number}{at_most}" + (f" after {mesh.wait:g} s" if mesh.wait else " at once")
 
 
 def _cause(mesh: MeshState) -> RestartCause:
